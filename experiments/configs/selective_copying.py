@@ -1,0 +1,33 @@
+"""Selective copying: remember M tokens scattered over L, then say them in order.
+
+  python -m experiments.train \
+      --config=experiments/configs/selective_copying.py --workdir=runs/copying
+
+The task of the Mamba and minRNN papers, at L = 256 and M = 8 (theirs: 4096 and
+16, `--config.data.sequence_length=4096 --config.data.num_tokens=16`; 400,000
+steps at a constant 3e-4). Model as in arXiv 2410.01201: 3 layers of width 64,
+expansion 6, no convolution, no MLP. `eval_accuracy` counts single tokens.
+"""
+
+from experiments.configs import default
+from rnnzoo import models
+
+
+def get_config():
+  """Returns the config."""
+  config = default.get_config()
+  config.model = default.model(models.PRESETS['min_gru_selective_copying'])
+  config.data.name = 'selective_copying'
+  config.data.sequence_length = 256
+  config.data.num_tokens = 8
+  config.data.eval_examples = 1024
+  config.total_steps = 3000
+  config.batch_size = 64
+  config.log_every = 20
+  config.eval_every = 200
+  config.save_every = 200
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.end_learning_rate = 3e-4
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.options = dict(b2=0.95)
+  return config

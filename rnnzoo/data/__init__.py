@@ -1,0 +1,16 @@
+"""Data: deterministic batches of numpy arrays, without TensorFlow.
+
+>>> from rnnzoo import data
+>>> fields = {'name': 'python_docs', 'sequence_length': 64}
+>>> dataset = data.load(fields, batch_size=4, seed=0)
+>>> dataset.train_batch(1)['inputs'].shape
+(4, 64)
+
+Loading this package brings in grain; `import rnnzoo` does not load it.
+"""
+
+from rnnzoo.data.loading import load
+from rnnzoo.data.pipeline import Dataset
+from rnnzoo.data.vocabulary import Vocabulary
+
+__all__ = ['Dataset', 'Vocabulary', 'load']

@@ -1,0 +1,1 @@
+"""TFDS builders that prepare data without TensorFlow, one a file."""

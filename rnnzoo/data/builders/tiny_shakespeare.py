@@ -1,0 +1,157 @@
+"""Tiny Shakespeare: a TFDS builder that needs no TensorFlow, and its reader.
+
+TFDS's own builder opens its download through TensorFlow. This one writes the
+same records under the same name and version, so data prepared by either is read
+by `read` and by `tfds.data_source('tiny_shakespeare')`.
+
+The text is Andrej Karpathy's selection from Shakespeare's plays (char-rnn,
+2015), in the public domain.
+"""
+
+import pathlib
+
+import requests
+from rnnzoo import errors
+from rnnzoo.data import text as texts
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from tensorflow_datasets.core.download import download_manager
+
+NAME = 'tiny_shakespeare'
+VERSION = '1.0.0'
+URL = (
+    'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/'
+    'tinyshakespeare/input.txt'
+)
+FILE = 'input.txt'
+
+
+class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """One record a split, `{'text': bytes}`: 90 %, 5 % and 5 % of the text.
+
+  Not registered with TFDS, which has a builder of this name.
+  """
+
+  name = NAME
+  VERSION = tfds.core.Version(VERSION)
+
+  # With this, TFDS looks for `FILE` in `manual_dir` before it downloads, and
+  # checks the size and the digest of what it found.
+  url_infos = {
+      URL: checksums.UrlInfo(
+          size=1_115_394,
+          checksum=(
+              '86c4e6aa9db7c042ec79f339dcb96d42'
+              'b0075e16b8fc2e86bf0ca57e2dc565ed'
+          ),
+          filename=FILE,
+      )
+  }
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description="Selected lines of Shakespeare's plays.",
+        features=tfds.features.FeaturesDict({'text': tfds.features.Text()}),
+        homepage='https://github.com/karpathy/char-rnn',
+    )
+
+  def _split_generators(self, dl_manager):
+    (url,) = self.url_infos
+    path = pathlib.Path(dl_manager.download(url))
+    splits = texts.split_text(path.read_bytes().decode('utf-8'))
+    return {
+        split: self._generate_examples(text) for split, text in splits.items()
+    }
+
+  def _generate_examples(self, text):
+    yield 0, {'text': text}
+
+
+def prepare(
+    data_dir: pathlib.Path,
+    manual_dir: pathlib.Path | None = None,
+    builder_class: type[TinyShakespeare] = TinyShakespeare,
+) -> pathlib.Path:
+  """Writes the data set under `data_dir`, unless it is there already.
+
+  Args:
+    data_dir: Where data sets lie; made if need be.
+    manual_dir: A directory that holds `input.txt`; None downloads the file.
+    builder_class: The builder, which knows the digest of the file.
+
+  Returns:
+    The directory of the data set.
+
+  Raises:
+    UserError: If the file cannot be had or is not the right one.
+  """
+  if manual_dir is not None and not (manual_dir / FILE).is_file():
+    raise errors.UserFileNotFoundError(
+        f'There is no file {FILE} in {manual_dir} (--manual_dir).'
+    )
+  ((url, info),) = builder_class.url_infos.items()
+  source = url if manual_dir is None else manual_dir / FILE
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  try:
+    builder = builder_class(data_dir=data_dir, file_format='array_record')
+    if manual_dir is None and not builder.data_path.exists():
+      # Without a network TFDS would try again for minutes.
+      requests.head(url, timeout=20)
+    builder.download_and_prepare(download_config=config)
+  except download_manager.NonMatchingChecksumError as error:
+    raise errors.UserValueError(
+        f'{source} is not the expected {NAME} text of {info.size:d} bytes '
+        f'with SHA-256 {info.checksum}.'
+    ) from error
+  except (OSError, tfds.download.DownloadError) as error:
+    advice = (
+        f' Without a network, get {url} some other way and name its directory '
+        'with --manual_dir.'
+    )
+    raise errors.UserError(
+        f'{NAME} could not be prepared in {data_dir} from {source}: '
+        f'{first_line(error)}.' + (advice if manual_dir is None else '')
+    ) from error
+  return pathlib.Path(builder.data_dir)
+
+
+def read(data_dir: pathlib.Path) -> dict[str, str]:
+  """Returns the texts of train, validation and test.
+
+  Args:
+    data_dir: Where data sets lie: the parent of `tiny_shakespeare`.
+
+  Raises:
+    UserFileNotFoundError: If it was never prepared, saying how to.
+    UserError: If its files cannot be read.
+  """
+  directory = data_dir / NAME / VERSION
+  if not (directory / 'dataset_info.json').exists():
+    raise errors.UserFileNotFoundError(
+        f'{NAME} is not in {data_dir}. To download it: python '
+        f'scripts/prepare_datasets.py {NAME} --data_dir={data_dir} (with '
+        f'--manual_dir=DIR it takes DIR/{FILE} instead, without a network). '
+        'Data that lies elsewhere: name its directory with '
+        '--config.data.data_dir or $RNNZOO_DATA_DIR.'
+    )
+  try:
+    splits = tfds.builder_from_directory(directory).as_data_source()
+    return {
+        split: splits[split][0]['text'].decode('utf-8')
+        for split in texts.SPLITS
+    }
+  # TFDS, protobuf and array_record each have their own errors for a file that
+  # was cut short, overwritten, or written in another format.
+  except Exception as error:
+    raise errors.UserError(
+        f'{NAME} in {directory} cannot be read ({first_line(error)}). Move it '
+        f'away and prepare it again: python scripts/prepare_datasets.py {NAME} '
+        f'--data_dir={data_dir}'
+    ) from error
+
+
+def first_line(error: Exception) -> str:
+  """Returns what an error says, cut to its first line, without full stop."""
+  lines = str(error).splitlines() or [type(error).__name__]
+  return lines[0].rstrip('.')

@@ -1,0 +1,50 @@
+"""`load`: from the name in a config to a data set."""
+
+from typing import Any
+
+from rnnzoo import errors
+from rnnzoo.data import pipeline
+from rnnzoo.data import selective_copying
+from rnnzoo.data import settings
+from rnnzoo.data import text
+
+LOADERS = {
+    'python_docs': text.load,
+    'selective_copying': selective_copying.load,
+    'text_file': text.load,
+    'tiny_shakespeare': text.load,
+}
+
+
+def load(
+    config: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> pipeline.Dataset:
+  """Returns the data set that `config` describes.
+
+  Args:
+    config: The `data` part of a config, as a mapping or an object: `name`,
+      `data_dir` (see `settings.data_directory`), `sequence_length`, and the
+      fields of the task, listed in `text.load` and `selective_copying.load`.
+    batch_size: Rows of the global batch, over all processes.
+    seed: Fixes the training batches; evaluation text does not depend on it.
+    process_index: Which rows of each batch to give, see `pipeline.Shard`.
+    process_count: Number of processes that share a batch.
+
+  Raises:
+    UserValueError: For an unknown name or a bad field; `UserFileNotFoundError`
+      for data that is not there, saying how to get it; `UserError` for data
+      that cannot be read.
+  """
+  name = settings.field(config, 'name', '')
+  if name not in LOADERS:
+    raise errors.UserValueError(
+        f'There is no data set {name!r}; data.name must be one of '
+        f'{", ".join(LOADERS)}.' + errors.suggest(str(name), LOADERS)
+    )
+  shard = pipeline.Shard(batch_size, process_index, process_count)
+  return LOADERS[name](config, shard, seed)

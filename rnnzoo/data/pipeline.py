@@ -1,0 +1,188 @@
+"""What every data set promises, and how grain keeps the promise.
+
+A pipeline is a `grain.MapDataset` of example numbers. `Shard.take` groups them
+into this process's part of each batch, and a function of the task turns such a
+group `[b]` into arrays `[b, T]`. Element i is the batch of step i + 1, found by
+arithmetic alone, so a run resumes at any step without reading what came before.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+from rnnzoo import errors
+from rnnzoo.data import settings
+from rnnzoo.data import vocabulary as vocabularies
+
+Batch = dict[str, np.ndarray]
+
+# "For ever", in examples: the largest count that floats hold exactly, because
+# grain finds the length of a batched data set by a float division.
+ENDLESS = 2**53
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """The rows of a global batch that belong to one process.
+
+  Attributes:
+    batch_size: Rows `B` of the global batch.
+    process_index: This process, `p`.
+    process_count: All processes, `P`; `p` holds rows `[p * B/P, (p+1) * B/P)`.
+  """
+
+  batch_size: int
+  process_index: int = 0
+  process_count: int = 1
+
+  def __post_init__(self):
+    for name in ('batch_size', 'process_count'):
+      value = getattr(self, name)
+      if not settings.is_integer(value) or value < 1:
+        raise errors.UserValueError(
+            f'{name} must be a positive integer, got {value!r}.'
+        )
+    if not 0 <= self.process_index < self.process_count:
+      raise errors.UserValueError(
+          f'process_index must be in [0, {self.process_count}), got '
+          f'{self.process_index!r}.'
+      )
+    if self.batch_size % self.process_count:
+      raise errors.UserValueError(
+          'batch_size is global and must be divisible by the number of '
+          f'processes, got batch_size={self.batch_size} for '
+          f'{self.process_count} processes.'
+      )
+
+  @property
+  def rows(self) -> int:
+    """Rows of a batch on this process, `b`."""
+    return self.batch_size // self.process_count
+
+  def take(self, numbers: grain.MapDataset) -> grain.MapDataset:
+    """Turns a data set of numbers into one of int64 arrays `[b]`, this shard's.
+
+    Blocks of `b` numbers go round the processes, so the blocks that meet in a
+    global batch are the same `B` numbers in the same order for any `P`.
+    """
+    blocks = numbers.batch(self.rows)
+    return blocks[self.process_index :: self.process_count]
+
+  def train(self) -> grain.MapDataset:
+    """Returns arrays `[b]` of the numbers 0, 1, 2, ... without end."""
+    return self.take(grain.MapDataset.range(ENDLESS))
+
+  def shuffled(self, count: int, seed: int) -> grain.MapDataset:
+    """Returns arrays `[b]`: each epoch is a permutation of `range(count)`."""
+    numbers = grain.MapDataset.range(count).seed(check_seed(seed)).shuffle()
+    return self.take(numbers.repeat(ENDLESS // count + 1))
+
+  def evaluate(self, count: int) -> grain.MapDataset:
+    """Returns arrays `[b]` that cover `range(count)` once, in order.
+
+    The last batch is filled up with numbers of `count` and more, for the task
+    to mask, so that all processes get equally many batches of one shape.
+    """
+    padded = -(-count // self.batch_size) * self.batch_size
+    return self.take(grain.MapDataset.range(padded))
+
+
+def check_seed(seed: int) -> int:
+  """Returns `seed` if grain and numpy both take it."""
+  if not settings.is_integer(seed) or not 0 <= seed < 2**32:
+    raise errors.UserValueError(
+        f'seed must be an integer in [0, 2**32), got {seed!r}.'
+    )
+  return int(seed)
+
+
+class Batches(Sequence):
+  """A finite list of batches, each made when asked for, again and again."""
+
+  def __init__(self, batches: grain.MapDataset):
+    self._batches = batches
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return Batches(self._batches[index])
+    return self._batches[range(len(self))[index]]  # range checks the bounds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Training and evaluation batches of one task, for one process.
+
+  A batch is a dictionary of arrays `[b, T]`, `b` being this process's rows:
+  `inputs` and `targets` int32; `mask` bool, True at the targets that count (in
+  training only where some do not); `reset` bool, True on the first token of a
+  stream (contiguous training text only).
+
+  Attributes:
+    name: The name in the config, e.g. `'tiny_shakespeare'`.
+    task: `'language_modelling'` or `'selective_copying'`.
+    vocab_size: Number of token ids.
+    sequence_length: `T`, the length of the rows (selective copying adds the
+      places of the answer to `config.sequence_length`).
+    vocabulary: How text becomes tokens, or None where there is no text.
+    train: The training batches; element i is the batch of step i + 1.
+    evaluation: The batches of each evaluation split, by name.
+    baselines: A function without arguments that measures what simple
+      predictors reach, a dictionary of floats by name (see the task's file).
+  """
+
+  name: str
+  task: str
+  vocab_size: int
+  sequence_length: int
+  vocabulary: vocabularies.Vocabulary | None
+  train: grain.MapDataset = dataclasses.field(repr=False)
+  evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
+  baselines: Callable[[], dict[str, float]] = dataclasses.field(repr=False)
+
+  @property
+  def eval_splits(self) -> tuple[str, ...]:
+    """Names that `eval_batches` takes."""
+    return tuple(self.evaluation)
+
+  def train_batch(self, step: int) -> Batch:
+    """Returns the batch of `step` (from 1), a pure function of (seed, step)."""
+    return self.train[_check_step(step) - 1]
+
+  def train_iterator(self, start_step: int = 1) -> grain.DatasetIterator:
+    """Returns the endless iterator over the batches of `start_step` onwards.
+
+    One thread prepares the next batches in the background. `close()` ends it
+    early; it also ends with the iterator or the interpreter.
+    """
+    batches = self.train[_check_step(start_step) - 1 :]
+    # One thread: the work is numpy under the interpreter lock, and it is small.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return iter(batches.to_iter_dataset(options))
+
+  def eval_batches(self, split: str) -> Batches:
+    """Returns the batches of a split, every target of it once.
+
+    All batches have the shape of training batches and a `mask`; all processes
+    get equally many.
+
+    Raises:
+      UserValueError: If there is no such split.
+    """
+    if split not in self.evaluation:
+      raise errors.UserValueError(
+          f'{self.name} has no evaluation split {split!r}; it has '
+          f'{", ".join(self.eval_splits)}.'
+          + errors.suggest(split, self.eval_splits)
+      )
+    return Batches(self.evaluation[split])
+
+
+def _check_step(step: Any) -> int:
+  if not settings.is_integer(step) or step < 1:
+    raise ValueError(f'step must be an integer of at least 1, got {step!r}.')
+  return int(step)

@@ -1,0 +1,123 @@
+"""Selective copying: remember the data tokens among the noise, in order.
+
+The task of the Mamba paper (Gu & Dao 2023, https://arxiv.org/abs/2312.00752,
+appendix E.1) and of "Were RNNs All We Needed?" (Feng et al. 2024,
+https://arxiv.org/abs/2410.01201): noise of length L with M data tokens at
+random places, then M markers, at which the model must say the data in order.
+Their generators differ a little; both are here.
+"""
+
+from typing import Any
+
+import grain
+import numpy as np
+from rnnzoo import errors
+from rnnzoo.data import pipeline
+from rnnzoo.data import settings
+
+VARIANTS = ('min_rnn', 'mamba')
+STREAMS = {'train': 0, 'validation': 1, 'test': 2}
+
+
+def generator(seed: int, split: str, number: int) -> np.random.Generator:
+  """Returns the random numbers of one example, the same in any order of use."""
+  # Philox is a function of (key, counter), and the counter counts upwards from
+  # its first word: with the example in the last, no two examples overlap.
+  key = np.array([seed, STREAMS[split]], np.uint64)
+  counter = np.array([0, 0, 0, number], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def example(
+    rng: np.random.Generator,
+    variant: str,
+    length: int,
+    num_tokens: int,
+    vocab_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the inputs of one example and the data tokens `[M]`, int32.
+
+  Data ids are uniform in `[1, A - 2]`; their places are a uniform subset.
+
+  `'min_rnn'`: marker 0, noise `A - 1`; places among the first `L`; `[L + M]`.
+  `'mamba'` (the generator of the S4 repository): noise 0, marker `A - 1`;
+  places among the first `L + M`; `[L + 2 M]`.
+  """
+  if variant == 'min_rnn':
+    haystack, noise, marker = length, vocab_size - 1, 0
+  else:
+    haystack, noise, marker = length + num_tokens, 0, vocab_size - 1
+  places = rng.choice(haystack, num_tokens, replace=False, shuffle=False)
+  tokens = rng.integers(1, vocab_size - 1, num_tokens, dtype=np.int32)
+  inputs = np.full(haystack + num_tokens, noise, np.int32)
+  inputs[np.sort(places)] = tokens
+  inputs[haystack:] = marker
+  return inputs, tokens
+
+
+def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
+  """Returns the task as a `Dataset` with endless training examples.
+
+  `targets` are 0 and `mask` False but on the last M positions. The only
+  baseline is `chance_accuracy`, per token.
+
+  Args:
+    config: `variant` (`'min_rnn'` or `'mamba'`), `sequence_length` (L, 4096),
+      `num_tokens` (M, 16), `vocab_size` (A, 16), `eval_examples` (1024 in each
+      of validation and test). The papers' sizes are the defaults.
+    shard: The rows of this process.
+    seed: With the number of an example, all that it depends on.
+
+  Raises:
+    UserValueError: For sizes that make no task.
+  """
+  pipeline.check_seed(seed)
+  variant = settings.choice(config, 'variant', VARIANTS)
+  length = settings.positive_integer(config, 'sequence_length', 4096)
+  num_tokens = settings.positive_integer(config, 'num_tokens', 16)
+  vocab_size = settings.positive_integer(config, 'vocab_size', 16)
+  eval_examples = settings.positive_integer(config, 'eval_examples', 1024)
+  if vocab_size < 3:
+    raise errors.UserValueError(
+        'data.vocab_size must be at least 3 (noise, marker and one data '
+        f'token), got {vocab_size}.'
+    )
+  if num_tokens > length:
+    raise errors.UserValueError(
+        f'data.num_tokens={num_tokens} data tokens do not fit into '
+        f'data.sequence_length={length}.'
+    )
+
+  def batches(numbers: grain.MapDataset, split: str, count: int):
+
+    def batch(numbers):
+      pairs = [
+          example(
+              generator(seed, split, number),
+              variant, length, num_tokens, vocab_size,
+          )
+          for number in numbers
+      ]
+      inputs = np.stack([inputs for inputs, _ in pairs])
+      targets = np.zeros_like(inputs)
+      targets[:, -num_tokens:] = [tokens for _, tokens in pairs]
+      mask = np.zeros(inputs.shape, bool)
+      mask[:, -num_tokens:] = numbers[:, None] < count
+      return {'inputs': inputs, 'targets': targets, 'mask': mask}
+
+    return numbers.map(batch)
+
+  total = length + num_tokens * (1 if variant == 'min_rnn' else 2)
+  return pipeline.Dataset(
+      name='selective_copying',
+      task='selective_copying',
+      vocab_size=vocab_size,
+      sequence_length=total,
+      vocabulary=None,
+      train=batches(shard.train(), 'train', pipeline.ENDLESS),
+      evaluation={
+          split: batches(shard.evaluate(eval_examples), split, eval_examples)
+          for split in ('validation', 'test')
+      },
+      baselines=lambda: {'chance_accuracy': 1 / (vocab_size - 2)},
+  )

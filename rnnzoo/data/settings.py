@@ -1,0 +1,62 @@
+"""Reading the `data` part of a config, and where data lies on disk."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from rnnzoo import errors
+
+
+def field(config: Any, name: str, default: Any = None) -> Any:
+  """Returns a field of a mapping or an object; `default` if absent or None.
+
+  >>> field({'level': 'byte'}, 'level', 'char')
+  'byte'
+  """
+  if isinstance(config, Mapping):
+    value = config.get(name)
+  else:
+    value = getattr(config, name, None)
+  return default if value is None else value
+
+
+def is_integer(value: Any) -> bool:
+  """True for Python's and NumPy's integers, not for booleans."""
+  return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def positive_integer(config: Any, name: str, default: int) -> int:
+  """Returns an integer field of at least 1, or raises `UserValueError`."""
+  value = field(config, name, default)
+  if not is_integer(value) or value < 1:
+    raise errors.UserValueError(
+        f'data.{name} must be a positive integer, got {value!r}.'
+    )
+  return int(value)
+
+
+def choice(config: Any, name: str, known: tuple[str, ...]) -> str:
+  """Returns a field that must be one of `known`; the first is the default."""
+  value = field(config, name, known[0])
+  if value not in known:
+    raise errors.UserValueError(
+        f'data.{name} must be one of {", ".join(known)}, got {value!r}.'
+        + errors.suggest(str(value), known)
+    )
+  return value
+
+
+def data_directory(config: Any = None) -> pathlib.Path:
+  """Returns the directory that holds prepared data sets.
+
+  It is `config.data_dir`, else the environment variable `RNNZOO_DATA_DIR`,
+  else `rnnzoo` in the user's cache directory (`XDG_CACHE_HOME` or `~/.cache`).
+  The directory need not exist.
+  """
+  named = field(config, 'data_dir') or os.environ.get('RNNZOO_DATA_DIR')
+  if named:
+    return pathlib.Path(named).expanduser()
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(cache).expanduser() / 'rnnzoo'

@@ -1,0 +1,285 @@
+"""What every layer of the zoo promises, and the two ways to keep it.
+
+Axes: `B` batch, `T` time, `D` features, `H` hidden features, `N` state features.
+Time is axis 1 everywhere. A diagonal linear recurrence inherits
+`LinearRecurrence` and is one `ops.linear_scan`; a nonlinear one inherits
+`RecurrentCell` and is scanned token by token.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.ops.linear_scan import sharded
+
+Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
+
+
+class RecurrentLayer(nnx.Module):
+  """A sequence layer with a state of fixed size.
+
+  The carry comes first, going in and coming out, as in `jax.lax.scan`. For every
+  layer the whole sequence, chunks of it of any lengths, and a scan of `step`
+  give the same outputs, carry and gradients.
+
+  `reset` marks where a new sequence starts: before that token is read the state
+  becomes that of `initialize_carry`, by selection, so nothing from before, not
+  even a NaN, reaches what comes after. `mask` marks the steps that exist: where
+  it is `False` the carry passes unchanged, the output is 0, and no gradient
+  flows.
+
+  Outputs have the compute dtype: `dtype` if the layer was given one, else that
+  of `x`. States are kept in `promote_types(float32, compute dtype)`.
+
+  Attributes:
+    in_features: Size `D_in` of an input token.
+    out_features: Size `D_out` of an output token.
+    dtype: Compute dtype, or `None` for that of the input.
+    causal: Whether outputs depend on no later input; else there is no `step`.
+  """
+
+  in_features: int
+  out_features: int
+  dtype: Any = None
+  causal: bool = True
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> Carry:
+    """Returns the carry before the first token.
+
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype the carry is for; `self.dtype`, or else float32,
+        if `None`.
+
+    Returns:
+      A pytree of arrays, batch axis first.
+    """
+    raise TypeError(f'{type(self).__name__} does not define initialize_carry.')
+
+  def __call__(
+      self,
+      x: jax.Array,
+      carry: Carry | None = None,
+      *,
+      reset: jax.Array | None = None,
+      mask: jax.Array | None = None,
+  ) -> tuple[Carry, jax.Array]:
+    """Runs a whole sequence.
+
+    Args:
+      x: Inputs `[B, T, D_in]`, T >= 0.
+      carry: The state left by earlier tokens; `initialize_carry` if `None`.
+      reset: Booleans `[B, T]`, `True` on the first token of each sequence.
+      mask: Booleans `[B, T]`, `False` on tokens to be skipped.
+
+    Returns:
+      `(carry, y)`: the state after the last token, and outputs `[B, T, D_out]`.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    raise TypeError(f'{type(self).__name__} does not define __call__.')
+
+  def step(
+      self,
+      carry: Carry,
+      x: jax.Array,
+      *,
+      reset: jax.Array | None = None,
+      mask: jax.Array | None = None,
+  ) -> tuple[Carry, jax.Array]:
+    """Runs one token: `x` `[B, D_in]`, `reset` and `mask` `[B]`.
+
+    Returns:
+      `(carry, y)`: the next state, and the output `[B, D_out]`.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    raise TypeError(f'{type(self).__name__} does not define step.')
+
+
+class RecurrentCell(RecurrentLayer):
+  """A layer whose recurrence is not linear: it is scanned, token by token.
+
+  A cell defines `project`, what a token needs that does not look at the state
+  (one matmul for the whole sequence), and `update`, the rest.
+  """
+
+  def project(self, x: jax.Array) -> Any:
+    """Maps `[..., D_in]` to a pytree of `[..., ...]`."""
+    raise TypeError(f'{type(self).__name__} does not define project.')
+
+  def update(
+      self, carry: Carry, projected: Any, dtype: jnp.dtype
+  ) -> tuple[Carry, jax.Array]:
+    """Maps the carry and one projected token to the next carry and `[B, D_out]`.
+
+    Matmuls run in the compute dtype `dtype`, gates and states in that of the
+    carry.
+    """
+    raise TypeError(f'{type(self).__name__} does not define update.')
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+    by_time = lambda u: jnp.moveaxis(u, 1, 0)
+    inputs = jax.tree.map(by_time, (self.project(x), reset, mask))
+
+    def body(carry, inputs):
+      projected, reset_t, mask_t = inputs
+      return self._guarded(carry, projected, initial, reset_t, mask_t, x.dtype)
+
+    carry, y = jax.lax.scan(body, carry, inputs)
+    return carry, jnp.moveaxis(y, 0, 1)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
+    projected = self.project(x)
+    return self._guarded(carry, projected, initial, reset, mask, x.dtype)
+
+  def _guarded(self, carry, projected, initial, reset, mask, dtype):
+    entering = carry if reset is None else select(reset, initial, carry)
+    new, y = self.update(entering, projected, dtype)
+    y = y.astype(dtype)
+    if mask is None:
+      return new, y
+    return select(mask, new, carry), select(mask, y, jnp.zeros_like(y))
+
+
+class LinearRecurrence(RecurrentLayer):
+  """A layer `h_t = a_t * h_{t-1} + b_t`, parallel over time.
+
+  A layer defines `recurrence`, the `a` and `b` of its tokens, and `readout`, the
+  outputs of its states; neither looks across time.
+
+  Attributes:
+    initial_is_zero: Whether `initialize_carry` gives zeros, as a learned initial
+      state does not.
+  """
+
+  initial_is_zero: bool = True
+
+  def recurrence(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps `[..., D_in]` to decays, broadcastable to, and inputs `[..., H]`."""
+    raise TypeError(f'{type(self).__name__} does not define recurrence.')
+
+  def readout(self, h: jax.Array, x: jax.Array) -> jax.Array:
+    """Maps states `[..., H]` and inputs `[..., D_in]` to outputs `[..., D_out]`."""
+    raise TypeError(f'{type(self).__name__} does not define readout.')
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+    a, b = self.recurrence(x)
+    if reset is not None and not self.initial_is_zero:
+      b = jnp.where(reset[..., None], b + a * initial[:, None], b)
+    if mask is not None:
+      a = jnp.where(mask[..., None], a, 1)
+      b = jnp.where(mask[..., None], b, 0)
+    carry, h = ops.linear_scan(a, b, carry, reset=reset)
+    return carry, masked(self.readout(h, x), mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
+    a, b = self.recurrence(x)
+    h = a * (carry if reset is None else select(reset, initial, carry)) + b
+    carry = h if mask is None else select(mask, h, carry)
+    return carry, masked(self.readout(h, x), mask)
+
+
+def scan_steps(layer, carry, x, *, reset=None, mask=None):
+  """Scans `layer.step` over `x` `[B, T, D]`: the oracle for parallel forms."""
+  _, carry, _, _ = prepare(layer, x, carry, reset, mask)
+  by_time = lambda u: jnp.moveaxis(u, 1, 0)
+
+  def body(carry, inputs):
+    x_t, reset_t, mask_t = inputs
+    return layer.step(carry, x_t, reset=reset_t, mask=mask_t)
+
+  carry, y = jax.lax.scan(
+      body, carry, jax.tree.map(by_time, (x, reset, mask))
+  )
+  return carry, jnp.moveaxis(y, 0, 1)
+
+
+def prepare(layer, x, carry, reset, mask, *, step=False):
+  """Checks the arguments of a layer's call and brings them into working form.
+
+  Args:
+    layer: The layer that is called.
+    x: `[B, T, D_in]`, or `[B, D_in]` for a step.
+    carry: The given carry, or `None`.
+    reset: `[B, T]` or `[B]`, or `None`.
+    mask: Likewise.
+    step: Whether this is a step.
+
+  Returns:
+    `(x, carry, initial, reset)`: `x` in the compute dtype, 0 where masked; the
+    carry to start from; that of `initialize_carry`, which a reset puts back; and
+    `reset`, `False` where masked.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  axes = '[B, D]' if step else '[B, T, D]'
+  if x.ndim != (2 if step else 3) or x.shape[-1] != layer.in_features:
+    raise ValueError(
+        f'`x` must be {axes} with D = {layer.in_features}, got {x.shape}.'
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'`x` must be floating, got {x.dtype}.')
+  for name, flag in (('reset', reset), ('mask', mask)):
+    if flag is not None and (
+        flag.shape != x.shape[:-1] or flag.dtype != jnp.bool_
+    ):
+      raise ValueError(
+          f'`{name}` must be bool {x.shape[:-1]}, got {flag.dtype} {flag.shape}.'
+      )
+  x = x.astype(layer.dtype or x.dtype)
+  initial = layer.initialize_carry(x.shape[0], x.dtype)
+  if carry is None:
+    carry = initial
+  else:
+    check_carry(carry, initial)
+  if mask is not None:
+    x = jnp.where(mask[..., None], x, 0)
+    reset = None if reset is None else reset & mask
+  # In a user's `jax.shard_map` a state made here would be the same on every
+  # device, which its successor is not, and a scan wants one type for both.
+  leaves, structure = jax.tree.flatten((x, carry, initial, reset))
+  return jax.tree.unflatten(structure, sharded.same_varying(*leaves))
+
+
+def check_carry(carry, initial):
+  """Raises `ValueError` unless `carry` has the structure and types of `initial`."""
+  want = jax.tree_util.tree_flatten_with_path(initial)
+  got = jax.tree_util.tree_flatten_with_path(carry)
+  if want[1] != got[1]:
+    raise ValueError(f'`carry` must be a tree {want[1]}, got {got[1]}.')
+  for (path, w), (_, g) in zip(want[0], got[0]):
+    if w.shape != g.shape or w.dtype != g.dtype:
+      raise ValueError(
+          f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, got '
+          f'{g.dtype} {g.shape}; layer.initialize_carry(batch_size, x.dtype) '
+          'makes one.'
+      )
+
+
+def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
+  """Takes the rows of `new` where `flag` `[B]` is `True`, else those of `old`."""
+
+  def one(n, o):
+    return jnp.where(flag.reshape(flag.shape + (1,) * (n.ndim - 1)), n, o)
+
+  return jax.tree.map(one, new, old)
+
+
+def state_dtype(dtype) -> jnp.dtype:
+  """The dtype of states and gates for a compute dtype: float32 at least."""
+  return jnp.promote_types(jnp.float32, dtype or jnp.float32)
+
+
+def masked(y: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """Returns `y` `[..., D]` with 0 where `mask` `[...]` is `False`."""
+  return y if mask is None else jnp.where(mask[..., None], y, 0)

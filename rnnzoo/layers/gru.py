@@ -1,0 +1,105 @@
+"""Gated Recurrent Unit (Cho et al., 2014), https://arxiv.org/abs/1406.1078."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+
+class GRU(base.RecurrentCell):
+  r"""A gated recurrent unit, in both forms that carry the name.
+
+  With `reset_after=True`, as in cuDNN, PyTorch and Flax (:math:`z` keeps the old):
+
+  .. math::
+      r_t &= \sigma(W_r x_t + b_r + U_r h_{t-1} + c_r) \\
+      z_t &= \sigma(W_z x_t + b_z + U_z h_{t-1} + c_z) \\
+      n_t &= \tanh(W_n x_t + b_n + r_t \odot (U_n h_{t-1} + c_n)) \\
+      h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+  With `reset_after=False`, as in Chung et al. (2014), arXiv 1412.3555 (:math:`z`
+  takes the new), and without the :math:`c`:
+
+  .. math::
+      n_t &= \tanh(W_n x_t + b_n + U_n (r_t \odot h_{t-1})) \\
+      h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
+
+  The state is `H` numbers a sequence. Sequential over time; cost a token:
+  `3 H (D + H)` multiplications, of which `3 H D` are done for all at once.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = GRU(16, 32, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # [B, H], [B, T, H]
+    >>> carry.shape, y.shape
+    ((2, 32), (2, 10, 32))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H` of the state.
+    out_features: `H`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      hidden_features: int | None = None,
+      *,
+      reset_after: bool = True,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      hidden_features: Size `H` of the state; `D` if `None`.
+      reset_after: Whether the reset gate acts after the recurrent product.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+    """
+    self.in_features = in_features
+    self.hidden_features = self.out_features = hidden_features or in_features
+    self.reset_after = reset_after
+    self.dtype = dtype
+    # Gates in the order r, z, n.
+    self.input = common.cell_input(
+        3, in_features, self.hidden_features, param_dtype, rngs
+    )
+    self.hidden = common.cell_hidden(
+        3, self.hidden_features, reset_after, param_dtype, rngs
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the state before the first token: zeros `[B, H]`, float32 at least."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    return jnp.zeros((batch_size, self.hidden_features), dtype)
+
+  def project(self, x):
+    return common.project(self.input, x, base.state_dtype(x.dtype))
+
+  def update(self, carry, projected, dtype):
+    h = carry
+    x_r, x_z, x_n = (projected[:, i] for i in range(3))
+    if self.reset_after:
+      hidden = common.project(self.hidden, h.astype(dtype), h.dtype)
+      r = jax.nn.sigmoid(x_r + hidden[:, 0])
+      z = jax.nn.sigmoid(x_z + hidden[:, 1])
+      n = jnp.tanh(x_n + r * hidden[:, 2])
+      h = (1 - z) * n + z * h
+      return h, h
+    kernel = self.hidden.kernel[...].astype(dtype)
+    times = lambda h, k: jnp.tensordot(
+        h.astype(dtype), k, 1, preferred_element_type=h.dtype
+    )
+    gates = times(h, kernel[:, :2])
+    r = jax.nn.sigmoid(x_r + gates[:, 0])
+    z = jax.nn.sigmoid(x_z + gates[:, 1])
+    n = jnp.tanh(x_n + times(r * h, kernel[:, 2]))
+    h = (1 - z) * h + z * n
+    return h, h

@@ -1,0 +1,55 @@
+"""Initialisations that papers name and `jax.nn.initializers` does not have."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def uniform_fan_in(fan_in: int, shift=0.0):
+  """`U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`: PyTorch's default for linear layers.
+
+  Args:
+    fan_in: Number of inputs of a unit, for kernel and bias alike.
+    shift: Added to every value; broadcast against the parameter's shape.
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+  """
+  bound = 1 / math.sqrt(fan_in)
+
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    value = jax.random.uniform(key, shape, dtype, -bound, bound)
+    return value + jnp.asarray(shift, dtype)
+
+  return init
+
+
+def ring(r_min: float, r_max: float):
+  """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring's area.
+
+  Lemma 2 of Orvieto et al. (2023). The draw stays off the ends, where the
+  logarithms diverge.
+
+  Args:
+    r_min: Inner radius, in [0, r_max).
+    r_max: Outer radius, in (r_min, 1].
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+
+  Raises:
+    ValueError: If the radii are not in order.
+  """
+  if not 0 <= r_min < r_max <= 1:
+    raise ValueError(
+        f'`r_min`, `r_max` must satisfy 0 <= r_min < r_max <= 1, got {r_min}, '
+        f'{r_max}.'
+    )
+
+  def init(key, shape, dtype=jnp.float32):
+    u = jax.random.uniform(key, shape, jnp.float32, 1e-6, 1 - 1e-6)
+    nu = -0.5 * jnp.log(u * (r_max**2 - r_min**2) + r_min**2)
+    return jnp.log(nu).astype(dtype)
+
+  return init

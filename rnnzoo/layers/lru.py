@@ -1,0 +1,132 @@
+"""Linear Recurrent Unit (Orvieto et al., 2023), https://arxiv.org/abs/2303.06349."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import initializers
+
+
+class LRU(base.LinearRecurrence):
+  r"""A complex diagonal linear recurrence between two dense maps.
+
+  .. math::
+      \lambda &= \exp(-e^{\nu^{\log}} + i e^{\theta^{\log}}) \\
+      h_t &= \lambda \odot h_{t-1} + e^{\gamma^{\log}} \odot (B x_t) \\
+      y_t &= \mathrm{Re}(C h_t) + D \odot x_t
+
+  :math:`|\lambda| < 1` whatever the parameters. :math:`\gamma` is a parameter; it
+  only starts at :math:`\sqrt{1 - |\lambda|^2}`, where the state has the variance
+  of its input. The state is `N` complex numbers a sequence. Cost a token: `4 D N`
+  multiplications.
+
+  The defaults are those of the paper's text; its experiments choose the ring and
+  the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase` pi / 10
+  for sequences of 16k). The paper trains `nu_log`, `theta_log`, `gamma_log` and B
+  with a smaller rate and without decay (they carry `recurrent` metadata).
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = LRU(16, 24, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, N], [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, N], [B, D]
+    >>> carry.shape, carry.dtype, y.shape
+    ((2, 24), dtype('complex64'), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    state_features: Size `N` of the state.
+    out_features: `D`, because of the skip.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      state_features: int | None = None,
+      *,
+      r_min: float = 0.0,
+      r_max: float = 1.0,
+      max_phase: float = 2 * math.pi,
+      use_gamma: bool = True,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      state_features: Size `N` of the state; `D` if `None`.
+      r_min: Smallest initial `|lambda|`.
+      r_max: Largest initial `|lambda|`.
+      max_phase: Largest initial phase of `lambda`, in radians.
+      use_gamma: Whether inputs are scaled by `gamma`; without it
+        `exp(gamma_log)` is 1 (the paper's "ring" ablation).
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for those that set
+        the decays.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If the radii or the phase are out of range.
+    """
+    if not max_phase > 0:
+      raise ValueError(f'`max_phase` must be positive, got {max_phase}.')
+    self.in_features = self.out_features = d = in_features
+    self.state_features = n = state_features or in_features
+    self.dtype = dtype
+    decay_dtype = base.state_dtype(param_dtype)
+    nu_log = initializers.ring(r_min, r_max)(rngs.params(), (n,), decay_dtype)
+    # Off zero, where its logarithm diverges.
+    phase = jax.random.uniform(rngs.params(), (n,), decay_dtype, 1e-6, 1)
+    diagonal = dict(axes=('hidden',), recurrent=True)
+    self.nu_log = nnx.Param(nu_log, **diagonal)
+    self.theta_log = nnx.Param(jnp.log(max_phase * phase), **diagonal)
+    if use_gamma:
+      # 1 - |lambda|^2 without cancellation where |lambda| is close to 1.
+      self.gamma_log = nnx.Param(
+          0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log))), **diagonal
+      )
+    else:
+      self.gamma_log = None
+    normal = lambda *shape: jax.random.normal(rngs.params(), shape, param_dtype)
+    into = dict(axes=('hidden', 'embed'), recurrent=True)
+    self.B_re = nnx.Param(normal(n, d) / math.sqrt(2 * d), **into)
+    self.B_im = nnx.Param(normal(n, d) / math.sqrt(2 * d), **into)
+    self.C_re = nnx.Param(normal(d, n) / math.sqrt(n), axes=('embed', 'hidden'))
+    self.C_im = nnx.Param(normal(d, n) / math.sqrt(n), axes=('embed', 'hidden'))
+    self.D = nnx.Param(normal(d), axes=(None,))
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the state before the first token: complex zeros `[B, N]`."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    dtype = jnp.promote_types(dtype, jnp.complex64)
+    return jnp.zeros((batch_size, self.state_features), dtype)
+
+  def recurrence(self, x):
+    dtype = base.state_dtype(x.dtype)
+    modulus = jnp.exp(-jnp.exp(self.nu_log[...].astype(dtype)))
+    phase = jnp.exp(self.theta_log[...].astype(dtype))
+    lambda_ = jax.lax.complex(
+        modulus * jnp.cos(phase), modulus * jnp.sin(phase)
+    )
+    scale = 1.0
+    if self.gamma_log is not None:
+      scale = jnp.exp(self.gamma_log[...].astype(dtype))[:, None]
+    into = lambda b: jnp.einsum(
+        '...d,nd->...n', x, (b[...].astype(dtype) * scale).astype(x.dtype),
+        preferred_element_type=dtype,
+    )
+    return lambda_, jax.lax.complex(into(self.B_re), into(self.B_im))
+
+  def readout(self, h, x):
+    out = lambda part, c: jnp.einsum(
+        '...n,dn->...d', part.astype(x.dtype), c[...].astype(x.dtype)
+    )
+    y = out(h.real, self.C_re) - out(h.imag, self.C_im)
+    return y + self.D[...].astype(x.dtype) * x

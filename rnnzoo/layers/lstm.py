@@ -1,0 +1,93 @@
+"""Long Short-Term Memory (Hochreiter and Schmidhuber, 1997; Gers et al., 2000)."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+
+class LSTMCarry(NamedTuple):
+  """State of an LSTM, both `[B, H]` and float32 at least."""
+
+  c: jax.Array
+  h: jax.Array
+
+
+class LSTM(base.RecurrentCell):
+  r"""An LSTM with a forget gate and without peepholes.
+
+  .. math::
+      i_t, f_t, o_t &= \sigma(W_{i,f,o} x_t + b_{i,f,o} + U_{i,f,o} h_{t-1}) \\
+      g_t &= \tanh(W_g x_t + b_g + U_g h_{t-1}) \\
+      c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
+      h_t &= o_t \odot \tanh(c_t)
+
+  The state is `2 H` numbers a sequence. Sequential over time; cost a token:
+  `4 H (D + H)` multiplications, of which `4 H D` are done for all at once.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = LSTM(16, 32, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # y: [B, T, H]
+    >>> carry.c.shape, y.shape
+    ((2, 32), (2, 10, 32))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H` of the cell and of the output.
+    out_features: `H`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      hidden_features: int | None = None,
+      *,
+      forget_bias: float = 1.0,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      hidden_features: Size `H` of the cell; `D` if `None`.
+      forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015).
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+    """
+    self.in_features = in_features
+    self.hidden_features = self.out_features = hidden_features or in_features
+    self.dtype = dtype
+    # Gates in the order i, f, g, o.
+    self.input = common.cell_input(
+        4, in_features, self.hidden_features, param_dtype, rngs,
+        bias=(0.0, forget_bias, 0.0, 0.0),
+    )
+    self.hidden = common.cell_hidden(
+        4, self.hidden_features, False, param_dtype, rngs
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> LSTMCarry:
+    """Returns the state before the first token: zeros."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    shape = (batch_size, self.hidden_features)
+    return LSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+  def project(self, x):
+    return common.project(self.input, x, base.state_dtype(x.dtype))
+
+  def update(self, carry, projected, dtype):
+    c, h = carry
+    gates = projected + common.project(self.hidden, h.astype(dtype), h.dtype)
+    i, f, g, o = (gates[:, k] for k in range(4))
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return LSTMCarry(c, h), h

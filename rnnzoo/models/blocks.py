@@ -1,0 +1,174 @@
+"""The residual block around a layer, once for all of them."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+from rnnzoo.models.config import ModelConfig
+
+
+class BlockCarry(NamedTuple):
+  """State of a block: its convolution's last inputs (or `None`), its layer's carry."""
+
+  conv: Any
+  layer: Any
+
+
+class Block(nnx.Module):
+  """Convolution, recurrent layer and MLP, each on its own residual branch."""
+
+  def __init__(self, config: ModelConfig, layer, *, rngs: nnx.Rngs):
+    """Wraps `layer`, a `RecurrentLayer` of `config.features` inputs."""
+    features = config.features
+    param_dtype = jnp.dtype(config.param_dtype)
+    linear = lambda n, m, **k: _linear(n, m, param_dtype, rngs, **k)
+    norm = lambda: common.NORMS[config.norm](
+        features, param_dtype=param_dtype, rngs=rngs
+    )
+    self.config = config
+    if config.conv_kernel:
+      self.conv = CausalConv(features, config.conv_kernel, param_dtype, rngs)
+    self.norm = norm()
+    self.layer = layer
+    if layer.out_features != features:
+      self.project = linear(layer.out_features, features)
+    if config.gate != 'none':
+      self.gate = linear(features, features)
+    if config.gate == 'glu':
+      self.value = linear(features, features)
+    if config.mlp != 'none':
+      hidden = int(features * config.mlp_factor)
+      self.mlp_norm = norm()
+      self.mlp_in = linear(features, hidden, into='mlp')
+      if config.mlp != 'gelu':
+        self.mlp_gate = linear(features, hidden, into='mlp')
+      self.mlp_out = linear(hidden, features, out_of='mlp')
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> BlockCarry:
+    """Returns the carry before the first token."""
+    dtype = jnp.dtype(dtype or self.config.dtype)
+    conv = None
+    if self.config.conv_kernel:
+      shape = (batch_size, self.config.conv_kernel - 1, self.config.features)
+      conv = jnp.zeros(shape, dtype)
+    return BlockCarry(conv, self.layer.initialize_carry(batch_size, dtype))
+
+  def __call__(
+      self, x, carry, *, reset=None, mask=None, train=False, key=None
+  ):
+    """Maps `[B, T, D]` to the next carry and `[B, T, D]`."""
+    return self._run(x, carry, reset, mask, train, key, step=False)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    """Maps `[B, D]` to the next carry and `[B, D]`."""
+    return self._run(x, carry, reset, mask, False, None, step=True)
+
+  def _run(self, x, carry, reset, mask, train, key, *, step):
+    config = self.config
+    keys = [None] * 3 if key is None else jax.random.split(key, 3)
+    drop = lambda u, k: dropout(
+        u, config.dropout, k, over_time=config.dropout_over_time
+    )
+    flags = dict(reset=reset, mask=mask)
+    conv = carry.conv
+    if config.conv_kernel:
+      conv, y = self.conv(x, conv, step=step, **flags)
+      x = x + y
+
+    def branch(x, norm, function):
+      # Padding may hold anything; a norm must not spread it.
+      normed = lambda u: norm(base.masked(u, mask), mask=mask, train=train)
+      if config.norm_position == 'pre':
+        return x + function(normed(x))
+      return normed(x + function(x))
+
+    next_carry = carry.layer
+
+    def mix(u):
+      nonlocal next_carry
+      if step:
+        next_carry, y = self.layer.step(carry.layer, u, **flags)
+      else:
+        next_carry, y = self.layer(u, carry.layer, **flags)
+      if self.layer.out_features != config.features:
+        y = common.project(self.project, y)
+      if config.gate != 'none':
+        y = drop(jax.nn.gelu(y), keys[0])
+        opened = jax.nn.sigmoid(common.project(self.gate, y))
+        y = opened * (common.project(self.value, y) if config.gate == 'glu' else y)
+      return drop(base.masked(y, mask), keys[1])
+
+    def mlp(u):
+      y = common.project(self.mlp_in, u)
+      if config.mlp == 'gelu':
+        y = jax.nn.gelu(y)
+      else:
+        nonlinearity = dict(geglu=jax.nn.gelu, swiglu=jax.nn.silu)[config.mlp]
+        y = y * nonlinearity(common.project(self.mlp_gate, u))
+      return drop(common.project(self.mlp_out, y), keys[2])
+
+    x = branch(x, self.norm, mix)
+    if config.mlp != 'none':
+      x = branch(x, self.mlp_norm, mlp)
+    return BlockCarry(conv, next_carry), x
+
+
+class CausalConv(nnx.Module):
+  """A depthwise causal convolution, then a dense map of each token."""
+
+  def __init__(self, features, kernel_size, param_dtype, rngs):
+    init = initializers.uniform_fan_in(kernel_size)
+    self.kernel = nnx.Param(
+        init(rngs.params(), (kernel_size, features), param_dtype),
+        axes=(None, None),
+    )
+    self.bias = nnx.Param(
+        init(rngs.params(), (features,), param_dtype), axes=(None,)
+    )
+    self.pointwise = _linear(features, features, param_dtype, rngs)
+
+  def __call__(self, x, tail, *, reset=None, mask=None, step=False):
+    convolve = ops.causal_conv1d_step if step else ops.causal_conv1d
+    tail, y = convolve(
+        x, self.kernel[...], self.bias[...], tail, reset=reset, mask=mask
+    )
+    return tail, base.masked(common.project(self.pointwise, y), mask)
+
+
+def dropout(x, rate, key, *, over_time=False):
+  """Zeroes elements of `x` `[B, ..., D]` with probability `rate`, scaling the rest.
+
+  Args:
+    x: Activations.
+    rate: Rounded to a multiple of 2^-16: sixteen random bits an element.
+    key: A PRNG key; `None` means no dropout.
+    over_time: Whether elements that differ only in time share their fate.
+
+  Returns:
+    An array like `x`.
+  """
+  if key is None or rate == 0:
+    return x
+  shape = (x.shape[0], 1, x.shape[-1]) if over_time and x.ndim == 3 else x.shape
+  threshold = round(rate * 2**16)
+  keep = jax.random.bits(key, shape, jnp.uint16) >= jnp.uint16(threshold)
+  return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
+
+
+def _linear(n, m, param_dtype, rngs, *, out_of='embed', into=None):
+  init = initializers.uniform_fan_in(n)
+  return nnx.Linear(
+      n,
+      m,
+      kernel_init=init,
+      bias_init=init,
+      kernel_metadata=dict(axes=(out_of, into or ('embed' if out_of != 'embed' else None))),
+      bias_metadata=dict(axes=(into,)),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )

@@ -1,0 +1,311 @@
+"""Whole models: what goes before and after the backbone."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import errors
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+from rnnzoo.models import blocks
+from rnnzoo.models.backbone import Backbone
+from rnnzoo.models.config import ModelConfig
+
+
+class LanguageModel(nnx.Module):
+  """Predicts the next token, for sequences in parallel or one token at a time.
+
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> model = LanguageModel(ModelConfig.tiny(), rngs=nnx.Rngs(0))
+  >>> tokens = jnp.ones((2, 5), jnp.int32)
+  >>> carry, logits = model(tokens)                  # [B, T, vocab_size]
+  >>> carry, logits = model.step(carry, tokens[:, 0])      # [B, vocab_size]
+  >>> logits.shape
+  (2, 16)
+  """
+
+  def __init__(self, config: ModelConfig, layers=None, *, rngs: nnx.Rngs):
+    """Creates the model.
+
+    Args:
+      config: What to build; `vocab_size` must be set.
+      layers: Layers by name, beside those of the zoo.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      UserValueError: If the config makes no language model.
+    """
+    if not config.vocab_size:
+      raise errors.UserValueError('model.vocab_size must be set.')
+    if config.bidirectional:
+      raise errors.UserValueError(
+          'model.bidirectional is for classifiers: a language model that sees '
+          'the next token has nothing to predict.'
+      )
+    self.config = config
+    self.embed = _embedding(config, rngs)
+    self.backbone = Backbone(config, layers, rngs=rngs)
+    self.norm = common.NORMS[config.norm](
+        config.features, param_dtype=jnp.dtype(config.param_dtype), rngs=rngs
+    )
+    if not config.tie_embeddings:
+      self.head = _head(config, config.vocab_size, False, rngs)
+
+  def initialize_carry(self, batch_size: int, dtype=None):
+    """Returns the carry before the first token: per pattern position, `[layers, B, ...]`."""
+    return self.backbone.initialize_carry(batch_size, dtype)
+
+  def __call__(
+      self, tokens, carry=None, *, reset=None, mask=None, train=False, key=None
+  ):
+    """Runs whole sequences.
+
+    Args:
+      tokens: Token ids `[B, T]`.
+      carry: State left by earlier tokens; `initialize_carry` if `None`.
+      reset: Booleans `[B, T]`, `True` on the first token of each sequence.
+      mask: Booleans `[B, T]`, `False` on tokens to be skipped.
+      train: Whether batch norms use and update the batch's statistics.
+      key: For dropout; `None` means none.
+
+    Returns:
+      `(carry, logits)`: logits `[B, T, vocab_size]`, float32 at least.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    _check_tokens(tokens, 2)
+    if carry is None:
+      carry = self.initialize_carry(tokens.shape[0])
+    embed_key = None
+    if key is not None:
+      key, embed_key = jax.random.split(key)
+    x = base.masked(_look_up(self.embed, tokens, self.config), mask)
+    x = blocks.dropout(
+        x, self.config.dropout, embed_key,
+        over_time=self.config.dropout_over_time,
+    )
+    carry, x = self.backbone(
+        x, carry, reset=reset, mask=mask, train=train, key=key
+    )
+    x = self.norm(base.masked(x, mask), mask=mask, train=train)
+    return carry, base.masked(self._logits(x), mask)
+
+  def step(self, carry, tokens, *, reset=None, mask=None):
+    """Runs one token `[B]`: returns the next carry and logits `[B, vocab_size]`."""
+    _check_tokens(tokens, 1)
+    x = base.masked(_look_up(self.embed, tokens, self.config), mask)
+    carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
+    x = self.norm(base.masked(x, mask), mask=mask)
+    return carry, base.masked(self._logits(x), mask)
+
+  def _logits(self, x):
+    dtype = base.state_dtype(x.dtype)
+    if self.config.tie_embeddings:
+      table = self.embed.embedding[...].astype(x.dtype)
+      logits = jnp.einsum('...d,vd->...v', x, table, preferred_element_type=dtype)
+    else:
+      logits = common.project(self.head, x, dtype)
+    cap = self.config.soft_cap
+    return cap * jnp.tanh(logits / cap) if cap > 0 else logits
+
+
+class ClassifierCarry(NamedTuple):
+  """State of a classifier: its backbone's, and what has been pooled so far."""
+
+  layers: Any
+  pooled: jax.Array  # [B, D], float32 at least.
+  count: jax.Array  # [B], int32: steps pooled.
+
+
+class SequenceClassifier(nnx.Module):
+  """Reads a sequence of tokens or vectors and gives one row of logits.
+
+  The pooled features are part of the carry, so a long sequence may come in
+  chunks: the logits are always those of all steps since the last reset.
+
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> config = ModelConfig.tiny().replace(num_classes=3)
+  >>> model = SequenceClassifier(config, rngs=nnx.Rngs(0))
+  >>> carry, logits = model(jnp.ones((2, 5), jnp.int32))
+  >>> logits.shape
+  (2, 3)
+  """
+
+  def __init__(self, config: ModelConfig, layers=None, *, rngs: nnx.Rngs):
+    """Creates the model.
+
+    Args:
+      config: What to build; `num_classes` and one of `vocab_size` and
+        `in_features` must be set.
+      layers: Layers by name, beside those of the zoo.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      UserValueError: If the config makes no classifier.
+    """
+    if not config.num_classes:
+      raise errors.UserValueError('model.num_classes must be set.')
+    if bool(config.vocab_size) == bool(config.in_features):
+      raise errors.UserValueError(
+          'One of model.vocab_size (tokens) and model.in_features (vectors) must '
+          f'be set, got {config.vocab_size} and {config.in_features}.'
+      )
+    self.config = config
+    param_dtype = jnp.dtype(config.param_dtype)
+    if config.vocab_size:
+      self.embed = _embedding(config, rngs)
+    else:
+      self.encoder = nnx.Linear(
+          config.in_features, config.features,
+          kernel_metadata=dict(axes=(None, 'embed')),
+          bias_metadata=dict(axes=(None,)),
+          param_dtype=param_dtype, rngs=rngs,
+      )
+    self.backbone = Backbone(config, layers, rngs=rngs)
+    if config.norm_position == 'pre':
+      self.norm = common.NORMS[config.norm](
+          config.features, param_dtype=param_dtype, rngs=rngs
+      )
+    self.head = _head(config, config.num_classes, True, rngs)
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> ClassifierCarry:
+    """Returns the carry before the first step."""
+    pooled_dtype = base.state_dtype(dtype or jnp.dtype(self.config.dtype))
+    return ClassifierCarry(
+        self.backbone.initialize_carry(batch_size, dtype),
+        jnp.zeros((batch_size, self.config.features), pooled_dtype),
+        jnp.zeros((batch_size,), jnp.int32),
+    )
+
+  def __call__(
+      self, inputs, carry=None, *, reset=None, mask=None, train=False, key=None
+  ):
+    """Runs whole sequences.
+
+    Args:
+      inputs: Tokens `[B, T]`, or vectors `[B, T, in_features]`.
+      carry: State left by earlier steps; `initialize_carry` if `None`.
+      reset: Booleans `[B, T]`, `True` on the first step of each sequence.
+      mask: Booleans `[B, T]`, `False` on steps to be skipped.
+      train: Whether batch norms use and update the batch's statistics.
+      key: For dropout; `None` means none.
+
+    Returns:
+      `(carry, logits)`: logits `[B, num_classes]` of the steps since the last
+      reset, float32 at least.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    x = self._encode(inputs, mask, 2)
+    if carry is None:
+      carry = self.initialize_carry(x.shape[0])
+    embed_key = None
+    if key is not None:
+      key, embed_key = jax.random.split(key)
+    x = blocks.dropout(
+        x, self.config.dropout, embed_key,
+        over_time=self.config.dropout_over_time,
+    )
+    layers, x = self.backbone(
+        x, carry.layers, reset=reset, mask=mask, train=train, key=key
+    )
+    if self.config.norm_position == 'pre':
+      x = self.norm(base.masked(x, mask), mask=mask, train=train)
+    carry = _pool(
+        self.config.pooling, x, carry._replace(layers=layers), reset, mask
+    )
+    return carry, self._logits(carry.pooled, x.dtype)
+
+  def step(self, carry, inputs, *, reset=None, mask=None):
+    """Runs one step: `[B]` tokens or `[B, in_features]`; logits so far `[B, C]`."""
+    x = self._encode(inputs, mask, 1)
+    layers, x = self.backbone.step(carry.layers, x, reset=reset, mask=mask)
+    if self.config.norm_position == 'pre':
+      x = self.norm(base.masked(x, mask), mask=mask)
+    wide = lambda u: None if u is None else u[:, None]
+    carry = _pool(
+        self.config.pooling, x[:, None], carry._replace(layers=layers),
+        wide(reset), wide(mask),
+    )
+    return carry, self._logits(carry.pooled, x.dtype)
+
+  def _encode(self, inputs, mask, axes):
+    if self.config.vocab_size:
+      _check_tokens(inputs, axes)
+      return base.masked(_look_up(self.embed, inputs, self.config), mask)
+    if inputs.ndim != axes + 1 or inputs.shape[-1] != self.config.in_features:
+      raise ValueError(
+          f'`inputs` must have {axes + 1} axes, the last of size '
+          f'{self.config.in_features}, got {inputs.shape}.'
+      )
+    x = base.masked(inputs.astype(self.config.dtype), mask)
+    return common.project(self.encoder, x)
+
+  def _logits(self, pooled, dtype):
+    return common.project(self.head, pooled.astype(dtype), pooled.dtype)
+
+
+def _pool(pooling, x, carry, reset, mask):
+  """Adds the steps of `x` `[B, T, D]` since the last reset to what was pooled."""
+  batch, time, _ = x.shape
+  valid = jnp.ones((batch, time), bool) if mask is None else mask
+  pooled, count = carry.pooled, carry.count
+  if reset is not None:
+    starts = reset & valid
+    # Steps with no start after them.
+    valid &= jnp.flip(jnp.cumsum(jnp.flip(starts, 1), 1), 1) - starts == 0
+    fresh = starts.any(1)
+    pooled = jnp.where(fresh[:, None], 0, pooled)
+    count = jnp.where(fresh, 0, count)
+  number = valid.sum(1, dtype=jnp.int32)
+  x = x.astype(pooled.dtype)
+  if pooling == 'mean':
+    total = pooled * count[:, None] + jnp.where(valid[..., None], x, 0).sum(1)
+    pooled = total / jnp.maximum(count + number, 1)[:, None]
+  elif time:
+    last = time - 1 - jnp.argmax(jnp.flip(valid, 1), 1)
+    index = last if pooling == 'last' else jnp.argmax(valid, 1)
+    found = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
+    use = number > 0 if pooling == 'last' else (number > 0) & (count == 0)
+    pooled = jnp.where(use[:, None], found, pooled)
+  return carry._replace(pooled=pooled, count=count + number)
+
+
+def _embedding(config, rngs):
+  # As in the minRNN code; where the table is the head too, logits start near 1.
+  scale = config.features**-0.5 if config.tie_embeddings else 1.0
+  return nnx.Embed(
+      config.vocab_size, config.features,
+      embedding_init=nnx.initializers.normal(scale),
+      embedding_metadata=dict(axes=('vocab', 'embed')),
+      param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+  )
+
+
+def _head(config, outputs, use_bias, rngs):
+  init = initializers.uniform_fan_in(config.features)
+  return nnx.Linear(
+      config.features, outputs, use_bias=use_bias,
+      kernel_init=init, bias_init=init,
+      kernel_metadata=dict(axes=('embed', 'vocab')),
+      bias_metadata=dict(axes=('vocab',)),
+      param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+  )
+
+
+def _look_up(embed, tokens, config):
+  return embed.embedding[...].astype(config.dtype)[tokens]
+
+
+def _check_tokens(tokens, axes):
+  if tokens.ndim != axes or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise ValueError(
+        f'`tokens` must be integers with {axes} axes, got {tokens.dtype} '
+        f'{tokens.shape}.'
+    )

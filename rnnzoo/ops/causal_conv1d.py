@@ -1,0 +1,193 @@
+"""Depthwise causal convolution: each channel sees its own last K tokens."""
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import sharded
+
+# Of `x`, `kernel`, `bias`, `tail`, `reset` and `mask`; see `sharded.py`.
+_LAYOUTS = ('btd', 'kd', 'd', 'bkd', 'bt', 'bt')
+
+
+def causal_conv1d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    tail: jax.Array | None = None,
+    *,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes `y_t = bias + sum_s kernel[K-1-s] * x_{t-s}`, within a sequence.
+
+  The last K - 1 inputs, `tail`, are the whole state: a sequence may be cut
+  anywhere, also into chunks shorter than the kernel.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.arange(1., 5.)[None, :, None]
+  >>> tail, y = causal_conv1d(x, jnp.ones((2, 1)))
+  >>> y[0, :, 0], tail[0, :, 0]
+  (Array([1., 3., 5., 7.], dtype=float32), Array([4.], dtype=float32))
+
+  Args:
+    x: Inputs `[B, T, D]`, T >= 0.
+    kernel: Weights `[K, D]`; the last one meets the current token.
+    bias: Added to every output `[D]`.
+    tail: The K - 1 inputs before the first, oldest first `[B, K-1, D]`; zeros,
+      which is before the beginning, if `None`.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts: earlier inputs
+      are replaced by zeros, by selection, so a NaN among them is harmless.
+    mask: Booleans `[B, T]`; a `False` step is absent: it gives 0, and the steps
+      after it look past it.
+
+  Returns:
+    `(tail, y)`: the last K - 1 inputs, those of earlier sequences as zeros, and
+    the outputs `[B, T, D]`, both in the dtype of `x`. Sums are accumulated in
+    `promote_types(float32, x.dtype)`.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
+  reset, mask = _checked_flags(x.shape[:2], reset, mask)
+  operands = (x, kernel, bias, tail, reset, mask)
+  # XLA's partitioner splits this as it should, but Explicit axes want the truth.
+  if not sharded.is_explicit(x):
+    return _convolve_present(*operands)
+  operands = sharded.aligned(x, operands, _LAYOUTS)
+  return sharded.over_mesh(
+      _convolve_present, x, operands, _LAYOUTS, ('bkd', 'btd')
+  )
+
+
+def causal_conv1d_step(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    tail: jax.Array | None = None,
+    *,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """`causal_conv1d` of one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+
+  Returns:
+    `(tail, y)`: `[B, K-1, D]` and `[B, D]`, in the dtype of `x`.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  x, kernel, bias, tail = _checked(x, 'BD', kernel, bias, tail)
+  reset, mask = _checked_flags(x.shape[:1], reset, mask)
+  if tail is None:  # Spread over a mesh as `x` is, which plain zeros are not.
+    tail = jnp.zeros_like(x)[:, None].repeat(kernel.shape[0] - 1, axis=1)
+  if mask is not None:
+    x = jnp.where(mask[:, None], x, 0)
+  window = tail if reset is None else jnp.where(reset[:, None, None], 0, tail)
+  window = jnp.concatenate([window, x[:, None]], axis=1)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  y = (window.astype(dtype) * kernel.astype(dtype)).sum(1)
+  y = _plus_bias(y, bias).astype(x.dtype)
+  if mask is None:
+    return window[:, 1:], y
+  return (
+      jnp.where(mask[:, None, None], window[:, 1:], tail),
+      jnp.where(mask[:, None], y, 0),
+  )
+
+
+def _convolve_present(x, kernel, bias, tail, reset, mask):
+  """Convolves the steps that are there."""
+  if tail is None:
+    tail = jnp.zeros_like(x, shape=(len(x), kernel.shape[0] - 1, x.shape[2]))
+  if mask is None:
+    y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
+    recent = lambda u: u[:, u.shape[1] - tail.shape[1] :]
+  else:
+    # They move to the front, keeping their order, and afterwards back.
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    x = _take(jnp.where(mask[..., None], x, 0), order)
+    if reset is not None:
+      reset = _take(reset & mask, order)
+    y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
+    y = jnp.where(mask[..., None], _take(y, jnp.argsort(order, axis=1)), 0)
+    # The tail is in front of them: the last K - 1 begin at their number.
+    steps = mask.sum(1)[:, None] + jnp.arange(tail.shape[1])
+    recent = lambda u: _take(u, steps)
+  tail = recent(padded)
+  if sequence is not None and tail.shape[1]:
+    sequence = recent(sequence)
+    tail = jnp.where((sequence == sequence[:, -1:])[..., None], tail, 0)
+  return tail, y
+
+
+def _convolve(x, kernel, bias, tail, reset):
+  """The sum over taps; also the padded inputs, and numbers of their sequences."""
+  taps, time = kernel.shape[0], x.shape[1]
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  padded = jnp.concatenate([tail, x], axis=1)
+  sequence = None
+  if reset is not None:
+    sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)
+    before = jnp.zeros_like(tail[..., 0], jnp.int32)
+    sequence = jnp.concatenate([before, sequence], axis=1)
+  y = jnp.zeros_like(x, dtype)
+  for k in range(taps):  # K shifted products: one fused loop over the output.
+    x_k = padded[:, k : k + time]
+    if sequence is not None:
+      same = sequence[:, k : k + time] == sequence[:, taps - 1 :]
+      x_k = jnp.where(same[..., None], x_k, 0)
+    y = y + x_k.astype(dtype) * kernel[k].astype(dtype)
+  return _plus_bias(y, bias).astype(x.dtype), padded, sequence
+
+
+def _plus_bias(y, bias):
+  return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _take(u, steps):
+  """`u` `[B, T]` or `[B, T, D]` at `steps` `[B, N]` of its time axis."""
+  return jnp.take_along_axis(u, steps[..., None] if u.ndim == 3 else steps, 1)
+
+
+def _checked(x, axes, kernel, bias, tail):
+  """Returns the operands as arrays, or raises."""
+  x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+  if x.ndim != len(axes):
+    raise ValueError(f'`x` must be [{", ".join(axes)}], got shape {x.shape}.')
+  features = x.shape[-1]
+  if kernel.ndim != 2 or not kernel.shape[0] or kernel.shape[1] != features:
+    raise ValueError(f'`kernel` must be [K, {features}], got {kernel.shape}.')
+  want = (x.shape[0], kernel.shape[0] - 1, features)
+  if bias is not None:
+    bias = jnp.asarray(bias)
+    if bias.shape != (features,):
+      raise ValueError(f'`bias` must be [{features}], got {bias.shape}.')
+  if tail is not None:
+    tail = jnp.asarray(tail)
+    if tail.shape != want:
+      raise ValueError(
+          f'`tail` must be [B, K-1, D] = {want}, got {tail.shape}.'
+      )
+  if not jnp.issubdtype(x.dtype, jnp.inexact):
+    raise ValueError(f'`x` must be floating or complex, got {x.dtype}.')
+  for name, u in (('kernel', kernel), ('bias', bias), ('tail', tail)):
+    if (
+        u is not None
+        and jnp.issubdtype(u.dtype, jnp.complexfloating)
+        and not jnp.issubdtype(x.dtype, jnp.complexfloating)
+    ):
+      raise ValueError(f'`{name}` is {u.dtype}, but `x` is {x.dtype}.')
+  return x, kernel, bias, None if tail is None else tail.astype(x.dtype)
+
+
+def _checked_flags(shape, reset, mask):
+  flags = dict(reset=reset, mask=mask)
+  for name, flag in flags.items():
+    if flag is None:
+      continue
+    flags[name] = flag = jnp.asarray(flag)
+    if flag.shape != shape or flag.dtype != jnp.bool_:
+      raise ValueError(
+          f'`{name}` must be bool {shape}, got {flag.dtype} {flag.shape}.'
+      )
+  return flags['reset'], flags['mask']

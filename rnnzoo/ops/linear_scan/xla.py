@@ -1,0 +1,121 @@
+"""Two implementations in plain JAX: a loop without temporaries, and a tree.
+
+`sequential` is the CPU's: it reads each row of `a` and `x` and writes each row of
+`h` once, so it moves three arrays, and allocates nothing but its result. `associative` runs anywhere and compiles to log(T) passes:
+ten to fourteen times the traffic, the price of being parallel over time.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# XLA:CPU once widened the whole of a bfloat16 array to float32 for every row
+# read from it or written to it in a loop: seconds instead of milliseconds at
+# T = 4096. As integers its rows move alone; later versions need no such help,
+# and it costs them a copy. (Measured: 0.10.2 needs it, 0.12 does not.)
+_ROWS_AS_BITS = jax.__version_info__ < (0, 12)
+
+
+def sequential(a, x, h0, reset, *, reverse, decay_after):
+  """A loop over time inside a loop over the batch."""
+  batch, time, _ = x.shape
+  dtype, a_dtype, x_dtype = h0.dtype, a.dtype, x.dtype
+  a, x = _to_storage(a), _to_storage(x)
+  # Where `x` can become `h` row by row, XLA copies it first only if it must. In
+  # the other loops it may schedule a second read of a row behind its write, and
+  # then copies the whole array at every step: a thousand times slower.
+  in_place = not decay_after and reset is None
+
+  def row(u, u_dtype, b, t):
+    # The same row again where `u` does not vary: a broadcast costs no memory.
+    start = (b if u.shape[0] > 1 else 0, t if u.shape[1] > 1 else 0, 0)
+    u_t = lax.dynamic_slice(u, start, (1, 1, u.shape[2]))
+    return _from_storage(u_t, u_dtype).astype(dtype)
+
+  def one_sequence(b, state):
+    last, h = state
+
+    def one_step(i, state):
+      carry, h = state
+      t = time - 1 - i if reverse else i
+      x_t = row(h if in_place else x, x_dtype, b, t)
+      a_t = row(a, a_dtype, b, t)
+      clear = lambda u: u
+      if reset is not None:
+        reset_t = lax.dynamic_slice(reset, (b, t), (1, 1))[..., None]
+        clear = lambda u: jnp.where(reset_t, 0, u)
+      if decay_after:
+        h_t = carry + x_t
+        carry = clear(a_t * h_t)
+      else:
+        carry = h_t = clear(a_t * carry) + x_t
+      h_t = _to_storage(h_t.astype(x_dtype))
+      return carry, lax.dynamic_update_slice(h, h_t, (b, t, 0))
+
+    carry = lax.dynamic_slice(h0, (b, 0), (1, h0.shape[1]))[:, None]
+    carry, h = lax.fori_loop(0, time, one_step, (carry, h))
+    return lax.dynamic_update_slice(last, carry[:, 0], (b, 0)), h
+
+  buffer = x if in_place else jnp.zeros_like(x)
+  last, h = lax.fori_loop(0, batch, one_sequence, (h0, buffer))
+  return last, _from_storage(h, x_dtype)
+
+
+def _to_storage(u):
+  if _ROWS_AS_BITS and u.dtype == jnp.bfloat16:
+    return lax.bitcast_convert_type(u, jnp.uint16)
+  return u
+
+
+def _from_storage(u, dtype):
+  return u if u.dtype == dtype else lax.bitcast_convert_type(u, dtype)
+
+
+def associative(a, x, h0, reset, *, reverse, decay_after):
+  """`jax.lax.associative_scan` over affine maps that may forget their input."""
+  dtype = h0.dtype
+  first, last = (-1, 0) if reverse else (0, -1)
+  full = jnp.broadcast_to(a, x.shape).astype(dtype)
+  x32 = x.astype(dtype)
+  flags = None if reset is None else reset[..., None]
+  clear = lambda flag, u: u if flag is None else jnp.where(flag, 0, u)
+  at = lambda u, t: None if u is None else u[:, t]
+
+  if decay_after:
+    # The decay of step t acts on the way into step t + 1.
+    a_in = _delay(full, jnp.ones_like(full[:, 0]), reverse)
+    flags_in = None if flags is None else _delay(
+        flags, jnp.zeros_like(flags[:, 0]), reverse)
+  else:
+    a_in, flags_in = full, flags
+
+  # A reset step reads nothing: neither its decay nor, below, what it decays.
+  a_in = clear(flags_in, a_in)
+  # The initial state enters through the first input.
+  x32 = x32.at[:, first].add(a_in[:, first] * clear(at(flags_in, first), h0))
+
+  def combine(left, right):
+    a_l, x_l, *flag_l = left
+    a_r, x_r, *flag_r = right
+    flag = flag_r[0] if flag_r else None
+    # Selected before it is used: 0 * NaN would reach values and gradients.
+    combined = (a_r * clear(flag, a_l), a_r * clear(flag, x_l) + x_r)
+    return combined + ((flag_l[0] | flag,) if flag_r else ())
+
+  elements = (a_in, x32)
+  if flags_in is not None:
+    elements += (jnp.broadcast_to(flags_in, x.shape),)
+  _, h, *_ = lax.associative_scan(combine, elements, axis=1, reverse=reverse)
+  carry = h[:, last]
+  if decay_after:
+    flag = at(flags, last)
+    carry = clear(flag, full[:, last]) * clear(flag, carry)
+  return carry, h.astype(x.dtype)
+
+
+def _delay(u: jax.Array, edge: jax.Array, reverse: bool) -> jax.Array:
+  """Moves `u` `[B, T, D]` one step along the direction of travel."""
+  edge = edge[:, None]
+  if reverse:
+    return jnp.concatenate([u[:, 1:], edge], axis=1)
+  return jnp.concatenate([edge, u[:, :-1]], axis=1)

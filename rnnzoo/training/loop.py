@@ -1,0 +1,418 @@
+"""The training loop: batches in; metrics, checkpoints and a summary out."""
+
+from collections.abc import Callable
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+from rnnzoo import errors
+from rnnzoo.training import checkpoint
+from rnnzoo.training import host
+from rnnzoo.training import metrics as metrics_lib
+from rnnzoo.training import optimizers
+from rnnzoo.training import sharding
+from rnnzoo.training import state as state_lib
+from rnnzoo.training import step as step_lib
+
+# What may differ between a run and its continuation.
+FREE_FIELDS = (
+    'mesh', 'log_every', 'eval_every', 'save_every', 'keep', 'tensorboard',
+    'data.data_dir', 'profile_steps',
+)
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved; `signum` says by which signal."""
+
+  def __init__(self, signum: int, step: int):
+    self.signum = signum
+    super().__init__(
+        f'Stopped by {signal.Signals(signum).name}; step {step} is saved. The '
+        'same command goes on from there.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What the loop needs to know about a model and its data.
+
+  Attributes:
+    functional: The model.
+    loss: `loss(functional, train=bool)` gives a `training.step.LossFn`.
+    train_iterator: Maps a step to an iterator that starts with its batch.
+    eval_batches: Maps the name of a split to its batches.
+    initial_carry: Makes the recurrent state of stateful training, or `None`.
+    meta: Goes into every checkpoint: the config, the vocabulary.
+  """
+
+  functional: state_lib.Functional
+  loss: Callable[..., step_lib.LossFn]
+  train_iterator: Callable[[int], Any]
+  eval_batches: Callable[[str], Any]
+  initial_carry: Callable[[], Any] | None
+  meta: dict[str, Any]
+
+
+def train(task: Task, config, workdir) -> dict[str, Any]:
+  """Trains to `config.total_steps`, going on where the workdir stands.
+
+  Args:
+    task: The model and its data.
+    config: See `experiments/configs/default.py`.
+    workdir: Where `metrics.jsonl`, `checkpoints/` and `curve.png` go.
+
+  Returns:
+    The summary: losses of the best checkpoint, time, parameters, device.
+
+  Raises:
+    UserError: If something that a user can cure stops the run.
+    Interrupted: After a signal, once everything is saved.
+  """
+  check_intervals(config)
+  workdir = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    stop = stack.enter_context(_signals())
+    saver = stack.enter_context(
+        checkpoint.Checkpointer(workdir / 'checkpoints', keep=config.keep)
+    )
+    tx = optimizers.make_optimizer(
+        config.optimizer, config.total_steps,
+        axes=task.functional.axes, recurrent=task.functional.recurrent,
+    )
+    state = _start(task, config, tx, mesh, saver)
+    first = int(state['step'])
+    summary = workdir / 'summary.json'
+    if first == config.total_steps and summary.exists():
+      logging.info('Already trained to step %d.', first)
+      return json.loads(summary.read_text())
+    writer = stack.enter_context(
+        metrics_lib.MetricsWriter(
+            workdir, resume_step=first, tensorboard=config.tensorboard
+        )
+    )
+    progress = stack.enter_context(
+        metrics_lib.Progress(
+            config.total_steps, initial=first,
+            tokens_per_step=config.batch_size * config.data.sequence_length,
+        )
+    )
+    run = _Run(task, config, workdir, tx, mesh, saver, writer, progress, stop)
+    state = run.to_the_end(state, first)
+    del state
+    metrics_lib.plot_curves(workdir)
+    return _summarize(run, workdir)
+
+
+class _Run:
+  """One process's part in one run: the compiled steps and where results go."""
+
+  def __init__(
+      self, task, config, workdir, tx, mesh, saver, writer, progress, stop
+  ):
+    self.task, self.config, self.workdir = task, config, workdir
+    self.mesh = mesh
+    self.saver, self.writer, self.progress = saver, writer, progress
+    self.stop = stop
+    train_step = step_lib.make_train_step(
+        task.loss(task.functional, train=True), tx,
+        seed=config.seed,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    self.steps_at_once = config.steps_per_dispatch
+    if self.steps_at_once > 1:
+      train_step = step_lib.several_steps(train_step)
+    self.train_step = jax.jit(train_step, donate_argnums=0)
+    self.eval_step = jax.jit(
+        step_lib.make_eval_step(task.loss(task.functional, train=False))
+    )
+
+  def to_the_end(self, state, first):
+    """Trains from step `first` on; returns the last state."""
+    config, pending = self.config, []
+    batches = self.task.train_iterator(first + 1)
+    start = time.monotonic()
+    with contextlib.closing(batches):
+      for step in range(
+          first + self.steps_at_once, config.total_steps + 1, self.steps_at_once
+      ):
+        with _profiled(config.profile_steps, step, self.workdir):
+          state, metrics = self.train_step(state, self._next(batches))
+        pending.append((step, metrics))
+        # One step ahead of the device and no more: a signal is soon heard.
+        jax.block_until_ready(pending[-2:][0])
+        self.progress.update(step - self.steps_at_once)
+        due = lambda every: step % every == 0 or step == config.total_steps
+        stopping = self.stop.signum is not None
+        if due(config.log_every) or due(config.eval_every) or stopping:
+          self._flush(pending, step, start, first)
+        eval_loss = None
+        if due(config.eval_every):
+          with self.progress.pause():
+            eval_loss = self._evaluate(state, step)
+        if due(config.save_every) or eval_loss is not None or stopping:
+          self._flush(pending, step, start, first)
+          with self.progress.pause():
+            self.saver.save(
+                step, state, self.task.meta, best_metric=eval_loss
+            )
+        if stopping:
+          self.saver.wait()
+          raise Interrupted(self.stop.signum, step)
+    self.saver.wait()
+    return state
+
+  def _next(self, batches):
+    if self.steps_at_once == 1:
+      return sharding.global_batch(self.mesh, next(batches))
+    several = [next(batches) for _ in range(self.steps_at_once)]
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *several)
+    return sharding.global_batch(self.mesh, stacked, stacked=True)
+
+  def _flush(self, pending, step, start, first):
+    """Fetches the metrics of the steps since the last flush and writes them."""
+    for last, values in pending:
+      values = {name: np.atleast_1d(v) for name, v in values.items()}
+      count = len(values['loss'])
+      for i in range(count):
+        one = {name: float(v[i]) for name, v in values.items()}
+        number = last - count + 1 + i
+        if not np.isfinite(one['loss']) or not np.isfinite(one['grad_norm']):
+          self._refuse(number, one)
+        if number % self.config.log_every == 0 or number == step:
+          rate = (number - first) / (time.monotonic() - start)
+          self.writer.write(number, dict(
+              train_loss=one['loss'],
+              grad_norm=one['grad_norm'],
+              **{f'train_{n}': one[n] for n in ('accuracy',) if n in one},
+              steps_per_second=rate,
+          ))
+    if pending:
+      self.progress.update(step, one['loss'])
+    pending.clear()
+
+  def _refuse(self, step, values):
+    which = 'loss' if not np.isfinite(values['loss']) else 'gradient'
+    self.writer.write(step, dict(
+        train_loss=values['loss'], grad_norm=values['grad_norm']
+    ))
+    self.saver.wait()
+    good = self.saver.latest_step()
+    kept = (
+        f'The last good checkpoint is step {good}' if good is not None
+        else 'There is no checkpoint before it'
+    )
+    raise errors.UserError(
+        f'The {which} is not finite at step {step} (loss {values["loss"]}, '
+        f'gradient norm {values["grad_norm"]}). {kept}; try a smaller '
+        'optimizer.learning_rate or optimizer.clip.'
+    )
+
+  def _evaluate(self, state, step):
+    """Evaluates on all eval splits; returns the loss on the first of them."""
+    params = state.get('ema', state['params'])
+    losses = {}
+    for i, split in enumerate(self.config.eval_splits):
+      sums = self.sums(params, state['batch_stats'], split)
+      name = 'eval_' if i == 0 else f'eval_{split}_'
+      losses |= {f'{name}{k}': v for k, v in sums.items()}
+    self.writer.write(step, losses)
+    logging.info(
+        'step %d: %s', step,
+        ', '.join(f'{k} {v:.4f}' for k, v in losses.items() if 'loss' in k),
+    )
+    return losses['eval_loss']
+
+  def sums(self, params, batch_stats, split):
+    """Returns the mean loss and accuracy over a split."""
+    totals = {}
+    for batch in self.task.eval_batches(split):
+      batch = sharding.global_batch(self.mesh, batch)
+      new = self.eval_step(params, batch_stats, batch)
+      totals = {k: totals.get(k, 0.0) + v for k, v in new.items()}
+    weight = float(totals['weight'])
+    means = dict(loss=float(totals['loss']) / weight)
+    if 'correct' in totals:
+      means['accuracy'] = float(totals['correct']) / weight
+    return means
+
+
+def check_intervals(config):
+  """Raises `UserValueError` on intervals that make no sense together."""
+  for name in ('total_steps', 'log_every', 'eval_every', 'save_every', 'keep',
+               'accumulate_steps', 'steps_per_dispatch', 'batch_size'):
+    if config[name] < 1:
+      raise errors.UserValueError(
+          f'{name} must be at least 1, got {config[name]}.'
+      )
+    if name.endswith(('_every', '_steps')) and name != 'accumulate_steps' and (
+        config[name] % config.steps_per_dispatch
+    ):
+      raise errors.UserValueError(
+          f'{name} {config[name]} must be a multiple of steps_per_dispatch '
+          f'{config.steps_per_dispatch}.'
+      )
+
+
+def check_same_config(old: dict[str, Any], new: dict[str, Any]):
+  """Raises `UserValueError` if a run of config `old` cannot go on with `new`."""
+  free = FREE_FIELDS
+  if new.get('optimizer', {}).get('schedule') == 'constant':
+    free += ('total_steps',)
+  old, new = _flatten(old), _flatten(new)
+  is_free = lambda name: any(
+      name == f or name.startswith(f + '.') for f in free
+  )
+  changes = [
+      f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name) != new.get(name) and not is_free(name)
+  ]
+  if changes:
+    raise errors.UserValueError(
+        'The workdir belongs to a run of another config: '
+        + '; '.join(changes)
+        + '. Use another --workdir, or the old values.'
+    )
+
+
+def _flatten(tree, prefix=''):
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _start(task, config, tx, mesh, saver):
+  """Returns the state to go on from: restored, taken over, or new."""
+  make = lambda: step_lib.initial_state(
+      task.functional, tx, config.seed,
+      ema=config.ema_decay > 0, carry=task.initial_carry,
+  )
+  abstract = jax.eval_shape(make)
+  shardings = sharding.state_shardings(
+      mesh, abstract, tx, task.functional.axes
+  )
+  abstract = jax.tree.map(
+      lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+      abstract, shardings,
+  )
+  if saver.latest_step() is not None:
+    step, state, _ = saver.restore(abstract)
+    logging.info('Going on after step %d.', step)
+    return state
+  state = jax.jit(make, out_shardings=shardings)()
+  if config.init_from:
+    part = {name: abstract[name] for name in ('params', 'batch_stats')}
+    with checkpoint.Checkpointer(
+        pathlib.Path(config.init_from) / 'checkpoints', readonly=True
+    ) as source:
+      step, found, _ = source.restore(part, best=True, partial=True)
+    logging.info('Parameters of %s, step %d.', config.init_from, step)
+    state |= found
+    if 'ema' in state:
+      state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
+  return state
+
+
+def _summarize(run, workdir):
+  """Evaluates the best checkpoint on the test split, once, and writes the summary."""
+  task, config = run.task, run.config
+  names = ['params', 'batch_stats'] + ['ema'] * (config.ema_decay > 0)
+  make = lambda: step_lib.initial_state(
+      task.functional, optimizers.optax.identity(), config.seed,
+      ema=config.ema_decay > 0,
+  )
+  abstract = {k: v for k, v in jax.eval_shape(make).items() if k in names}
+  replicated = jax.NamedSharding(run.mesh, jax.P())
+  abstract = jax.tree.map(
+      lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=replicated),
+      abstract,
+  )
+  step, best, _ = run.saver.restore(abstract, best=True, partial=True)
+  params = best.get('ema', best['params'])
+  test = run.sums(params, best['batch_stats'], 'test')
+  rows = metrics_lib.read_metrics(workdir)
+  evals = [r for r in rows if r.get('eval_loss') is not None]
+  seconds = _busy_seconds(rows)
+  extra = {
+      f'best_eval_{split}_loss': min(
+          r[f'eval_{split}_loss'] for r in evals if f'eval_{split}_loss' in r
+      )
+      for split in config.eval_splits[1:]
+  }
+  summary = {
+      'best_step': step,
+      'best_eval_loss': min(r['eval_loss'] for r in evals),
+      **extra,
+      'test_loss': test['loss'],
+      'test_bits_per_token': test['loss'] / np.log(2),
+      'test_accuracy': test['accuracy'],
+      'total_steps': config.total_steps,
+      'parameters': state_lib.count_parameters(task.functional.params),
+      'seconds': round(seconds, 1),
+      'device': host.device_description(),
+      'jax': jax.__version__,
+      'seed': config.seed,
+      'model.layer': config.model.layer,
+      'data.name': config.data.name,
+  }
+  if jax.process_index() == 0:
+    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+  return summary
+
+
+def _busy_seconds(rows):
+  """Time between metric lines, without the pauses between sessions."""
+  times = [r['wall_time'] for r in rows]
+  gaps = np.diff(times)
+  usual = 20 * np.median(gaps) if len(gaps) else 0
+  return float(gaps[gaps <= max(usual, 60)].sum()) if len(gaps) else 0.0
+
+
+class _Stop:
+  """Remembers that a signal came; the loop looks at every step."""
+
+  signum: int | None = None
+
+
+@contextlib.contextmanager
+def _signals():
+  """Turns SIGINT and SIGTERM into a wish; a second SIGINT kills as usual."""
+  stop = _Stop()
+
+  def remember(signum, _):
+    stop.signum = signum
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield stop
+  finally:
+    for signum, handler in old.items():
+      signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _profiled(window, step, directory):
+  """Traces the steps `first:last` of `window`, such as '10:15', for a profiler."""
+  if window:
+    first, last = (int(part) for part in window.split(':'))
+    if step == first:
+      jax.profiler.start_trace(str(directory / 'profile'))
+  yield
+  if window and step == last:
+    jax.profiler.stop_trace()

@@ -1,0 +1,129 @@
+"""optax optimisers by name, with what recurrent parameters need.
+
+The papers of this field train the parameters that set the recurrence with a rate
+of their own and without weight decay; vectors (biases, norms) are not decayed
+either, as usual.
+"""
+
+import inspect
+
+import jax
+import optax
+from rnnzoo import errors
+
+OPTIMIZERS = dict(
+    adafactor=optax.adafactor,
+    adam=optax.adam,
+    adamw=optax.adamw,
+    lamb=optax.lamb,
+    lion=optax.lion,
+    sgd=optax.sgd,
+)
+# `schedule(peak, end, warmup_steps, total_steps)`, a function of the step.
+SCHEDULES = dict(
+    constant=lambda peak, end, warmup, total: optax.schedules.warmup_constant_schedule(
+        0.0, peak, warmup
+    ) if warmup else optax.constant_schedule(peak),
+    cosine=lambda peak, end, warmup, total: optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else peak, peak, warmup, max(total, warmup + 1), end
+    ),
+    linear=lambda peak, end, warmup, total: optax.join_schedules(
+        [
+            optax.linear_schedule(0.0 if warmup else peak, peak, max(warmup, 1)),
+            optax.linear_schedule(peak, end, max(total - warmup, 1)),
+        ],
+        [warmup],
+    ),
+)
+
+
+def make_schedule(config, total_steps: int):
+  """Returns the learning rate as a function of the number of updates made."""
+  if config.schedule not in SCHEDULES:
+    raise errors.UserValueError(
+        f'optimizer.schedule must be one of {", ".join(SCHEDULES)}, got '
+        f'{config.schedule!r}.{errors.suggest(config.schedule, SCHEDULES)}'
+    )
+  return SCHEDULES[config.schedule](
+      config.learning_rate, config.end_learning_rate, config.warmup_steps,
+      total_steps,
+  )
+
+
+def make_optimizer(config, total_steps: int, *, axes, recurrent):
+  """Builds the gradient transformation.
+
+  Args:
+    config: Fields `name`, `learning_rate`, `end_learning_rate`, `warmup_steps`,
+      `schedule`, `weight_decay`, `recurrent_rate_factor`, `clip` (of the global
+      norm, 0 for none), `options` (keyword arguments of the optax function) and
+      `freeze` (prefixes of parameter paths such as `embed`).
+    total_steps: Length of the schedule.
+    axes: Logical axis names of every parameter.
+    recurrent: Whether a parameter sets the recurrence.
+
+  Returns:
+    An `optax.GradientTransformation`.
+
+  Raises:
+    UserValueError: On an unknown optimiser, schedule or option.
+  """
+  if config.name not in OPTIMIZERS:
+    raise errors.UserValueError(
+        f'optimizer.name must be one of {", ".join(OPTIMIZERS)}, got '
+        f'{config.name!r}.{errors.suggest(config.name, OPTIMIZERS)}'
+    )
+  make = OPTIMIZERS[config.name]
+  allowed = inspect.signature(make).parameters
+  options = dict(config.options)
+  for option in options:
+    if option not in allowed:
+      raise errors.UserValueError(
+          f'optimizer.options: optax.{config.name} has no option {option!r}.'
+          f'{errors.suggest(option, allowed)}'
+      )
+  is_axes = lambda a: isinstance(a, tuple)
+  decayed = jax.tree.map(
+      lambda a, r: not r and sum(name != 'layers' for name in a) > 1,
+      axes, recurrent, is_leaf=is_axes,
+  )
+  if 'weight_decay' in allowed:
+    options |= dict(weight_decay=config.weight_decay, mask=decayed)
+  elif config.weight_decay:
+    raise errors.UserValueError(
+        f'optimizer.weight_decay must be 0: optax.{config.name} has none.'
+    )
+  parts = [make(make_schedule(config, total_steps), **options)]
+  if config.clip:
+    parts.insert(0, optax.clip_by_global_norm(config.clip))
+  if config.recurrent_rate_factor != 1:
+    parts.append(
+        optax.masked(optax.scale(config.recurrent_rate_factor), recurrent)
+    )
+  if config.freeze:
+    frozen = frozen_parameters(recurrent, tuple(config.freeze))
+    parts.append(optax.masked(optax.set_to_zero(), frozen))
+  return optax.chain(*parts)
+
+
+def frozen_parameters(tree, prefixes):
+  """Marks the leaves of `tree` whose dotted path starts with one of `prefixes`.
+
+  Raises:
+    UserValueError: If a prefix matches nothing.
+  """
+  unused = set(prefixes)
+
+  def mark(path, _):
+    name = '.'.join(str(key.key) for key in path)
+    hits = [p for p in prefixes if name == p or name.startswith(p + '.')]
+    unused.difference_update(hits)
+    return bool(hits)
+
+  marked = jax.tree_util.tree_map_with_path(mark, tree)
+  if unused:
+    raise errors.UserValueError(
+        f'optimizer.freeze: no parameter starts with {sorted(unused)}; the groups '
+        f'are {sorted(tree)}.'
+    )
+  return marked

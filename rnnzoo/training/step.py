@@ -1,0 +1,157 @@
+"""The training step and the evaluation step, as pure functions of dictionaries."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# loss_fn(params, batch_stats, batch, carry, key) ->
+#   (sum of losses, (sums, batch_stats, carry))
+# where `sums` holds at least `loss` and `weight`; see losses.py.
+LossFn = Callable[..., tuple[jax.Array, Any]]
+
+
+def initial_state(functional, tx, seed, *, ema=False, carry=None):
+  """Returns the state before the first step; to be jitted with its shardings.
+
+  Args:
+    functional: The model, as `training.state.Functional`.
+    tx: The optimiser.
+    seed: Of the parameters.
+    ema: Whether to keep a moving average of the parameters.
+    carry: A function without arguments that returns the first recurrent state of
+      stateful training; `None` where every batch starts anew.
+
+  Returns:
+    Nested dictionaries: `params`, `batch_stats`, `opt_state`, `step`, and `ema`
+    and `carry` where asked for.
+  """
+  params, batch_stats = functional.initialize(seed)
+  state = dict(
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=tx.init(params),
+      step=jnp.zeros((), jnp.int32),
+  )
+  if ema:
+    state['ema'] = jax.tree.map(jnp.copy, params)
+  if carry is not None:
+    state['carry'] = carry()
+  return state
+
+
+def make_train_step(
+    loss_fn: LossFn, tx, *, seed: int, accumulate_steps=1, ema_decay=0.0
+):
+  """Builds `train_step(state, batch) -> (state, metrics)`.
+
+  Args:
+    loss_fn: See `LossFn`.
+    tx: The optimiser.
+    seed: With the step's number, the only source of randomness.
+    accumulate_steps: Number of parts that a batch is run in, one after another;
+      the gradient is that of the whole batch.
+    ema_decay: Of the moving average of the parameters, if the state has one.
+
+  Returns:
+    A function to be jitted. Its metrics are scalars: `loss` (mean over the
+    positions that count), `accuracy`, `grad_norm`.
+  """
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def train_step(state, batch):
+    step = state['step'] + 1
+    key = jax.random.fold_in(jax.random.key(seed, impl='rbg'), step)
+    params, carry = state['params'], state.get('carry')
+
+    def part(batch_stats, batch, carry, key):
+      (_, (sums, batch_stats, carry)), grads = grad_fn(
+          params, batch_stats, batch, carry, key
+      )
+      return batch_stats, carry, sums, grads
+
+    if accumulate_steps == 1:
+      batch_stats, carry, sums, grads = part(
+          state['batch_stats'], batch, carry, key
+      )
+    else:
+      batch_stats, carry, sums, grads = _accumulate(
+          part, accumulate_steps, state['batch_stats'], batch, carry, key
+      )
+    weight = jnp.maximum(sums['weight'], 1)
+    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+    updates, opt_state = tx.update(grads, state['opt_state'], params)
+    params = optax.apply_updates(params, updates)
+    metrics = dict(loss=sums['loss'] / weight, grad_norm=optax.global_norm(grads))
+    if 'correct' in sums:
+      metrics['accuracy'] = sums['correct'] / weight
+    new_state = dict(
+        state,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        step=step,
+    )
+    if 'ema' in state:
+      new_state['ema'] = optax.incremental_update(
+          params, state['ema'], 1 - ema_decay
+      )
+    if 'carry' in state:
+      new_state['carry'] = carry
+    return new_state, metrics
+
+  return train_step
+
+
+def several_steps(train_step):
+  """Runs `train_step` over batches stacked along a new first axis, in one program."""
+
+  def steps(state, batches):
+    return jax.lax.scan(train_step, state, batches)
+
+  return steps
+
+
+def make_eval_step(loss_fn: LossFn):
+  """Builds `eval_step(params, batch_stats, batch) -> sums`, without dropout."""
+
+  def eval_step(params, batch_stats, batch):
+    _, (sums, _, _) = loss_fn(params, batch_stats, batch, None, None)
+    return sums
+
+  return eval_step
+
+
+def _accumulate(part, count, batch_stats, batch, carry, key):
+  """Sums gradients over `count` interleaved parts of the batch."""
+  # Row r goes to part r % count: every part spreads over all devices.
+  split = lambda u, axis: jnp.moveaxis(
+      u.reshape(
+          *u.shape[:axis], u.shape[axis] // count, count, *u.shape[axis + 1 :]
+      ),
+      axis + 1, 0,
+  )
+  join = lambda u: jnp.moveaxis(u, 0, 2).reshape(
+      u.shape[1], u.shape[0] * u.shape[2], *u.shape[3:]
+  )
+  batches = jax.tree.map(lambda u: split(u, 0), batch)
+  carries = jax.tree.map(lambda u: split(u, 1), carry)
+  keys = jax.random.split(key, count)
+  first = lambda tree: jax.tree.map(lambda u: u[0], tree)
+  shapes = jax.eval_shape(
+      part, batch_stats, first(batches), first(carries), keys[0]
+  )
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
+
+  def body(state, inputs):
+    batch_stats, totals = state
+    batch_stats, carry, *new = part(batch_stats, *inputs)
+    totals = jax.tree.map(jnp.add, totals, tuple(new))
+    return (batch_stats, totals), carry
+
+  (batch_stats, (sums, grads)), carries = jax.lax.scan(
+      body, (batch_stats, zeros), (batches, carries, keys)
+  )
+  return batch_stats, jax.tree.map(join, carries), sums, grads

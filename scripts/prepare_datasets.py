@@ -1,0 +1,77 @@
+"""Prepares data sets for training, without TensorFlow.
+
+  python scripts/prepare_datasets.py tiny_shakespeare
+
+downloads the text and writes it where `experiments.train` looks for it. Without
+a network, put the original file into a directory and add --manual_dir=DIR.
+"""
+
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from rnnzoo import errors
+from rnnzoo.data import settings
+from rnnzoo.data.builders import tiny_shakespeare
+import tensorflow_datasets as tfds
+
+DATASETS = {'tiny_shakespeare': tiny_shakespeare}
+
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir',
+    '',
+    'Where to write; default $RNNZOO_DATA_DIR, or else rnnzoo in the cache '
+    'directory of the user.',
+)
+_MANUAL_DIR = flags.DEFINE_string(
+    'manual_dir', '', 'A directory with the original file, to download nothing.'
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Returns what is left of the command line; exits with 2 if it is wrong."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f'prepare_datasets: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def prepare(name: str):
+  """Prepares one data set and prints where it lies and what it holds."""
+  data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
+  manual = _MANUAL_DIR.value
+  manual_dir = pathlib.Path(manual).expanduser() if manual else None
+  directory = DATASETS[name].prepare(data_dir, manual_dir)
+  for split, text in DATASETS[name].read(data_dir).items():
+    print(f'{name} {split}: {len(text):,} characters')
+  size = sum(path.stat().st_size for path in directory.iterdir())
+  print(f'{name} is in {directory} ({size:,} bytes)')
+
+
+def main(argv: list[str]):
+  names = argv[1:]
+  unknown = [name for name in names if name not in DATASETS]
+  if unknown or not names:
+    complaint = f'There is no data set {unknown[0]!r}. ' if unknown else ''
+    print(
+        f'prepare_datasets: {complaint}Name one or more of '
+        f'{", ".join(DATASETS)}.',
+        file=sys.stderr,
+    )
+    sys.exit(2)
+  # TFDS reports every file, in bars and log lines; ours say what came of it.
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    for name in names:
+      prepare(name)
+  except errors.UserError as error:
+    print(f'prepare_datasets: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse_flags)

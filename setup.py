@@ -1,0 +1,74 @@
+"""Installs rnnzoo; `scripts/quickstart` does it for you."""
+
+import pathlib
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+
+# Lower bounds only: each release of JAX, Flax and Orbax says itself which
+# Python it needs, and pip picks the pairs that fit.
+_REQUIRES = [
+    'absl-py>=2.1',
+    'flax>=0.12.8',
+    'grain>=0.2.18',
+    'importlib_resources',  # tensorflow-datasets imports it, undeclared.
+    'jax>=0.10.2',
+    'matplotlib>=3.8',
+    'ml_collections>=1.1.0',
+    'numpy>=2.0',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12.8',
+    'requests>=2.31',
+    'tensorflow-datasets>=4.9.10',
+    'tqdm>=4.66',
+]
+
+_EXTRAS = {
+    # Accelerators.
+    'cuda': ['jax[cuda13]>=0.10.2'],
+    'tpu': ['jax[tpu]>=0.10.2'],
+    # More data sets, more ways to look at a run, more formats.
+    'tf': ['tensorflow-cpu>=2.21'],
+    'tensorboard': ['tensorboardX>=2.6'],
+    'rl': ['gymnasium[mujoco]>=1.0', 'h5py>=3.11'],
+    'timeseries': ['statsmodels>=0.14.4'],
+    'convert': ['safetensors>=0.5'],
+    'export': ['flatbuffers>=24.3'],
+    # Work on rnnzoo itself.
+    'docs': ['furo>=2024.8', 'myst-parser>=4.0', 'sphinx>=8.0'],
+    'test': [
+        'flatbuffers>=24.3',
+        'pytest>=8',
+        'pytest-xdist>=3.6',
+        'ruff>=0.9',
+        'tensorboardX>=2.6',
+    ],
+}
+
+setuptools.setup(
+    name='rnnzoo',
+    version='0.1.0',
+    description='A zoo of modern recurrent networks in JAX and Flax.',
+    long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The rnnzoo authors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    keywords='jax flax rnn recurrent state-space lru mingru minlstm',
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    # The experiments run from the repository and are not installed.
+    packages=setuptools.find_packages(include=['rnnzoo', 'rnnzoo.*']),
+    python_requires='>=3.11',
+    install_requires=_REQUIRES,
+    extras_require=_EXTRAS,
+)

@@ -1,0 +1,267 @@
+"""Every layer keeps the contract, and the suite that says so notices breaches."""
+
+import contextlib
+import io
+
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import layers
+from rnnzoo import testing
+from rnnzoo.layers import base
+
+# What options can break; the layer itself goes through all checks.
+_OPTION_CHECKS = (
+    'shapes', 'dtypes', 'errors', 'steps', 'chunks', 'reset', 'mask',
+)
+
+
+class ContractTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(testing.LAYERS.items())
+  def test_float32(self, make_layer):
+    testing.check_layer(make_layer, dtypes=['float32'])
+
+  @parameterized.named_parameters(testing.LAYERS.items())
+  def test_bfloat16(self, make_layer):
+    testing.check_layer(
+        make_layer, dtypes=['bfloat16'], checks=['dtypes', 'steps']
+    )
+
+  @parameterized.named_parameters(testing.LAYERS.items())
+  def test_float64(self, make_layer):
+    with jax.enable_x64(True):
+      testing.check_layer(
+          make_layer,
+          dtypes=['float64'],
+          checks=['dtypes', 'steps', 'reset', 'mask'],
+      )
+
+  @parameterized.named_parameters(testing.VARIANTS.items())
+  def test_options(self, make_layer):
+    testing.check_layer(make_layer, dtypes=['float32'], checks=_OPTION_CHECKS)
+
+  def test_non_causal_layers_go_through_everything_else(self):
+    testing.check_layer(
+        testing.VARIANTS['bidirectional'],
+        dtypes=['float32'],
+        checks=set(testing.CHECKS) - set(_OPTION_CHECKS),
+    )
+
+  def test_there_is_a_layer_for_every_name_in_configs(self):
+    self.assertSameElements(testing.LAYERS, layers.LAYERS)
+    for name, make_layer in testing.LAYERS.items():
+      self.assertIs(type(make_layer(nnx.Rngs(0))), layers.LAYERS[name])
+
+
+class _Leaky(base.RecurrentLayer):
+  """`h = a sigmoid(x) h + x`, all right; each subclass breaks one promise."""
+
+  def __init__(self, features=4):
+    self.in_features = self.out_features = features
+    self.scale = nnx.Param(jnp.full((features,), 0.5))
+
+  def initialize_carry(self, batch_size, dtype=None):
+    return jnp.zeros((batch_size, self.in_features), self.state_dtype(dtype))
+
+  def state_dtype(self, dtype):
+    return base.state_dtype(dtype)
+
+  def update(self, h, x, reset, mask):
+    dtype, scale = x.dtype, self.scale[...].astype(h.dtype)
+    entering = h if reset is None else self.restart(reset, h)
+    x = x.astype(h.dtype)
+    new = scale * jax.nn.sigmoid(x) * entering + x
+    y = new.astype(dtype)
+    if mask is None:
+      return new, y
+    return base.select(mask, new, h), base.masked(y, mask)
+
+  def restart(self, reset, h):
+    return jnp.where(reset[:, None], 0, h)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask, step=True)
+    return self.update(carry, x, reset, mask)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    by_time = lambda u: None if u is None else jnp.moveaxis(u, 1, 0)
+    carry, y = jax.lax.scan(
+        lambda h, u: self.update(h, *u),
+        carry,
+        (by_time(x), by_time(reset), by_time(mask)),
+    )
+    return carry, jnp.moveaxis(y, 0, 1)
+
+
+class _ResetByMultiplication(_Leaky):
+
+  def restart(self, reset, h):
+    return h * ~reset[:, None]
+
+
+class _ResetAfterwards(_Leaky):
+  """Right in its values, also after a NaN; wrong in their gradients."""
+
+  def update(self, h, x, reset, mask):
+    new, y = super().update(h, x, None, mask)
+    if reset is None:
+      return new, y
+    new = jnp.where(reset[:, None], x.astype(h.dtype), new)
+    return new, jnp.where(reset[:, None], x, y)
+
+
+class _MaskIgnored(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    return super().__call__(x, carry, reset=reset)
+
+
+class _CarryNotKept(_Leaky):
+  """Padding gives zeros, but the state decays on."""
+
+  def update(self, h, x, reset, mask):
+    new, y = super().update(h, x, reset, None)
+    return new, y if mask is None else base.masked(y, mask)
+
+
+class _OtherStep(_Leaky):
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    carry, y = super().step(carry, x, reset=reset, mask=mask)
+    return carry, y * 1.001
+
+
+class _CarryUnused(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    super().__call__(x, carry, reset=reset, mask=mask)
+    return super().__call__(x, reset=reset, mask=mask)
+
+
+class _CarryDetached(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    carry, y = super().__call__(x, carry, reset=reset, mask=mask)
+    return jax.lax.stop_gradient(carry), y
+
+
+class _CarryInBfloat16(_Leaky):
+
+  def state_dtype(self, dtype):
+    return dtype or jnp.float32
+
+
+class _LooksAhead(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    carry, y = super().__call__(x, carry, reset=reset, mask=mask)
+    return carry, y + jnp.roll(y, -1, axis=1)
+
+
+class _MixesRows(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    carry, y = super().__call__(x, carry, reset=reset, mask=mask)
+    return carry, y - y.mean(0)
+
+
+class _AcceptsAnything(_Leaky):
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x = jnp.broadcast_to(x, x.shape[:-1] + (self.in_features,))
+    return super().__call__(x[..., : self.in_features], carry, reset=reset)
+
+
+# The check that must notice; others may, too.
+_BREACHES = {
+    'reset': (_ResetByMultiplication, _ResetAfterwards),
+    'mask': (_MaskIgnored, _CarryNotKept),
+    'steps': (_OtherStep, _CarryUnused, _CarryDetached),
+    'dtypes': (_CarryInBfloat16,),
+    'causality': (_LooksAhead,),
+    'batch': (_MixesRows,),
+    'errors': (_AcceptsAnything,),
+}
+
+
+class CheckLayerTest(parameterized.TestCase):
+
+  def test_a_right_layer_passes(self):
+    testing.check_layer(lambda rngs: _Leaky(), dtypes=['float32'])
+
+  @parameterized.parameters(
+      (check, breach) for check, all_ in _BREACHES.items() for breach in all_
+  )
+  def test_a_broken_layer_fails(self, check, breach):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      with self.assertRaisesRegex(AssertionError, check):
+        testing.check_layer(
+            lambda rngs: breach(), dtypes=['float32'], checks=[check]
+        )
+    head, *rows = output.getvalue().splitlines()
+    self.assertEqual(
+        head.split(), ['check', 'input', 'what', 'error', 'tolerance']
+    )
+    for row in rows:
+      self.assertEqual(row.split()[:2], [check, 'float32'])
+
+  def test_everything_that_fails_is_in_one_table(self):
+    class Broken(_Leaky):
+
+      def step(self, carry, x, *, reset=None, mask=None):
+        raise RuntimeError('No step today.')
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      with self.assertRaisesRegex(AssertionError, 'steps, lengths'):
+        testing.check_layer(
+            lambda rngs: Broken(), dtypes=['float32', 'bfloat16'],
+            checks=['shapes', 'steps', 'lengths'],
+        )
+    self.assertIn('RuntimeError: No step today.', output.getvalue())
+    self.assertIn('bfloat16', output.getvalue())
+
+  def test_unknown_names_are_refused(self):
+    make_layer = testing.LAYERS['elman']
+    with self.assertRaisesRegex(ValueError, 'checks.*steps'):
+      testing.check_layer(make_layer, checks=['speed'])
+    with self.assertRaisesRegex(ValueError, 'dtypes.*float32'):
+      testing.check_layer(make_layer, dtypes=['int8'])
+    with self.assertRaisesRegex(ValueError, 'enable_x64'):
+      testing.check_layer(make_layer, dtypes=['float64'])
+
+
+class AssertCloseTest(parameterized.TestCase):
+
+  def test_accepts_what_is_close_for_the_dtype(self):
+    want = {'a': np.array([1.0, -200.0, np.nan]), 'b': np.arange(3)}
+    got = {'a': np.float32([1.0, -200.001, np.nan]), 'b': np.arange(3)}
+    testing.assert_close(got, want)
+    testing.assert_close(jnp.asarray(want['a'], jnp.bfloat16), want['a'])
+
+  @parameterized.named_parameters(
+      ('value', np.float32([1, 2.001]), 'error 0.0005'),
+      ('nan', np.float32([1, np.nan]), 'error inf'),
+      ('infinity', np.float32([1, np.inf]), 'error inf'),
+      ('shape', np.float32([[1, 2]]), r'\(1, 2\), want \(2,\)'),
+      ('structure', [np.float32([1, 2])], 'PyTreeDef'),
+  )
+  def test_tells_what_is_not(self, got, message):
+    with self.assertRaisesRegex(AssertionError, message):
+      testing.assert_close(got, np.float32([1, 2]))
+
+  def test_the_dtype_asked_for_decides(self):
+    got, want = jnp.bfloat16(1.0), np.float32(1.01)
+    testing.assert_close(got, want)
+    with self.assertRaises(AssertionError):
+      testing.assert_close(got, want, 'float32')
+    testing.assert_close(got, want, 'float32', tolerance=0.1)
+
+  def test_integers_are_exact(self):
+    with self.assertRaises(AssertionError):
+      testing.assert_close(jnp.int32(1000001), jnp.int32(1000000))

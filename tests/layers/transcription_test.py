@@ -1,0 +1,164 @@
+"""Each layer against its paper's equations, as loops in float64 NumPy."""
+
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import numpy as np
+from rnnzoo import layers
+from rnnzoo import testing
+from rnnzoo.layers import min_gru
+
+_BATCH, _TIME, _FEATURES = 2, 9, 4
+
+
+def sigmoid(u):
+  return 1 / (1 + np.exp(-u))
+
+
+def positive(u):  # g, appendix B.3 of arXiv 2410.01201.
+  return np.where(u >= 0, u + 0.5, sigmoid(u))
+
+
+def elman(p, x, h):
+  """Elman (1990), with tanh."""
+  ys = []
+  w, u, b = p['input/kernel'][:, 0], p['hidden/kernel'][:, 0], p['input/bias'][0]
+  for x_t in x:
+    h = np.tanh(x_t @ w + b + h @ u)
+    ys.append(h)
+  return h, ys
+
+
+def gru(p, x, h):
+  """Cho et al. (2014), with the reset after the product as in cuDNN."""
+  w, u = p['input/kernel'], p['hidden/kernel']
+  b, c = p['input/bias'], p['hidden/bias']
+  ys = []
+  for x_t in x:
+    r = sigmoid(x_t @ w[:, 0] + b[0] + h @ u[:, 0] + c[0])
+    z = sigmoid(x_t @ w[:, 1] + b[1] + h @ u[:, 1] + c[1])
+    n = np.tanh(x_t @ w[:, 2] + b[2] + r * (h @ u[:, 2] + c[2]))
+    h = (1 - z) * n + z * h
+    ys.append(h)
+  return h, ys
+
+
+def gru_reset_before(p, x, h):
+  """Chung et al. (2014), arXiv 1412.3555, section 3.2; z takes the new."""
+  w, u, b = p['input/kernel'], p['hidden/kernel'], p['input/bias']
+  ys = []
+  for x_t in x:
+    r = sigmoid(x_t @ w[:, 0] + b[0] + h @ u[:, 0])
+    z = sigmoid(x_t @ w[:, 1] + b[1] + h @ u[:, 1])
+    n = np.tanh(x_t @ w[:, 2] + b[2] + (r * h) @ u[:, 2])
+    h = (1 - z) * h + z * n
+    ys.append(h)
+  return h, ys
+
+
+def lstm(p, x, carry):
+  """Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al."""
+  (c, h), ys = carry, []
+  w, u, b = p['input/kernel'], p['hidden/kernel'], p['input/bias']
+  for x_t in x:
+    i, f, g, o = (x_t @ w[:, k] + b[k] + h @ u[:, k] for k in range(4))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    ys.append(h)
+  return (c, h), ys
+
+
+def lru(p, x, h):
+  """Orvieto et al. (2023), arXiv 2303.06349, appendix A."""
+  lambda_ = np.exp(-np.exp(p['nu_log']) + 1j * np.exp(p['theta_log']))
+  b = p['B_re'] + 1j * p['B_im']
+  c = p['C_re'] + 1j * p['C_im']
+  ys = []
+  for x_t in x:
+    h = lambda_ * h + np.exp(p['gamma_log']) * (x_t @ b.T)
+    ys.append((h @ c.T).real + p['D'] * x_t)
+  return h, ys
+
+
+def min_gru_(p, x, h, g=positive):
+  """Feng et al. (2024), arXiv 2410.01201, section 3.1; g of appendix B."""
+  w, b, ys = p['gates/kernel'], p['gates/bias'], []
+  for x_t in x:
+    z = sigmoid(x_t @ w[:, 0] + b[0])
+    h = (1 - z) * h + z * g(x_t @ w[:, 1] + b[1])
+    ys.append(h @ p['output/kernel'] + p['output/bias'])
+  return h, ys
+
+
+def min_gru_plain(p, x, h):
+  """The same, section 3.1, where the candidate is linear."""
+  return min_gru_(p, x, h, g=lambda u: u)
+
+
+def min_lstm(p, x, h):
+  """Feng et al. (2024), arXiv 2410.01201, section 3.2."""
+  w, b, ys = p['gates/kernel'], p['gates/bias'], []
+  for x_t in x:
+    f, i = (sigmoid(x_t @ w[:, k] + b[k]) for k in (0, 1))
+    f, i = f / (f + i), i / (f + i)
+    h = f * h + i * positive(x_t @ w[:, 2] + b[2])
+    ys.append(h)
+  return h, ys
+
+
+def min_lstm_unnormalized(p, x, h):
+  """The same without the division: the published configurations."""
+  w, b, ys = p['gates/kernel'], p['gates/bias'], []
+  for x_t in x:
+    f, i = (sigmoid(x_t @ w[:, k] + b[k]) for k in (0, 1))
+    h = f * h + i * positive(x_t @ w[:, 2] + b[2])
+    ys.append(h)
+  return h, ys
+
+
+class TranscriptionTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('elman', elman, layers.Elman, {}),
+      ('gru', gru, layers.GRU, {}),
+      ('gru_reset_before', gru_reset_before, layers.GRU,
+       dict(reset_after=False)),
+      ('lstm', lstm, layers.LSTM, {}),
+      ('lru', lru, layers.LRU, dict(r_min=0.4, r_max=0.9)),
+      ('min_gru', min_gru_, layers.MinGRU, dict(expansion_factor=1.5)),
+      ('min_gru_plain', min_gru_plain, layers.MinGRU,
+       dict(activation_fn=min_gru.identity, use_projection=True)),
+      ('min_lstm', min_lstm, layers.MinLSTM, {}),
+      ('min_lstm_unnormalized', min_lstm_unnormalized, layers.MinLSTM,
+       dict(normalize=False)),
+  )
+  def test_layer(self, transcription, layer, options):
+    with jax.enable_x64(True):
+      layer = layer(_FEATURES, **options, rngs=nnx.Rngs(0))
+      random = np.random.default_rng(0)
+      # Biases start at zero in places, where they would go untested.
+      graph, params = nnx.split(layer)
+      params = jax.tree.map(
+          lambda p: p + 0.3 * random.standard_normal(p.shape), params
+      )
+      layer = nnx.merge(graph, params)
+      x = random.standard_normal((_BATCH, _TIME, _FEATURES))
+      carry = jax.tree.map(
+          lambda u: random.standard_normal(u.shape)
+          + (1j * random.standard_normal(u.shape) if u.dtype.kind == 'c' else 0),
+          layer.initialize_carry(_BATCH, x.dtype),
+      )
+      got_carry, got = jax.jit(lambda *a: layer(*a))(x, carry)
+      p = {
+          '/'.join(map(str, path)): np.asarray(value[...], np.float64)
+          for path, value in nnx.to_flat_state(params)
+      }
+      want_carry, want = transcription(p, x.swapaxes(0, 1), carry)
+      self.assertEqual(got.dtype, np.float64)
+      testing.assert_close(
+          (tuple(jax.tree.leaves(got_carry)), got),
+          (tuple(jax.tree.leaves(want_carry)), np.stack(want, axis=1)),
+          tolerance=1e-10,
+      )
+
+

@@ -1,0 +1,230 @@
+"""`causal_conv1d`: sequence, chunks and steps against a loop in float64."""
+
+from absl.testing import parameterized
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import ops
+from tests import tolerance
+from tests.ops import oracle
+
+f32, f64, bf16, c64 = jnp.float32, jnp.float64, jnp.bfloat16, jnp.complex64
+
+
+def _operands(shape, taps, dtype=f32, flags='', seed=0):
+  """Returns NumPy `x, kernel, bias, tail` and a dict of the named flags."""
+  rng = np.random.default_rng(seed)
+  batch, time, features = shape
+
+  def normal(*shape):
+    value = rng.standard_normal(shape)
+    if dtype == c64:
+      value = value + 1j * rng.standard_normal(shape)
+    return value.astype(dtype)
+
+  operands = (
+      normal(*shape),
+      normal(taps, features),
+      normal(features),
+      normal(batch, taps - 1, features),
+  )
+  chances = dict(reset=0.2, mask=0.7)
+  flags = {k: rng.random((batch, time)) < chances[k] for k in flags.split()}
+  return operands, flags
+
+
+def _convolve(x, kernel, bias, tail, flags):
+  return ops.causal_conv1d(x, kernel, bias, tail, **flags)
+
+
+class CausalConv1dTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('plain', (2, 9, 3), 4, f32, ''),
+      ('reset', (2, 9, 3), 4, f32, 'reset'),
+      ('mask', (2, 9, 3), 4, f32, 'mask'),
+      ('both', (2, 9, 3), 4, f32, 'reset mask'),
+      ('one_row', (1, 9, 1), 3, f32, 'reset mask'),
+      ('two_taps', (2, 9, 3), 2, f32, 'reset mask'),
+      ('one_tap', (2, 9, 3), 1, f32, 'reset mask'),
+      ('one_token', (2, 1, 3), 4, f32, 'reset mask'),
+      ('one_token_no_flags', (2, 1, 3), 4, f32, ''),
+      ('shorter_than_kernel', (2, 2, 3), 4, f32, 'reset mask'),
+      ('empty', (2, 0, 3), 4, f32, ''),
+      ('empty_with_flags', (2, 0, 3), 4, f32, 'reset mask'),
+      ('empty_one_tap', (2, 0, 3), 1, f32, 'reset mask'),
+      ('no_rows', (0, 4, 3), 3, f32, 'reset mask'),
+      ('bfloat16', (2, 9, 3), 4, bf16, 'reset mask'),
+      ('complex', (2, 9, 3), 4, c64, 'reset'),
+      ('double', (2, 9, 3), 4, f64, 'reset mask'),
+  )
+  def test_matches_loop(self, shape, taps, dtype, flags):
+    operands, flags = _operands(shape, taps, dtype, flags)
+    want = oracle.causal_conv1d(*operands, **flags)
+    weights = oracle.causal_conv1d(*_operands(shape, taps, dtype, '', 1)[0])
+    weights = tuple(w.astype(dtype) for w in weights)
+
+    @jax.jit
+    def run(operands, flags, weights):
+      value, vjp = jax.vjp(lambda *u: _convolve(*u, flags), *operands)
+      return value, vjp(weights)
+
+    with jax.enable_x64(dtype == f64):
+      got, grads = run(operands, flags, weights)
+    tolerance.assert_close(got, want)
+    self.assertEqual({u.dtype for u in got}, {jnp.dtype(dtype)})
+
+    # Linear in each operand, so that a difference is the slope.
+    wide = np.complex128 if dtype == c64 else np.float64
+    operands, weights, grads = jax.tree.map(
+        lambda u: np.asarray(u, wide), (operands, weights, grads)
+    )
+    directions, _ = _operands(shape, taps, dtype, '', 2)
+    for i, (grad, direction) in enumerate(zip(grads, directions)):
+      direction = direction.astype(wide)
+      moved = list(operands)
+      moved[i] = moved[i] + direction
+      moved = oracle.causal_conv1d(*moved, **flags)
+      slope = sum(np.sum(w * (v - u)) for w, u, v in zip(weights, want, moved))
+      np.testing.assert_allclose(
+          np.sum(grad * direction), slope, rtol=0,
+          atol=tolerance.TOLERANCE[jnp.dtype(dtype).name]
+          * max(1, np.abs(grad * direction).sum()),
+      )
+
+  @parameterized.product(flags=('', 'reset mask'), dtype=(f32, bf16))
+  def test_chunks_and_steps_equal_the_whole(self, flags, dtype):
+    (x, kernel, bias, tail), flags = _operands((2, 11, 3), 4, dtype, flags)
+    whole = jax.jit(_convolve)(x, kernel, bias, tail, flags)
+
+    @jax.jit
+    def chunks(tail):
+      outputs = []
+      for start, stop in ((0, 2), (2, 2), (2, 3), (3, 9), (9, 11)):
+        part = {k: u[:, start:stop] for k, u in flags.items()}
+        tail, y = _convolve(x[:, start:stop], kernel, bias, tail, part)
+        outputs.append(y)
+      return tail, jnp.concatenate(outputs, axis=1)
+
+    @jax.jit
+    def steps(tail):
+      outputs = []
+      for t in range(x.shape[1]):
+        part = {k: u[:, t] for k, u in flags.items()}
+        tail, y = ops.causal_conv1d_step(x[:, t], kernel, bias, tail, **part)
+        outputs.append(y)
+      return tail, jnp.stack(outputs, axis=1)
+
+    for got in (chunks(tail), steps(tail)):
+      # The tail holds inputs: it is the same to the last bit.
+      np.testing.assert_array_equal(
+          np.asarray(got[0], f32), np.asarray(whole[0], f32)
+      )
+      tolerance.assert_close(got[1], whole[1])
+      self.assertEqual(got[1].dtype, dtype)
+
+  def test_without_bias_and_tail(self):
+    (x, kernel, _, _), _ = _operands((2, 5, 3), 3)
+    nothing = np.zeros(3), np.zeros((2, 2, 3))
+    want = oracle.causal_conv1d(x, kernel, *nothing)
+    tolerance.assert_close(jax.jit(ops.causal_conv1d)(x, kernel), want)
+    got = jax.jit(ops.causal_conv1d_step)(x[:, 0], kernel)
+    want = oracle.causal_conv1d(x[:, :1], kernel, *nothing)
+    tolerance.assert_close(got, (want[0], want[1][:, 0]))
+
+  def test_nan_stays_within_its_sequence_and_behind_the_mask(self):
+    (x, kernel, bias, tail), _ = _operands((2, 9, 3), 4)
+    reset, mask = np.zeros((2, 9), bool), np.ones((2, 9), bool)
+    reset[:, 4], mask[:, 6] = True, False
+
+    @jax.jit
+    def late(x, tail, kernel):
+
+      def loss(x, tail, kernel):
+        tail, y = ops.causal_conv1d(
+            x, kernel, bias, tail, reset=reset, mask=mask
+        )
+        return jnp.sum(y[:, 4:] ** 2) + jnp.sum(tail**2)
+
+      return jax.value_and_grad(loss, (0, 1, 2))(x, tail, kernel)
+
+    want, grads = late(x, tail, kernel)
+    x, tail = x.copy(), tail.copy()
+    x[:, 6] = np.inf  # Nothing at all comes of what is masked.
+    tolerance.assert_close(late(x, tail, kernel), (want, grads))
+    # Of an earlier sequence only gradients of weights do.
+    x[:, 2:4], tail[:] = np.nan, np.nan
+    got, got_grads = late(x, tail, kernel)
+    tolerance.assert_close((got, got_grads[:2]), (want, grads[:2]))
+
+  def test_vmap_over_kernels(self):
+    (x, kernel, bias, tail), flags = _operands((2, 5, 3), 3, f32, 'reset mask')
+    run = jax.vmap(lambda k: _convolve(x, k, bias, tail, flags))
+    got = jax.jit(run)(np.stack([kernel, -kernel]))
+    for i, k in enumerate((kernel, -kernel)):
+      want = oracle.causal_conv1d(x, k, bias, tail, **flags)
+      tolerance.assert_close([u[i] for u in got], list(want))
+
+  @parameterized.named_parameters(
+      ('x_rank', {'x': np.ones((5, 3), f32)}, r'`x` must be \[B, T, D\].*5, 3'),
+      ('x_int', {'x': np.ones((2, 5, 3), int)}, '`x` must be floating.*int'),
+      ('kernel_rank', {'kernel': np.ones(3, f32)}, r'`kernel` must be \[K, 3\]'),
+      ('kernel_scalar', {'kernel': 1.0}, r'`kernel` must be \[K, 3\]'),
+      ('kernel_size', {'kernel': np.ones((4, 2), f32)}, '`kernel`.*4, 2'),
+      ('no_taps', {'kernel': np.ones((0, 3), f32)}, '`kernel`.*0, 3'),
+      ('kernel_complex', {'kernel': np.ones((4, 3), c64)}, '`kernel` is complex'),
+      ('bias', {'bias': np.ones(2, f32)}, r'`bias` must be \[3\].*2'),
+      ('tail', {'tail': np.ones((2, 4, 3), f32)}, r'`tail` must be.*2, 3, 3'),
+      ('reset', {'reset': np.ones((2, 5), int)}, '`reset` must be bool'),
+      ('mask', {'mask': np.ones((5, 2), bool)}, '`mask` must be bool.*5, 2'),
+  )
+  def test_bad_input_names_the_argument(self, changed, message):
+    good = dict(x=np.ones((2, 5, 3), f32), kernel=np.ones((4, 3), f32))
+    with self.assertRaisesRegex(ValueError, message):
+      ops.causal_conv1d(**{**good, **changed})
+    if 'reset' not in changed and 'mask' not in changed:
+      good['x'] = good['x'][:, 0]
+      if 'x' in changed:
+        changed['x'] = changed['x'][0]
+        message = message.replace('B, T, D', 'B, D').replace('5, 3', '3,')
+      with self.assertRaisesRegex(ValueError, message):
+        ops.causal_conv1d_step(**{**good, **changed})
+
+
+class MeshTest(parameterized.TestCase):
+
+  @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
+  def test_nothing_but_gradients_of_weights_moves(self, kind):
+    operands, flags = _operands((8, 9, 6), 4, f32, 'reset mask')
+    mesh = jax.make_mesh(
+        (2, 2, 2), ('data', 'fsdp', 'model'), axis_types=(kind,) * 3
+    )
+    spec = P(('data', 'fsdp'), None, 'model')
+
+    def run(x, kernel, bias, tail, flags):
+      loss = lambda *u: sum(jnp.sum(v**2) for v in _convolve(*u, flags))
+      return jax.value_and_grad(loss, (0, 1, 2, 3))(x, kernel, bias, tail)
+
+    want = jax.jit(run)(*operands, flags)
+    x, *others = operands
+    x = jax.device_put(x, jax.NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+      step = jax.jit(run)
+      text = step.lower(x, *others, flags).compile().as_text()
+      got = step(x, *others, flags)
+    tolerance.assert_close(got, want)
+    for moved in ('all-gather', 'all-to-all', 'collective-permute'):
+      self.assertNotIn(moved, text)
+
+  def test_inside_shard_map(self):
+    operands, flags = _operands((8, 9, 6), 4, f32, 'reset mask')
+    want = oracle.causal_conv1d(*operands, **flags)
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    rows = P('data')
+    with jax.set_mesh(mesh):
+      got = jax.jit(jax.shard_map(
+          _convolve, in_specs=(rows, P(), P(), rows, rows), out_specs=rows
+      ))(*operands, flags)
+    tolerance.assert_close(got, want)

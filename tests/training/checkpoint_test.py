@@ -1,0 +1,505 @@
+"""Tests of `rnnzoo.training.checkpoint`, on real files."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from rnnzoo import errors
+from rnnzoo.training import checkpoint
+
+P = jax.sharding.PartitionSpec
+META = {'config': {'model': {'layer': 'min_gru'}}, 'vocabulary': 'abcé'}
+
+
+def make_mesh():
+  return jax.make_mesh(
+      (4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+
+
+def make_state(step=0):
+  """A state with an optimiser's, every value a function of `step`."""
+  w = np.random.default_rng(0).standard_normal((64, 96), np.float32)
+  b = jnp.full((96,), step, jnp.bfloat16)
+  params = {'w': jnp.asarray(w + step), 'b': b}
+  opt_state = optax.chain(
+      optax.clip_by_global_norm(1.0), optax.adam(1e-3)
+  ).init(params)
+  return {'params': params, 'opt_state': opt_state, 'step': jnp.int32(step)}
+
+
+def abstract(state, sharding=None):
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=sharding or x.sharding
+      ),
+      state,
+  )
+
+
+def slow_digest(array):
+  """The documented digest of an array of at most 8-byte elements."""
+  total = 0
+  words = array.reshape(-1).view(f'u{array.itemsize}')
+  for position, bits in enumerate(words.tolist()):
+    x = (position * 0x9E3779B97F4A7C15 + bits) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    total += x ^ (x >> 31)
+  return total % 2**64
+
+
+def largest_file(directory):
+  files = [path for path in directory.rglob('*') if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_bit(path, position, bit=0):
+  data = bytearray(path.read_bytes())
+  data[position] ^= 1 << bit
+  path.write_bytes(data)
+
+
+class CheckpointTestCase(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(
+        self.enter_context(tempfile.TemporaryDirectory())
+    )
+    self.directory = self.workdir / 'checkpoints'
+
+  def open(self, **options):
+    """Opens a checkpointer that is closed at the end of the test."""
+    return self.enter_context(
+        checkpoint.Checkpointer(self.directory, **options)
+    )
+
+  def assert_states_equal(self, actual, expected):
+    self.assertEqual(jax.tree.structure(actual), jax.tree.structure(expected))
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
+      self.assertEqual(x.dtype, y.dtype)
+      np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+class DigestTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      'bool', 'int8', 'uint32', 'bfloat16', 'float32', 'complex64'
+  )
+  def test_is_the_documented_sum_and_any_topology_gives_it(self, dtype):
+    values = np.random.default_rng(1).integers(0, 2, (8, 3, 4)) * 3
+    array = jnp.asarray(values).astype(dtype)
+    expected = slow_digest(np.asarray(array))
+    mesh = make_mesh()
+    for spec in (
+        P(), P('data'), P('model', None, 'data'), P(None, None, 'model'),
+        P(('data', 'model')),
+    ):
+      sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+      self.assertEqual(checkpoint._local_digest(sharded), expected, spec)
+
+  def test_blocks_do_not_show(self):
+    rng = np.random.default_rng(2)
+    for shape in ((3, checkpoint._BLOCK + 7), (checkpoint._BLOCK // 4, 9)):
+      array = rng.integers(0, 256, shape, dtype=np.uint8)
+      whole = checkpoint._shard_sum(array, (slice(None),) * 2, shape)
+      parts = 0
+      for index in np.ndindex(3, 2):
+        index = tuple(
+            slice(n * i // k, n * (i + 1) // k)
+            for i, k, n in zip(index, (3, 2), shape)
+        )
+        parts += checkpoint._shard_sum(array[index], index, shape)
+      self.assertEqual(whole, parts % 2**64)
+      self.assertEqual(whole, slow_digest(array))
+
+  def test_every_bit_and_the_order_count(self):
+    for dtype in (np.float16, np.complex128):
+      array = np.arange(6).astype(dtype)
+      sums = {checkpoint._shard_sum(array, (slice(None),), (6,))}
+      for i in range(array.nbytes * 8):
+        flipped = array.copy()
+        flipped.view(np.uint8)[i // 8] ^= 1 << (i % 8)
+        sums.add(checkpoint._shard_sum(flipped, (slice(None),), (6,)))
+      for i in range(5):
+        swapped = array.copy()
+        swapped[[i, i + 1]] = swapped[[i + 1, i]]
+        sums.add(checkpoint._shard_sum(swapped, (slice(None),), (6,)))
+      self.assertLen(sums, 1 + array.nbytes * 8 + 5)
+
+  def test_scalars_and_empty_arrays(self):
+    scalar = jnp.float32(2.5)
+    self.assertEqual(
+        checkpoint._local_digest(scalar), slow_digest(np.asarray(scalar)[None])
+    )
+    self.assertEqual(checkpoint._local_digest(jnp.zeros((0, 3))), 0)
+
+
+class CheckpointerTest(CheckpointTestCase):
+
+  def test_round_trip(self):
+    state = make_state(3)
+    state['odd'] = {
+        'bool': jnp.array([True, False]), 'complex': jnp.array([1 + 2j]),
+        'half': jnp.ones((2, 2), jnp.float16), 'empty': jnp.zeros((0, 3)),
+        'list': [jnp.uint32(7), {1: jnp.int8(-1)}],
+    }
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      self.assertTrue(checkpoints.save(3, state, META))
+    step, restored, meta = self.open().restore(abstract(state))
+    self.assertEqual((step, meta), (3, META))
+    self.assert_states_equal(restored, state)
+    self.assertEqual(checkpoint.restore_meta(self.directory), (3, META))
+
+  def test_plain_orbax_reads_it(self):
+    state = make_state(3)
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      checkpoints.save(3, state, META)
+    with ocp.CheckpointManager(self.directory) as manager:
+      read = manager.restore(3, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+      ))
+    self.assertEqual(read['meta']['meta'], META)
+    self.assertEqual(
+        read['meta']['leaves']['params/b'],
+        {'dtype': 'bfloat16', 'shape': [96],
+         'digest': f'{slow_digest(np.asarray(state["params"]["b"])):016x}'},
+    )
+    self.assert_states_equal(read['state']['params'], state['params'])
+    np.testing.assert_array_equal(
+        read['state']['opt_state']['1']['0']['mu']['w'],
+        state['opt_state'][1][0].mu['w'],
+    )
+
+  def test_another_topology(self):
+    mesh = make_mesh()
+    spread = jax.sharding.NamedSharding(mesh, P('data', 'model'))
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[5])
+    w = make_state(1)['params']['w']
+    checkpoints = self.open()
+    for step, before, after in ((1, spread, single), (2, single, spread)):
+      state = {'w': jax.device_put(w + step, before)}
+      checkpoints.save(step, state, {})
+      _, restored, _ = checkpoints.restore(abstract(state, after))
+      self.assertEqual(restored['w'].sharding, after)
+      self.assert_states_equal(restored, state)
+    # No sharding asked for: one device.
+    unplaced = {'w': jax.ShapeDtypeStruct(w.shape, w.dtype)}
+    _, restored, _ = checkpoints.restore(unplaced)
+    self.assertLen(restored['w'].devices(), 1)
+
+  def test_arrays_may_be_donated_at_once(self):
+    @jax.jit
+    def start():
+      return {'w': jnp.arange(2**20, dtype=jnp.float32)}
+
+    update = jax.jit(
+        lambda s: {'w': s['w'] * 1.5 + 1}, donate_argnums=0
+    )
+    checkpoints = self.open(keep=9)
+    state, expected = start(), {}
+    for step in range(1, 5):
+      state = update(state)
+      expected[step] = np.array(state['w'])
+      state = update(state)
+      expected[step, 'next'] = np.array(state['w'])
+    state = start()
+    for step in range(1, 5):
+      state = update(state)
+      checkpoints.save(step, state, {})
+      state = update(state)
+      np.testing.assert_array_equal(state['w'], expected[step, 'next'])
+    for step in range(1, 5):
+      _, restored, _ = checkpoints.restore(abstract(state), step=step)
+      np.testing.assert_array_equal(restored['w'], expected[step])
+
+  def test_keeps_the_latest_and_the_best(self):
+    state = {'w': jnp.ones(3)}
+    checkpoints = self.open(keep=2)
+    self.assertIsNone(checkpoints.latest_step())
+    self.assertIsNone(checkpoints.best_step())
+    losses = [3.0, 1.0, 2.0, float('nan'), None, 1.0]
+    for step, loss in enumerate(losses, start=1):
+      checkpoints.save(step, state, {}, best_metric=loss)
+    checkpoints.wait()
+    self.assertEqual(checkpoints.all_steps(), [2, 5, 6])
+    self.assertEqual(checkpoints.best_step(), 2)  # Not 6, which only equals it.
+    checkpoints = self.open(keep=2)
+    self.assertEqual(checkpoints.best_step(), 2)
+    self.assertEqual(checkpoints.restore(state, best=True)[0], 2)
+    self.assertEqual(checkpoints.restore(state)[0], 6)
+    checkpoints.save(7, state, {}, best_metric=0.5)
+    checkpoints.wait()
+    self.assertEqual(checkpoints.all_steps(), [6, 7])
+    self.assertEqual(
+        sorted(path.name for path in self.directory.iterdir()), ['6', '7']
+    )
+
+  def test_a_step_saved_twice_only_notes_its_metric(self):
+    state = {'w': jnp.ones(3)}
+    checkpoints = self.open(keep=1)
+    self.assertTrue(checkpoints.save(1, state, META))
+    self.assertFalse(checkpoints.save(1, state, META, best_metric=2.0))
+    self.assertFalse(checkpoints.save(1, state, META))
+    self.assertEqual(checkpoints.best_step(), 1)
+    checkpoints.save(2, state, META)
+    checkpoints.wait()
+    reopened = self.open(readonly=True)
+    self.assertEqual(reopened.all_steps(), [1, 2])
+    self.assertEqual(reopened.best_step(), 1)
+    self.assertEqual(reopened.restore(state, step=1)[2], META)
+
+  def test_wrong_calls(self):
+    state = {'w': jnp.ones(3)}
+    checkpoints = self.open()
+    checkpoints.save(5, state, {})
+    with self.assertRaisesRegex(ValueError, 'after the latest checkpoint, 5'):
+      checkpoints.save(4, state, {})
+    with self.assertRaisesRegex(ValueError, '`meta` must be JSON'):
+      checkpoints.save(6, state, {'x': object()})
+    for bad in (np.ones(3), 2.0, jax.random.key(0)):
+      with self.assertRaisesRegex(ValueError, 'at a/b'):
+        checkpoints.save(6, {'a': {'b': bad}}, {})
+    with self.assertRaisesRegex(ValueError, 'twice'):
+      checkpoints.save(6, {'a': {'b': jnp.ones(1)}, 'a/b': jnp.ones(1)}, {})
+    with self.assertRaisesRegex(ValueError, 'keep'):
+      self.open(keep=0)
+    with self.assertRaisesRegex(ValueError, 'readonly'):
+      self.open(readonly=True).save(7, state, {})
+    (self.workdir / 'file').write_text('')
+    with self.assertRaisesRegex(errors.UserError, 'file.*: not a directory'):
+      checkpoint.Checkpointer(self.workdir / 'file')
+
+  def test_nothing_to_restore(self):
+    for readonly in (True, False):
+      checkpoints = self.open(readonly=readonly)
+      with self.assertRaisesRegex(
+          errors.UserFileNotFoundError, 'There is no checkpoint in '
+      ):
+        checkpoints.restore({'w': jnp.ones(3)})
+      self.assertEqual(self.directory.exists(), not readonly)
+    checkpoints.save(1, {'w': jnp.ones(3)}, {})
+    with self.assertRaisesRegex(
+        errors.UserFileNotFoundError, 'no checkpoint 2 '
+    ):
+      checkpoints.restore({'w': jnp.ones(3)}, step=2)
+
+  def test_partial(self):
+    state = make_state(3)
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      checkpoints.save(3, state, META)
+    wanted = {'params': abstract(state['params'])}
+    _, restored, _ = self.open(readonly=True).restore(wanted, partial=True)
+    self.assert_states_equal(restored, {'params': state['params']})
+
+  def test_another_model_is_not_damage(self):
+    state = make_state(3)
+    checkpoints = self.open()
+    checkpoints.save(3, state, META)
+    other = make_state(3)
+    other['params']['w'] = jnp.ones((8, 96))
+    other['params']['new'] = jnp.ones(2)
+    other['step'] = jnp.float32(1)
+    with self.assertRaisesRegex(
+        errors.UserError,
+        r'Checkpoint 3 in .* another model or optimizer: '
+        r'params/new \(float32\[2\]\) is not in the checkpoint; params/w is '
+        r'float32\[64, 96\] in the checkpoint and float32\[8, 96\] here; '
+        r'step is int32\[\] in the checkpoint and float32\[\] here\.$',
+    ):
+      checkpoints.restore(other)
+    with self.assertRaisesRegex(errors.UserError, '/1/0/count is only'):
+      checkpoints.restore({'params': state['params'], 'step': state['step']})
+    self.assertEqual(checkpoints.all_steps(), [3])
+    self.assert_states_equal(checkpoints.restore(state)[1], state)
+
+  def test_leftovers_of_killed_saves(self):
+    state = {'w': jnp.ones(3)}
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      checkpoints.save(1, state, {})
+    for name in ('2.orbax-checkpoint-tmp', '3.orbax-checkpoint-tmp-17'):
+      (self.directory / name / 'state').mkdir(parents=True)
+      (self.directory / name / 'state' / 'file').write_text('half')
+    reader = self.open(readonly=True)
+    self.assertEqual(reader.all_steps(), [1])
+    self.assertLen(list(self.directory.iterdir()), 3)
+    checkpoints = self.open()
+    self.assertEqual(checkpoints.restore(state)[0], 1)
+    self.assertLen(list(self.directory.iterdir()), 1)
+    self.assertTrue(checkpoints.save(2, state, {}))
+    self.assertEqual(checkpoints.restore(state)[0], 2)
+
+
+class DamageTest(CheckpointTestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.states = {step: make_state(step) for step in (1, 2)}
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      for step, state in self.states.items():
+        checkpoints.save(step, state, META | {'step': step}, best_metric=step)
+
+  def assert_falls_back(self, reason):
+    """Restores; checks that 1 came back, 2 was moved, and 2 saves again."""
+    checkpoints = self.open()
+    with self.assertLogs('absl', 'WARNING') as logs:
+      step, state, meta = checkpoints.restore(abstract(self.states[1]))
+    self.assertEqual((step, meta['step']), (1, 1))
+    self.assert_states_equal(state, self.states[1])
+    self.assertLen(logs.records, 1)
+    self.assertRegex(
+        logs.records[0].getMessage(),
+        rf'^Checkpoint 2 is damaged: .*{reason}.*bad_checkpoints/2\S*\. Trying',
+    )
+    self.assertEqual(checkpoints.all_steps(), [1])
+    self.assertTrue(checkpoints.save(2, self.states[2], META, best_metric=2))
+    checkpoints.wait()
+    step, state, _ = self.open().restore(abstract(self.states[2]))
+    self.assertEqual(step, 2)
+    self.assert_states_equal(state, self.states[2])
+
+  def test_flipped_bits(self):
+    rng = np.random.default_rng(3)
+    for i in range(6):
+      path = largest_file(self.directory / '2' / 'state')
+      # Each is a bit of the weights, which do not compress: none is unused.
+      flip_bit(path, rng.integers(100, path.stat().st_size // 2), i)
+      self.assert_falls_back('/w is not what was written')
+    self.assertLen(list((self.workdir / 'bad_checkpoints').iterdir()), 6)
+
+  def test_no_flipped_bit_anywhere_gives_wrong_values(self):
+    rng = np.random.default_rng(4)
+    paths = [p for p in (self.directory / '2').rglob('*') if p.is_file()]
+    self.assertGreater(len(paths), 5)
+    for path in paths:
+      whole = path.read_bytes()
+      for _ in range(2):
+        flip_bit(path, rng.integers(len(whole)), rng.integers(8))
+        reader = self.open(readonly=True)
+        step, state, meta = reader.restore(abstract(self.states[2]))
+        self.assertEqual(meta['step'], step)
+        self.assert_states_equal(state, self.states[step])
+        path.write_bytes(whole)
+
+  def test_truncated_and_missing_files(self):
+    for name, damage in (
+        ('data', lambda path: os.truncate(path, path.stat().st_size // 2)),
+        ('data', lambda path: path.unlink()),
+        ('meta/metadata', lambda path: os.truncate(path, 40)),
+        ('meta/metadata', lambda path: path.unlink()),
+        ('meta/metadata', lambda path: flip_bit(path, 30)),
+        ('state/manifest.ocdbt', lambda path: path.unlink()),
+    ):
+      with self.subTest(name):
+        path = self.directory / '2' / name
+        path = largest_file(self.directory / '2') if name == 'data' else path
+        damage(path)
+        self.assert_falls_back('metadata' if 'metadata' in name else 'arrays')
+
+  def test_readers_move_nothing(self):
+    flip_bit(largest_file(self.directory / '2' / 'state'), 300)
+    checkpoints = self.open(readonly=True)
+    with self.assertLogs('absl', 'WARNING'):
+      step, state, _ = checkpoints.restore(abstract(self.states[1]))
+    self.assertEqual(step, 1)
+    self.assert_states_equal(state, self.states[1])
+    self.assertEqual(
+        sorted(path.name for path in self.workdir.rglob('[12]')), ['1', '2']
+    )
+    self.assertFalse((self.workdir / 'bad_checkpoints').exists())
+
+  def test_the_step_asked_for(self):
+    flip_bit(largest_file(self.directory / '2' / 'state'), 300)
+    checkpoints = self.open()
+    with self.assertRaisesRegex(errors.UserError, 'Checkpoint 2 in .* damaged'):
+      checkpoints.restore(abstract(self.states[2]), step=2)
+    self.assertEqual(checkpoints.all_steps(), [1, 2])
+
+  def test_a_damaged_best_one(self):
+    flip_bit(largest_file(self.directory / '1' / 'state'), 300)
+    checkpoints = self.open(readonly=True)
+    self.assertEqual(checkpoints.best_step(), 1)
+    with self.assertLogs('absl', 'WARNING'):
+      self.assertEqual(checkpoints.restore(self.states[1], best=True)[0], 2)
+
+  def test_all_damaged(self):
+    for step in (1, 2):
+      flip_bit(largest_file(self.directory / str(step) / 'state'), 300)
+    checkpoints = self.open()
+    with self.assertLogs('absl', 'WARNING'):
+      with self.assertRaisesRegex(errors.UserError, 'all 2 are damaged, now'):
+        checkpoints.restore(abstract(self.states[1]))
+    self.assertEqual(checkpoints.all_steps(), [])
+
+  def test_full_disk(self):
+    checkpoints = self.open()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+      with self.assertRaisesRegex(
+          errors.UserError,
+          'Cannot save checkpoint 3 in .*: File too large. The latest one kept '
+          'is 2.',
+      ):
+        checkpoints.save(3, self.states[2], META, best_metric=0)
+        checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    self.assertEqual(checkpoints.all_steps(), [1, 2])
+    self.assertEqual(checkpoints.best_step(), 1)
+    self.assertTrue(checkpoints.save(3, self.states[2], META))
+    step, state, _ = checkpoints.restore(abstract(self.states[2]))
+    self.assertEqual(step, 3)
+    self.assert_states_equal(state, self.states[2])
+
+  def test_one_readable_line_each(self):
+    """Neither Orbax's logs nor tracebacks of its threads reach the terminal."""
+    os.truncate(largest_file(self.directory / '2'), 300)
+    program = f"""
+import gc, resource
+from absl import logging
+import jax.numpy as jnp, numpy as np
+from rnnzoo.training import checkpoint
+logging.use_absl_handler()
+logging.set_verbosity(logging.INFO)
+noise = np.random.default_rng(0).standard_normal((20, 100, 100), np.float32)
+state = {{'w': {{str(i): jnp.asarray(x) for i, x in enumerate(noise)}}}}
+with checkpoint.Checkpointer({str(self.directory)!r}) as checkpoints:
+  params = {{'params': {{'w': jnp.zeros((64, 96))}}}}
+  checkpoints.restore(params, partial=True)
+  checkpoints.save(5, state, {{}})
+  checkpoints.wait()
+  resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+  try:
+    checkpoints.save(6, state, {{}})
+    checkpoints.wait()
+  except checkpoint.errors.UserError as e:
+    print(e)
+gc.collect()
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True,
+        check=False,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual(done.stdout.count('\n'), 1)
+    self.assertIn('Cannot save checkpoint 6', done.stdout)
+    lines = done.stderr.splitlines()
+    lines = [x for x in lines if ' checkpoint.py' in x or x[0] not in 'IW']
+    self.assertLen(lines, 1, done.stderr)
+    self.assertIn('Checkpoint 2 is damaged: its arrays', lines[0])
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,88 @@
+"""Tests of `rnnzoo.training.host`, whose settings each take a process."""
+
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from rnnzoo.training import host
+
+
+def run(program, **environment):
+  """Runs a program without the settings that the tests themselves have."""
+  kept = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+  done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True,
+      check=False, env={**kept, **environment},
+  )
+  if done.returncode:
+    raise AssertionError(done.stderr)
+  return done.stdout.split(), done.stderr
+
+
+class HostTest(parameterized.TestCase):
+
+  def test_pin_malloc(self):
+    if platform.libc_ver()[0] != 'glibc':
+      self.assertFalse(host.pin_malloc())
+      self.skipTest('Only glibc has mallopt.')
+    program = """
+import resource
+import numpy as np
+from rnnzoo.training import host
+
+def page_faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(4):
+    np.full(2**26, 1, np.uint8)  # 64 MiB, freed at once
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(page_faults(), host.pin_malloc(), page_faults(), page_faults())
+"""
+    (before, done, _, after), _ = run(program)
+    self.assertEqual(done, 'True')
+    self.assertGreater(int(before), 100)  # With huge pages 128, else 65536.
+    self.assertLess(int(after), 16)
+
+  def test_device_description(self):
+    self.assertRegex(host.device_description(), r'^\w+ x \d+ \(.*\S.*\)$')
+
+  def test_compilation_cache(self):
+    with tempfile.TemporaryDirectory() as directory:
+      program = """
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+jax.jit(lambda x: x - 1)(3.0)  # Too early; must not turn the cache off.
+from rnnzoo.training import host
+print(host.enable_compilation_cache())
+print(jax.jit(lambda x: 3 * x + 1)(2.0), jax.jit(lambda x: x * x)(4.0))
+print(sum(name.endswith('/cache_hits') for name in hits))
+"""
+      cache = pathlib.Path(directory) / 'rnnzoo' / 'jax'
+      environment = {'JAX_PLATFORMS': 'cpu', 'XDG_CACHE_HOME': directory}
+      output, _ = run(program, **environment)
+      self.assertEqual(output, [str(cache), '7.0', '16.0', '0'])
+      files = sorted(cache.glob('*-cache'))
+      self.assertGreater(len(files), 1)
+      # Cut short by a killed process.
+      files[0].write_bytes(files[0].read_bytes()[:50])
+      environment |= {
+          'XDG_CACHE_HOME': '/dev/null', 'JAX_COMPILATION_CACHE_DIR': str(cache)
+      }
+      output, messages = run(program, **environment)
+      self.assertEqual(output[:3], [str(cache), '7.0', '16.0'])
+      self.assertEqual(int(output[3]), len(files) - 1)
+      self.assertEmpty(messages)
+
+  def test_a_cache_that_cannot_be_made_is_done_without(self):
+    with tempfile.NamedTemporaryFile() as file:
+      self.assertIsNone(host.enable_compilation_cache(file.name + '/x'))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,266 @@
+"""Tests of `rnnzoo.training.metrics`, on real files and a real terminal."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import pty
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+from rnnzoo import errors
+from rnnzoo.training import metrics
+
+
+class MetricsTestCase(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(
+        self.enter_context(tempfile.TemporaryDirectory())
+    )
+    self.path = self.workdir / 'metrics.jsonl'
+
+  def write(self, steps, resume_step=None):
+    with metrics.MetricsWriter(
+        self.workdir, resume_step=resume_step, tensorboard=False
+    ) as writer:
+      for step in steps:
+        writer.write(step, {'train_loss': 1 / step})
+
+  def steps(self):
+    return [row['step'] for row in metrics.read_metrics(self.workdir)]
+
+
+class MetricsWriterTest(MetricsTestCase):
+
+  def test_flat_strict_json_at_once(self):
+    before = time.time()
+    with metrics.MetricsWriter(self.workdir / 'new') as writer:
+      writer.write(3, {
+          'train_loss': jnp.float32(0.5), 'grad_norm': np.float64('nan'),
+          'eval_loss': -math.inf, 'tokens': np.int64(7), 'note': 'é',
+          'no': None, 'good': np.bool_(True),
+      })
+      text = (self.workdir / 'new' / 'metrics.jsonl').read_text()
+    row = json.loads(text, parse_constant=self.fail)
+    self.assertBetween(row.pop('wall_time'), before, time.time())
+    self.assertEqual(row, {
+        'step': 3, 'train_loss': 0.5, 'grad_norm': None, 'eval_loss': None,
+        'tokens': 7, 'note': 'é', 'no': None, 'good': True,
+    })
+    self.assertEndsWith(text, '}\n')
+
+  def test_wrong_values(self):
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      for bad in ({'a': {'b': 1}}, {'a': [1]}, {'a': np.ones(2)}):
+        with self.assertRaisesRegex(ValueError, 'at a'):
+          writer.write(1, bad)
+      with self.assertRaisesRegex(ValueError, "'step'"):
+        writer.write(1, {'step': 2})
+    self.assertEmpty(metrics.read_metrics(self.workdir))
+
+  @parameterized.parameters(
+      (None, [1, 2, 3, 4, 9]), (4, [1, 2, 3, 4, 9]), (2, [1, 2, 9]), (0, [9])
+  )
+  def test_resuming_cuts_later_and_torn_lines(self, resume_step, expected):
+    self.write([1, 2, 3, 4])
+    whole = self.path.read_bytes()
+    # As a killed process leaves it, and with the newline that alone is missing.
+    for torn in (b'{"step": 5, "train_lo', b'{"step": 5}'):
+      self.path.write_bytes(whole + torn)
+      self.assertEqual(self.steps(), [1, 2, 3, 4])
+      self.write([9], resume_step)
+      self.assertEqual(self.steps(), expected)
+      kept = self.path.read_bytes().splitlines(keepends=True)[:-1]
+      self.assertEqual(kept, whole.splitlines(keepends=True)[: len(kept)])
+
+  def test_nothing_written_yet(self):
+    self.assertEmpty(metrics.read_metrics(self.workdir))
+
+  def test_tensorboard(self):
+    self.import_or_skip('tensorboardX')
+    for resume_step, steps in ((None, [1, 2, 3]), (2, [3])):
+      with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with metrics.MetricsWriter(
+            self.workdir, resume_step=resume_step
+        ) as writer:
+          for step in steps:
+            writer.write(step, {'train_loss': 1 / step, 'bad': math.nan})
+    events = self.read_events()
+    self.assertEqual(
+        [(e.step, v.tag) for e in events for v in e.summary.value],
+        [(step, 'train_loss') for step in (1, 2, 3, 3)],
+    )
+    # A restart marks what TensorBoard has to forget.
+    starts = [e.step for e in events if e.HasField('session_log')]
+    self.assertIn(3, starts)
+
+  def import_or_skip(self, name):
+    if importlib.util.find_spec(name) is None:
+      self.skipTest(f'{name} is not installed.')
+
+  def read_events(self):
+    """Parses the records of the event files, in order of writing."""
+    from tensorboardX.proto import event_pb2
+
+    events = []
+    for path in sorted((self.workdir / 'tensorboard').iterdir()):
+      data = path.read_bytes()
+      while data:
+        size = int.from_bytes(data[:8], 'little')
+        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    return events
+
+  def test_full_disk(self):
+    self.write([1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      limit = self.path.stat().st_size + 10
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+      try:
+        with self.assertRaisesRegex(
+            errors.UserError, 'Cannot write metrics to .*: File too large'
+        ):
+          writer.write(2, {'train_loss': 1.0})
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    self.assertEqual(self.steps(), [1])
+    self.write([2])
+    self.assertEqual(self.steps(), [1, 2])
+
+
+class PlotCurvesTest(MetricsTestCase):
+
+  def draw(self):
+    path = metrics.plot_curves(self.workdir)
+    self.assertEqual(path, self.workdir / 'curve.png')
+    image = matplotlib.image.imread(path)
+    self.assertEqual(image.shape[:2], (675, 1200))
+    return image
+
+  def test_empty_one_point_and_many(self):
+    images = [self.draw()]
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      writer.write(1, {'train_loss': 4.0, 'eval_loss': math.nan})
+      images.append(self.draw())
+      for step in range(2, 300):
+        row = {'train_loss': 1.5 + 3 / step}
+        if step % 50 == 0:
+          row['eval_loss'] = 1.6 + abs(step - 200) / 500
+        writer.write(step, row)
+      images.append(self.draw())
+      writer.write(300, {'eval_ema_loss': 2.0})
+    (self.workdir / 'config.json').write_text(
+        '{"model": {"layer": "min_gru"}, "data": {"name": "python_docs"}}'
+    )
+    (self.workdir / 'summary.json').write_text('{"parameters": 651264}')
+    images.append(self.draw())
+    for before, after in zip(images, images[1:]):
+      self.assertFalse(np.array_equal(before, after))
+    self.assertEqual(
+        metrics._title(self.workdir),
+        'min_gru on python_docs, 651k parameters',
+    )
+    self.assertLen(list(self.workdir.glob('curve*')), 1)
+
+  def test_smoothing_does_not_lag(self):
+    line = np.linspace(4.0, 1.0, 500)
+    np.testing.assert_allclose(metrics._smooth(line)[:-10], line[:-10])
+    np.testing.assert_allclose(metrics._smooth(line), line, atol=0.03)
+    rough = np.random.default_rng(0).standard_normal(500)
+    self.assertLess(np.std(metrics._smooth(rough)), 0.4)
+
+
+class ProgressTest(MetricsTestCase):
+
+  def run_progress(self, **options):
+    with metrics.Progress(4, tokens_per_step=1000, **options) as progress:
+      for step in range(1, 5):
+        time.sleep(0.01)
+        progress.update(step, jnp.float32(2.5) if step % 2 == 0 else None)
+    return progress
+
+  def test_lines_where_there_is_no_terminal(self):
+    file = io.StringIO()
+    with self.assertLogs('absl', 'INFO') as logs:
+      progress = self.run_progress(file=file)
+    self.assertEmpty(file.getvalue())
+    self.assertBetween(progress.tokens_per_second, 1e3, 1e5)
+    lines = [record.getMessage() for record in logs.records]
+    self.assertLen(lines, 2)
+    for line, step in zip(lines, (2, 4)):
+      self.assertRegex(
+          line,
+          rf'^step {step}/4, loss 2\.5000, [\d.]+k tokens/s, 00:00 left$',
+      )
+
+  def test_pauses_do_not_count(self):
+    progress = metrics.Progress(9, tokens_per_step=1000, file=io.StringIO())
+    progress.update(1)
+    time.sleep(0.02)
+    with progress.pause():
+      time.sleep(0.3)
+    progress.update(2, 1.0)
+    self.assertGreater(progress.tokens_per_second, 1000 / 0.3)
+    progress.close()
+
+  def test_bar_and_log_share_a_terminal(self):
+    program = """
+from absl import app, logging
+import time
+from rnnzoo.training import metrics
+def main(_):
+  logging.set_verbosity(logging.INFO)
+  with metrics.Progress(40, initial=10, tokens_per_step=500) as progress:
+    for step in range(11, 41):
+      time.sleep(0.02)
+      progress.update(step, 2.5)
+      if step == 25:
+        logging.info('in the middle')
+  logging.info('after')
+app.run(main)
+"""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, '-c', program], stdout=theirs, stderr=theirs
+    ) as process:
+      os.close(theirs)
+      output = b''
+      while True:
+        try:
+          output += os.read(ours, 4096)
+        except OSError:  # The other end is closed.
+          break
+    os.close(ours)
+    self.assertEqual(process.returncode, 0, output)
+    # What stays on a terminal: of every line its last state.
+    lines = [
+        line.rstrip('\r').split('\r')[-1].strip()
+        for line in output.decode().split('\n')
+    ]
+    lines = [line for line in lines if line and 'xla_bridge' not in line]
+    self.assertLen(lines, 3, output)
+    self.assertRegex(lines[0], r'^I\d.* in the middle$')
+    self.assertRegex(
+        lines[1],
+        r'^100% .* 40/40 \[00:00, loss 2\.5000, [\d.]+k tokens/s, 00:00 left\]',
+    )
+    self.assertRegex(lines[2], r'^I\d.* after$')
+
+
+if __name__ == '__main__':
+  absltest.main()
