@@ -1,17 +1,28 @@
-"""What all command lines share: exit codes, one-line errors, layers of a config."""
+"""What all command lines share: exit codes, one-line errors, config files."""
 
+import contextlib
+import functools
+import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
+import traceback
 
 from absl import app
+from absl import flags
 from absl import logging
+from ml_collections import ConfigDict
 from rnnzoo import errors
 from rnnzoo.training import loop
 
 
 def run(main):
-  """Runs an absl `main`: a user's mistake is one line on stderr and exit code 1."""
+  """Runs an absl `main`; what a user can put right is one line on stderr.
+
+  The exit code is then 2 for a command line that is wrong in itself and 1 for
+  everything else. A run that a signal stopped has the code a shell would give.
+  """
   logging.set_verbosity(logging.INFO)
   # JAX tells which accelerators it did not find; nobody asked.
   logging.get_absl_logger().addFilter(
@@ -19,20 +30,15 @@ def run(main):
   )
 
   def guarded(argv):
-    try:
+    with _readable_errors():
       main(argv)
-    except errors.UserError as error:
-      print(f'Error: {_one_line(error)}', file=sys.stderr)
-      sys.exit(1)
-    except loop.Interrupted as stopped:
-      print(stopped, file=sys.stderr)
-      sys.exit(128 + stopped.signum)
+      sys.stdout.flush()
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse_flags)
 
 
 def check_usage(argv, **required):
-  """Raises `app.UsageError` (exit code 2) on stray arguments or missing flags."""
+  """Raises `app.UsageError` (exit code 2) on stray words and missing flags."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {" ".join(argv[1:])}')
   for name, value in required.items():
@@ -41,13 +47,141 @@ def check_usage(argv, **required):
 
 
 def layers_of(config_filename):
-  """Returns the `LAYERS` that a config file exports, or `None`."""
-  path = config_filename.partition(':')[0]
-  spec = importlib.util.spec_from_file_location('_rnnzoo_config', path)
+  """Returns the `LAYERS` that a config file exports, or `None`.
+
+  Raises:
+    UserError: If the file is missing or cannot be run.
+  """
+  if not config_filename:
+    return None
+  return getattr(_load_module(_path(config_filename)), 'LAYERS', None)
+
+
+@contextlib.contextmanager
+def _readable_errors():
+  """Prints a line instead of a traceback, where the user is the one to act."""
+  try:
+    yield
+  except (app.UsageError, flags.Error) as error:
+    _exit(2, f'Error: {error}')
+  except errors.UserError as error:
+    _exit(1, f'Error: {error}')
+  except loop.Interrupted as stopped:
+    _exit(128 + stopped.signum, stopped)
+  except KeyboardInterrupt:
+    _exit(130, 'Interrupted.')
+  except BrokenPipeError:
+    # As of `| head`. The interpreter would complain when it flushes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except OSError as error:  # A full disk, missing permissions.
+    if error.strerror is None:
+      raise
+    where = f'{error.filename}: ' if error.filename else ''
+    _exit(1, f'Error: {where}{error.strerror}.')
+
+
+def _exit(code, message):
+  print(' '.join(str(message).split()), file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse_flags(argv):
+  """Parses flags as absl does, with its complaints in one line."""
+  with _readable_errors():
+    _check_config(argv)
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error:
+      raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      raise app.UsageError(f'The config cannot be set so: {error}') from error
+
+
+def _check_config(argv):
+  """Raises a readable error if `--config` or a `--config.field` is wrong."""
+  if 'config' not in flags.FLAGS:
+    return
+  filename, fields = '', []
+  for i, word in enumerate(argv):
+    found = re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL)
+    if found:
+      filename = found[1] if '=' in word else ''.join(argv[i + 1 : i + 2])
+    found = re.match(r'--?(?:no)?config\.([^=]+)', word)
+    if found:
+      fields.append(found[1])
+  if not filename:
+    return
+  path, _, argument = filename.partition(':')
+  make = getattr(_load_module(path), 'get_config', None)
+  if make is None:
+    raise errors.UserValueError(f'{path} has no function get_config.')
+  config = _guarded_call(path, make, *[argument] * (':' in filename))
+  if not isinstance(config, ConfigDict):
+    raise errors.UserValueError(
+        f'get_config of {path} must return a ConfigDict, got {type(config)}.'
+    )
+  known = _fields(config)
+  for field in fields:
+    if field not in known:
+      raise app.UsageError(
+          f'There is no config field {field}.{errors.suggest(field, known)}'
+          f'{_hint(field, known)}'
+      )
+
+
+def _hint(field, known):
+  """Says how to add an option to a dictionary of options."""
+  parent, _, name = field.rpartition('.')
+  if parent not in known or not parent.endswith('options'):
+    return ''
+  return f' An option is added with --config.{parent}=\'{{"{name}": ...}}\'.'
+
+
+def _fields(config, prefix=''):
+  names = []
+  for name in config:
+    names.append(prefix + name)
+    if isinstance(config[name], ConfigDict):
+      names += _fields(config[name], f'{prefix}{name}.')
+  return names
+
+
+def _path(config_filename):
+  return config_filename.partition(':')[0]  # The rest is get_config's argument.
+
+
+@functools.cache
+def _load_module(path):
+  """Runs a config file."""
+  if not os.path.isfile(path):
+    raise errors.UserFileNotFoundError(
+        f'There is no config file {path}; configs are Python files such as '
+        'experiments/configs/quickstart.py.'
+    )
+  name = '_rnnzoo_config_file'
+  loader = importlib.machinery.SourceFileLoader(name, os.path.abspath(path))
+  spec = importlib.util.spec_from_loader(name, loader)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return getattr(module, 'LAYERS', None)
+  sys.modules[name] = module  # Where `inspect` looks for the source of layers.
+  _guarded_call(path, loader.exec_module, module)
+  return module
 
 
-def _one_line(error):
-  return ' '.join(str(error).split())
+def _guarded_call(path, function, *args):
+  """Calls code of a config file; a mistake becomes a line with its place."""
+  try:
+    return function(*args)
+  except errors.UserError:
+    raise
+  except SyntaxError as error:
+    raise errors.UserError(
+        f'{error.filename}, line {error.lineno}: {error.msg}.'
+    ) from error
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
+    place = f'{path}, line {lines[-1]}' if lines else path
+    raise errors.UserError(
+        f'{place}: {type(error).__name__}: {error}'
+    ) from error

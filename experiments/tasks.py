@@ -4,10 +4,12 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import models
+from rnnzoo import restoring
 from rnnzoo.training import loop
 from rnnzoo.training import losses
 from rnnzoo.training import state as state_lib
@@ -17,9 +19,14 @@ def resolve(config) -> ConfigDict:
   """Returns a copy of `config` with its smoke overrides applied, if it asks."""
   config = ConfigDict(config.to_dict())
   if config.smoke:
-    with config.ignore_type():
-      config.lock()
-      config.update(config.smoke_overrides)
+    config.lock()
+    try:
+      with config.ignore_type():
+        config.update(config.smoke_overrides)
+    except (AttributeError, KeyError) as error:
+      raise errors.UserValueError(
+          f'smoke_overrides: {error.args[0]}'
+      ) from error
   return config
 
 
@@ -63,14 +70,12 @@ def make_task(config, layers=None, *, process_index=0, process_count=1):
   if config.stateful:
     if not config.data.get('contiguous'):
       raise errors.UserValueError('stateful needs data.contiguous=True.')
-    rngs_free = lambda: functional.merge(
-        functional.params, functional.batch_stats
-    ).initialize_carry(config.batch_size)
-    initial_carry = rngs_free
+    initial_carry = lambda model: model.initialize_carry(config.batch_size)
   meta = dict(
       config=config.to_dict(),
       vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
       model=dataclasses.asdict(model_config),
+      layers=restoring.describe_layers(model_config.layer_names, layers),
   )
   task = loop.Task(
       functional=functional,
@@ -90,10 +95,32 @@ def open_workdir(workdir, config) -> pathlib.Path:
     UserValueError: If it does not.
   """
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
-  new = json.loads(config.to_json())
-  if path.exists():
-    loop.check_same_config(json.loads(path.read_text()), new)
-  path.write_text(json.dumps(new, indent=2, sort_keys=True) + '\n')
+  new = json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    old = path.read_text() if path.exists() else None
+    if old is not None:
+      loop.check_same_config(_parse(old, path), json.loads(new))
+    if old != new + '\n' and jax.process_index() == 0:
+      loop.write_text(path, new + '\n')
+  except errors.UserError:
+    raise
+  except (FileExistsError, NotADirectoryError) as error:
+    raise errors.UserValueError(
+        f'--workdir={workdir} is not a directory.'
+    ) from error
+  except OSError as error:
+    raise errors.UserError(
+        f'--workdir={workdir} cannot be used: {error.strerror}.'
+    ) from error
   return workdir
+
+
+def _parse(text, path):
+  try:
+    return json.loads(text)
+  except ValueError as error:
+    raise errors.UserValueError(
+        f'{path} is not JSON any more: {error}. The run goes on without it.'
+    ) from error

@@ -9,10 +9,10 @@ The same command again goes on where it stopped. Ctrl-C saves first.
 import math
 import sys
 
-from absl import app
 from absl import flags
 from absl import logging
 from experiments import drivers
+from experiments import sampling
 from experiments import tasks
 import jax
 from ml_collections import config_flags
@@ -31,6 +31,8 @@ _PIN_MALLOC = flags.DEFINE_bool(
 
 def main(argv):
   drivers.check_usage(argv, config=_CONFIG.value, workdir=_WORKDIR.value)
+  # Text may hold what the terminal cannot show.
+  sys.stdout.reconfigure(errors='backslashreplace')
   if _PIN_MALLOC.value:
     host.pin_malloc()
   host.enable_compilation_cache()
@@ -49,7 +51,11 @@ def main(argv):
   summary = loop.train(task, config, workdir)
   report(summary, dataset, workdir)
   if config.sample_characters and dataset.vocabulary:
-    pass  # drivers.write_sample(workdir, config.sample_characters, config.seed)
+    text = sampling.write_sample(
+        workdir, config.sample_characters, config.seed, layers
+    )
+    lines = text.strip().splitlines()[:8]
+    print(f'sample: {workdir / "sample.txt"}', *lines, sep='\n  ')
   if config.must_beat_gzip:
     check_baselines(summary, dataset)
 

@@ -23,7 +23,7 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
 
 
 def suggest(word, known):
-  """Returns ` Did you mean "x"?` for the nearest of `known`, or an empty string.
+  """Returns ` Did you mean "x"?` for the nearest of `known`, or nothing.
 
   >>> suggest('featurs', ['features', 'layer'])
   ' Did you mean "features"?'

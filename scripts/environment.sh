@@ -55,7 +55,7 @@ choose_python() {
 # environment has to be brought up to date.
 fingerprint() {
   local sum
-  sum=$(cat "$root/setup.py" "$root/pyproject.toml" | cksum)
+  sum=$(cksum < "$root/setup.py")
   say "${sum// /-} $("$venv/bin/python" -V) $root ${RNNZOO_CONSTRAINTS:-}"
 }
 

@@ -1,4 +1,4 @@
-"""Imports run downwards only, and `import rnnzoo` loads no more than it needs."""
+"""Imports run downwards only; `import rnnzoo` loads no more than it needs."""
 
 import ast
 import pathlib
@@ -58,8 +58,8 @@ def violations(part, source, known):
   """Lines on each import of `source`, a module of `part`, that points upwards.
 
   Args:
-    part: `ops`, `layers` and so on; `''` for `rnnzoo/__init__.py`, `experiments`
-      for what is on top of the package.
+    part: `ops`, `layers` and so on; `''` for `rnnzoo/__init__.py`,
+      `experiments` for what is on top of the package.
     source: Its text.
     known: The names of all parts.
 

@@ -1,8 +1,8 @@
 """Numbers made by running published implementations; `golden/manifest.json`.
 
-One item for every `*.npz` in the directory that `RNNZOO_GOLDEN_DIR` names, or in
-`tests/golden`. Outputs, final states and every stored gradient are compared: in
-float32 within what the manifest suggests, in float64 within 1e-10.
+One item for every `*.npz` in the directory that `RNNZOO_GOLDEN_DIR` names, or
+in `tests/golden`. Outputs, final states and every stored gradient are compared:
+in float32 within what the manifest suggests, in float64 within 1e-10.
 """
 
 import ast

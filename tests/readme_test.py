@@ -90,7 +90,7 @@ class ReadmeTest(parameterized.TestCase):
     env['PYTHONPATH'] = os.pathsep.join(filter(None, path))
     done = subprocess.run(
         [sys.executable, *command[1:]],
-        cwd=directory, env=env, text=True, timeout=300,
+        cwd=directory, env=env, text=True, timeout=600,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
     self.assertEqual(done.returncode, 0, f'{command}\n{done.stdout}')

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of the largest magnitude in the reference. Loosening one is a change to review.
+# Of the largest magnitude in the reference. Loosening one is to be reviewed.
 TOLERANCE = dict(
     float64=1e-12,
     complex128=1e-12,

@@ -24,7 +24,7 @@ def get_config():
       accumulate_steps=1,  # Parts a batch is run in, one after another.
       steps_per_dispatch=1,  # Steps in one compiled program: for tiny models.
       stateful=False,  # Carry the state across windows (data.contiguous).
-      ema_decay=0.0,  # Evaluate a moving average of the parameters, if positive.
+      ema_decay=0.0,  # If positive, a moving average is evaluated.
       init_from='',  # A workdir whose best parameters to start from.
       profile_steps='',  # Such as '10:15': a trace for a profiler.
       tensorboard=True,  # Event files too, where tensorboardX is installed.

@@ -11,7 +11,7 @@ def get_config():
   """Returns the config: minGRU, 0.65M parameters, 300 steps."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
-      layer='min_gru', num_layers=2, features=128, conv_kernel=4,
+      layer='min_gru', num_layers=3, features=128, conv_kernel=4,
       layer_options=dict(expansion_factor=2),
   ))
   config.data.name = 'python_docs'

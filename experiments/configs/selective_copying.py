@@ -1,4 +1,4 @@
-"""Selective copying: remember M tokens scattered over L, then say them in order.
+"""Selective copying: remember M tokens scattered over L, then repeat them.
 
   python -m experiments.train \
       --config=experiments/configs/selective_copying.py --workdir=runs/copying
@@ -21,13 +21,14 @@ def get_config():
   config.data.sequence_length = 256
   config.data.num_tokens = 8
   config.data.eval_examples = 1024
-  config.total_steps = 3000
+  config.total_steps = 4000
   config.batch_size = 64
   config.log_every = 20
-  config.eval_every = 200
-  config.save_every = 200
+  config.eval_every = 250
+  config.save_every = 250
   config.optimizer.learning_rate = 3e-3
   config.optimizer.end_learning_rate = 3e-4
+  config.optimizer.warmup_steps = 200
   config.optimizer.weight_decay = 0.05
   config.optimizer.options = dict(b2=0.95)
   return config

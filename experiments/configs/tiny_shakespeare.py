@@ -1,16 +1,17 @@
 """minGRU on Tiny Shakespeare, in the published setting as far as it is known.
 
   python -m experiments.train \
-      --config=experiments/configs/tiny_shakespeare.py --workdir=runs/shakespeare
+      --config=experiments/configs/tiny_shakespeare.py
+      --workdir=runs/shakespeare
 
-Known of the paper (arXiv 2410.01201): 3 layers, width 384, expansion 2, AdamW at
-1e-3, batch 64, dropout 0.2; best after about 575 steps; test loss 1.548 nats per
-character. Chosen by us: causal convolution 4, GEGLU MLP of factor 2, RMS norm,
-256 characters, decay 0.1 (not on recurrent parameters), clip 1.
+Known of the paper (arXiv 2410.01201): 3 layers, width 384, expansion 2, AdamW
+at 1e-3, batch 64, dropout 0.2; best after about 575 steps; test loss 1.548 nats
+per character. Chosen by us: causal convolution 4, GEGLU MLP of factor 2, RMS
+norm, 256 characters, decay 0.1 (not on recurrent parameters), clip 1.
 
 `eval_loss` is on TFDS's validation split and chooses the checkpoint; its test
-split is evaluated once, at the end. `eval_nanogpt_validation_loss` is on the last
-10 % of the text (both splits together), the number that others report.
+split is evaluated once, at the end. `eval_nanogpt_validation_loss` is on the
+last 10 % of the text (both splits together), the number that others report.
 """
 
 from experiments.configs import default

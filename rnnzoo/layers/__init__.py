@@ -1,8 +1,8 @@
 """Floor 1: one architecture a file, one contract for all (`base.py`)."""
 
+from rnnzoo.layers.base import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.base import RecurrentCell as RecurrentCell
 from rnnzoo.layers.base import RecurrentLayer as RecurrentLayer
-from rnnzoo.layers.base import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.elman import Elman as Elman
 from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.lru import LRU as LRU
@@ -18,7 +18,9 @@ from rnnzoo.layers.wrappers import mask_from_lengths as mask_from_lengths
 from rnnzoo.layers.wrappers import pack as pack
 from rnnzoo.layers.wrappers import put_rows as put_rows
 from rnnzoo.layers.wrappers import reset_from_done as reset_from_done
-from rnnzoo.layers.wrappers import reset_from_segment_ids as reset_from_segment_ids
+from rnnzoo.layers.wrappers import (
+    reset_from_segment_ids as reset_from_segment_ids,
+)
 from rnnzoo.layers.wrappers import take_rows as take_rows
 from rnnzoo.layers.wrappers import time_major as time_major
 

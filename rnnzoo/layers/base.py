@@ -1,7 +1,7 @@
 """What every layer of the zoo promises, and the two ways to keep it.
 
-Axes: `B` batch, `T` time, `D` features, `H` hidden features, `N` state features.
-Time is axis 1 everywhere. A diagonal linear recurrence inherits
+Axes: `B` batch, `T` time, `D` features, `H` hidden features, `N` state
+features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
 `LinearRecurrence` and is one `ops.linear_scan`; a nonlinear one inherits
 `RecurrentCell` and is scanned token by token.
 """
@@ -20,9 +20,9 @@ Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
 class RecurrentLayer(nnx.Module):
   """A sequence layer with a state of fixed size.
 
-  The carry comes first, going in and coming out, as in `jax.lax.scan`. For every
-  layer the whole sequence, chunks of it of any lengths, and a scan of `step`
-  give the same outputs, carry and gradients.
+  The carry comes first, going in and coming out, as in `jax.lax.scan`. For
+  every layer the whole sequence, chunks of it of any lengths, and a scan of
+  `step` give the same outputs, carry and gradients.
 
   `reset` marks where a new sequence starts: before that token is read the state
   becomes that of `initialize_carry`, by selection, so nothing from before, not
@@ -115,7 +115,7 @@ class RecurrentCell(RecurrentLayer):
   def update(
       self, carry: Carry, projected: Any, dtype: jnp.dtype
   ) -> tuple[Carry, jax.Array]:
-    """Maps the carry and one projected token to the next carry and `[B, D_out]`.
+    """Maps a carry and a projected token to the next carry and `[B, D_out]`.
 
     Matmuls run in the compute dtype `dtype`, gates and states in that of the
     carry.
@@ -151,12 +151,12 @@ class RecurrentCell(RecurrentLayer):
 class LinearRecurrence(RecurrentLayer):
   """A layer `h_t = a_t * h_{t-1} + b_t`, parallel over time.
 
-  A layer defines `recurrence`, the `a` and `b` of its tokens, and `readout`, the
-  outputs of its states; neither looks across time.
+  A layer defines `recurrence`, the `a` and `b` of its tokens, and `readout`,
+  the outputs of its states; neither looks across time.
 
   Attributes:
-    initial_is_zero: Whether `initialize_carry` gives zeros, as a learned initial
-      state does not.
+    initial_is_zero: Whether `initialize_carry` gives zeros, as a learned
+      initial state does not.
   """
 
   initial_is_zero: bool = True
@@ -166,7 +166,7 @@ class LinearRecurrence(RecurrentLayer):
     raise TypeError(f'{type(self).__name__} does not define recurrence.')
 
   def readout(self, h: jax.Array, x: jax.Array) -> jax.Array:
-    """Maps states `[..., H]` and inputs `[..., D_in]` to outputs `[..., D_out]`."""
+    """Maps states `[..., H]` and inputs `[..., D_in]` to `[..., D_out]`."""
     raise TypeError(f'{type(self).__name__} does not define readout.')
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
@@ -216,8 +216,8 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
 
   Returns:
     `(x, carry, initial, reset)`: `x` in the compute dtype, 0 where masked; the
-    carry to start from; that of `initialize_carry`, which a reset puts back; and
-    `reset`, `False` where masked.
+    carry to start from; that of `initialize_carry`, which a reset puts back;
+    and `reset`, `False` where masked.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -234,7 +234,8 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
         flag.shape != x.shape[:-1] or flag.dtype != jnp.bool_
     ):
       raise ValueError(
-          f'`{name}` must be bool {x.shape[:-1]}, got {flag.dtype} {flag.shape}.'
+          f'`{name}` must be bool {x.shape[:-1]}, got {flag.dtype} '
+          f'{flag.shape}.'
       )
   x = x.astype(layer.dtype or x.dtype)
   initial = layer.initialize_carry(x.shape[0], x.dtype)
@@ -252,7 +253,7 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
 
 
 def check_carry(carry, initial):
-  """Raises `ValueError` unless `carry` has the structure and types of `initial`."""
+  """Raises `ValueError` unless `carry` is a tree like `initial`."""
   want = jax.tree_util.tree_flatten_with_path(initial)
   got = jax.tree_util.tree_flatten_with_path(carry)
   if want[1] != got[1]:
@@ -260,14 +261,14 @@ def check_carry(carry, initial):
   for (path, w), (_, g) in zip(want[0], got[0]):
     if w.shape != g.shape or w.dtype != g.dtype:
       raise ValueError(
-          f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, got '
-          f'{g.dtype} {g.shape}; layer.initialize_carry(batch_size, x.dtype) '
-          'makes one.'
+          f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, '
+          f'got {g.dtype} {g.shape}; layer.initialize_carry(batch_size, '
+          'x.dtype) makes one.'
       )
 
 
 def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
-  """Takes the rows of `new` where `flag` `[B]` is `True`, else those of `old`."""
+  """Takes rows of `new` where `flag` `[B]` is `True`, else rows of `old`."""
 
   def one(n, o):
     return jnp.where(flag.reshape(flag.shape + (1,) * (n.ndim - 1)), n, o)

@@ -10,8 +10,8 @@ def project(
 ) -> jax.Array:
   """Applies a linear layer in `x.dtype`, giving `[..., *kernel.shape[1:]]`.
 
-  Flax promotes bfloat16 inputs to the dtype of the parameters unless each module
-  is told otherwise; here the parameters follow the activations.
+  Flax promotes bfloat16 inputs to the dtype of the parameters unless each
+  module is told otherwise; here the parameters follow the activations.
 
   Args:
     linear: Holds `kernel` `[D, ...]` and perhaps `bias` `[...]`.
@@ -34,7 +34,9 @@ def project(
   return y
 
 
-def cell_input(gates, in_features, hidden_features, param_dtype, rngs, bias=None):
+def cell_input(
+    gates, in_features, hidden_features, param_dtype, rngs, bias=None
+):
   """The map `[D] -> [G, H]` from input to the gates of a cell.
 
   Args:
@@ -62,7 +64,7 @@ def cell_input(gates, in_features, hidden_features, param_dtype, rngs, bias=None
 
 
 def cell_hidden(gates, hidden_features, use_bias, param_dtype, rngs):
-  """The map `[H] -> [G, H]` from state to the gates of a cell, orthogonal per gate."""
+  """The map `[H] -> [G, H]` from state to gates, orthogonal for each gate."""
   return nnx.LinearGeneral(
       hidden_features,
       (gates, hidden_features),
@@ -87,7 +89,7 @@ def _per_gate(init, gates):
 
 
 class RMSNorm(nnx.Module):
-  """`x / sqrt(mean(x^2) + eps) * scale`, computed in float32, given in `x.dtype`."""
+  """`x / sqrt(mean(x^2) + eps) * scale`, in float32, given in `x.dtype`."""
 
   def __init__(
       self, features: int, *, epsilon=1e-6, param_dtype=jnp.float32, rngs=None

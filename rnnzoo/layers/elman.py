@@ -60,7 +60,7 @@ class Elman(base.RecurrentCell):
     )
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H]`, float32 at least."""
+    """Returns the state before the first token: zeros `[B, H]`."""
     dtype = base.state_dtype(dtype or self.dtype)
     return jnp.zeros((batch_size, self.hidden_features), dtype)
 

@@ -10,7 +10,8 @@ from rnnzoo.layers import common
 class GRU(base.RecurrentCell):
   r"""A gated recurrent unit, in both forms that carry the name.
 
-  With `reset_after=True`, as in cuDNN, PyTorch and Flax (:math:`z` keeps the old):
+  With `reset_after=True`, as in cuDNN, PyTorch and Flax (:math:`z` keeps the
+  old):
 
   .. math::
       r_t &= \sigma(W_r x_t + b_r + U_r h_{t-1} + c_r) \\
@@ -18,8 +19,8 @@ class GRU(base.RecurrentCell):
       n_t &= \tanh(W_n x_t + b_n + r_t \odot (U_n h_{t-1} + c_n)) \\
       h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-  With `reset_after=False`, as in Chung et al. (2014), arXiv 1412.3555 (:math:`z`
-  takes the new), and without the :math:`c`:
+  With `reset_after=False`, as in Chung et al. (2014), arXiv 1412.3555
+  (:math:`z` takes the new), and without the :math:`c`:
 
   .. math::
       n_t &= \tanh(W_n x_t + b_n + U_n (r_t \odot h_{t-1})) \\
@@ -76,7 +77,7 @@ class GRU(base.RecurrentCell):
     )
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H]`, float32 at least."""
+    """Returns the state before the first token: zeros `[B, H]`."""
     dtype = base.state_dtype(dtype or self.dtype)
     return jnp.zeros((batch_size, self.hidden_features), dtype)
 

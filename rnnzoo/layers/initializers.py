@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def uniform_fan_in(fan_in: int, shift=0.0):
-  """`U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`: PyTorch's default for linear layers.
+  """`U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`, as in PyTorch's linear maps.
 
   Args:
     fan_in: Number of inputs of a unit, for kernel and bias alike.
@@ -26,7 +26,7 @@ def uniform_fan_in(fan_in: int, shift=0.0):
 
 
 def ring(r_min: float, r_max: float):
-  """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring's area.
+  """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring.
 
   Lemma 2 of Orvieto et al. (2023). The draw stays off the ends, where the
   logarithms diverge.

@@ -17,15 +17,15 @@ class LRU(base.LinearRecurrence):
       h_t &= \lambda \odot h_{t-1} + e^{\gamma^{\log}} \odot (B x_t) \\
       y_t &= \mathrm{Re}(C h_t) + D \odot x_t
 
-  :math:`|\lambda| < 1` whatever the parameters. :math:`\gamma` is a parameter; it
-  only starts at :math:`\sqrt{1 - |\lambda|^2}`, where the state has the variance
-  of its input. The state is `N` complex numbers a sequence. Cost a token: `4 D N`
-  multiplications.
+  :math:`|\lambda| < 1` whatever the parameters. :math:`\gamma` is a parameter;
+  it only starts at :math:`\sqrt{1 - |\lambda|^2}`, where the state has the
+  variance of its input. The state is `N` complex numbers a sequence. Cost a
+  token: `4 D N` multiplications.
 
-  The defaults are those of the paper's text; its experiments choose the ring and
-  the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase` pi / 10
-  for sequences of 16k). The paper trains `nu_log`, `theta_log`, `gamma_log` and B
-  with a smaller rate and without decay (they carry `recurrent` metadata).
+  The defaults are those of the paper's text; its experiments choose the ring
+  and the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase` pi /
+  10 for sequences of 16k). The paper trains `nu_log`, `theta_log`, `gamma_log`
+  and B with a smaller rate and without decay (they carry `recurrent` metadata).
 
   Example::
 

@@ -1,4 +1,4 @@
-"""Long Short-Term Memory (Hochreiter and Schmidhuber, 1997; Gers et al., 2000)."""
+"""Long Short-Term Memory (Hochreiter, Schmidhuber, 1997; Gers et al., 2000)."""
 
 from typing import NamedTuple
 

@@ -11,7 +11,7 @@ from rnnzoo.layers import initializers
 
 
 def positive(x: jax.Array) -> jax.Array:
-  """The paper's `g`: positive everywhere, `x + 0.5` above zero, sigmoid below."""
+  """The paper's `g`, always positive: `x + 0.5` above zero, sigmoid below."""
   return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
 
 
@@ -33,8 +33,8 @@ class MinGRU(base.LinearRecurrence):
   token: `2 D H` multiplications, `D H` more if projected.
 
   The published code works on logarithms, with `g` = `positive`; the numbers are
-  the same. Its options are the arguments below; its experiments use biases and a
-  learned initial state, the widespread port neither.
+  the same. Its options are the arguments below; its experiments use biases and
+  a learned initial state, the widespread port neither.
 
   Example::
 
@@ -73,10 +73,10 @@ class MinGRU(base.LinearRecurrence):
       expansion_factor: Hidden features per input feature.
       activation_fn: The candidate's `g`: `positive` or `identity`.
       use_bias: Whether the linear maps have biases.
-      use_projection: Whether `y` is projected back to `D`; by default only where
-        `H` differs from `D`.
-      learn_initial_state: Whether the first state is `g(s)` with a parameter `s`
-        instead of zero.
+      use_projection: Whether `y` is projected back to `D`; by default only
+        where `H` differs from `D`.
+      learn_initial_state: Whether the first state is `g(s)` with a parameter
+        `s` instead of zero.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -157,7 +157,9 @@ def gate_projection(
   )
 
 
-def output_projection(hidden_features, out_features, use_bias, param_dtype, rngs):
+def output_projection(
+    hidden_features, out_features, use_bias, param_dtype, rngs
+):
   """A linear map `[H] -> [D]` with PyTorch's default initialisation."""
   return nnx.Linear(
       hidden_features,
@@ -173,7 +175,7 @@ def output_projection(hidden_features, out_features, use_bias, param_dtype, rngs
 
 
 def initial_state(hidden_features, param_dtype, rngs):
-  """A learned vector `s` `[H]`, drawn from N(0, 1); the state starts at `g(s)`."""
+  """A learned vector `s` `[H]` from N(0, 1); the state starts at `g(s)`."""
   return nnx.Param(
       jax.random.normal(rngs.params(), (hidden_features,), param_dtype),
       axes=('hidden',),

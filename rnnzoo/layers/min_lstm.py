@@ -11,7 +11,8 @@ from rnnzoo.layers import min_gru
 
 
 class MinLSTM(base.LinearRecurrence):
-  r"""An LSTM without output gate, whose gates do not look at the previous state.
+  r"""An LSTM without output gate, whose gates do not look at the previous
+  state.
 
   .. math::
       f_t &= \sigma(W_f x_t + b_f), \quad i_t = \sigma(W_i x_t + b_i) \\
@@ -64,10 +65,10 @@ class MinLSTM(base.LinearRecurrence):
       normalize: Whether the two gates are scaled to sum to one.
       forget_bias: Added to the initial bias of the forget gate.
       use_bias: Whether the linear maps have biases.
-      use_projection: Whether `y` is projected back to `D`; by default only where
-        `H` differs from `D`.
-      learn_initial_state: Whether the first state is `g(s)` with a parameter `s`
-        instead of zero.
+      use_projection: Whether `y` is projected back to `D`; by default only
+        where `H` differs from `D`.
+      learn_initial_state: Whether the first state is `g(s)` with a parameter
+        `s` instead of zero.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.

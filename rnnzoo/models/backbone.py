@@ -2,8 +2,8 @@
 
 The layers of a pattern such as `rg_lru,rg_lru,attention` repeat. All blocks at
 one position of the pattern are one module whose parameters have a leading axis
-`layers`, and so do their carries (batch second). Whether depth is then a loop in
-the compiled program or unrolled changes neither.
+`layers`, and so do their carries (batch second). Whether depth is then a loop
+in the compiled program or unrolled changes neither.
 """
 
 import functools
@@ -50,11 +50,13 @@ class Backbone(nnx.Module):
     ])
 
   def initialize_carry(self, batch_size: int, dtype=None) -> tuple:
-    """Returns one stacked carry `[layers, B, ...]` per position of the pattern."""
+    """Returns a stacked carry `[layers, B, ...]` per pattern position."""
 
     def one(stack):
       graphdef, state = nnx.split(stack)
-      make = lambda s: nnx.merge(graphdef, s).initialize_carry(batch_size, dtype)
+      make = lambda s: nnx.merge(graphdef, s).initialize_carry(
+          batch_size, dtype
+      )
       return jax.vmap(make)(state)
 
     return tuple(one(stack) for stack in self.stacks)
@@ -70,7 +72,7 @@ class Backbone(nnx.Module):
           x, carry, reset=reset, mask=mask, train=train, key=layer_key
       )
 
-    return self._run(run, carry, x)
+    return self._run(run, carry, x, train)
 
   def step(self, carry, x, *, reset=None, mask=None):
     """Maps `[B, D]` to the next carry and `[B, D]`."""
@@ -79,7 +81,7 @@ class Backbone(nnx.Module):
     )
     return self._run(run, carry, x)
 
-  def _run(self, run, carry, x):
+  def _run(self, run, carry, x, train=False):
     """Runs the blocks in order of depth, in a loop or unrolled."""
     split = [nnx.split(s, nnx.BatchStat, ...) for s in self.stacks]
     graphdefs = [s[0] for s in split]
@@ -129,7 +131,8 @@ class Backbone(nnx.Module):
     new_carry = []
     for stack, outs in zip(self.stacks, done):
       carry, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *outs)
-      nnx.update(stack, new_stats)
+      if train:  # Otherwise a jitted closure over the model may be read only.
+        nnx.update(stack, new_stats)
       new_carry.append(carry)
     return tuple(new_carry), x
 
@@ -171,11 +174,13 @@ def make_layer(config: ModelConfig, name: str, known, rngs: nnx.Rngs):
       rngs=rngs,
       **options,
   )
-  return zoo.Bidirectional(build(), build()) if config.bidirectional else build()
+  if config.bidirectional:
+    return zoo.Bidirectional(build(), build())
+  return build()
 
 
 def _stack(modules):
-  """Turns equal modules into one whose variables have a leading axis `layers`."""
+  """Makes one module of equal ones; its variables get an axis `layers`."""
   graphdef = nnx.graphdef(modules[0])
   state = jax.tree.map(
       lambda *leaves: jnp.stack(leaves), *(nnx.state(m) for m in modules)

@@ -13,7 +13,7 @@ from rnnzoo.models.config import ModelConfig
 
 
 class BlockCarry(NamedTuple):
-  """State of a block: its convolution's last inputs (or `None`), its layer's carry."""
+  """State of a block: its convolution's last inputs or `None`, its layer's."""
 
   conv: Any
   layer: Any
@@ -100,7 +100,9 @@ class Block(nnx.Module):
       if config.gate != 'none':
         y = drop(jax.nn.gelu(y), keys[0])
         opened = jax.nn.sigmoid(common.project(self.gate, y))
-        y = opened * (common.project(self.value, y) if config.gate == 'glu' else y)
+        if config.gate == 'glu':
+          y = common.project(self.value, y)
+        y = opened * y
       return drop(base.masked(y, mask), keys[1])
 
     def mlp(u):
@@ -141,7 +143,7 @@ class CausalConv(nnx.Module):
 
 
 def dropout(x, rate, key, *, over_time=False):
-  """Zeroes elements of `x` `[B, ..., D]` with probability `rate`, scaling the rest.
+  """Zeroes elements of `x` `[B, ..., D]` at random, and scales the rest.
 
   Args:
     x: Activations.
@@ -161,13 +163,15 @@ def dropout(x, rate, key, *, over_time=False):
 
 
 def _linear(n, m, param_dtype, rngs, *, out_of='embed', into=None):
+  if into is None and out_of != 'embed':
+    into = 'embed'
   init = initializers.uniform_fan_in(n)
   return nnx.Linear(
       n,
       m,
       kernel_init=init,
       bias_init=init,
-      kernel_metadata=dict(axes=(out_of, into or ('embed' if out_of != 'embed' else None))),
+      kernel_metadata=dict(axes=(out_of, into)),
       bias_metadata=dict(axes=(into,)),
       param_dtype=param_dtype,
       rngs=rngs,

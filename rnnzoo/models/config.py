@@ -19,9 +19,9 @@ class ModelConfig:
       x = x + dropout(gate(layer(norm(x))))
       x = x + dropout(mlp(norm(x)))            if mlp
 
-  That is the block of minGRU and minLSTM with `mlp='geglu'`, and of LRU, S4D and
-  S5 with `gate='glu'` and without `mlp`. With `norm_position='post'` each sum is
-  normalised instead of each branch's input.
+  That is the block of minGRU and minLSTM with `mlp='geglu'`, and of LRU, S4D
+  and S5 with `gate='glu'` and without `mlp`. With `norm_position='post'` each
+  sum is normalised instead of each branch's input.
 
   >>> ModelConfig.tiny().replace(layer='lru').layer_names
   ('lru', 'lru')
@@ -38,8 +38,8 @@ class ModelConfig:
     norm: `rms`, `layer` or `batch`.
     norm_position: `pre` or `post`.
     conv_kernel: Width of the causal convolution, 0 for none.
-    gate: After the layer: `none`, or GELU, dropout and `glu` (`W1 u * sigmoid(W2
-      u)`) or `half_glu` (`u * sigmoid(W u)`).
+    gate: After the layer: `none`, or GELU, dropout and `glu` (`W1 u *
+      sigmoid(W2 u)`) or `half_glu` (`u * sigmoid(W u)`).
     mlp: `none`, `gelu`, `geglu` or `swiglu`.
     mlp_factor: Hidden features of the MLP per feature.
     dropout: Rate, after the embedding, the layer and the MLP.
@@ -47,13 +47,14 @@ class ModelConfig:
     vocab_size: Number of tokens; 0 for a classifier of vectors.
     in_features: Size of an input vector, where there is no vocabulary.
     num_classes: Of a classifier.
-    pooling: Of a classifier, over the steps that exist: `mean`, `last`, `first`.
+    pooling: Of a classifier, over the steps that exist: `mean`, `last`,
+      `first`.
     tie_embeddings: Whether the head is the embedding, transposed.
     soft_cap: If positive, logits are `soft_cap * tanh(logits / soft_cap)`.
     dtype: Of activations: `float32`, `bfloat16` or `float64`.
     param_dtype: Of parameters.
-    remat: What the backward pass recomputes: `none`, `full` (everything inside a
-      block) or `dots` (everything but matmuls).
+    remat: What the backward pass recomputes: `none`, `full` (everything inside
+      a block) or `dots` (everything but matmuls).
     scan_layers: Whether depth is a loop in the compiled program: slower to run
       by a little, much faster to compile when deep. Never changes the layout of
       parameters or carries.

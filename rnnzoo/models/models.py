@@ -55,7 +55,7 @@ class LanguageModel(nnx.Module):
       self.head = _head(config, config.vocab_size, False, rngs)
 
   def initialize_carry(self, batch_size: int, dtype=None):
-    """Returns the carry before the first token: per pattern position, `[layers, B, ...]`."""
+    """Returns the carry before the first token, see `Backbone`."""
     return self.backbone.initialize_carry(batch_size, dtype)
 
   def __call__(
@@ -95,7 +95,7 @@ class LanguageModel(nnx.Module):
     return carry, base.masked(self._logits(x), mask)
 
   def step(self, carry, tokens, *, reset=None, mask=None):
-    """Runs one token `[B]`: returns the next carry and logits `[B, vocab_size]`."""
+    """Runs one token `[B]`: the next carry, and logits `[B, vocab_size]`."""
     _check_tokens(tokens, 1)
     x = base.masked(_look_up(self.embed, tokens, self.config), mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
@@ -106,7 +106,9 @@ class LanguageModel(nnx.Module):
     dtype = base.state_dtype(x.dtype)
     if self.config.tie_embeddings:
       table = self.embed.embedding[...].astype(x.dtype)
-      logits = jnp.einsum('...d,vd->...v', x, table, preferred_element_type=dtype)
+      logits = jnp.einsum(
+          '...d,vd->...v', x, table, preferred_element_type=dtype
+      )
     else:
       logits = common.project(self.head, x, dtype)
     cap = self.config.soft_cap
@@ -152,8 +154,8 @@ class SequenceClassifier(nnx.Module):
       raise errors.UserValueError('model.num_classes must be set.')
     if bool(config.vocab_size) == bool(config.in_features):
       raise errors.UserValueError(
-          'One of model.vocab_size (tokens) and model.in_features (vectors) must '
-          f'be set, got {config.vocab_size} and {config.in_features}.'
+          'One of model.vocab_size (tokens) and model.in_features (vectors) '
+          f'must be set, got {config.vocab_size} and {config.in_features}.'
       )
     self.config = config
     param_dtype = jnp.dtype(config.param_dtype)
@@ -223,7 +225,7 @@ class SequenceClassifier(nnx.Module):
     return carry, self._logits(carry.pooled, x.dtype)
 
   def step(self, carry, inputs, *, reset=None, mask=None):
-    """Runs one step: `[B]` tokens or `[B, in_features]`; logits so far `[B, C]`."""
+    """Runs one step, `[B]` or `[B, in_features]`; logits so far `[B, C]`."""
     x = self._encode(inputs, mask, 1)
     layers, x = self.backbone.step(carry.layers, x, reset=reset, mask=mask)
     if self.config.norm_position == 'pre':
@@ -252,7 +254,7 @@ class SequenceClassifier(nnx.Module):
 
 
 def _pool(pooling, x, carry, reset, mask):
-  """Adds the steps of `x` `[B, T, D]` since the last reset to what was pooled."""
+  """Adds the steps of `x` `[B, T, D]` since the last reset to the pool."""
   batch, time, _ = x.shape
   valid = jnp.ones((batch, time), bool) if mask is None else mask
   pooled, count = carry.pooled, carry.count

@@ -50,7 +50,7 @@ def causal_conv1d(
   x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
   reset, mask = _checked_flags(x.shape[:2], reset, mask)
   operands = (x, kernel, bias, tail, reset, mask)
-  # XLA's partitioner splits this as it should, but Explicit axes want the truth.
+  # XLA's partitioner splits this as it should; Explicit axes need telling.
   if not sharded.is_explicit(x):
     return _convolve_present(*operands)
   operands = sharded.aligned(x, operands, _LAYOUTS)
@@ -121,7 +121,7 @@ def _convolve_present(x, kernel, bias, tail, reset, mask):
 
 
 def _convolve(x, kernel, bias, tail, reset):
-  """The sum over taps; also the padded inputs, and numbers of their sequences."""
+  """The sum over taps; also the padded inputs, and each one's sequence."""
   taps, time = kernel.shape[0], x.shape[1]
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   padded = jnp.concatenate([tail, x], axis=1)

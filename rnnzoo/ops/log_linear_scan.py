@@ -74,7 +74,7 @@ def log_linear_scan(
 
 
 def _logaddexp(x, y):
-  """`jnp.logaddexp`, whose gradient is NaN where both are `-inf`; here it is 0."""
+  """`jnp.logaddexp`, but its gradient where both are `-inf` is 0, not NaN."""
   both = (x == -jnp.inf) & (y == -jnp.inf)
   x, y = (jnp.where(both, 0, u) for u in (x, y))
   return jnp.where(both, -jnp.inf, jnp.logaddexp(x, y))

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
@@ -48,7 +49,8 @@ class Task:
     loss: `loss(functional, train=bool)` gives a `training.step.LossFn`.
     train_iterator: Maps a step to an iterator that starts with its batch.
     eval_batches: Maps the name of a split to its batches.
-    initial_carry: Makes the recurrent state of stateful training, or `None`.
+    initial_carry: For stateful training, maps the model to its first recurrent
+      state; else `None`.
     meta: Goes into every checkpoint: the config, the vocabulary.
   """
 
@@ -56,7 +58,7 @@ class Task:
   loss: Callable[..., step_lib.LossFn]
   train_iterator: Callable[[int], Any]
   eval_batches: Callable[[str], Any]
-  initial_carry: Callable[[], Any] | None
+  initial_carry: Callable[[Any], Any] | None
   meta: dict[str, Any]
 
 
@@ -76,6 +78,7 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     Interrupted: After a signal, once everything is saved.
   """
   check_intervals(config)
+  window = profile_window(config.profile_steps)
   workdir = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
@@ -92,7 +95,7 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     state = _start(task, config, tx, mesh, saver)
     first = int(state['step'])
     summary = workdir / 'summary.json'
-    if first == config.total_steps and summary.exists():
+    if first >= config.total_steps and summary.exists():
       logging.info('Already trained to step %d.', first)
       return json.loads(summary.read_text())
     writer = stack.enter_context(
@@ -106,23 +109,28 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
             tokens_per_step=config.batch_size * config.data.sequence_length,
         )
     )
-    run = _Run(task, config, workdir, tx, mesh, saver, writer, progress, stop)
-    state = run.to_the_end(state, first)
-    del state
-    metrics_lib.plot_curves(workdir)
-    return _summarize(run, workdir)
+    profiler = stack.enter_context(
+        contextlib.closing(_Profiler(window, workdir / 'profile'))
+    )
+    run = _Run(task, config, tx, mesh, saver, writer, progress, profiler, stop)
+    run.to_the_end(state, first)
+    del state  # Given away, all of it.
+    values = _summarize(run, workdir)
+    if jax.process_index() == 0:
+      write_text(summary, json.dumps(values, indent=2) + '\n')
+      metrics_lib.plot_curves(workdir)
+    return values
 
 
 class _Run:
   """One process's part in one run: the compiled steps and where results go."""
 
   def __init__(
-      self, task, config, workdir, tx, mesh, saver, writer, progress, stop
+      self, task, config, tx, mesh, saver, writer, progress, profiler, stop
   ):
-    self.task, self.config, self.workdir = task, config, workdir
-    self.mesh = mesh
+    self.task, self.config, self.mesh = task, config, mesh
     self.saver, self.writer, self.progress = saver, writer, progress
-    self.stop = stop
+    self.profiler, self.stop = profiler, stop
     train_step = step_lib.make_train_step(
         task.loss(task.functional, train=True), tx,
         seed=config.seed,
@@ -133,12 +141,11 @@ class _Run:
     if self.steps_at_once > 1:
       train_step = step_lib.several_steps(train_step)
     self.train_step = jax.jit(train_step, donate_argnums=0)
-    self.eval_step = jax.jit(
-        step_lib.make_eval_step(task.loss(task.functional, train=False))
-    )
+    self.eval_step = _eval_step(task)
+    self.all_finite = jax.jit(_all_finite)
 
   def to_the_end(self, state, first):
-    """Trains from step `first` on; returns the last state."""
+    """Trains from step `first` on, and saves the last state."""
     config, pending = self.config, []
     batches = self.task.train_iterator(first + 1)
     start = time.monotonic()
@@ -146,11 +153,12 @@ class _Run:
       for step in range(
           first + self.steps_at_once, config.total_steps + 1, self.steps_at_once
       ):
-        with _profiled(config.profile_steps, step, self.workdir):
-          state, metrics = self.train_step(state, self._next(batches))
+        self.profiler.before(step - self.steps_at_once + 1, step)
+        state, metrics = self.train_step(state, self._next(batches))
         pending.append((step, metrics))
         # One step ahead of the device and no more: a signal is soon heard.
         jax.block_until_ready(pending[-2:][0])
+        self.profiler.after(step, metrics)
         self.progress.update(step - self.steps_at_once)
         due = lambda every: step % every == 0 or step == config.total_steps
         stopping = self.stop.signum is not None
@@ -160,8 +168,12 @@ class _Run:
         if due(config.eval_every):
           with self.progress.pause():
             eval_loss = self._evaluate(state, step)
+          if not np.isfinite(eval_loss):
+            self._refuse(f'The validation loss is {eval_loss} at step {step}')
         if due(config.save_every) or eval_loss is not None or stopping:
           self._flush(pending, step, start, first)
+          if not self.all_finite(state['params']):
+            self._refuse(f'The parameters are not finite after step {step}')
           with self.progress.pause():
             self.saver.save(
                 step, state, self.task.meta, best_metric=eval_loss
@@ -170,7 +182,6 @@ class _Run:
           self.saver.wait()
           raise Interrupted(self.stop.signum, step)
     self.saver.wait()
-    return state
 
   def _next(self, batches):
     if self.steps_at_once == 1:
@@ -188,7 +199,14 @@ class _Run:
         one = {name: float(v[i]) for name, v in values.items()}
         number = last - count + 1 + i
         if not np.isfinite(one['loss']) or not np.isfinite(one['grad_norm']):
-          self._refuse(number, one)
+          self.writer.write(number, dict(
+              train_loss=one['loss'], grad_norm=one['grad_norm']
+          ))
+          which = 'gradient' if np.isfinite(one['loss']) else 'loss'
+          self._refuse(
+              f'The {which} is not finite at step {number} (loss '
+              f'{one["loss"]}, gradient norm {one["grad_norm"]})'
+          )
         if number % self.config.log_every == 0 or number == step:
           rate = (number - first) / (time.monotonic() - start)
           self.writer.write(number, dict(
@@ -201,11 +219,8 @@ class _Run:
       self.progress.update(step, one['loss'])
     pending.clear()
 
-  def _refuse(self, step, values):
-    which = 'loss' if not np.isfinite(values['loss']) else 'gradient'
-    self.writer.write(step, dict(
-        train_loss=values['loss'], grad_norm=values['grad_norm']
-    ))
+  def _refuse(self, what):
+    """Raises `UserError`: no step is made, or kept, with numbers like these."""
     self.saver.wait()
     good = self.saver.latest_step()
     kept = (
@@ -213,9 +228,8 @@ class _Run:
         else 'There is no checkpoint before it'
     )
     raise errors.UserError(
-        f'The {which} is not finite at step {step} (loss {values["loss"]}, '
-        f'gradient norm {values["grad_norm"]}). {kept}; try a smaller '
-        'optimizer.learning_rate or optimizer.clip.'
+        f'{what}. {kept}; try a smaller optimizer.learning_rate or '
+        'optimizer.clip.'
     )
 
   def _evaluate(self, state, step):
@@ -235,16 +249,53 @@ class _Run:
 
   def sums(self, params, batch_stats, split):
     """Returns the mean loss and accuracy over a split."""
-    totals = {}
-    for batch in self.task.eval_batches(split):
-      batch = sharding.global_batch(self.mesh, batch)
-      new = self.eval_step(params, batch_stats, batch)
-      totals = {k: totals.get(k, 0.0) + v for k, v in new.items()}
-    weight = float(totals['weight'])
-    means = dict(loss=float(totals['loss']) / weight)
-    if 'correct' in totals:
-      means['accuracy'] = float(totals['correct']) / weight
-    return means
+    return _mean_metrics(
+        self.eval_step, self.mesh, params, batch_stats,
+        self.task.eval_batches(split),
+    )
+
+
+def evaluate_model(task: Task, model, split: str, mesh) -> dict[str, float]:
+  """Evaluates a model on a split.
+
+  Args:
+    task: A task whose models look like this one.
+    model: The model.
+    split: A name that `task.eval_batches` takes.
+    mesh: The devices to share the batches among.
+
+  Returns:
+    Means over the positions that count: `loss` in nats, and `accuracy`.
+  """
+  params, batch_stats = jax.device_put(
+      task.functional.variables(model), jax.NamedSharding(mesh, jax.P())
+  )
+  with jax.set_mesh(mesh):
+    return _mean_metrics(
+        _eval_step(task), mesh, params, batch_stats, task.eval_batches(split)
+    )
+
+
+def _eval_step(task):
+  return jax.jit(
+      step_lib.make_eval_step(task.loss(task.functional, train=False))
+  )
+
+
+def _mean_metrics(eval_step, mesh, params, batch_stats, batches):
+  totals = {}
+  for batch in batches:
+    new = eval_step(params, batch_stats, sharding.global_batch(mesh, batch))
+    totals = {k: totals.get(k, 0.0) + v for k, v in new.items()}
+  weight = float(totals['weight'])
+  means = dict(loss=float(totals['loss']) / weight)
+  if 'correct' in totals:
+    means['accuracy'] = float(totals['correct']) / weight
+  return means
+
+
+def _all_finite(tree):
+  return jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(tree)]).all()
 
 
 def check_intervals(config):
@@ -264,8 +315,54 @@ def check_intervals(config):
       )
 
 
+def profile_window(text: str) -> tuple[int, int] | None:
+  """Parses `profile_steps`, such as '10:15': the first and the last step.
+
+  Raises:
+    UserValueError: If it is something else.
+  """
+  if not text:
+    return None
+  first, _, last = text.partition(':')
+  numbers = first.isdecimal() and last.isdecimal()
+  if not (numbers and 0 < int(first) <= int(last)):
+    raise errors.UserValueError(
+        f"profile_steps must be two steps, such as '10:15', got {text!r}."
+    )
+  return int(first), int(last)
+
+
+def check_vocabulary(now, then, where='the checkpoint'):
+  """Raises `UserValueError` if tokens do not mean what they meant."""
+  if now == then:
+    return
+  symbols = [set((v or {}).get('symbols', '')) for v in (now, then)]
+  only = [''.join(sorted(a - b))[:10] for a, b in (symbols, symbols[::-1])]
+  raise errors.UserValueError(
+      f'The text and the model of {where} have different vocabularies: only '
+      f'the text has {only[0]!r}, only the model {only[1]!r}. With '
+      'data.level=byte all texts have the same.'
+  )
+
+
+def parameters_name(config) -> str:
+  """Returns the part of a state that a run evaluates: `params` or `ema`."""
+  return 'ema' if config['ema_decay'] > 0 else 'params'
+
+
+def write_text(path: pathlib.Path, text: str):
+  """Writes a file such that at no time there is half of it."""
+  new = path.with_name(path.name + '.new')
+  try:
+    new.write_text(text)
+    new.replace(path)
+  except OSError:
+    new.unlink(missing_ok=True)
+    raise
+
+
 def check_same_config(old: dict[str, Any], new: dict[str, Any]):
-  """Raises `UserValueError` if a run of config `old` cannot go on with `new`."""
+  """Raises `UserValueError` if a run of `old` cannot go on with `new`."""
   free = FREE_FIELDS
   if new.get('optimizer', {}).get('schedule') == 'constant':
     free += ('total_steps',)
@@ -311,39 +408,52 @@ def _start(task, config, tx, mesh, saver):
       abstract, shardings,
   )
   if saver.latest_step() is not None:
-    step, state, _ = saver.restore(abstract)
+    step, state, meta = saver.restore(abstract)
+    check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
     logging.info('Going on after step %d.', step)
     return state
   state = jax.jit(make, out_shardings=shardings)()
   if config.init_from:
-    part = {name: abstract[name] for name in ('params', 'batch_stats')}
-    with checkpoint.Checkpointer(
-        pathlib.Path(config.init_from) / 'checkpoints', readonly=True
-    ) as source:
-      step, found, _ = source.restore(part, best=True, partial=True)
-    logging.info('Parameters of %s, step %d.', config.init_from, step)
+    found = _take_over(task, config.init_from, abstract)
     state |= found
     if 'ema' in state:
       state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
   return state
 
 
+def _take_over(task, workdir, abstract):
+  """Returns the parameters and batch statistics of another run's best model."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  if not directory.is_dir():
+    raise errors.UserFileNotFoundError(
+        f'init_from: there is no run in {workdir}.'
+    )
+  with checkpoint.Checkpointer(directory, readonly=True) as source:
+    _, meta = source.restore_meta(best=True)
+    check_vocabulary(
+        task.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
+    )
+    name = parameters_name(meta['config'])
+    part = {name: abstract['params'], 'batch_stats': abstract['batch_stats']}
+    step, found, _ = source.restore(part, best=True, partial=True)
+  logging.info('Parameters of %s, step %d.', workdir, step)
+  return dict(params=found[name], batch_stats=found['batch_stats'])
+
+
 def _summarize(run, workdir):
-  """Evaluates the best checkpoint on the test split, once, and writes the summary."""
+  """Evaluates the best checkpoint on the test split; returns the summary."""
   task, config = run.task, run.config
-  names = ['params', 'batch_stats'] + ['ema'] * (config.ema_decay > 0)
-  make = lambda: step_lib.initial_state(
-      task.functional, optimizers.optax.identity(), config.seed,
-      ema=config.ema_decay > 0,
-  )
-  abstract = {k: v for k, v in jax.eval_shape(make).items() if k in names}
+  name = parameters_name(config)
   replicated = jax.NamedSharding(run.mesh, jax.P())
   abstract = jax.tree.map(
       lambda u: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=replicated),
-      abstract,
+      {
+          name: task.functional.params,
+          'batch_stats': task.functional.batch_stats,
+      },
   )
   step, best, _ = run.saver.restore(abstract, best=True, partial=True)
-  params = best.get('ema', best['params'])
+  params = best[name]
   test = run.sums(params, best['batch_stats'], 'test')
   rows = metrics_lib.read_metrics(workdir)
   evals = [r for r in rows if r.get('eval_loss') is not None]
@@ -354,7 +464,7 @@ def _summarize(run, workdir):
       )
       for split in config.eval_splits[1:]
   }
-  summary = {
+  return {
       'best_step': step,
       'best_eval_loss': min(r['eval_loss'] for r in evals),
       **extra,
@@ -370,9 +480,6 @@ def _summarize(run, workdir):
       'model.layer': config.model.layer,
       'data.name': config.data.name,
   }
-  if jax.process_index() == 0:
-    (workdir / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
-  return summary
 
 
 def _busy_seconds(rows):
@@ -406,13 +513,27 @@ def _signals():
       signal.signal(signum, handler)
 
 
-@contextlib.contextmanager
-def _profiled(window, step, directory):
-  """Traces the steps `first:last` of `window`, such as '10:15', for a profiler."""
-  if window:
-    first, last = (int(part) for part in window.split(':'))
-    if step == first:
-      jax.profiler.start_trace(str(directory / 'profile'))
-  yield
-  if window and step == last:
-    jax.profiler.stop_trace()
+class _Profiler:
+  """Traces the steps of a window into a directory, for TensorBoard or xprof."""
+
+  def __init__(self, window, directory):
+    self._window, self._directory = window, directory
+    self._runs = False
+
+  def before(self, first, last):
+    """Starts the trace if the window opens within these steps."""
+    if self._window and first <= self._window[0] <= last:
+      jax.profiler.start_trace(str(self._directory))
+      self._runs = True
+
+  def after(self, step, results):
+    """Ends the trace if this step is the window's last, once it is computed."""
+    if self._runs and step >= self._window[1]:
+      jax.block_until_ready(results)
+      self.close()
+
+  def close(self):
+    """Ends the trace if there is one."""
+    if self._runs:
+      jax.profiler.stop_trace()
+      self._runs = False

@@ -1,8 +1,8 @@
 """optax optimisers by name, with what recurrent parameters need.
 
-The papers of this field train the parameters that set the recurrence with a rate
-of their own and without weight decay; vectors (biases, norms) are not decayed
-either, as usual.
+The papers of this field train the parameters that set the recurrence with a
+rate of their own and without weight decay; vectors (biases, norms) are not
+decayed either, as usual.
 """
 
 import inspect
@@ -21,15 +21,17 @@ OPTIMIZERS = dict(
 )
 # `schedule(peak, end, warmup_steps, total_steps)`, a function of the step.
 SCHEDULES = dict(
-    constant=lambda peak, end, warmup, total: optax.schedules.warmup_constant_schedule(
-        0.0, peak, warmup
-    ) if warmup else optax.constant_schedule(peak),
+    constant=lambda peak, end, warmup, total: optax.linear_schedule(
+        0.0 if warmup else peak, peak, max(warmup, 1)
+    ),
     cosine=lambda peak, end, warmup, total: optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, max(total, warmup + 1), end
     ),
     linear=lambda peak, end, warmup, total: optax.join_schedules(
         [
-            optax.linear_schedule(0.0 if warmup else peak, peak, max(warmup, 1)),
+            optax.linear_schedule(
+                0.0 if warmup else peak, peak, max(warmup, 1)
+            ),
             optax.linear_schedule(peak, end, max(total - warmup, 1)),
         ],
         [warmup],
@@ -123,7 +125,7 @@ def frozen_parameters(tree, prefixes):
   marked = jax.tree_util.tree_map_with_path(mark, tree)
   if unused:
     raise errors.UserValueError(
-        f'optimizer.freeze: no parameter starts with {sorted(unused)}; the groups '
-        f'are {sorted(tree)}.'
+        f'optimizer.freeze: no parameter starts with {sorted(unused)}; the '
+        f'groups are {sorted(tree)}.'
     )
   return marked

@@ -13,14 +13,17 @@ MESH_AXES = ('data', 'fsdp', 'model', 'sequence')
 
 # Logical axis of a parameter -> mesh axis. An axis that does not divide stays
 # whole, and so does one whose mesh axis an earlier axis has taken.
-RULES = dict(embed='fsdp', hidden='model', mlp='model', vocab='model', heads='model')
+RULES = dict(
+    embed='fsdp', heads='model', hidden='model', mlp='model', vocab='model'
+)
 
 
 def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
   """Builds the mesh `(data, fsdp, model, sequence)`.
 
   Args:
-    sizes: A mapping with these four keys; one value may be -1, all that is left.
+    sizes: A mapping with these four keys; one value may be -1, all that is
+      left.
     devices: The devices to use; all of them if `None`.
 
   Returns:
@@ -41,7 +44,8 @@ def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
     shape[shape.index(-1)] = len(devices) // known
   if math.prod(shape) != len(devices):
     raise errors.UserValueError(
-        f'mesh sizes {text} do not make up the {len(devices)} devices there are.'
+        f'mesh sizes {text} do not make up the {len(devices)} devices there '
+        'are.'
     )
   return jax.make_mesh(
       tuple(shape), MESH_AXES, devices=devices,
@@ -83,9 +87,9 @@ def state_shardings(mesh, state, tx, axes):
     axes: Logical axes of every parameter.
 
   Returns:
-    A tree of `NamedSharding` like `state`: whatever is shaped like the parameters
-    is sharded like them, carries over their batch axis (the second), the rest is
-    replicated.
+    A tree of `NamedSharding` like `state`: whatever is shaped like the
+    parameters is sharded like them, carries over their batch axis (the second),
+    the rest is replicated.
   """
   everywhere = NamedSharding(mesh, P())
   params = jax.tree.map(
@@ -115,7 +119,8 @@ def global_batch(mesh, batch, *, stacked=False):
   Args:
     mesh: The mesh.
     batch: Arrays `[B, ...]` by name.
-    stacked: Whether the batches of several steps are stacked, `[steps, B, ...]`.
+    stacked: Whether the batches of several steps are stacked, `[steps, B,
+      ...]`.
 
   Returns:
     `jax.Array`s by name, sharded over rows.

@@ -1,4 +1,4 @@
-"""A model as functions of plain dictionaries: what `jax.jit`, optax and Orbax like.
+"""A model as functions of dictionaries: what `jax.jit`, optax and Orbax like.
 
 `nnx` modules are for reading and for building; a training step on dictionaries
 dispatches ten times faster. `Functional` is the bridge, crossed only while
@@ -50,7 +50,7 @@ class Functional:
     )
 
   def initialize(self, seed) -> tuple[Tree, Tree]:
-    """Returns new parameters and batch statistics; may be jitted with shardings."""
+    """Returns new parameters and batch statistics; may be jitted."""
     return self.variables(self._build(nnx.Rngs(seed)))
 
   def merge(self, params: Tree, batch_stats: Tree) -> nnx.Module:

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step, as pure functions of dictionaries."""
+"""The training and the evaluation step, pure functions of dictionaries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def initial_state(functional, tx, seed, *, ema=False, carry=None):
     tx: The optimiser.
     seed: Of the parameters.
     ema: Whether to keep a moving average of the parameters.
-    carry: A function without arguments that returns the first recurrent state of
-      stateful training; `None` where every batch starts anew.
+    carry: For stateful training, a function that maps the model to its first
+      recurrent state; `None` where every batch starts anew.
 
   Returns:
     Nested dictionaries: `params`, `batch_stats`, `opt_state`, `step`, and `ema`
@@ -38,7 +38,7 @@ def initial_state(functional, tx, seed, *, ema=False, carry=None):
   if ema:
     state['ema'] = jax.tree.map(jnp.copy, params)
   if carry is not None:
-    state['carry'] = carry()
+    state['carry'] = carry(functional.merge(params, batch_stats))
   return state
 
 
@@ -84,7 +84,9 @@ def make_train_step(
     grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
     updates, opt_state = tx.update(grads, state['opt_state'], params)
     params = optax.apply_updates(params, updates)
-    metrics = dict(loss=sums['loss'] / weight, grad_norm=optax.global_norm(grads))
+    metrics = dict(
+        loss=sums['loss'] / weight, grad_norm=optax.global_norm(grads)
+    )
     if 'correct' in sums:
       metrics['accuracy'] = sums['correct'] / weight
     new_state = dict(
@@ -106,7 +108,7 @@ def make_train_step(
 
 
 def several_steps(train_step):
-  """Runs `train_step` over batches stacked along a new first axis, in one program."""
+  """Runs `train_step` over batches stacked along a new first axis."""
 
   def steps(state, batches):
     return jax.lax.scan(train_step, state, batches)

@@ -1,4 +1,4 @@
-"""Every example in a docstring of the layers and of `rnnzoo.testing` is true."""
+"""Every example in the docstrings of layers and of `rnnzoo.testing` is true."""
 
 import doctest
 import importlib

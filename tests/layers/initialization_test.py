@@ -40,6 +40,8 @@ class InitializationTest(parameterized.TestCase):
     radius = np.exp(-np.exp(np.float64(layer.nu_log[...])))
     self.assert_uniform(radius**2, r_min**2, r_max**2)
     self.assert_uniform(np.exp(np.float64(layer.theta_log[...])), 0, phase)
+    for value in (layer.nu_log, layer.theta_log, layer.gamma_log):
+      self.assertTrue(np.isfinite(value[...]).all())  # Off the ends.
     np.testing.assert_allclose(
         np.exp(np.float64(layer.gamma_log[...])),
         np.sqrt(1 - radius**2),
@@ -48,10 +50,10 @@ class InitializationTest(parameterized.TestCase):
 
   def test_lru_gamma_keeps_the_variance(self):
     # Proposition 3: without gamma the state would have 24 times this energy.
-    layer = layers.LRU(8, 500, r_min=0.9, r_max=0.999, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(1), (4, 4000, 8))
-    carry, _ = jax.jit(lambda x: layer(x))(x)
-    self.assertBetween(float(jnp.mean(jnp.abs(carry) ** 2)), 0.8, 1.2)
+    layer = layers.LRU(2, _MANY, r_min=0.9, r_max=0.999, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((2, 1500, 2))
+    carry, _ = jax.jit(lambda x: layer(x))(np.float32(x))
+    self.assertBetween(float(jnp.mean(jnp.abs(carry) ** 2)), 0.7, 1.4)
 
   def test_lru_matrices(self):
     layer = layers.LRU(64, 400, rngs=nnx.Rngs(0))
@@ -61,12 +63,6 @@ class InitializationTest(parameterized.TestCase):
       value = np.asarray(getattr(layer, name)[...])
       self.assertAlmostEqual(value.var() / variance, 1, delta=0.4)
       self.assertBetween(value.mean() / variance**0.5, -0.3, 0.3)
-
-  def test_lru_eigenvalues_stay_off_the_ends(self):
-    for seed in range(3):
-      layer = layers.LRU(2, _MANY, rngs=nnx.Rngs(seed))
-      for value in (layer.nu_log, layer.theta_log, layer.gamma_log):
-        self.assertTrue(jnp.isfinite(value[...]).all())
 
   def test_lru_decays_are_never_stored_below_float32(self):
     layer = layers.LRU(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))

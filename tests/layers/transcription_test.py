@@ -21,10 +21,10 @@ def positive(u):  # g, appendix B.3 of arXiv 2410.01201.
 
 def elman(p, x, h):
   """Elman (1990), with tanh."""
+  w, u, b = p['input/kernel'], p['hidden/kernel'], p['input/bias']
   ys = []
-  w, u, b = p['input/kernel'][:, 0], p['hidden/kernel'][:, 0], p['input/bias'][0]
   for x_t in x:
-    h = np.tanh(x_t @ w + b + h @ u)
+    h = np.tanh(x_t @ w[:, 0] + b[0] + h @ u[:, 0])
     ys.append(h)
   return h, ys
 
@@ -144,8 +144,9 @@ class TranscriptionTest(parameterized.TestCase):
       layer = nnx.merge(graph, params)
       x = random.standard_normal((_BATCH, _TIME, _FEATURES))
       carry = jax.tree.map(
-          lambda u: random.standard_normal(u.shape)
-          + (1j * random.standard_normal(u.shape) if u.dtype.kind == 'c' else 0),
+          lambda u: (random.standard_normal(u.shape + (2,)) @ [1, 1j]).astype(
+              u.dtype
+          ) if u.dtype.kind == 'c' else random.standard_normal(u.shape),
           layer.initialize_carry(_BATCH, x.dtype),
       )
       got_carry, got = jax.jit(lambda *a: layer(*a))(x, carry)

@@ -5,9 +5,9 @@ import re
 
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
 from tests import tolerance
@@ -212,7 +212,9 @@ class ManualMeshTest(parameterized.TestCase):
   """Inside a `jax.shard_map` of the user's."""
 
   @parameterized.product(
-      name=_ALL, manual=(('data',), ('data', 'model'), _NAMES), check=(True, False)
+      name=_ALL,
+      manual=(('data',), ('data', 'model'), _NAMES),
+      check=(True, False),
   )
   def test_inside_shard_map(self, name, manual, check):
     mesh = _mesh((2, 2, 2), _NAMES)

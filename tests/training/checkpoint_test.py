@@ -16,6 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
+from rnnzoo.training import hashing
 
 P = jax.sharding.PartitionSpec
 META = {'config': {'model': {'layer': 'min_gru'}}, 'vocabulary': 'abcé'}
@@ -107,43 +108,43 @@ class DigestTest(parameterized.TestCase):
         P(('data', 'model')),
     ):
       sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-      self.assertEqual(checkpoint._local_digest(sharded), expected, spec)
+      self.assertEqual(hashing.local_digest(sharded), expected, spec)
 
   def test_blocks_do_not_show(self):
     rng = np.random.default_rng(2)
-    for shape in ((3, checkpoint._BLOCK + 7), (checkpoint._BLOCK // 4, 9)):
+    for shape in ((3, hashing.BLOCK + 7), (hashing.BLOCK // 4, 9)):
       array = rng.integers(0, 256, shape, dtype=np.uint8)
-      whole = checkpoint._shard_sum(array, (slice(None),) * 2, shape)
+      whole = hashing.shard_sum(array, (slice(None),) * 2, shape)
       parts = 0
       for index in np.ndindex(3, 2):
         index = tuple(
             slice(n * i // k, n * (i + 1) // k)
             for i, k, n in zip(index, (3, 2), shape)
         )
-        parts += checkpoint._shard_sum(array[index], index, shape)
+        parts += hashing.shard_sum(array[index], index, shape)
       self.assertEqual(whole, parts % 2**64)
       self.assertEqual(whole, slow_digest(array))
 
   def test_every_bit_and_the_order_count(self):
     for dtype in (np.float16, np.complex128):
       array = np.arange(6).astype(dtype)
-      sums = {checkpoint._shard_sum(array, (slice(None),), (6,))}
+      sums = {hashing.shard_sum(array, (slice(None),), (6,))}
       for i in range(array.nbytes * 8):
         flipped = array.copy()
         flipped.view(np.uint8)[i // 8] ^= 1 << (i % 8)
-        sums.add(checkpoint._shard_sum(flipped, (slice(None),), (6,)))
+        sums.add(hashing.shard_sum(flipped, (slice(None),), (6,)))
       for i in range(5):
         swapped = array.copy()
         swapped[[i, i + 1]] = swapped[[i + 1, i]]
-        sums.add(checkpoint._shard_sum(swapped, (slice(None),), (6,)))
+        sums.add(hashing.shard_sum(swapped, (slice(None),), (6,)))
       self.assertLen(sums, 1 + array.nbytes * 8 + 5)
 
   def test_scalars_and_empty_arrays(self):
     scalar = jnp.float32(2.5)
     self.assertEqual(
-        checkpoint._local_digest(scalar), slow_digest(np.asarray(scalar)[None])
+        hashing.local_digest(scalar), slow_digest(np.asarray(scalar)[None])
     )
-    self.assertEqual(checkpoint._local_digest(jnp.zeros((0, 3))), 0)
+    self.assertEqual(hashing.local_digest(jnp.zeros((0, 3))), 0)
 
 
 class CheckpointerTest(CheckpointTestCase):
@@ -471,6 +472,7 @@ import gc, resource
 from absl import logging
 import jax.numpy as jnp, numpy as np
 from rnnzoo.training import checkpoint
+from rnnzoo.training import hashing
 logging.use_absl_handler()
 logging.set_verbosity(logging.INFO)
 noise = np.random.default_rng(0).standard_normal((20, 100, 100), np.float32)

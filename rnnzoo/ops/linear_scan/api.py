@@ -81,8 +81,8 @@ def linear_scan(
   Array([1. , 1.5, 1. , 1.5], dtype=float32)
 
   Args:
-    a: Decays, broadcastable to `[B, T, D]`, real or complex. A size of one along
-      batch or time is never expanded in memory on CPU.
+    a: Decays, broadcastable to `[B, T, D]`, real or complex. A size of one
+      along batch or time is never expanded in memory on CPU.
     x: Inputs `[B, T, D]`, real or complex.
     h0: State before the first step `[B, D]`; zeros if `None`.
     reverse: If `True`, time runs from `T - 1` down to `0`.
@@ -189,12 +189,12 @@ def _forward(name, reverse, decay_after, a, x, h0, reset):
 
 
 def _backward(name, reverse, decay_after, residuals, cotangents):
-  # The adjoint runs the other way, with the decay on the other side of the step:
+  # The adjoint runs the other way, with the decay on the other side of a step:
   # it returns dx, and what is left of it before the first step is dh0.
   a, h, h0, reset = residuals
   dlast, dh = cotangents
   dh0, dx = _scan(name, not reverse, not decay_after, a, dh, dlast, reset)
-  # a_t met the state on its left, and its product met the cotangent on its right.
+  # a_t met the state on its left, and with it the cotangent on its right.
   dtype = h0.dtype
   if decay_after:
     left, right = h.astype(dtype), _beside(dx, dlast, reset, reverse)

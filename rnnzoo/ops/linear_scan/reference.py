@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def scan(a, x, h0, reset, *, reverse, decay_after):
-  """One step after the other; differentiable by JAX itself, any number of times."""
+  """One step after the other; JAX itself differentiates it."""
   dtype = h0.dtype
   by_time = lambda u: jnp.moveaxis(jnp.broadcast_to(u, x.shape), 1, 0)
   inputs = (by_time(a).astype(dtype), by_time(x).astype(dtype))

@@ -3,8 +3,8 @@
 XLA's partitioner does not see that a loop over a sharded batch is independent
 per row, and all-gathers it; a Pallas kernel it cannot partition at all. So each
 scan runs inside `jax.shard_map`. The mesh is the one the caller set with
-`jax.set_mesh`, or else, under `jit`, the one that `x` is known to live on; where
-there is none, or none of its axes fits, nothing is wrapped.
+`jax.set_mesh`, or else, under `jit`, the one that `x` is known to live on;
+where there is none, or none of its axes fits, nothing is wrapped.
 
 A layout names the axes of an operand, a letter each: `b` batch, `d` features,
 and any other letter (`t` time, `k` taps) for an axis that is never split.
@@ -170,7 +170,7 @@ def same_varying(*operands):
 
 
 def _dividing(names, available, sizes, length):
-  """The longest prefix of `names` whose product of mesh sizes divides `length`."""
+  """The longest prefix of `names` whose mesh sizes together divide `length`."""
   chosen = tuple(n for n in names if n in available and sizes[n] > 1)
   while chosen and length % math.prod(sizes[n] for n in chosen):
     chosen = chosen[:-1]

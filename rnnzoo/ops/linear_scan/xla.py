@@ -1,8 +1,9 @@
 """Two implementations in plain JAX: a loop without temporaries, and a tree.
 
-`sequential` is the CPU's: it reads each row of `a` and `x` and writes each row of
-`h` once, so it moves three arrays, and allocates nothing but its result. `associative` runs anywhere and compiles to log(T) passes:
-ten to fourteen times the traffic, the price of being parallel over time.
+`sequential` is the CPU's: it reads each row of `a` and `x` and writes each row
+of `h` once, so it moves three arrays, and allocates nothing but its result.
+`associative` runs anywhere and compiles to log(T) passes: ten to fourteen times
+the traffic, the price of being parallel over time.
 """
 
 import jax

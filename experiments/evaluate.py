@@ -1,0 +1,59 @@
+"""Evaluates the best checkpoint of a run on a split of its data.
+
+  python -m experiments.evaluate --workdir=runs/quickstart --split=test
+"""
+
+import math
+
+from absl import flags
+from experiments import drivers
+from experiments import tasks
+import jax
+from ml_collections import ConfigDict
+from rnnzoo import restoring
+from rnnzoo.training import host
+from rnnzoo.training import loop
+from rnnzoo.training import sharding
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+_SPLIT = flags.DEFINE_string('split', 'test', 'Such as test or validation.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, 'Where the data lies, if not where it lay in training.'
+)
+_LAYERS = flags.DEFINE_string(
+    'layers', None, 'The config file whose LAYERS the run used, if it did.'
+)
+
+
+def main(argv):
+  drivers.check_usage(argv, workdir=_WORKDIR.value, split=_SPLIT.value)
+  host.pin_malloc()
+  host.enable_compilation_cache()
+  layers = drivers.layers_of(_LAYERS.value)
+  run = restoring.restore_run(_WORKDIR.value, layers=layers)
+  config = ConfigDict(run.config)
+  if _DATA_DIR.value is not None:
+    config.data.data_dir = _DATA_DIR.value
+  task, dataset = tasks.make_task(config, layers)
+  loop.check_vocabulary(
+      task.meta['vocabulary'], run.vocabulary and run.vocabulary.to_json()
+  )
+  # As many devices as share a batch evenly.
+  devices = jax.devices()[: math.gcd(config.batch_size, len(jax.devices()))]
+  mesh = sharding.make_mesh(
+      dict(data=-1, fsdp=1, model=1, sequence=1), devices
+  )
+  means = loop.evaluate_model(task, run.model, _SPLIT.value, mesh)
+  loss = means['loss']
+  print(
+      f'{dataset.name}, {_SPLIT.value}, step {run.step}: loss {loss:.4f} nats, '
+      f'{loss / math.log(2):.4f} bits per token, '
+      f'accuracy {means["accuracy"]:.4f}'
+  )
+  if _SPLIT.value == 'test':  # They are of the test split.
+    for name, value in dataset.baselines().items():
+      print(f'  {name.replace("_", " ")}: {value:.4f}')
+
+
+if __name__ == '__main__':
+  drivers.run(main)

@@ -1,0 +1,75 @@
+"""Writes text with the model of a run.
+
+  python -m experiments.generate --workdir=runs/quickstart --prompt='The ' \
+      --length=400 --temperature=0.8 --seed=0
+
+With one prompt the characters appear as they come. Several prompts (`--prompt`
+again) are continued in one batch and printed one after another.
+"""
+
+import sys
+
+from absl import flags
+from experiments import drivers
+from experiments import sampling
+from rnnzoo import generation
+from rnnzoo import restoring
+from rnnzoo.training import host
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+_PROMPT = flags.DEFINE_multi_string(
+    'prompt', [], 'What to continue; may be given several times.'
+)
+_LENGTH = flags.DEFINE_integer('length', 400, 'How many tokens to write.')
+_TEMPERATURE = flags.DEFINE_float(
+    'temperature', 0.8, 'Of the random choice; 0 takes the most probable token.'
+)
+_TOP_K = flags.DEFINE_integer(
+    'top_k', 0, 'Choose among the k most probable tokens only; 0 for all.'
+)
+_TOP_P = flags.DEFINE_float(
+    'top_p', 1.0,
+    'Choose among the most probable tokens that together have this probability.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same text.')
+_STREAM = flags.DEFINE_bool(
+    'stream', True, 'Print the characters of a single prompt as they come.'
+)
+_LAYERS = flags.DEFINE_string(
+    'layers', None, 'The config file whose LAYERS the run used, if it did.'
+)
+
+
+def main(argv):
+  drivers.check_usage(argv, workdir=_WORKDIR.value)
+  # Text may hold what the terminal cannot show.
+  sys.stdout.reconfigure(errors='backslashreplace')
+  host.enable_compilation_cache()
+  run = restoring.restore_run(
+      _WORKDIR.value, layers=drivers.layers_of(_LAYERS.value)
+  )
+  sampling.check_text(run)
+  options = dict(
+      seed=_SEED.value,
+      length=_LENGTH.value,
+      sampling=generation.Sampling(
+          _TEMPERATURE.value, _TOP_K.value, _TOP_P.value
+      ),
+  )
+  prompts = _PROMPT.value or [sampling.start_of_text(run)]
+  if len(prompts) == 1 and _STREAM.value:
+    pieces = sampling.pieces(run, prompts[0], **options)
+    for i, piece in enumerate(pieces):
+      if not i and _PROMPT.value:
+        print(prompts[0], end='')
+      print(piece, end='', flush=True)
+    print()
+    return
+  for i, text in enumerate(sampling.continuations(run, prompts, **options)):
+    if i:
+      print('-' * 20)
+    print((prompts[i] if _PROMPT.value else '') + text)
+
+
+if __name__ == '__main__':
+  drivers.run(main)

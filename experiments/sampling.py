@@ -1,0 +1,107 @@
+"""Text from the model of a run, for generate.py and for the end of train.py."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+import pathlib
+
+import jax
+from rnnzoo import errors
+from rnnzoo import generation
+from rnnzoo import restoring
+
+
+def check_text(run: restoring.Run):
+  """Raises `UserValueError` if the run is not of a text."""
+  if run.vocabulary is None:
+    raise errors.UserValueError(
+        f'This run is of {run.config["data"]["name"]}, which has no text: its '
+        'model has nothing to write with.'
+    )
+
+
+def start_of_text(run: restoring.Run) -> str:
+  """What to begin with where nobody says: a new line, if the text has any."""
+  vocabulary = run.vocabulary
+  if vocabulary.level == 'byte' or '\n' in vocabulary.symbols:
+    return '\n'
+  return vocabulary.symbols[0]
+
+
+def encode(run: restoring.Run, prompts: Sequence[str]):
+  """Returns prompts `[B, P]` and their mask `[B, P]`.
+
+  Raises:
+    UserValueError: If one is empty or has characters that the model lacks.
+  """
+  check_text(run)
+  if not all(prompts):
+    raise errors.UserValueError('A prompt must have at least one character.')
+  return generation.pad([run.vocabulary.encode(prompt) for prompt in prompts])
+
+
+def continuations(
+    run: restoring.Run,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    length: int,
+    sampling: generation.Sampling,
+) -> list[str]:
+  """Continues several prompts in one batch.
+
+  Args:
+    run: The model.
+    prompts: A text each.
+    seed: Of the random choices.
+    length: How many tokens to add.
+    sampling: How to choose them.
+
+  Returns:
+    What was added to each prompt.
+  """
+  tokens, mask = encode(run, prompts)
+  rows = generation.generate(
+      run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
+      **sampling._asdict(),
+  )
+  return [run.vocabulary.decode(row) for row in rows]
+
+
+def pieces(
+    run: restoring.Run,
+    prompt: str,
+    *,
+    seed: int,
+    length: int,
+    sampling: generation.Sampling,
+) -> Iterator[str]:
+  """Continues one prompt, giving each character once it is complete."""
+  tokens, mask = encode(run, [prompt])
+  rows = generation.stream(
+      run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
+      **sampling._asdict(),
+  )
+  if run.vocabulary.level == 'char':
+    for row in rows:
+      yield run.vocabulary.decode(row)
+    return
+  decoder = codecs.getincrementaldecoder('utf-8')('replace')
+  for row in rows:
+    yield decoder.decode(bytes(row.tolist()))
+  yield decoder.decode(b'', final=True)
+
+
+def write_sample(workdir, characters: int, seed: int, layers=None) -> str:
+  """Writes so many characters of the best model's text to `sample.txt`."""
+  run = restoring.restore_run(workdir, layers=layers)
+  # A character has up to four bytes.
+  length = characters * (4 if run.vocabulary.level == 'byte' else 1)
+  (text,) = continuations(
+      run, [start_of_text(run)], seed=seed, length=length,
+      sampling=generation.Sampling(temperature=0.8),
+  )
+  text = text[:characters]
+  if jax.process_index() == 0:
+    path = pathlib.Path(workdir) / 'sample.txt'
+    path.write_bytes(text.encode('utf-8', 'replace'))
+  return text

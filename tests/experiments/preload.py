@@ -1,0 +1,11 @@
+"""What all command lines import, loaded once; see commands.py."""
+
+import warnings
+
+# Nothing runs here that a fork could disturb: no backend, no threads of JAX.
+warnings.filterwarnings('ignore', message='os.fork')
+
+from experiments import drivers as drivers  # noqa: E402
+from experiments import sampling as sampling  # noqa: E402
+from experiments import tasks as tasks  # noqa: E402
+from experiments.configs import default as default  # noqa: E402

@@ -1,0 +1,182 @@
+"""Tests of `rnnzoo.generation`."""
+
+import itertools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import generation
+from rnnzoo import models
+
+PROMPTS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5])
+LENGTH = 12
+
+
+def make_model(**fields):
+  config = models.ModelConfig(
+      layer='min_gru,lstm', num_layers=2, features=16, vocab_size=16,
+      conv_kernel=3, norm='batch', **fields,
+  )
+  model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+  # Decided logits: a token more or less in the prompt must show.
+  model.head.kernel[...] = 4 * model.head.kernel[...]
+  return model
+
+
+class SampleLogitsTest(parameterized.TestCase):
+
+  def sample(self, logits, rows=2000, **options):
+    """Frequencies of the tokens in many draws."""
+    logits = jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1))
+    tokens = generation.sample_logits(jax.random.key(0), logits, **options)
+    self.assertEqual(tokens.dtype, jnp.int32)
+    return np.bincount(tokens, minlength=logits.shape[1]) / rows
+
+  def test_probabilities(self):
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(self.sample(np.log(p)), p, atol=0.05)
+    np.testing.assert_allclose(
+        self.sample(np.log(p), temperature=0.5), p**2 / (p**2).sum(), atol=0.05
+    )
+
+  @parameterized.named_parameters(
+      ('greedy', dict(temperature=0), [0, 0, 0, 1]),
+      ('nearly_greedy', dict(temperature=1e-38), [0, 0, 0, 1]),
+      ('top_1', dict(top_k=1), [0, 0, 0, 1]),
+      ('top_2', dict(top_k=2), [0, 0, 3 / 7, 4 / 7]),
+      ('top_k_of_more', dict(top_k=9), [0.1, 0.2, 0.3, 0.4]),
+      ('small_p', dict(top_p=0.1), [0, 0, 0, 1]),
+      ('p_below_a_sum', dict(top_p=0.69), [0, 0, 3 / 7, 4 / 7]),
+      ('p_above_a_sum', dict(top_p=0.71), [0, 2 / 9, 3 / 9, 4 / 9]),
+      # Of the two that are left the first alone has 4/7.
+      ('k_then_p', dict(top_k=2, top_p=0.5), [0, 0, 0, 1]),
+  )
+  def test_filters(self, options, expected):
+    logits = np.log([0.1, 0.2, 0.3, 0.4])
+    found = self.sample(logits, **options)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    np.testing.assert_array_equal(found > 0, np.array(expected) > 0)
+
+  def test_rows_do_not_know_of_each_other(self):
+    logits = jax.random.normal(jax.random.key(1), (8, 16))
+    key = jax.random.key(2)
+    for options in ({}, dict(top_k=9, top_p=0.9)):
+      tokens = generation.sample_logits(key, logits, **options)
+      fewer = generation.sample_logits(key, logits[:3], **options)
+      np.testing.assert_array_equal(tokens[:3], fewer)
+
+  @parameterized.parameters(
+      ('temperature', -1), ('temperature', float('inf')),
+      ('temperature', float('nan')), ('temperature', '1'), ('top_k', -1),
+      ('top_k', 1.5), ('top_p', 0), ('top_p', 1.01), ('top_p', float('nan')),
+  )
+  def test_bad_values(self, name, value):
+    with self.assertRaisesRegex(errors.UserValueError, f'`{name}` must'):
+      generation.sample_logits(
+          jax.random.key(0), jnp.zeros((1, 4)), **{name: value}
+      )
+
+  def test_bad_logits_and_key(self):
+    with self.assertRaisesRegex(ValueError, '`logits` must'):
+      generation.sample_logits(jax.random.key(0), jnp.zeros(4))
+    with self.assertRaisesRegex(ValueError, '`key` must'):
+      generation.sample_logits(None, jnp.zeros((1, 4)))
+
+
+class GenerateTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.model = make_model()
+    tokens, cls.mask = generation.pad(PROMPTS)
+    # What lies under the padding must not matter.
+    cls.tokens = np.where(cls.mask, tokens, 7)
+    cls.greedy = np.asarray(
+        generation.generate(
+            cls.model, cls.tokens, mask=cls.mask, length=LENGTH, temperature=0
+        )
+    )
+
+  def test_is_what_the_parallel_model_says(self):
+    self.assertEqual(self.greedy.shape, (len(PROMPTS), LENGTH))
+    self.assertGreater(len(np.unique(self.greedy)), 3)
+    tokens = np.concatenate([self.tokens, self.greedy], 1)
+    mask = np.pad(self.mask, ((0, 0), (0, LENGTH)), constant_values=True)
+    run = jax.jit(lambda tokens, mask: self.model(tokens, mask=mask)[1])
+    logits = run(tokens, mask)
+    said = logits.argmax(-1)[:, -LENGTH - 1 : -1]
+    np.testing.assert_array_equal(self.greedy, said)
+
+  def test_a_row_alone(self):
+    for prompt, row in zip(PROMPTS[:2], self.greedy):
+      alone = generation.generate(
+          self.model, np.array([prompt]), length=LENGTH, temperature=0
+      )
+      np.testing.assert_array_equal(alone[0], row)
+
+  def test_padding_after_the_prompt(self):
+    width = self.tokens.shape[1]
+    tokens = np.array([p + [7] * (width - len(p)) for p in PROMPTS])
+    mask = np.arange(width) < np.array([[len(p)] for p in PROMPTS])
+    found = generation.generate(
+        self.model, tokens, mask=mask, length=LENGTH, temperature=0
+    )
+    np.testing.assert_array_equal(found, self.greedy)
+
+  def test_streams_the_same(self):
+    options = dict(
+        mask=self.mask, key=jax.random.key(3), temperature=0.9, top_k=8
+    )
+    whole = generation.generate(
+        self.model, self.tokens, length=LENGTH, **options
+    )
+    for length in (None, LENGTH):
+      columns = generation.stream(
+          self.model, self.tokens, length=length, **options
+      )
+      found = np.stack(list(itertools.islice(columns, LENGTH)), 1)
+      np.testing.assert_array_equal(found, whole)
+    self.assertEmpty(list(columns))  # No more than asked for.
+
+  def test_one_token(self):
+    found = generation.generate(
+        self.model, self.tokens, mask=self.mask, length=1, temperature=0
+    )
+    np.testing.assert_array_equal(found, self.greedy[:, :1])
+
+  def test_compiles_once(self):
+    before = generation._generate._cache_size()
+    generation.generate(
+        self.model, self.tokens, mask=self.mask, length=LENGTH, temperature=0
+    )
+    self.assertEqual(generation._generate._cache_size(), before)
+
+  @parameterized.named_parameters(
+      ('one_axis', dict(prompts=np.ones(3, int)), '`prompts` must be integers'),
+      ('floats', dict(prompts=np.ones((1, 3))), '`prompts` must be integers'),
+      ('empty', dict(prompts=np.ones((2, 0), int)), 'at least one token'),
+      (
+          'nothing_but_padding',
+          dict(mask=np.array([[True, False], [False, False]])),
+          'at least one token',
+      ),
+      ('mask_shape', dict(mask=np.ones((2, 3), bool)), '`mask` must be bool'),
+      ('mask_dtype', dict(mask=np.ones((2, 2))), '`mask` must be bool'),
+      ('length', dict(length=0), '`length` must be'),
+      ('temperature', dict(temperature=-1), '`temperature` must'),
+      ('no_key', dict(temperature=1), '`key` must'),
+  )
+  def test_bad_arguments(self, changes, message):
+    arguments = dict(prompts=np.ones((2, 2), int), length=3, temperature=0)
+    for function in (generation.generate, generation.stream):
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        function(self.model, **(arguments | changes))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,223 @@
+"""Models obey the contract of layers, and depth is laid out in one way only."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import models
+
+B, T, V = 2, 9, 16
+CONFIGS = dict(
+    min_gru=dict(layer='min_gru', conv_kernel=3),
+    lru_paper=dict(layer='lru', norm='batch', gate='glu', mlp='none'),
+    pattern=dict(
+        layer='min_gru,lru,gru', num_layers=5, norm='layer',
+        norm_position='post', mlp='swiglu', tie_embeddings=True, soft_cap=5.0,
+    ),
+    remat=dict(layer='min_lstm', num_layers=3, remat='dots', gate='half_glu'),
+)
+
+
+def make(**changes):
+  config = models.ModelConfig.tiny().replace(**changes)
+  if config.num_classes:
+    return models.SequenceClassifier(config, rngs=nnx.Rngs(0))
+  return models.LanguageModel(config, rngs=nnx.Rngs(0))
+
+
+def inputs():
+  tokens = jax.random.randint(jax.random.key(0), (B, T), 0, V)
+  reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
+  mask = jnp.ones((B, T), bool).at[0, 5:7].set(False).at[1, :2].set(False)
+  return tokens, dict(reset=reset, mask=mask)
+
+
+def assert_trees_close(got, want, atol=2e-6):
+  jax.tree.map(
+      lambda g, w: np.testing.assert_allclose(g, w, atol=atol), got, want
+  )
+
+
+def part(tree, *index):
+  return {k: v[(slice(None), *index)] for k, v in tree.items()}
+
+
+class LanguageModelTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      (name, changes) for name, changes in CONFIGS.items()
+  )
+  def test_whole_chunks_and_steps_agree(self, changes):
+    model = make(**changes)
+    tokens, flags = inputs()
+    want = model(tokens, **flags)
+    carry, first = model(tokens[:, :5], **part(flags, slice(0, 5)))
+    carry, empty = model(tokens[:, :0], carry)
+    carry, second = model(tokens[:, 5:], carry, **part(flags, slice(5, None)))
+    self.assertEqual(empty.shape, (B, 0, V))
+    assert_trees_close((carry, jnp.concatenate([first, second], 1)), want)
+
+    step = jax.jit(lambda c, t, f: model.step(c, t, **f))
+    carry, logits = model.initialize_carry(B), []
+    for t in range(T):
+      carry, y = step(carry, tokens[:, t], part(flags, t))
+      logits.append(y)
+    assert_trees_close((carry, jnp.stack(logits, 1)), want)
+    self.assertTrue((want[1][~flags['mask']] == 0).all())
+
+  def test_scanning_depth_changes_nothing_but_the_program(self):
+    tokens, flags = inputs()
+    for changes in (CONFIGS['pattern'], CONFIGS['lru_paper']):
+      results = []
+      for scan in (False, True):
+        model = make(**changes, scan_layers=scan, dropout=0.2)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params):
+          model = nnx.merge(graphdef, params, rest, copy=True)
+          carry, y = model(
+              tokens, **flags, train=True, key=jax.random.key(3)
+          )
+          return (y**2).sum(), (carry, nnx.state(model, nnx.BatchStat))
+
+        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+      assert_trees_close(results[0], results[1], atol=3e-5)
+
+  def test_later_tokens_do_not_matter(self):
+    model = make(**CONFIGS['pattern'])
+    tokens, _ = inputs()
+    _, before = model(tokens)
+    _, after = model(tokens.at[:, 6:].set(1))
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+
+  def test_batch_statistics_move_in_training_only_and_skip_padding(self):
+    model = make(**CONFIGS['lru_paper'])
+    tokens, flags = inputs()
+    stats = lambda: jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
+    start = stats()
+    model(tokens)
+    jax.tree.map(np.testing.assert_array_equal, stats(), start)
+    model(tokens, mask=flags['mask'], train=True)
+    moved = stats()
+    with self.assertRaises(AssertionError):
+      jax.tree.map(np.testing.assert_array_equal, moved, start)
+    again = make(**CONFIGS['lru_paper'])
+    padded = jnp.where(flags['mask'], tokens, 7)
+    again(padded, mask=flags['mask'], train=True)
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.state(again, nnx.BatchStat), moved
+    )
+
+  def test_dropout_has_its_rate_and_one_mask_over_time(self):
+    from rnnzoo.models import blocks
+
+    x = jnp.ones((4, 50, 64))
+    y = blocks.dropout(x, 0.25, jax.random.key(0))
+    self.assertAlmostEqual(float((y == 0).mean()), 0.25, delta=0.02)
+    self.assertAlmostEqual(float(y.mean()), 1.0, delta=0.03)
+    y = blocks.dropout(x, 0.25, jax.random.key(0), over_time=True)
+    np.testing.assert_array_equal(y, jnp.broadcast_to(y[:, :1], y.shape))
+    np.testing.assert_array_equal(blocks.dropout(x, 0.25, None), x)
+
+  def test_bfloat16_activations_float32_states_and_logits(self):
+    model = make(dtype='bfloat16', conv_kernel=3)
+    carry, logits = model(inputs()[0])
+    self.assertEqual(logits.dtype, jnp.float32)
+    self.assertEqual(carry[0].layer.dtype, jnp.float32)
+    self.assertEqual(carry[0].conv.dtype, jnp.bfloat16)
+
+  def test_every_parameter_names_its_axes(self):
+    for changes in CONFIGS.values():
+      model = make(**changes)
+      for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        axes = leaf.get_metadata('axes')
+        self.assertLen(axes, leaf.get_value().ndim, path)
+        self.assertEqual(axes[0] == 'layers', 'stacks' in path, path)
+
+  def test_a_layer_of_ones_own(self):
+    from rnnzoo import layers
+
+    class Mine(layers.MinGRU):
+      pass
+
+    config = models.ModelConfig.tiny().replace(layer='mine')
+    model = models.LanguageModel(config, dict(mine=Mine), rngs=nnx.Rngs(0))
+    self.assertEqual(model(inputs()[0])[1].shape, (B, T, V))
+
+  @parameterized.parameters(
+      (dict(layer='min_gro'), 'Did you mean "min_gru"'),
+      (dict(norm='rsm'), 'Did you mean "rms"'),
+      (dict(layer_options=dict(expansion=2)), '"expansion_factor"'),
+      (dict(vocab_size=0), 'vocab_size must be set'),
+      (dict(bidirectional=True), 'for classifiers'),
+      (dict(dropout=1.5), r'dropout must be in \[0, 1\)'),
+  )
+  def test_errors_say_what_to_do(self, changes, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      make(**changes)
+
+  def test_unknown_fields_and_wrong_tokens(self):
+    with self.assertRaisesRegex(errors.UserValueError, 'mean "features"'):
+      models.ModelConfig.from_dict(dict(feature=3))
+    with self.assertRaisesRegex(ValueError, 'must be integers with 2 axes'):
+      make()(jnp.ones((2, 3)))
+
+
+class SequenceClassifierTest(parameterized.TestCase):
+
+  @parameterized.product(
+      pooling=('mean', 'last', 'first'), vectors=(False, True)
+  )
+  def test_whole_chunks_and_steps_agree(self, pooling, vectors):
+    kind = dict(in_features=3, vocab_size=0) if vectors else {}
+    model = make(num_classes=4, pooling=pooling, **kind)
+    tokens, flags = inputs()
+    x = jax.random.normal(jax.random.key(1), (B, T, 3)) if vectors else tokens
+    carry, want = model(x, **flags)
+    self.assertEqual(want.shape, (B, 4))
+    half, _ = model(x[:, :6], **part(flags, slice(0, 6)))
+    got = model(x[:, 6:], half, **part(flags, slice(6, None)))
+    assert_trees_close(got, (carry, want))
+    step = jax.jit(lambda c, u, f: model.step(c, u, **f))
+    stepped = model.initialize_carry(B)
+    for t in range(T):
+      stepped, logits = step(stepped, x[:, t], part(flags, t))
+    assert_trees_close((stepped, logits), (carry, want))
+    # Only the sequence since the last reset counts.
+    _, alone = model(x[:, 4:], mask=flags['mask'][:, 4:])
+    np.testing.assert_allclose(want, alone, atol=2e-6)
+
+  def test_bidirectional(self):
+    model = make(layer='lru', num_classes=4, bidirectional=True)
+    tokens, flags = inputs()
+    self.assertEqual(model(tokens, **flags)[1].shape, (B, 4))
+
+  def test_kind_of_input_must_be_clear(self):
+    with self.assertRaisesRegex(errors.UserValueError, 'One of'):
+      make(num_classes=4, in_features=3)
+
+
+class PresetsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('min_gru_shakespeare', dict(conv_kernel=4, vocab_size=65), 5_821_824),
+      # Six blocks of table 9, an encoder, the last norm and a head.
+      ('lru_scifar', {}, 6 * 1_314_432 + 4 * 512 + 2 * 512 + 513 * 10),
+      ('lru_listops', dict(vocab_size=18),
+       6 * 165_248 + 18 * 128 + 2 * 128 + 129 * 10),
+  )
+  def test_parameter_counts(self, name, changes, count):
+    config = models.PRESETS[name].replace(**changes)
+    make_model = models.LanguageModel
+    if config.num_classes:
+      make_model = models.SequenceClassifier
+    model = nnx.eval_shape(lambda: make_model(config, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    self.assertEqual(sum(leaf.size for leaf in leaves), count)
+
+
+if __name__ == '__main__':
+  absltest.main()
