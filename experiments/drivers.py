@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.machinery
 import importlib.util
+import logging as python_logging
 import os
 import re
 import sys
@@ -24,10 +25,8 @@ def run(main):
   everything else. A run that a signal stopped has the code a shell would give.
   """
   logging.set_verbosity(logging.INFO)
-  # JAX tells which accelerators it did not find; nobody asked.
-  logging.get_absl_logger().addFilter(
-      lambda record: 'nable to initialize backend' not in record.getMessage()
-  )
+  # JAX tells which accelerators it did not find, and the like; nobody asked.
+  python_logging.getLogger('jax').setLevel(python_logging.WARNING)
 
   def guarded(argv):
     with _readable_errors():

@@ -172,9 +172,9 @@ class _Run:
             self._refuse(f'The validation loss is {eval_loss} at step {step}')
         if due(config.save_every) or eval_loss is not None or stopping:
           self._flush(pending, step, start, first)
-          if not self.all_finite(state['params']):
-            self._refuse(f'The parameters are not finite after step {step}')
           with self.progress.pause():
+            if not self.all_finite(state['params']):
+              self._refuse(f'The parameters are not finite after step {step}')
             self.saver.save(
                 step, state, self.task.meta, best_metric=eval_loss
             )

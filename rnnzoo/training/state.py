@@ -55,7 +55,7 @@ class Functional:
 
   def merge(self, params: Tree, batch_stats: Tree) -> nnx.Module:
     """Returns a module that holds these values."""
-    fill = lambda abstract, tree: nnx.State.from_flat_path({
+    fill = lambda abstract, tree: nnx.from_flat_state({
         path: variable.replace(_at(tree, path))
         for path, variable in abstract.items()
     })

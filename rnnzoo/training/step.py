@@ -85,7 +85,7 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state['opt_state'], params)
     params = optax.apply_updates(params, updates)
     metrics = dict(
-        loss=sums['loss'] / weight, grad_norm=optax.global_norm(grads)
+        loss=sums['loss'] / weight, grad_norm=optax.tree.norm(grads)
     )
     if 'correct' in sums:
       metrics['accuracy'] = sums['correct'] / weight

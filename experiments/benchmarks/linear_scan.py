@@ -1,0 +1,218 @@
+"""`ops.linear_scan` against other forms of the same recurrence.
+
+  python -m experiments.benchmarks.linear_scan \
+      --out=experiments/results/linear_scan_cpu.json
+
+Times our op as it is dispatched here, `jax.lax.associative_scan` and `lax.scan`,
+the latter two written plainly and differentiated by JAX, and the ceiling that no
+such program can pass: `a * .5 + x`, which moves the same three arrays. All runs
+twice, each time in a process of its own: with malloc pinned as our drivers do,
+and as it comes. Prints a table, writes JSON, and beside it a plot.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from experiments.benchmarks import timing
+from rnnzoo import ops
+from rnnzoo.training import host
+
+_SHAPES = flags.DEFINE_multi_string(
+    'shapes',
+    ['8,4096,256', '32,1024,512', '1,65536,64', '8,512,256'],
+    'Batch, time and features, one flag each; the first in other dtypes too.',
+)
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/linear_scan_cpu.json', 'Where to write.'
+)
+_MALLOC = flags.DEFINE_enum(
+    'malloc', 'both', ['both', 'pinned', 'default'], 'Which runs to make.'
+)
+
+_CEILING = 'a*.5+x'
+_COLUMNS = {
+    'form': '{form}',
+    'direction': '{direction}',
+    'shape': '{shape}',
+    'dtype': '{dtype}',
+    'malloc': '{malloc}',
+    'ms': '{ms:.2f}',
+    'GB/s': '{gb_per_second:.1f}',
+    'x associative': '{speedup_over_associative:.1f}',
+    'of ceiling': '{times_the_ceiling:.2f}',
+    'temporary MiB': '{temporary_mib:.1f}',
+    'compile s': '{compile_seconds:.2f}',
+}
+
+
+def associative_scan(a, x):
+  """As one would write it: `[B, T, D], [B, T, D] -> [B, T, D]`."""
+  combine = lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1])
+  return jax.lax.associative_scan(combine, (a, x), axis=1)[1]
+
+
+def lax_scan(a, x):
+  """As one would write it: `[B, T, D], [B, T, D] -> [B, T, D]`."""
+
+  def step(h, inputs):
+    a_t, x_t = inputs
+    h = a_t * h + x_t
+    return h, h
+
+  by_time = jnp.moveaxis(a, 1, 0), jnp.moveaxis(x, 1, 0)
+  _, h = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), by_time)
+  return jnp.moveaxis(h, 0, 1)
+
+
+_FORMS = {
+    'linear_scan': lambda a, x: ops.linear_scan(a, x)[1],
+    'associative_scan': associative_scan,
+    'lax.scan': lax_scan,
+    _CEILING: lambda a, x: a * 0.5 + x,
+}
+
+
+def with_gradient(form):
+  """Returns a function from `a`, `x` and a cotangent to `h`, `da` and `dx`."""
+
+  def run(a, x, dh):
+    h, vjp = jax.vjp(form, a, x)
+    return h, *vjp(dh)
+
+  return run
+
+
+def measure(shape, dtype, repeats):
+  """Returns one row for each form and direction."""
+  rng = np.random.default_rng(0)
+  normal = lambda: rng.standard_normal(shape, np.float32)
+  a = rng.uniform(0.5, 1, shape)
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    a = a * np.exp(1j * normal())
+  a, x, dh = (jnp.asarray(u, dtype) for u in (a, normal(), normal()))
+  # Array moves that no implementation can do without: a, x, h, and then the
+  # same again with da, dx for h, where h is read once more.
+  cases = [('forward', 3, _FORMS, (a, x))]
+  both = {name: with_gradient(form) for name, form in _FORMS.items()}
+  cases.append(('forward+backward', 3 + 5, both, (a, x, dh)))
+
+  rows = []
+  for direction, moves, forms, operands in cases:
+    programs = {
+        name: timing.compiled(form, *operands) for name, form in forms.items()
+    }
+    seconds = timing.interleaved_medians(
+        {
+            name: lambda program=program: program(*operands)
+            for name, (program, _) in programs.items()
+        },
+        repeats,
+    )
+    for name, (program, compile_seconds) in programs.items():
+      rows.append(dict(
+          form=name,
+          direction=direction,
+          shape='x'.join(map(str, shape)),
+          dtype=jnp.dtype(dtype).name,
+          ms=seconds[name] * 1e3,
+          gb_per_second=moves * x.nbytes / seconds[name] / 1e9,
+          speedup_over_associative=(
+              seconds['associative_scan'] / seconds[name]
+          ),
+          times_the_ceiling=seconds[name] / seconds[_CEILING],
+          temporary_mib=timing.temporary_bytes(program) / 2**20,
+          compile_seconds=compile_seconds,
+      ))
+  return rows
+
+
+def measure_all(malloc):
+  """Returns the record of one run, in this process."""
+  timing.never_cache_compilation()
+  if malloc == 'pinned' and not host.pin_malloc():
+    print('malloc cannot be pinned here: not glibc.', file=sys.stderr)
+    malloc = 'default'
+  shapes = [tuple(map(int, shape.split(','))) for shape in _SHAPES.value]
+  cases = [(shape, jnp.float32) for shape in shapes]
+  cases += [(shapes[0], jnp.bfloat16), (shapes[0], jnp.complex64)]
+  record = dict(timing.environment(), rows=[])
+  for shape, dtype in cases:
+    for row in measure(shape, dtype, _REPEATS.value):
+      record['rows'].append(dict(row, malloc=malloc))
+  return record
+
+
+def measure_in_new_processes():
+  """Returns both records as one."""
+  records = []
+  with tempfile.TemporaryDirectory() as folder:
+    for malloc in ('pinned', 'default'):
+      out = pathlib.Path(folder) / f'{malloc}.json'
+      command = [sys.executable, '-m', 'experiments.benchmarks.linear_scan']
+      command += [f'--shapes={shape}' for shape in _SHAPES.value]
+      command += [f'--repeats={_REPEATS.value}', f'--malloc={malloc}']
+      subprocess.run([*command, f'--out={out}'], check=True)
+      records.append(json.loads(out.read_text()))
+  record = dict(records[0], rows=records[0]['rows'] + records[1]['rows'])
+  record['load_average'] = [r['load_average'] for r in records]
+  return record
+
+
+def plot(record, path):
+  """Draws milliseconds of every form, as bars, for each case."""
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt  # After the backend is chosen.
+
+  figure, panels = plt.subplots(2, 2, figsize=(13, 8), sharey=True)
+  for i, direction in enumerate(('forward', 'forward+backward')):
+    for j, malloc in enumerate(('pinned', 'default')):
+      rows = [
+          r for r in record['rows']
+          if (r['direction'], r['malloc']) == (direction, malloc)
+      ]
+      cases = list(dict.fromkeys((r['shape'], r['dtype']) for r in rows))
+      panel = panels[i, j]
+      for k, form in enumerate(_FORMS):
+        ms = [r['ms'] for r in rows if r['form'] == form]
+        panel.bar(np.arange(len(ms)) + (k - 1.5) / 5, ms, 0.2, label=form)
+      panel.set_yscale('log')
+      panel.set_title(f'{direction}, malloc {malloc}')
+      panel.set_xticks(
+          range(len(cases)), [f'{s}\n{d}' for s, d in cases], fontsize=7
+      )
+      panel.grid(axis='y', alpha=0.3)
+  panels[0, 0].legend()
+  for panel in panels[:, 0]:
+    panel.set_ylabel('milliseconds')
+  figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  out = pathlib.Path(_OUT.value)
+  alone = _MALLOC.value != 'both'
+  record = measure_all(_MALLOC.value) if alone else measure_in_new_processes()
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(record, indent=1) + '\n')
+  if not alone:
+    plot(record, out.with_suffix('.png'))
+    timing.print_table(record['rows'], _COLUMNS)
+    print(f'Wrote {out} and {out.with_suffix(".png")}.')
+
+
+if __name__ == '__main__':
+  app.run(main)

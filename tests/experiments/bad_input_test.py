@@ -1,0 +1,235 @@
+"""What a user gets wrong: one readable line, an exit code, nothing lost."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from tests.experiments import commands
+
+# Name, words (with `{dir}` for a temporary directory), exit code, what it says.
+USAGE = (
+    ('field', '--config.modle.layer=lru', 'Did you mean "model.layer"?'),
+    (
+        'field_of_a_field', '--config.optimizer.learning_rat=1',
+        'field optimizer.learning_rat. Did you mean "optimizer.learning_rate"?',
+    ),
+    (
+        'new_option', '--config.model.layer_options.g=True',
+        """added with --config.model.layer_options='{"g": ...}'""",
+    ),
+    ('not_a_number', '--config.total_steps=many', 'total_steps=many'),
+    ('not_an_integer', '--config.total_steps=1.5', 'total_steps=1.5'),
+    ('not_a_boolean', '--config.stateful=maybe', 'stateful=maybe'),
+    ('no_value', '--config.total_steps', '--config.total_steps'),
+    ('stray', 'quickly', 'Unexpected arguments: quickly'),
+    ('flag', '--wrokdir=x', "'wrokdir'. Did you mean: workdir"),
+)
+CONFIG_FILES = (
+    ('missing', None, 'There is no config file'),
+    ('syntax', 'def get_config(:\n', 'broken.py, line 1: '),
+    (
+        'raises', 'def get_config():\n  return 1 / 0\n',
+        'broken.py, line 2: ZeroDivisionError: division by zero',
+    ),
+    ('imports', 'import nothing_such\n', 'line 1: ModuleNotFoundError: No mod'),
+    ('no_function', 'x = 1\n', 'has no function get_config'),
+    ('no_config', 'def get_config():\n  return 1\n', 'return a ConfigDict'),
+)
+VALUES = (
+    ('layer', ['model.layer=min_gur'], 'Did you mean "min_gru"?'),
+    ('pattern', ['model.layer=lru,min_gur'], 'Did you mean "min_gru"?'),
+    (
+        'layer_option', ['model.layer_options={"expansion_facto": 2}'],
+        'Did you mean "expansion_factor"?',
+    ),
+    ('norm', ['model.norm=rsm'], 'Did you mean "rms"?'),
+    ('features', ['model.features=0'], 'model.features must be at least 1'),
+    ('dropout', ['model.dropout=1.5'], 'model.dropout must be in [0, 1)'),
+    ('bidirectional', ['model.bidirectional=True'], 'is for classifiers'),
+    ('data_name', ['data.name=python_doc'], 'Did you mean "python_docs"?'),
+    (
+        'dataset', ['data.name=tiny_shakespeare', 'data.data_dir={dir}'],
+        'prepare_datasets',
+    ),
+    ('no_file', ['data.path={dir}/no.txt'], 'There is no file'),
+    ('no_path', ['data.path='], 'needs data.path'),
+    ('empty_text', ['data.path={dir}/empty.txt'], 'too short'),
+    ('short_text', ['data.path={dir}/short.txt'], 'too short'),
+    ('not_utf8', ['data.path={dir}/latin1.txt'], 'is not UTF-8'),
+    ('directory', ['data.path={dir}'], 'cannot be read'),
+    ('level', ['data.level=word'], 'data.level must be one of'),
+    ('length', ['data.sequence_length=0'], 'data.sequence_length must be'),
+    ('eval_split', ['eval_splits=vaildation'], 'validation'),
+    ('optimizer', ['optimizer.name=adamwx'], 'Did you mean "adamw"?'),
+    (
+        'optimizer_option', ['optimizer.options={"b3": 0.9}'],
+        'optax.adamw has no option',
+    ),
+    ('schedule', ['optimizer.schedule=cosin'], 'Did you mean "cosine"?'),
+    ('freeze', ['optimizer.freeze=emebd'], 'no parameter starts with'),
+    ('mesh', ['mesh.model=2'], 'do not make up the 1 devices'),
+    ('mesh_zero', ['mesh.fsdp=0'], 'mesh sizes must be positive'),
+    ('batch', ['accumulate_steps=3'], 'batch_size 8 must be a multiple of 3'),
+    ('no_steps', ['total_steps=0'], 'total_steps must be at least 1'),
+    ('dispatch', ['steps_per_dispatch=2'], 'log_every 1 must be a multiple of'),
+    ('profile', ['profile_steps=3-5'], 'profile_steps must be two steps'),
+    ('seed', ['seed=-1'], 'seed must be an integer'),
+    ('init_from', ['init_from={dir}/nowhere'], 'init_from: there is no run'),
+    ('stateful', ['stateful=True'], 'stateful needs data.contiguous'),
+)
+
+
+class BadInputTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory())
+    )
+    self.workdir = self.directory / 'run'
+
+  def check(self, command, code, text):
+    """The command says this in one line, beside what it logs."""
+    command.wait()
+    self.assertEqual(command.code, code, command)
+    lines = [
+        line for line in command.stderr.splitlines()
+        if not re.match(r'[IW]\d{4} ', line)
+    ]
+    self.assertLen(lines, 1, command)
+    self.assertStartsWith(lines[0], 'Error: ')
+    self.assertIn(text, lines[0])
+    self.assertLess(len(lines[0]), 500)
+    self.assertEqual(command.stdout, '')
+
+  @parameterized.named_parameters(*USAGE)
+  def test_usage(self, word, text):
+    self.check(commands.train(self.workdir, word), 2, text)
+    self.assertFalse(self.workdir.exists())
+
+  @parameterized.parameters(
+      ('train', [], '--config is required'),
+      ('train', [commands.TINY], '--workdir is required'),
+      ('generate', [], '--workdir is required'),
+      ('evaluate', [], '--workdir is required'),
+      ('evaluate', ['--workdir=x', 'y'], 'Unexpected arguments: y'),
+  )
+  def test_missing_flags(self, module, words, text):
+    self.check(commands.Command(f'experiments.{module}', *words), 2, text)
+
+  @parameterized.named_parameters(*CONFIG_FILES)
+  def test_config_file(self, source, text):
+    path = self.directory / 'broken.py'
+    if source is not None:
+      path.write_text(source)
+    command = commands.train(self.workdir, config=f'--config={path}')
+    self.check(command, 1, text)
+
+  @parameterized.named_parameters(*VALUES)
+  def test_values(self, changes, text):
+    (self.directory / 'empty.txt').touch()
+    (self.directory / 'short.txt').write_text('to be')
+    (self.directory / 'latin1.txt').write_bytes('naïve'.encode('latin1'))
+    words = [
+        '--config.' + change.replace('{dir}', str(self.directory))
+        for change in changes
+    ]
+    self.check(commands.train(self.workdir, *words), 1, text)
+    self.assertEqual(commands.saved_steps(self.workdir), [])
+
+  @parameterized.parameters('generate', 'evaluate')
+  def test_no_run(self, module):
+    command = commands.Command(
+        f'experiments.{module}', f'--workdir={self.workdir}'
+    )
+    self.check(command, 1, 'There is no run in')
+
+  def test_workdir_is_a_file(self):
+    self.workdir.write_text('mine')
+    for path in (self.workdir, self.workdir / 'below'):
+      self.check(commands.train(path), 1, 'is not a directory')
+    self.assertEqual(self.workdir.read_text(), 'mine')
+
+  def test_another_config(self):
+    self.workdir.mkdir()
+    done = commands.train(self.workdir, '--config.total_steps=2').wait()
+    self.assertEqual(done.code, 0, done)
+    before = (self.workdir / 'config.json').read_bytes()
+    self.check(
+        commands.train(
+            self.workdir, '--config.total_steps=2', '--config.log_every=2',
+            '--config.model.features=24', '--config.seed=1',
+        ),
+        1, 'model.features: 16 there, 24 now; seed: 0 there, 1 now.',
+    )
+    self.assertEqual((self.workdir / 'config.json').read_bytes(), before)
+    # The text has changed, and has as many characters as before.
+    text = (commands.ROOT / 'LICENSE').read_text()
+    (self.directory / 'LICENSE').write_text(text.replace('Q', '§'))
+    (self.directory / 'tests').symlink_to(commands.ROOT / 'tests')
+    command = commands.train(
+        self.workdir, '--config.total_steps=2', cwd=self.directory
+    )
+    if 'Q' in text:
+      self.check(command, 1, "only the text has '§', only the model 'Q'")
+
+  def test_config_json_is_no_json(self):
+    self.workdir.mkdir()
+    (self.workdir / 'config.json').write_text('{"total_st')
+    self.check(commands.train(self.workdir), 1, 'config.json is not JSON')
+
+  def test_full_disk(self):
+    disk = self.directory / 'disk'
+    disk.mkdir()
+    try:
+      subprocess.run(
+          ['mount', '-t', 'tmpfs', '-o', 'size=8M', 'tmpfs', str(disk)],
+          check=True, capture_output=True,
+      )
+    except (OSError, subprocess.CalledProcessError) as error:
+      self.skipTest(f'Cannot mount a small file system: {error}')
+    self.addCleanup(
+        subprocess.run, ['umount', str(disk)], check=True, capture_output=True
+    )
+    workdir = disk / 'run'
+    whole = self.directory / 'whole'
+    start = commands.train(workdir, '--config.total_steps=4').wait()
+    self.assertEqual(start.code, 0, start)
+    with open(disk / 'filler', 'wb', buffering=0) as file:
+      with contextlib.suppress(OSError):
+        while file.write(b'0' * 4096):
+          pass
+    said = 'No space left on device'
+    self.check(commands.train(workdir, '--config.total_steps=8'), 1, said)
+    # Room for the config and some lines, not for a checkpoint.
+    os.truncate(disk / 'filler', (disk / 'filler').stat().st_size - 3 * 4096)
+    self.check(commands.train(workdir, '--config.total_steps=8'), 1, said)
+    (disk / 'filler').unlink()
+    done = commands.train(workdir, '--config.total_steps=8').wait()
+    self.assertEqual(done.code, 0, done)
+    self.assertIn('Going on after step 4.', done.stderr)
+    shutil.rmtree(whole, ignore_errors=True)
+    commands.train(whole, '--config.total_steps=8').wait()
+    self.assertEqual(
+        commands.metrics(workdir, 'train_loss'),
+        commands.metrics(whole, 'train_loss'),
+    )
+
+  def test_output_is_cut_off(self):
+    # As `| head` does it, and in a process that is not forked.
+    done = subprocess.run(
+        f'{sys.executable} -m experiments.train --help | head -n 1',
+        shell=True, cwd=commands.ROOT, capture_output=True, text=True,
+    )
+    self.assertNotIn('Traceback', done.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,155 @@
+"""Generating and evaluating with a trained run that has a layer of its own."""
+
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments import drivers
+from experiments import sampling
+from flax import nnx
+from rnnzoo import errors
+from rnnzoo import generation
+from rnnzoo import models
+from rnnzoo import restoring
+from rnnzoo.data import vocabulary as vocabularies
+from tests.experiments import commands
+
+LAYERS = 'tests/experiments/tiny.py'
+LENGTH = 24
+
+
+class GenerateTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(directory.cleanup)
+    cls.workdir = pathlib.Path(directory.name) / 'run'
+    command = commands.train(
+        cls.workdir, '--config.model.layer=mine', '--config.total_steps=4'
+    ).wait()
+    if command.code:
+      raise AssertionError(str(command))
+    cls.run_ = restoring.restore_run(
+        cls.workdir, layers=drivers.layers_of(str(commands.ROOT / LAYERS))
+    )
+
+  def generate(self, *words, layers=LAYERS):
+    return commands.Command(
+        'experiments.generate', f'--workdir={self.workdir}',
+        f'--layers={layers}', f'--length={LENGTH}', *words,
+    ).wait()
+
+  def expected(self, *prompts, seed=0, **options):
+    return sampling.continuations(
+        self.run_, prompts, seed=seed, length=LENGTH,
+        sampling=generation.Sampling(**options),
+    )
+
+  def test_streams_one_prompt(self):
+    done = self.generate('--prompt=The Work', '--seed=3', '--top_k=20')
+    self.assertEqual(done.code, 0, done)
+    (text,) = self.expected('The Work', seed=3, temperature=0.8, top_k=20)
+    self.assertLen(text, LENGTH)
+    self.assertEqual(done.stdout, f'The Work{text}\n')
+
+  def test_several_prompts(self):
+    done = self.generate('--prompt=The Work', '--prompt=a', '--temperature=0')
+    self.assertEqual(done.code, 0, done)
+    first, second = self.expected('The Work', 'a', temperature=0)
+    self.assertEqual(
+        done.stdout, f'The Work{first}\n{"-" * 20}\na{second}\n'
+    )
+    self.assertEqual(self.expected('a', temperature=0), [second])
+
+  def test_without_a_prompt(self):
+    done = self.generate('--nostream', '--top_p=0.9')
+    self.assertEqual(done.code, 0, done)
+    (text,) = self.expected('\n', temperature=0.8, top_p=0.9)
+    self.assertEqual(done.stdout, text + '\n')
+
+  def test_pieces_are_the_text(self):
+    options = dict(
+        seed=1, length=LENGTH, sampling=generation.Sampling(temperature=2.0)
+    )
+    pieces = list(sampling.pieces(self.run_, 'You', **options))
+    self.assertLen(pieces, LENGTH)
+    whole = sampling.continuations(self.run_, ['You'], **options)
+    self.assertEqual([''.join(pieces)], whole)
+
+  @parameterized.named_parameters(
+      ('unknown_character', ['--prompt=naïve ☃'], "lacks 'ï', '☃'"),
+      ('empty_prompt', ['--prompt='], 'at least one character'),
+      ('length', ['--length=0'], '`length` must be'),
+      ('temperature', ['--temperature=-1'], '`temperature` must be'),
+      ('top_p', ['--top_p=2'], '`top_p` must be'),
+      ('layers', ['--layers='], "a layer of its own, 'mine'"),
+      ('layers_file', ['--layers=nothing.py'], 'no config file nothing.py'),
+  )
+  def test_bad_input(self, words, message):
+    done = self.generate(*words)
+    self.assertEqual((done.code, done.stdout), (1, ''), done)
+    (line,) = done.stderr.splitlines()
+    self.assertStartsWith(line, 'Error: ')
+    self.assertIn(message, line)
+
+  def test_evaluate(self):
+    done = commands.Command(
+        'experiments.evaluate', f'--workdir={self.workdir}',
+        f'--layers={LAYERS}', devices=8,
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    summary = json.loads((self.workdir / 'summary.json').read_text())
+    self.assertIn(
+        f'text_file, test, step 4: loss {summary["test_loss"]:.4f} nats, '
+        f'{summary["test_bits_per_token"]:.4f} bits per token, '
+        f'accuracy {summary["test_accuracy"]:.4f}\n',
+        done.stdout,
+    )
+    self.assertIn('gzip bits: ', done.stdout)
+
+  def test_evaluate_a_split_that_is_not(self):
+    done = commands.Command(
+        'experiments.evaluate', f'--workdir={self.workdir}',
+        f'--layers={LAYERS}', '--split=tset',
+    ).wait()
+    self.assertEqual(done.code, 1, done)
+    self.assertIn('Did you mean "test"?', done.stderr.splitlines()[-1])
+
+  def test_sample_file(self):
+    text = sampling.write_sample(
+        self.workdir, LENGTH, 7, drivers.layers_of(str(commands.ROOT / LAYERS))
+    )
+    self.assertLen(text, LENGTH)
+    written = (self.workdir / 'sample.txt').read_bytes().decode()
+    self.assertEqual(written, text)
+
+  def test_bytes(self):
+    config = models.ModelConfig.tiny().replace(vocab_size=256)
+    run = self.run_._replace(
+        model=models.LanguageModel(config, rngs=nnx.Rngs(0)),
+        vocabulary=vocabularies.Vocabulary('byte'),
+    )
+    self.assertEqual(sampling.start_of_text(run), '\n')
+    text = 'naïve ☃'
+    tokens, mask = sampling.encode(run, [text, 'a'])
+    self.assertEqual(tokens.shape, (2, len(text.encode())))
+    self.assertEqual(mask.sum(), len(text.encode()) + 1)
+    # Random bytes: broken characters too, the last one perhaps.
+    options = dict(seed=1, length=40, sampling=generation.Sampling())
+    pieces = sampling.pieces(run, text, **options)
+    self.assertEqual(
+        [''.join(pieces)], sampling.continuations(run, [text], **options)
+    )
+
+  def test_run_without_text(self):
+    run = self.run_._replace(vocabulary=None)
+    with self.assertRaisesRegex(errors.UserValueError, 'has no text'):
+      sampling.encode(run, ['a'])
+
+
+if __name__ == '__main__':
+  absltest.main()
