@@ -100,7 +100,9 @@ def open_workdir(workdir, config) -> pathlib.Path:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     old = path.read_text() if path.exists() else None
-    if old is not None:
+    # Without a checkpoint there is nothing yet that another config could spoil.
+    checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
+    if old is not None and any(name.isdecimal() for name in checkpoints):
       loop.check_same_config(_parse(old, path), json.loads(new))
     if old != new + '\n' and jax.process_index() == 0:
       loop.write_text(path, new + '\n')

@@ -3,13 +3,14 @@
   python -m experiments.benchmarks.linear_scan \
       --out=experiments/results/linear_scan_cpu.json
 
-Times our op as it is dispatched here, `jax.lax.associative_scan` and `lax.scan`,
-the latter two written plainly and differentiated by JAX, and the ceiling that no
-such program can pass: `a * .5 + x`, which moves the same three arrays. All runs
-twice, each time in a process of its own: with malloc pinned as our drivers do,
-and as it comes. Prints a table, writes JSON, and beside it a plot.
+Times our op as it is dispatched here; `jax.lax.associative_scan` and
+`lax.scan`, both written plainly and differentiated by JAX; and, for a ceiling,
+`a * .5 + x`, which moves the same three arrays. All runs twice, each time in a
+process of its own: with malloc pinned, as our drivers do, and as it comes.
+Prints a table, writes JSON, and beside it a plot.
 """
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -18,11 +19,11 @@ import tempfile
 
 from absl import app
 from absl import flags
+from experiments.benchmarks import timing
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from experiments.benchmarks import timing
 from rnnzoo import ops
 from rnnzoo.training import host
 
@@ -52,6 +53,7 @@ _COLUMNS = {
     'of ceiling': '{times_the_ceiling:.2f}',
     'temporary MiB': '{temporary_mib:.1f}',
     'compile s': '{compile_seconds:.2f}',
+    'CPU s': '{compile_cpu_seconds:.2f}',
 }
 
 
@@ -113,7 +115,7 @@ def measure(shape, dtype, repeats):
     }
     seconds = timing.interleaved_medians(
         {
-            name: lambda program=program: program(*operands)
+            name: functools.partial(program, *operands)
             for name, (program, _) in programs.items()
         },
         repeats,
@@ -131,7 +133,7 @@ def measure(shape, dtype, repeats):
           ),
           times_the_ceiling=seconds[name] / seconds[_CEILING],
           temporary_mib=timing.temporary_bytes(program) / 2**20,
-          compile_seconds=compile_seconds,
+          **compile_seconds,
       ))
   return rows
 

@@ -222,9 +222,9 @@ class Checkpointer:
 
   Example::
 
-    >>> with Checkpointer(workdir / 'checkpoints') as checkpoints:
-    ...   checkpoints.save(10, state, {'config': config}, best_metric=1.7)
-    ...   step, state, meta = checkpoints.restore(abstract_state)
+    with Checkpointer(workdir / 'checkpoints') as checkpoints:
+      checkpoints.save(10, state, {'config': config}, best_metric=1.7)
+      step, state, meta = checkpoints.restore(abstract_state)
 
   In a run of several processes all of them make the same calls.
   """

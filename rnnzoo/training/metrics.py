@@ -76,8 +76,8 @@ class MetricsWriter:
 
   Example::
 
-    >>> with MetricsWriter(workdir) as writer:
-    ...   writer.write(10, {'train_loss': 2.31, 'learning_rate': 1e-3})
+    with MetricsWriter(workdir) as writer:
+      writer.write(10, {'train_loss': 2.31, 'learning_rate': 1e-3})
 
   Of several processes only the first writes.
   """
@@ -330,10 +330,10 @@ class Progress:
 
   Example::
 
-    >>> with Progress(300, tokens_per_step=4096) as progress:
-    ...   for step in range(1, 301):
-    ...     loss = train_step()
-    ...     progress.update(step, loss if step % 10 == 0 else None)
+    with Progress(300, tokens_per_step=4096) as progress:
+      for step in range(1, 301):
+        loss = train_step()
+        progress.update(step, loss if step % 10 == 0 else None)
 
   Attributes:
     tokens_per_second: The recent speed, `None` until it is known. The first

@@ -1,6 +1,7 @@
 """What a user gets wrong: one readable line, an exit code, nothing lost."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -11,6 +12,8 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments import tasks
+from experiments.configs import default
 from tests.experiments import commands
 
 # Name, words (with `{dir}` for a temporary directory), exit code, what it says.
@@ -181,9 +184,17 @@ class BadInputTest(parameterized.TestCase):
       self.check(command, 1, "only the text has '§', only the model 'Q'")
 
   def test_config_json_is_no_json(self):
-    self.workdir.mkdir()
+    (self.workdir / 'checkpoints' / '4').mkdir(parents=True)
     (self.workdir / 'config.json').write_text('{"total_st')
     self.check(commands.train(self.workdir), 1, 'config.json is not JSON')
+
+  def test_a_run_that_did_not_begin_is_in_nobodys_way(self):
+    config = default.get_config()
+    tasks.open_workdir(self.workdir, config)
+    config.batch_size = 32
+    tasks.open_workdir(self.workdir, config)
+    saved = json.loads((self.workdir / 'config.json').read_text())
+    self.assertEqual(saved['batch_size'], 32)
 
   def test_full_disk(self):
     disk = self.directory / 'disk'

@@ -55,9 +55,9 @@ class Command:
     return self
 
   def wait_for_step(self, workdir, step, timeout=300):
-    """Waits until the run has logged this step."""
+    """Waits until the run has logged this step, and saved another."""
     end = time.monotonic() + timeout
-    while last_step(workdir) < step:
+    while last_step(workdir) < step or not saved_steps(workdir):
       if not self.process.is_alive() or time.monotonic() > end:
         raise AssertionError(f'No step {step} of {self.wait(0)}')
       time.sleep(0.005)
