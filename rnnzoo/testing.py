@@ -43,9 +43,6 @@ VARIANTS = dict(
         layers.MinGRU(6, learn_initial_state=True, rngs=rngs),
         layers.LSTM(6, 5, rngs=rngs),
     ),
-    bidirectional_sum=lambda rngs: layers.Bidirectional(
-        layers.LRU(6, rngs=rngs), layers.MinGRU(6, rngs=rngs), merge='sum'
-    ),
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
     ),
@@ -59,19 +56,21 @@ VARIANTS = dict(
         6, 5, param_dtype=jnp.bfloat16, rngs=rngs
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
-        6, expansion_factor=1.5, rngs=rngs
-    ),
-    min_gru_learned=lambda rngs: layers.MinGRU(
-        6, learn_initial_state=True, use_bias=False, rngs=rngs
+        6,
+        expansion_factor=1.5,
+        learn_initial_state=True,
+        use_bias=False,
+        rngs=rngs,
     ),
     min_gru_plain=lambda rngs: layers.MinGRU(
         6, activation_fn=min_gru.identity, use_projection=True, rngs=rngs
     ),
-    min_lstm_learned=lambda rngs: layers.MinLSTM(
-        6, expansion_factor=1.5, learn_initial_state=True, rngs=rngs
-    ),
     min_lstm_unnormalized=lambda rngs: layers.MinLSTM(
-        6, normalize=False, use_bias=False, rngs=rngs
+        6,
+        normalize=False,
+        use_bias=False,
+        learn_initial_state=True,
+        rngs=rngs,
     ),
     min_lstm_bfloat16=lambda rngs: layers.MinLSTM(
         6, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs

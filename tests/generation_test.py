@@ -1,5 +1,6 @@
 """Tests of `rnnzoo.generation`."""
 
+import doctest
 import itertools
 
 from absl.testing import absltest
@@ -142,6 +143,9 @@ class GenerateTest(parameterized.TestCase):
       found = np.stack(list(itertools.islice(columns, LENGTH)), 1)
       np.testing.assert_array_equal(found, whole)
     self.assertEmpty(list(columns))  # No more than asked for.
+
+  def test_docstrings(self):
+    self.assertEqual(doctest.testmod(generation).failed, 0)
 
   def test_one_token(self):
     found = generation.generate(

@@ -454,7 +454,8 @@ class Checkpointer:
     if not self._readonly and jax.process_index() == 0:
       # Orbax would clean up in a thread that fails if the program ends at once.
       for path in self.directory.glob('*.orbax-checkpoint-tmp*'):
-        path.rmtree(missing_ok=True)
+        with contextlib.suppress(OSError):  # A save given up may still write.
+          path.rmtree(missing_ok=True)
     self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(

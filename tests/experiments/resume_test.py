@@ -117,12 +117,12 @@ class ResumeTest(parameterized.TestCase):
       np.testing.assert_allclose(
           list(eight.values()), list(one.values()), rtol=1e-5
       )
-    # The checkpoint of eight devices goes on on one.
-    more = commands.train(
-        workdir, '--config.total_steps=9', '--config.model.dropout=0.0'
-    ).wait()
-    self.assertEqual(more.code, 0, more)
-    self.assertIn('Going on after step 8.', more.stderr)
+    if len(mesh) > 1:  # The checkpoint of many devices goes on on one.
+      more = commands.train(
+          workdir, '--config.total_steps=9', '--config.model.dropout=0.0'
+      ).wait()
+      self.assertEqual(more.code, 0, more)
+      self.assertIn('Going on after step 8.', more.stderr)
 
 
 if __name__ == '__main__':

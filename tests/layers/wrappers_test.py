@@ -125,12 +125,18 @@ class BidirectionalTest(parameterized.TestCase):
     )
 
   def test_refuses_layers_that_do_not_fit(self):
+    def pair(*sizes, merge='concat'):
+      return nnx.eval_shape(lambda: layers.Bidirectional(
+          *[lstm(*size) for size in sizes], merge=merge
+      ))
+
+    self.assertEqual(pair((4, 5), (4, 6)).out_features, 11)
     with self.assertRaisesRegex(ValueError, 'in_features, got 4 and 3'):
-      layers.Bidirectional(lstm(4), lstm(3))
+      pair((4, 5), (3, 5))
     with self.assertRaisesRegex(ValueError, 'out_features, got 5 and 6'):
-      layers.Bidirectional(lstm(4, 5), lstm(4, 6), merge='sum')
+      pair((4, 5), (4, 6), merge='sum')
     with self.assertRaisesRegex(ValueError, r"\['concat', 'sum'\], got 'mean'"):
-      layers.Bidirectional(lstm(), lstm(), merge='mean')
+      pair((4, 5), (4, 5), merge='mean')
 
 
 class AsRNNCellTest(parameterized.TestCase):
@@ -170,8 +176,12 @@ class AsRNNCellTest(parameterized.TestCase):
   def test_dtype_is_that_of_the_inputs(self):
     with jax.enable_x64(True):
       layer, x = lstm(), np.float64(draw(2, 3, 4))
-      rnn = nnx.RNN(layers.as_rnn_cell(layer, jnp.float64))
-      testing.assert_close(run(rnn, x), run(layer, x)[1], 'float64')
+      output = lambda *dtype: jax.eval_shape(
+          lambda x: run(nnx.RNN(layers.as_rnn_cell(layer, *dtype)), x), x
+      )
+      self.assertEqual(output(jnp.float64).dtype, np.float64)
+      with self.assertRaisesRegex(ValueError, 'must be float64'):
+        output()
 
   def test_parameters_are_those_of_the_layer(self):
     layer = lstm()

@@ -1,5 +1,6 @@
 """A whole training step on eight devices: sharded, and without big gathers."""
 
+import math
 import re
 
 from absl.testing import absltest
@@ -65,9 +66,9 @@ def train(mesh_sizes, steps, layer, devices=None):
 
 
 def gathered_sizes(text):
-  """The number of elements of every all-gather's result in a compiled program."""
+  """Elements of every all-gather in a compiled program."""
   shapes = re.findall(r'\w+\[([\d,]*)\][^=\n]* all-gather\(', text)
-  return [int(np.prod([int(n) for n in s.split(',') if n])) for s in shapes]
+  return [math.prod(int(n) for n in s.split(',') if n) for s in shapes]
 
 
 class MeshTest(parameterized.TestCase):

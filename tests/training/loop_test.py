@@ -1,0 +1,214 @@
+"""Tests of `rnnzoo.training.loop`, with a small model, on eight devices."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments import tasks
+from ml_collections import ConfigDict
+import numpy as np
+import rnnzoo
+from rnnzoo import errors
+from rnnzoo.training import loop
+from tests.experiments import commands
+from tests.experiments import tiny
+
+
+def make_config(**changes):
+  """A stateful run of six steps; `changes` have dots as `__`."""
+  config = tiny.get_config()
+  config.data.path = str(commands.ROOT / 'LICENSE')
+  config.data.contiguous = config.stateful = True
+  config.batch_size = 16
+  config.model.dropout = 0.0
+  config.total_steps = 6
+  config.eval_every = 6
+  config.save_every = 2
+  for name, value in changes.items():
+    config.update_from_flattened_dict({name.replace('__', '.'): value})
+  return config
+
+
+def stopping(train_iterator, stop_at):
+  """The same batches, and Ctrl-C together with one of them."""
+
+  def batches(start):
+    for step, batch in enumerate(train_iterator(start), start):
+      if step == stop_at:
+        os.kill(os.getpid(), signal.SIGINT)
+      yield batch
+
+  return batches
+
+
+class LoopTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(directory.cleanup)
+    cls.directory = pathlib.Path(directory.name)
+    cls.reference = cls.directory / 'reference'
+    cls.train(cls.reference)
+    cls.losses = commands.metrics(cls.reference, 'train_loss')
+
+  @classmethod
+  def train(cls, workdir, stop_at=None, **changes):
+    config = make_config(**changes)
+    task, _ = tasks.make_task(config)
+    tasks.open_workdir(workdir, config)
+    if stop_at:
+      batches = stopping(task.train_iterator, stop_at)
+      task = dataclasses.replace(task, train_iterator=batches)
+    return loop.train(task, config, workdir)
+
+  def assert_close(self, workdir, rtol=1e-5):
+    found = commands.metrics(workdir, 'train_loss')
+    self.assertEqual(list(found), list(self.losses))
+    np.testing.assert_allclose(
+        list(found.values()), list(self.losses.values()), rtol=rtol
+    )
+
+  def test_the_carry_is_saved_and_goes_on(self):
+    workdir = self.directory / 'stopped'
+    with self.assertRaisesRegex(loop.Interrupted, 'SIGINT; step 3 is saved'):
+      self.train(workdir, stop_at=3)
+    self.assertIs(
+        signal.getsignal(signal.SIGINT), signal.default_int_handler
+    )
+    self.assertEqual(commands.saved_steps(workdir), [2, 3])
+    carries = [n for n in commands.digests(workdir, 3) if n.startswith('carry')]
+    self.assertLen(carries, 2)  # The convolution's and the layer's.
+    self.train(workdir)
+    self.assertEqual(commands.metrics(workdir, 'train_loss'), self.losses)
+    self.assertEqual(
+        commands.digests(workdir, 6), commands.digests(self.reference, 6)
+    )
+
+  def test_the_carry_matters(self):
+    workdir = self.directory / 'stateless'
+    self.train(workdir, stateful=False, total_steps=2)
+    losses = commands.metrics(workdir, 'train_loss')
+    self.assertAlmostEqual(losses[1], self.losses[1], places=5)
+    self.assertGreater(abs(losses[2] - self.losses[2]), 1e-4)
+
+  def test_several_steps_at_once(self):
+    workdir = self.directory / 'several'
+    self.train(
+        workdir, steps_per_dispatch=2, log_every=2, profile_steps='4:4'
+    )
+    found = commands.metrics(workdir, 'train_loss')
+    self.assertEqual(list(found), [2, 4, 6])
+    for step, loss in found.items():
+      np.testing.assert_allclose(loss, self.losses[step], rtol=1e-5)
+    self.assertNotEmpty(list((workdir / 'profile').rglob('*.xplane.pb')))
+
+  def test_accumulation(self):
+    workdir = self.directory / 'accumulated'
+    self.train(workdir, accumulate_steps=2)
+    self.assert_close(workdir)
+
+  def test_moving_average_and_fine_tuning(self):
+    first, second = self.directory / 'first', self.directory / 'second'
+    # The moving average is what is evaluated, restored and taken over.
+    summary = self.train(first, ema_decay=0.9, total_steps=2)
+    steps = commands.digests(first, 2)
+    self.assertNotEqual(
+        steps['ema/embed/embedding'], steps['params/embed/embedding']
+    )
+    model = rnnzoo.restore(first)
+    config = make_config(ema_decay=0.9, total_steps=2)
+    task, _ = tasks.make_task(config)
+    mesh = loop.sharding.make_mesh(config.mesh)
+    found = loop.evaluate_model(task, model, 'test', mesh)
+    self.assertAlmostEqual(found['loss'], summary['test_loss'], places=5)
+    self.train(
+        second, init_from=str(first), optimizer__freeze=('embed',),
+        total_steps=1,
+    )
+    tuned = commands.digests(second, 1)
+    self.assertEqual(
+        tuned['params/embed/embedding'], steps['ema/embed/embedding']
+    )
+    self.assertNotEqual(tuned['params/head/kernel'], steps['ema/head/kernel'])
+
+  def test_init_from_another_vocabulary(self):
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'init_from=.* different vocabularies'
+    ):
+      self.train(
+          self.directory / 'bytes', init_from=str(self.reference),
+          data__level='byte',
+      )
+
+  def test_batch_norm_in_a_loop_over_depth(self):
+    workdir = self.directory / 'deep'
+    summary = self.train(
+        workdir, model__norm='batch', model__scan_layers=True,
+        model__remat='full', total_steps=2,
+    )
+    self.assertLess(summary['test_loss'], 6)
+    self.assertIn(
+        'batch_stats/norm/mean', commands.digests(workdir, 2)
+    )
+
+
+class ConfigTest(parameterized.TestCase):
+
+  def check(self, **changes):
+    old, new = (
+        json.loads(make_config(**c).to_json()) for c in ({}, changes)
+    )
+    loop.check_same_config(old, new)
+
+  def test_what_may_differ(self):
+    self.check(
+        mesh__fsdp=2, log_every=3, eval_every=3, save_every=3, keep=1,
+        data__data_dir='x', profile_steps='1:2', tensorboard=True,
+        total_steps=99,
+    )
+
+  @parameterized.parameters(
+      (dict(seed=4), 'seed: 0 there, 4 now'),
+      (dict(model__features=4, batch_size=2),
+       'batch_size: 16 there, 2 now; model.features: 16 there, 4 now'),
+      (dict(data__path='y'), r'data.path: .* there, .y. now'),
+      (dict(optimizer__options=ConfigDict(dict(b1=0.5))), r'optimizer.options'),
+  )
+  def test_what_may_not(self, changes, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      self.check(**changes)
+
+  def test_total_steps_of_a_schedule_with_an_end(self):
+    old, new = ({}, {})
+    for config, steps in ((old, 3), (new, 4)):
+      config |= dict(total_steps=steps, optimizer=dict(schedule='cosine'))
+    with self.assertRaisesRegex(errors.UserValueError, 'total_steps: 3 there'):
+      loop.check_same_config(old, new)
+
+  @parameterized.parameters('3', '3:', ':3', '0:3', '4:3', 'a:b', '1:2:3')
+  def test_bad_profile_window(self, text):
+    with self.assertRaisesRegex(errors.UserValueError, 'profile_steps'):
+      loop.profile_window(text)
+
+  def test_profile_window(self):
+    self.assertIsNone(loop.profile_window(''))
+    self.assertEqual(loop.profile_window('3:12'), (3, 12))
+
+  def test_vocabulary(self):
+    then = dict(level='char', symbols='abc')
+    loop.check_vocabulary(dict(then), then)
+    loop.check_vocabulary(None, None)
+    for now in (dict(level='char', symbols='abd'), None):
+      with self.assertRaisesRegex(ValueError, "only the model 'a?b?c"):
+        loop.check_vocabulary(now, then)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,122 @@
+"""Tests of `rnnzoo.training.optimizers`."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+from rnnzoo import errors
+from rnnzoo.training import optimizers
+
+PARAMS = dict(
+    embed=dict(table=jnp.ones((3, 2))),
+    stacks={'0': dict(decay=jnp.ones((2, 2)), kernel=jnp.ones((2, 2, 2)))},
+    norm=dict(scale=jnp.ones((2, 2))),
+)
+# `layers` is depth: a scale per layer is a vector.
+AXES = dict(
+    embed=dict(table=('vocab', 'embed')),
+    stacks={
+        '0': dict(decay=('layers', None), kernel=('layers', 'embed', 'hidden'))
+    },
+    norm=dict(scale=('layers', None)),
+)
+RECURRENT = dict(
+    embed=dict(table=False),
+    stacks={'0': dict(decay=True, kernel=False)},
+    norm=dict(scale=False),
+)
+
+
+def make(total_steps=10, **fields):
+  config = ConfigDict(dict(
+      dict(
+          name='sgd', learning_rate=0.5, end_learning_rate=0.1, warmup_steps=0,
+          schedule='constant', weight_decay=0.0, recurrent_rate_factor=1.0,
+          clip=0.0, options={}, freeze=(),
+      ),
+      **fields,
+  ))
+  return optimizers.make_optimizer(
+      config, total_steps, axes=AXES, recurrent=RECURRENT
+  )
+
+
+def update(tx, grads=None):
+  """The first update of all parameters, by the last part of their names."""
+  grads = jax.tree.map(jnp.ones_like, PARAMS) if grads is None else grads
+  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+  flat = jax.tree_util.tree_flatten_with_path(updates)[0]
+  return {path[-1].key: np.unique(leaf).tolist() for path, leaf in flat}
+
+
+class OptimizersTest(parameterized.TestCase):
+
+  def test_recurrent_parameters_have_their_own_rate(self):
+    found = update(make(recurrent_rate_factor=0.25))
+    self.assertEqual(
+        found, dict(decay=[-0.125], kernel=[-0.5], table=[-0.5], scale=[-0.5])
+    )
+
+  def test_what_is_decayed(self):
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    found = update(make(name='adamw', weight_decay=0.5), zeros)
+    self.assertEqual(
+        found, dict(decay=[0], kernel=[-0.25], table=[-0.25], scale=[0])
+    )
+
+  def test_clips_the_global_norm(self):
+    grads = jax.tree.map(lambda p: 100 * p, PARAMS)
+    tx = make(clip=1.0)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    self.assertAlmostEqual(float(optax.global_norm(updates)), 0.5, places=5)
+
+  def test_freeze(self):
+    freeze = ('embed', 'stacks.0.decay')
+    found = update(make(name='adamw', weight_decay=0.5, freeze=freeze))
+    self.assertEqual((found['table'], found['decay']), ([0], [0]))
+    self.assertLess(max(found['kernel'] + found['scale']), 0)
+    for name in ('emb', 'stacks.1'):
+      with self.assertRaisesRegex(
+          errors.UserValueError, f"no parameter starts with .*{name}.*'embed'"
+      ):
+        make(freeze=(name,))
+
+  @parameterized.parameters(*optimizers.OPTIMIZERS)
+  def test_every_optimizer(self, name):
+    tx = make(name=name, clip=1.0)
+    found = update(tx)
+    self.assertLess(max(v for values in found.values() for v in values), 0)
+
+  @parameterized.parameters(
+      ('constant', 0, [0.5, 0.5, 0.5]),
+      ('constant', 4, [0.0, 0.5, 0.5]),
+      ('cosine', 0, [0.5, 0.3 + 0.2 * np.cos(0.4 * np.pi), 0.1]),
+      ('cosine', 4, [0.0, 0.5, 0.1]),
+      ('linear', 0, [0.5, 0.34, 0.1]),
+      ('linear', 4, [0.0, 0.5, 0.1]),
+  )
+  def test_schedules(self, name, warmup, expected):
+    config = ConfigDict(dict(
+        schedule=name, learning_rate=0.5, end_learning_rate=0.1,
+        warmup_steps=warmup,
+    ))
+    schedule = optimizers.make_schedule(config, 10)
+    found = [float(schedule(count)) for count in (0, 4, 10)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+  @parameterized.parameters(
+      (dict(name='admw'), 'Did you mean "adamw"'),
+      (dict(schedule='cosin'), 'Did you mean "cosine"'),
+      (dict(options=dict(momentun=0.9)), 'Did you mean "momentum"'),
+      (dict(weight_decay=0.1), 'weight_decay must be 0: optax.sgd has none'),
+  )
+  def test_bad_config(self, fields, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      make(**fields)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,104 @@
+"""Tests of `rnnzoo.training.sharding`, on eight devices."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rnnzoo import errors
+from rnnzoo.training import sharding
+
+P = jax.sharding.PartitionSpec
+
+
+def sizes(data=1, fsdp=1, model=1, sequence=1):
+  return dict(data=data, fsdp=fsdp, model=model, sequence=sequence)
+
+
+class ShardingTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (sizes(data=8), (8, 1, 1, 1)),
+      (sizes(data=-1), (8, 1, 1, 1)),
+      (sizes(data=-1, fsdp=2, model=2), (2, 2, 2, 1)),
+      (sizes(data=2, sequence=-1), (2, 1, 1, 4)),
+  )
+  def test_mesh(self, mesh, expected):
+    mesh = sharding.make_mesh(mesh)
+    self.assertEqual(tuple(mesh.shape.values()), expected)
+    self.assertEqual(mesh.axis_names, sharding.MESH_AXES)
+    self.assertEqual(
+        set(mesh.axis_types), {jax.sharding.AxisType.Auto}
+    )
+
+  def test_one_device_of_eight(self):
+    mesh = sharding.make_mesh(sizes(data=-1), jax.devices()[3:4])
+    self.assertEqual(mesh.size, 1)
+
+  @parameterized.parameters(
+      (sizes(data=3), 'do not make up the 8 devices'),
+      (sizes(data=-1, fsdp=3), 'do not make up the 8 devices'),
+      (sizes(data=16), 'data=16.* do not make up'),
+      (sizes(data=-1, fsdp=-1), 'one of them may be -1'),
+      (sizes(fsdp=0, data=-1), 'must be positive'),
+  )
+  def test_bad_mesh(self, mesh, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      sharding.make_mesh(mesh)
+
+  def test_batch_size(self):
+    mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
+    sharding.check_batch_size(8, mesh, 2)
+    with self.assertRaisesRegex(errors.UserValueError, 'a multiple of 8'):
+      sharding.check_batch_size(12, mesh, 2)
+
+  @parameterized.parameters(
+      ((6, 8), ('embed', 'hidden'), P('fsdp', 'model')),
+      ((6, 8), ('hidden', 'mlp'), P('model', None)),  # One axis, one use.
+      ((3, 6, 8), ('layers', 'embed', 'mlp'), P(None, 'fsdp', 'model')),
+      ((5, 8), ('embed', 'hidden'), P(None, 'model')),  # 5 does not divide.
+      ((8,), (None,), P(None)),
+  )
+  def test_parameter(self, shape, axes, expected):
+    mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
+    found = sharding.parameter_sharding(mesh, shape, axes)
+    self.assertEqual(found.spec, expected)
+
+  def test_state(self):
+    mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
+    params = dict(w=jnp.ones((4, 6)), b=jnp.ones(6))
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = dict(
+        params=params, ema=params, batch_stats=dict(mean=jnp.ones(6)),
+        opt_state=tx.init(params), step=jnp.int32(0),
+        carry=(jnp.ones((3, 8, 6)),),
+    )
+    axes = dict(w=('embed', 'hidden'), b=('hidden',))
+    found = sharding.state_shardings(mesh, state, tx, axes)
+    placed = jax.device_put(state, found)
+    specs = jax.tree.map(lambda x: x.sharding.spec, placed)
+    like_params = dict(w=P('fsdp', 'model'), b=P('model'))
+    self.assertEqual(specs['params'], like_params)
+    self.assertEqual(specs['ema'], like_params)
+    adam = specs['opt_state'][1][0]
+    self.assertEqual((adam.mu, adam.nu), (like_params, like_params))
+    self.assertEqual(adam.count, P())
+    self.assertEqual(specs['batch_stats'], dict(mean=P()))
+    self.assertEqual(specs['carry'], (P(None, ('data', 'fsdp')),))
+
+  def test_batch(self):
+    mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
+    rows = np.arange(8 * 3).reshape(8, 3)
+    batch = sharding.global_batch(mesh, dict(inputs=rows))['inputs']
+    np.testing.assert_array_equal(batch, rows)
+    self.assertEqual(batch.addressable_shards[0].data.shape, (2, 3))
+    several = sharding.global_batch(
+        mesh, dict(inputs=np.stack([rows, rows])), stacked=True
+    )['inputs']
+    self.assertEqual(several.shape, (2, 8, 3))
+    self.assertEqual(several.addressable_shards[0].data.shape, (2, 2, 3))
+
+
+if __name__ == '__main__':
+  absltest.main()

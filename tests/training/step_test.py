@@ -1,0 +1,157 @@
+"""Tests of `rnnzoo.training.step`, on a model of one number a row."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rnnzoo.training import step as step_lib
+
+
+class Functional:
+  """Just enough of `training.state.Functional`."""
+
+  def initialize(self, seed):
+    params = dict(w=jnp.float32(1 + seed), b=jnp.float32(0.5))
+    return params, dict(seen=jnp.float32(0))
+
+  def merge(self, params, batch_stats):
+    return params | batch_stats
+
+
+def loss_fn(params, batch_stats, batch, carry, key):
+  """Squared errors of `w * x + b + carry`; the carry adds up the inputs."""
+  mask = batch['mask']
+  start = 0.0 if carry is None else carry[0][:, None]
+  errors = params['w'] * batch['x'] + params['b'] + start - batch['y']
+  if key is not None:
+    errors += 0.1 * jax.random.normal(key)
+  loss = jnp.where(mask, errors**2, 0).sum()
+  sums = dict(loss=loss, weight=mask.sum(dtype=jnp.float32))
+  batch_stats = dict(seen=batch_stats['seen'] + mask.sum())
+  if carry is not None:
+    carry = (carry[0] + batch['x'].sum(1)[None])[0][None]
+    carry = carry.reshape(1, -1)
+  return loss, (sums, batch_stats, carry)
+
+
+def without_key(params, batch_stats, batch, carry, key):
+  del key
+  return loss_fn(params, batch_stats, batch, carry, None)
+
+
+def make_batch(seed, rows=6):
+  rng = np.random.default_rng(seed)
+  x, y = rng.standard_normal((2, rows, 4)).astype(np.float32)
+  return dict(x=x, y=y, mask=rng.random((rows, 4)) < 0.7)
+
+
+def make_state(tx, **options):
+  return step_lib.initial_state(Functional(), tx, 3, **options)
+
+
+def assert_close(a, b, rtol=1e-6):
+  jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=rtol), a, b)
+
+
+class StepTest(parameterized.TestCase):
+
+  def test_the_mean_of_what_counts(self):
+    tx = optax.sgd(0.1)
+    step = jax.jit(step_lib.make_train_step(without_key, tx, seed=0))
+    batch, state = make_batch(0), make_state(tx)
+
+    def mean(params):
+      errors = params['w'] * batch['x'] + params['b'] - batch['y']
+      return (errors**2).mean(where=batch['mask'])
+
+    loss, grads = jax.value_and_grad(mean)(state['params'])
+    new, metrics = step(state, batch)
+    assert_close(metrics['loss'], loss)
+    assert_close(metrics['grad_norm'], optax.global_norm(grads))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state['params'], grads)
+    assert_close(new['params'], expected)
+    self.assertEqual(new['step'], 1)
+    self.assertEqual(new['batch_stats']['seen'], batch['mask'].sum())
+
+  def test_nothing_that_counts(self):
+    tx = optax.sgd(0.1)
+    step = jax.jit(step_lib.make_train_step(without_key, tx, seed=0))
+    batch = make_batch(0) | dict(mask=np.zeros((6, 4), bool))
+    state = make_state(tx)
+    new, metrics = step(state, batch)
+    self.assertEqual(metrics['loss'], 0)
+    assert_close(new['params'], state['params'])
+
+  @parameterized.parameters(2, 3, 6)
+  def test_accumulation_is_one_big_batch(self, count):
+    # The parts hold different numbers of positions that count.
+    tx = optax.adam(0.1)
+    carry = lambda model: jnp.zeros((1, 6)) + model['w']
+    results = []
+    for accumulate in (1, count):
+      step = jax.jit(
+          step_lib.make_train_step(
+              without_key, tx, seed=0, accumulate_steps=accumulate
+          )
+      )
+      state = make_state(tx, carry=carry)
+      for number in range(2):
+        state, metrics = step(state, make_batch(number))
+      results.append((state, metrics))
+    assert_close(*results, rtol=1e-5)
+    # Each row's carry is in its own row.
+    sums = sum(make_batch(n)['x'].sum(1) for n in range(2))
+    np.testing.assert_allclose(results[1][0]['carry'][0], 4 + sums, rtol=1e-5)
+
+  def test_several_steps_are_as_many_single_ones(self):
+    tx = optax.adam(0.1)
+    step = step_lib.make_train_step(loss_fn, tx, seed=0)
+    batches = [make_batch(n) for n in range(3)]
+    state, losses = make_state(tx), []
+    for batch in batches:
+      state, metrics = jax.jit(step)(state, batch)
+      losses.append(metrics['loss'])
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+    at_once = jax.jit(step_lib.several_steps(step))
+    last, metrics = at_once(make_state(tx), stacked)
+    assert_close(last, state)
+    assert_close(metrics['loss'], np.array(losses))
+
+  def test_randomness_is_of_seed_and_step(self):
+    tx = optax.sgd(0.0)
+    one, other = (
+        jax.jit(step_lib.make_train_step(loss_fn, tx, seed=seed))
+        for seed in (0, 1)
+    )
+    batch, state = make_batch(0), make_state(tx)
+    after, metrics = one(state, batch)
+    self.assertEqual(one(state, batch)[1]['loss'], metrics['loss'])
+    self.assertNotEqual(one(after, batch)[1]['loss'], metrics['loss'])
+    self.assertNotEqual(other(state, batch)[1]['loss'], metrics['loss'])
+
+  def test_moving_average(self):
+    tx = optax.sgd(0.1)
+    step = jax.jit(
+        step_lib.make_train_step(without_key, tx, seed=0, ema_decay=0.75)
+    )
+    state = make_state(tx, ema=True)
+    expected = state['params']
+    for number in range(3):
+      state, _ = step(state, make_batch(number))
+      expected = jax.tree.map(
+          lambda e, p: 0.75 * e + 0.25 * p, expected, state['params']
+      )
+    assert_close(state['ema'], expected)
+
+  def test_evaluation_has_no_randomness(self):
+    params, stats = Functional().initialize(0)
+    sums = step_lib.make_eval_step(loss_fn)(params, stats, make_batch(0))
+    loss, (expected, _, _) = loss_fn(params, stats, make_batch(0), None, None)
+    assert_close(sums, expected)
+    self.assertEqual(sums['loss'], loss)
+
+
+if __name__ == '__main__':
+  absltest.main()
