@@ -11,6 +11,7 @@ from experiments import tasks
 import jax
 from ml_collections import ConfigDict
 from rnnzoo import restoring
+from rnnzoo.training import checks
 from rnnzoo.training import host
 from rnnzoo.training import loop
 from rnnzoo.training import sharding
@@ -35,7 +36,7 @@ def main(argv):
   if _DATA_DIR.value is not None:
     config.data.data_dir = _DATA_DIR.value
   task, dataset = tasks.make_task(config, layers)
-  loop.check_vocabulary(
+  checks.check_vocabulary(
       task.meta['vocabulary'], run.vocabulary and run.vocabulary.to_json()
   )
   # As many devices as share a batch evenly.

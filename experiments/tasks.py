@@ -10,6 +10,7 @@ from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo import restoring
+from rnnzoo.training import checks
 from rnnzoo.training import loop
 from rnnzoo.training import losses
 from rnnzoo.training import state as state_lib
@@ -103,7 +104,7 @@ def open_workdir(workdir, config) -> pathlib.Path:
     # Without a checkpoint there is nothing yet that another config could spoil.
     checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
     if old is not None and any(name.isdecimal() for name in checkpoints):
-      loop.check_same_config(_parse(old, path), json.loads(new))
+      checks.check_same_config(_parse(old, path), json.loads(new))
     if old != new + '\n' and jax.process_index() == 0:
       loop.write_text(path, new + '\n')
   except errors.UserError:

@@ -9,7 +9,9 @@ from rnnzoo import ops as ops
 __version__ = '0.1.0'
 
 # Loaded on first use: they bring TFDS, Orbax and the like.
-_LAZY = ('data', 'errors', 'generation', 'testing', 'training')
+_LAZY = (
+    'data', 'errors', 'generation', 'restoring', 'testing', 'training'
+)
 
 
 def __getattr__(name):

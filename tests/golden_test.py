@@ -310,7 +310,7 @@ class GoldenTest(parameterized.TestCase):
 
   @parameterized.named_parameters((path.stem, path) for path in _FILES)
   def test_case(self, path):
-    self.assertIn(path.stem, ADAPTERS, f'{path.name} has no adapter')
+    self.assertIn(path.stem, list(ADAPTERS), f'{path.name} has no adapter')
     manifest = json.loads((_DIRECTORY / 'manifest.json').read_text())
     data = _read(path)
     adapter = ADAPTERS[path.stem]

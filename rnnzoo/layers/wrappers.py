@@ -449,11 +449,12 @@ def _starts_of_reversed(reset, mask):
 
   A sequence read backwards starts at its last token: where a next token exists
   and belongs to another sequence. Past the last token of a row the sequence may
-  go on, in the given carry, so that one is no start.
+  go on, in the given carry, so that one is no start. `reset` is `False` already
+  where `mask` is.
   """
   if mask is None:
     mask = jnp.ones_like(reset)
-  segment = jnp.cumsum(reset & mask, axis=1)
+  segment = jnp.cumsum(reset, axis=1)
   none = reset.shape[1] + 1  # More than any segment number.
   following = jax.lax.cummin(
       jnp.where(mask, segment, none), axis=1, reverse=True

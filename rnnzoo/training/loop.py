@@ -15,18 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
+from rnnzoo.training import checks
 from rnnzoo.training import host
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
-
-# What may differ between a run and its continuation.
-FREE_FIELDS = (
-    'mesh', 'log_every', 'eval_every', 'save_every', 'keep', 'tensorboard',
-    'data.data_dir', 'profile_steps',
-)
 
 
 class Interrupted(Exception):
@@ -77,8 +72,8 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     UserError: If something that a user can cure stops the run.
     Interrupted: After a signal, once everything is saved.
   """
-  check_intervals(config)
-  window = profile_window(config.profile_steps)
+  checks.check_intervals(config)
+  window = checks.profile_window(config.profile_steps)
   workdir = pathlib.Path(workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
@@ -298,53 +293,6 @@ def _all_finite(tree):
   return jnp.stack([jnp.isfinite(u).all() for u in jax.tree.leaves(tree)]).all()
 
 
-def check_intervals(config):
-  """Raises `UserValueError` on intervals that make no sense together."""
-  for name in ('total_steps', 'log_every', 'eval_every', 'save_every', 'keep',
-               'accumulate_steps', 'steps_per_dispatch', 'batch_size'):
-    if config[name] < 1:
-      raise errors.UserValueError(
-          f'{name} must be at least 1, got {config[name]}.'
-      )
-    if name.endswith(('_every', '_steps')) and name != 'accumulate_steps' and (
-        config[name] % config.steps_per_dispatch
-    ):
-      raise errors.UserValueError(
-          f'{name} {config[name]} must be a multiple of steps_per_dispatch '
-          f'{config.steps_per_dispatch}.'
-      )
-
-
-def profile_window(text: str) -> tuple[int, int] | None:
-  """Parses `profile_steps`, such as '10:15': the first and the last step.
-
-  Raises:
-    UserValueError: If it is something else.
-  """
-  if not text:
-    return None
-  first, _, last = text.partition(':')
-  numbers = first.isdecimal() and last.isdecimal()
-  if not (numbers and 0 < int(first) <= int(last)):
-    raise errors.UserValueError(
-        f"profile_steps must be two steps, such as '10:15', got {text!r}."
-    )
-  return int(first), int(last)
-
-
-def check_vocabulary(now, then, where='the checkpoint'):
-  """Raises `UserValueError` if tokens do not mean what they meant."""
-  if now == then:
-    return
-  symbols = [set((v or {}).get('symbols', '')) for v in (now, then)]
-  only = [''.join(sorted(a - b))[:10] for a, b in (symbols, symbols[::-1])]
-  raise errors.UserValueError(
-      f'The text and the model of {where} have different vocabularies: only '
-      f'the text has {only[0]!r}, only the model {only[1]!r}. With '
-      'data.level=byte all texts have the same.'
-  )
-
-
 def parameters_name(config) -> str:
   """Returns the part of a state that a run evaluates: `params` or `ema`."""
   return 'ema' if config['ema_decay'] > 0 else 'params'
@@ -359,38 +307,6 @@ def write_text(path: pathlib.Path, text: str):
   except OSError:
     new.unlink(missing_ok=True)
     raise
-
-
-def check_same_config(old: dict[str, Any], new: dict[str, Any]):
-  """Raises `UserValueError` if a run of `old` cannot go on with `new`."""
-  free = FREE_FIELDS
-  if new.get('optimizer', {}).get('schedule') == 'constant':
-    free += ('total_steps',)
-  old, new = _flatten(old), _flatten(new)
-  is_free = lambda name: any(
-      name == f or name.startswith(f + '.') for f in free
-  )
-  changes = [
-      f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
-      for name in sorted(old.keys() | new.keys())
-      if old.get(name) != new.get(name) and not is_free(name)
-  ]
-  if changes:
-    raise errors.UserValueError(
-        'The workdir belongs to a run of another config: '
-        + '; '.join(changes)
-        + '. Use another --workdir, or the old values.'
-    )
-
-
-def _flatten(tree, prefix=''):
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat
 
 
 def _start(task, config, tx, mesh, saver):
@@ -409,7 +325,7 @@ def _start(task, config, tx, mesh, saver):
   )
   if saver.latest_step() is not None:
     step, state, meta = saver.restore(abstract)
-    check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
+    checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
     logging.info('Going on after step %d.', step)
     return state
   state = jax.jit(make, out_shardings=shardings)()
@@ -430,7 +346,7 @@ def _take_over(task, workdir, abstract):
     )
   with checkpoint.Checkpointer(directory, readonly=True) as source:
     _, meta = source.restore_meta(best=True)
-    check_vocabulary(
+    checks.check_vocabulary(
         task.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
     )
     name = parameters_name(meta['config'])

@@ -76,10 +76,12 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
         f'{config.name!r}.{errors.suggest(config.name, OPTIMIZERS)}'
     )
   make = OPTIMIZERS[config.name]
+  # These have fields of their own.
+  own = ('learning_rate', 'weight_decay', 'mask')
   allowed = inspect.signature(make).parameters
   options = dict(config.options)
   for option in options:
-    if option not in allowed:
+    if option not in allowed or option in own:
       raise errors.UserValueError(
           f'optimizer.options: optax.{config.name} has no option {option!r}.'
           f'{errors.suggest(option, allowed)}'

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import rnnzoo
 from rnnzoo import errors
+from rnnzoo.training import checks
 from rnnzoo.training import loop
 from tests.experiments import commands
 from tests.experiments import tiny
@@ -165,7 +166,7 @@ class ConfigTest(parameterized.TestCase):
     old, new = (
         json.loads(make_config(**c).to_json()) for c in ({}, changes)
     )
-    loop.check_same_config(old, new)
+    checks.check_same_config(old, new)
 
   def test_what_may_differ(self):
     self.check(
@@ -190,24 +191,24 @@ class ConfigTest(parameterized.TestCase):
     for config, steps in ((old, 3), (new, 4)):
       config |= dict(total_steps=steps, optimizer=dict(schedule='cosine'))
     with self.assertRaisesRegex(errors.UserValueError, 'total_steps: 3 there'):
-      loop.check_same_config(old, new)
+      checks.check_same_config(old, new)
 
   @parameterized.parameters('3', '3:', ':3', '0:3', '4:3', 'a:b', '1:2:3')
   def test_bad_profile_window(self, text):
     with self.assertRaisesRegex(errors.UserValueError, 'profile_steps'):
-      loop.profile_window(text)
+      checks.profile_window(text)
 
   def test_profile_window(self):
-    self.assertIsNone(loop.profile_window(''))
-    self.assertEqual(loop.profile_window('3:12'), (3, 12))
+    self.assertIsNone(checks.profile_window(''))
+    self.assertEqual(checks.profile_window('3:12'), (3, 12))
 
   def test_vocabulary(self):
     then = dict(level='char', symbols='abc')
-    loop.check_vocabulary(dict(then), then)
-    loop.check_vocabulary(None, None)
+    checks.check_vocabulary(dict(then), then)
+    checks.check_vocabulary(None, None)
     for now in (dict(level='char', symbols='abd'), None):
       with self.assertRaisesRegex(ValueError, "only the model 'a?b?c"):
-        loop.check_vocabulary(now, then)
+        checks.check_vocabulary(now, then)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,90 @@
+"""What a config must satisfy, and what a run may change when it goes on."""
+
+from typing import Any
+
+from rnnzoo import errors
+
+# What may differ between a run and its continuation.
+FREE_FIELDS = (
+    'mesh', 'log_every', 'eval_every', 'save_every', 'keep', 'tensorboard',
+    'data.data_dir', 'profile_steps',
+)
+
+
+def check_intervals(config):
+  """Raises `UserValueError` on intervals that make no sense together."""
+  for name in ('total_steps', 'log_every', 'eval_every', 'save_every', 'keep',
+               'accumulate_steps', 'steps_per_dispatch', 'batch_size'):
+    if config[name] < 1:
+      raise errors.UserValueError(
+          f'{name} must be at least 1, got {config[name]}.'
+      )
+    if name.endswith(('_every', '_steps')) and name != 'accumulate_steps' and (
+        config[name] % config.steps_per_dispatch
+    ):
+      raise errors.UserValueError(
+          f'{name} {config[name]} must be a multiple of steps_per_dispatch '
+          f'{config.steps_per_dispatch}.'
+      )
+
+
+def profile_window(text: str) -> tuple[int, int] | None:
+  """Parses `profile_steps`, such as '10:15': the first and the last step.
+
+  Raises:
+    UserValueError: If it is something else.
+  """
+  if not text:
+    return None
+  first, _, last = text.partition(':')
+  numbers = first.isdecimal() and last.isdecimal()
+  if not (numbers and 0 < int(first) <= int(last)):
+    raise errors.UserValueError(
+        f"profile_steps must be two steps, such as '10:15', got {text!r}."
+    )
+  return int(first), int(last)
+
+
+def check_vocabulary(now, then, where='the checkpoint'):
+  """Raises `UserValueError` if tokens do not mean what they meant."""
+  if now == then:
+    return
+  symbols = [set((v or {}).get('symbols', '')) for v in (now, then)]
+  only = [''.join(sorted(a - b))[:10] for a, b in (symbols, symbols[::-1])]
+  raise errors.UserValueError(
+      f'The text and the model of {where} have different vocabularies: only '
+      f'the text has {only[0]!r}, only the model {only[1]!r}. With '
+      'data.level=byte all texts have the same.'
+  )
+
+
+def check_same_config(old: dict[str, Any], new: dict[str, Any]):
+  """Raises `UserValueError` if a run of `old` cannot go on with `new`."""
+  free = FREE_FIELDS
+  if new.get('optimizer', {}).get('schedule') == 'constant':
+    free += ('total_steps',)
+  old, new = _flatten(old), _flatten(new)
+  is_free = lambda name: any(
+      name == f or name.startswith(f + '.') for f in free
+  )
+  changes = [
+      f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name) != new.get(name) and not is_free(name)
+  ]
+  if changes:
+    raise errors.UserValueError(
+        'The workdir belongs to a run of another config: '
+        + '; '.join(changes)
+        + '. Use another --workdir, or the old values.'
+    )
+
+
+def _flatten(tree, prefix=''):
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
