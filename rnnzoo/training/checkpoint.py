@@ -94,6 +94,10 @@ def _hide_leftovers(unraisable, show=sys.unraisablehook) -> None:
 logging.get_absl_logger().addFilter(_hide_logs)
 python_logging.getLogger('asyncio').addFilter(_hide_logs)
 sys.unraisablehook = _hide_leftovers
+# The same coroutines again, where Python collects them later than we do.
+warnings.filterwarnings(
+    'ignore', r"coroutine '.*async_(de)?serialize.*' was never awaited"
+)
 
 
 def _drop_leftovers() -> None:
