@@ -103,11 +103,12 @@ def _convolve_present(x, kernel, bias, tail, reset, mask):
     y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
     recent = lambda u: u[:, u.shape[1] - tail.shape[1] :]
   else:
-    # They move to the front, keeping their order, and afterwards back.
+    # They move to the front, keeping their order, and afterwards back. The
+    # flags of the absent ones then come last of all, and harm nobody.
     order = jnp.argsort(~mask, axis=1, stable=True)
     x = _take(jnp.where(mask[..., None], x, 0), order)
     if reset is not None:
-      reset = _take(reset & mask, order)
+      reset = _take(reset, order)
     y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
     y = jnp.where(mask[..., None], _take(y, jnp.argsort(order, axis=1)), 0)
     # The tail is in front of them: the last K - 1 begin at their number.

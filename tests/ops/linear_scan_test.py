@@ -60,9 +60,9 @@ c64, c128 = jnp.complex64, jnp.complex128
 # [B, T, D], shape of `a`, dtypes of `a`, `x` and `h0`, reverse, reset.
 _CASES = {
     'full': ((5, 63, 3), (5, 63, 3), (f32, f32, f32), False, True),
-    'full_reverse': ((5, 63, 3), (5, 63, 3), (f32, f32, f32), True, True),
+    'full_reverse': ((5, 7, 3), (5, 7, 3), (f32, f32, f32), True, True),
     'constant': ((1, 63, 128), (1, 1, 128), (f32, f32, f32), False, False),
-    'vector': ((5, 63, 3), (3,), (c64, c64, c64), True, True),
+    'vector': ((5, 7, 3), (3,), (c64, c64, c64), True, True),
     'one_number': ((5, 7, 1), (1, 1, 1), (f32, f32, f32), True, False),
     'same_rows': ((5, 7, 1), (1, 7, 1), (f32, c64, f32), False, True),
     'same_steps': ((5, 2, 128), (5, 1, 128), (c64, f32, f32), False, True),
@@ -79,7 +79,7 @@ _CASES = {
     'bfloat16_complex': ((5, 2, 3), (3,), (c64, bf16, f32), False, True),
     'float16': ((5, 7, 1), (5, 1, 1), (f16, f16, f16), True, True),
     'float16_bfloat16': ((5, 2, 3), (1, 2, 3), (bf16, f16, f16), False, True),
-    'double': ((5, 63, 3), (5, 63, 3), (f64, f64, f64), True, True),
+    'double': ((5, 7, 3), (5, 7, 3), (f64, f64, f64), True, True),
     'double_complex': ((5, 7, 3), (1, 1, 3), (c128, c128, c128), False, True),
     'double_and_single': ((1, 7, 3), (1, 7, 3), (f64, f32, f64), True, True),
 }
@@ -163,8 +163,8 @@ class LinearScanTest(parameterized.TestCase):
 
 class NanTest(parameterized.TestCase):
 
-  @parameterized.product(name=_ALL, reverse=(False, True), bad=(np.nan, np.inf))
-  def test_stays_within_its_sequence(self, name, reverse, bad):
+  @parameterized.product(name=_ALL, reverse=(False, True))
+  def test_stays_within_its_sequence(self, name, reverse):
     """In values, in gradients, and in gradients of gradients."""
     time, starts = 9, 4  # An early sequence, then a late one.
     a, x, h0, _ = _operands((2, time, 3), (2, time, 3), (f32,) * 3, False)
@@ -199,22 +199,21 @@ class NanTest(parameterized.TestCase):
 
     early = jax.jit(jax.value_and_grad(early, (0, 1, 2)))
 
+    def of_early(results):
+      value, (da, dx, dh0) = results
+      return value, da[:, :starts], dx[:, :starts], dh0
+
     with _pinned(name):
       want_late, want_early = late(a, x, h0), early(a, x, h0)
-      spoilt = [u.copy() for u in (a, x, h0)]
-      spoilt[0][:, 2], spoilt[1][:, 1], spoilt[2][:] = bad, bad, bad
-      got_late = late(*spoilt)
-      # And backwards: nothing of the late one reaches the early one, not even
-      # the decay of the very step that starts it.
-      spoilt = [u.copy() for u in (a, x, h0)]
-      spoilt[0][:, starts:], spoilt[1][:, starts + 1] = bad, bad
-      got_early = early(*spoilt)
-    tolerance.assert_close(of_late(got_late), of_late(want_late))
-    for got, want in zip(
-        jax.tree.leaves(got_early), jax.tree.leaves(want_early)
-    ):
-      tolerance.assert_close(got[:, :starts] if got.ndim == 3 else got,
-                             want[:, :starts] if want.ndim == 3 else want)
+      for bad in (np.nan, np.inf):
+        spoilt = [u.copy() for u in (a, x, h0)]
+        spoilt[0][:, 2], spoilt[1][:, 1], spoilt[2][:] = bad, bad, bad
+        spoilt[0][:, starts] = bad  # A decay that has nothing to decay.
+        tolerance.assert_close(of_late(late(*spoilt)), of_late(want_late))
+        # And backwards: nothing of the late one reaches the early one.
+        spoilt = [u.copy() for u in (a, x, h0)]
+        spoilt[0][:, starts:], spoilt[1][:, starts + 1] = bad, bad
+        tolerance.assert_close(of_early(early(*spoilt)), of_early(want_early))
 
   @parameterized.product(name=_ALL, reverse=(False, True))
   def test_reset_at_the_first_step_ignores_h0(self, name, reverse):
