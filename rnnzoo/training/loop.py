@@ -399,7 +399,7 @@ def _summarize(run, workdir):
 
 
 def _busy_seconds(rows):
-  """Time between metric lines, without the pauses between sessions."""
+  """Time between metric lines, without the pauses between runs."""
   times = [r['wall_time'] for r in rows]
   gaps = np.diff(times)
   usual = 20 * np.median(gaps) if len(gaps) else 0
