@@ -2,7 +2,7 @@
 
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
-from rnnzoo.ops.linear_scan.api import Implementation as Implementation
-from rnnzoo.ops.linear_scan.api import implementation as implementation
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
+from rnnzoo.ops.linear_scan.core import Implementation as Implementation
+from rnnzoo.ops.linear_scan.core import implementation as implementation
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan

@@ -55,7 +55,8 @@ def causal_conv1d(
     return _convolve_present(*operands)
   operands = sharded.aligned(x, operands, _LAYOUTS)
   return sharded.over_mesh(
-      _convolve_present, x, operands, _LAYOUTS, ('bkd', 'btd')
+      lambda *local, shards: _convolve_present(*local),
+      x, operands, _LAYOUTS, ('bkd', 'btd'), time=False,
   )
 
 

@@ -1,59 +1,9 @@
-"""`linear_scan`: the first-order recurrence under every diagonal layer.
-
-An implementation only has to run (see `__init__.py` for its contract). The
-gradient is written once, at the bottom, and is itself such a scan.
-"""
-
-import functools
-from typing import Literal, get_args
+"""`linear_scan`: the first-order recurrence under every diagonal layer."""
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import reference
-from rnnzoo.ops.linear_scan import sharded
-from rnnzoo.ops.linear_scan import xla
-
-Implementation = Literal['reference', 'associative', 'sequential']
-_IMPLEMENTATIONS = dict(
-    reference=reference.scan,
-    associative=xla.associative,
-    sequential=xla.sequential,
-)
-# These two are differentiated by JAX itself, in forward mode too.
-_PLAIN = ('reference', 'associative')
-
-# Of `a`, `x`, `h0` and `reset`; see `sharded.py`.
-_LAYOUTS = ('btd', 'btd', 'bd', 'bt')
-
-_context = jax.make_user_context(None)
-
-
-def implementation(name: Implementation):
-  """Pins every scan traced inside `with implementation(name):` to one form.
-
-  The choice is part of the `jax.jit` cache key, so it cannot go stale.
-
-  >>> import jax.numpy as jnp
-  >>> with implementation('reference'):
-  ...   h_last, h = linear_scan(jnp.full((1, 3, 1), .5), jnp.ones((1, 3, 1)))
-  >>> h_last
-  Array([[1.75]], dtype=float32)
-
-  Args:
-    name: `reference` (`lax.scan`), `associative` (`lax.associative_scan`) or
-      `sequential` (an in-place loop). The first two also allow `jax.jvp`.
-
-  Returns:
-    A context manager.
-
-  Raises:
-    ValueError: If there is no such implementation.
-  """
-  if name not in _IMPLEMENTATIONS:
-    raise ValueError(
-        f'`name` must be one of {get_args(Implementation)}, got {name!r}.'
-    )
-  return _context(name)
+from rnnzoo.ops.linear_scan import core
+from rnnzoo.ops.linear_scan import gates
 
 
 def linear_scan(
@@ -102,21 +52,7 @@ def linear_scan(
   a, x, h0, reset = _checked(a, x, h0, reset)
   if x.size == 0:  # No step, no row or no channel: the state stays as it was.
     return h0, x
-  name = _context.value
-  # Outside the hand-written rule, so that it need not undo this.
-  operands = sharded.aligned(x, (a, x, h0, reset), _LAYOUTS)
-  if name in _PLAIN:
-    return _run(name, reverse, False, *operands)
-  try:
-    return _scan(name, reverse, False, *operands)
-  except TypeError as error:
-    if 'forward-mode' not in str(error):
-      raise
-    raise TypeError(
-        '`linear_scan` has a hand-written reverse-mode gradient; for jax.jvp, '
-        "jacfwd or hessian trace it inside `with rnnzoo.ops.implementation("
-        "'associative')` (or 'reference')."
-    ) from error
+  return core.recurrence(gates.linear, (a, x), h0, reset, reverse=reverse)
 
 
 def _checked(a, x, h0, reset):
@@ -159,63 +95,3 @@ def _checked(a, x, h0, reset):
           f'{reset.shape}.'
       )
   return a, x, h0, reset
-
-
-def _run(name, reverse, decay_after, *operands):
-  bind = lambda scan: functools.partial(
-      scan, reverse=reverse, decay_after=decay_after
-  )
-  if name is not None:  # Exactly that one; never a fallback.
-    scan = bind(_IMPLEMENTATIONS[name])
-    if name in _PLAIN and sharded.is_partly_manual():
-      # JAX cannot lower the gradient of a shard_map inside another one, and
-      # XLA's partitioner knows how to split these two.
-      return scan(*operands)
-  else:  # Chosen at lowering, not by whichever device is local while tracing.
-    scan = lambda *local: jax.lax.platform_dependent(
-        *local, cpu=bind(xla.sequential), default=bind(xla.associative)
-    )
-  return sharded.over_mesh(scan, operands[1], operands, _LAYOUTS, ('bd', 'btd'))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(name, reverse, decay_after, a, x, h0, reset):
-  return _run(name, reverse, decay_after, a, x, h0, reset)
-
-
-def _forward(name, reverse, decay_after, a, x, h0, reset):
-  last, h = _scan(name, reverse, decay_after, a, x, h0, reset)
-  return (last, h), (a, h, h0, reset)
-
-
-def _backward(name, reverse, decay_after, residuals, cotangents):
-  # The adjoint runs the other way, with the decay on the other side of a step:
-  # it returns dx, and what is left of it before the first step is dh0.
-  a, h, h0, reset = residuals
-  dlast, dh = cotangents
-  dh0, dx = _scan(name, not reverse, not decay_after, a, dh, dlast, reset)
-  # a_t met the state on its left, and with it the cotangent on its right.
-  dtype = h0.dtype
-  if decay_after:
-    left, right = h.astype(dtype), _beside(dx, dlast, reset, reverse)
-  else:
-    left, right = _beside(h, h0, reset, not reverse), dx.astype(dtype)
-  da = left * right
-  if not jnp.issubdtype(a.dtype, jnp.complexfloating):
-    da = da.real
-  over = tuple(i for i in range(3) if a.shape[i] != h.shape[i])
-  return da.sum(over, keepdims=True).astype(a.dtype), dx, dh0, None
-
-
-def _beside(u, edge, reset, from_the_left):
-  """`u_{t-1}`, or `u_{t+1}`; `edge` fills the gap, and 0 is beyond a reset."""
-  u, edge = u.astype(edge.dtype), edge[:, None]
-  if from_the_left:
-    u = jnp.concatenate([edge, u[:, :-1]], axis=1)
-  else:
-    u = jnp.concatenate([u[:, 1:], edge], axis=1)
-  # Before anything multiplies it: 0 * NaN would cross into another sequence.
-  return u if reset is None else jnp.where(reset[..., None], 0, u)
-
-
-_scan.defvjp(_forward, _backward)

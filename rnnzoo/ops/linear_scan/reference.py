@@ -2,15 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import gates
 
 
-def scan(a, x, h0, reset, *, reverse, decay_after):
+def scan(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """One step after the other; JAX itself differentiates it."""
-  dtype = h0.dtype
-  by_time = lambda u: jnp.moveaxis(jnp.broadcast_to(u, x.shape), 1, 0)
-  inputs = (by_time(a).astype(dtype), by_time(x).astype(dtype))
+  last = inputs[-1]
+  a, x = gates.evaluate(gate, inputs, h0.dtype, reset, mask)
+  by_time = lambda u: jnp.moveaxis(jnp.broadcast_to(u, last.shape), 1, 0)
+  steps = by_time(a), by_time(x)
   if reset is not None:
-    inputs += (reset.T[..., None],)
+    steps += (reset.T[..., None],)
 
   def step(carry, inputs):
     a_t, x_t, *reset_t = inputs
@@ -22,5 +24,5 @@ def scan(a, x, h0, reset, *, reverse, decay_after):
     h = clear(a_t) * clear(carry) + x_t
     return h, h
 
-  last, h = jax.lax.scan(step, h0, inputs, reverse=reverse)
-  return last, jnp.moveaxis(h, 0, 1).astype(x.dtype)
+  carry, h = jax.lax.scan(step, h0, steps, reverse=reverse)
+  return carry, jnp.moveaxis(h, 0, 1).astype(last.dtype)

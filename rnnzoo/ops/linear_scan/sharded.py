@@ -15,12 +15,14 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 # Mesh axes by the array axis they split, in the order they are taken.
 BATCH_AXES = ('data', 'fsdp')
 FEATURE_AXES = ('model',)
+TIME_AXES = ('sequence',)
 
 
 def aligned(
@@ -63,24 +65,32 @@ def over_mesh(
     operands: Sequence[jax.Array | None],
     layouts: Sequence[str],
     out_layouts: Sequence[str],
+    *,
+    time: bool = True,
 ) -> tuple[jax.Array, ...]:
   """Runs `fn(*operands)` on the parts of its operands that each device holds.
 
   Args:
-    fn: A function independent per row and channel.
+    fn: A function independent per row and channel, with a keyword `shards`:
+      the `Shards` that time is split into, or `None`.
     x: The operand that decides how to split, `[B, T, D]`.
     operands: As in `aligned`. Where one has a size of 1 it is not split.
     layouts: One for each of them.
     out_layouts: One for each result of `fn`.
+    time: Whether time may be split.
 
   Returns:
     What `fn` returns.
   """
-  axes = _axes(x)
+  axes = _axes(x, time)
   if axes is None:
-    return fn(*operands)
+    return fn(*operands, shards=None)
+  shards = None
+  if axes.time:
+    sizes = tuple(axes.mesh.shape[n] for n in axes.time)
+    shards = Shards(axes.time, math.prod(sizes))
   return jax.shard_map(
-      lambda *local: fn(*same_varying(*local)),
+      lambda *local: fn(*same_varying(*local), shards=shards),
       mesh=axes.mesh,
       in_specs=tuple(
           P() if u is None else axes.spec(layout, u.shape)
@@ -108,12 +118,13 @@ class _Axes(NamedTuple):
 
   mesh: jax.sharding.AbstractMesh
   batch: tuple[str, ...]
+  time: tuple[str, ...]
   features: tuple[str, ...]
   names: frozenset[str]  # Every axis of the mesh that is not Manual already.
   explicit: frozenset[str]  # Those of them that are Explicit.
 
   def spec(self, layout: str, shape: tuple[int, ...] | None = None) -> P:
-    split = dict(b=self.batch, d=self.features)
+    split = dict(b=self.batch, t=self.time, d=self.features)
     return P(*(
         None if shape and shape[i] == 1 else split.get(letter) or None
         for i, letter in enumerate(layout)
@@ -121,10 +132,14 @@ class _Axes(NamedTuple):
 
   def only_explicit(self) -> '_Axes':
     keep = lambda names: tuple(n for n in names if n in self.explicit)
-    return self._replace(batch=keep(self.batch), features=keep(self.features))
+    return self._replace(
+        batch=keep(self.batch),
+        time=keep(self.time),
+        features=keep(self.features),
+    )
 
 
-def _axes(x):
+def _axes(x, split_time=True):
   """Returns the `_Axes` for `x` `[B, T, D]`, or `None` for no wrapping."""
   mesh = jax.sharding.get_abstract_mesh()
   mesh = jax.typeof(x).sharding.mesh if mesh.empty else mesh
@@ -137,7 +152,7 @@ def _axes(x):
     batch, time, features = (
         (n,) if isinstance(n, str) else n or () for n in spec[:3]
     )
-  if time:
+  if time and not split_time:
     raise ValueError(
         f'`x` {jax.typeof(x)} is sharded over time by the Explicit mesh axes '
         f'{time}; the op needs whole sequences: jax.sharding.reshard `x`, or '
@@ -146,9 +161,67 @@ def _axes(x):
   auto = names - explicit
   batch = batch or _dividing(BATCH_AXES, auto, mesh.shape, x.shape[0])
   features = features or _dividing(FEATURE_AXES, auto, mesh.shape, x.shape[2])
-  if not explicit and not batch and not features:
+  if split_time:
+    time = time or _dividing(TIME_AXES, auto, mesh.shape, x.shape[1])
+  if not explicit and not batch and not time and not features:
     return None
-  return _Axes(mesh, batch, features, names, explicit)
+  return _Axes(mesh, batch, time, features, names, explicit)
+
+
+class Shards(NamedTuple):
+  """The stretches of time that the devices along some mesh axes hold.
+
+  A stretch is an affine map of the state that enters it; all that devices tell
+  each other are those maps, `[B, D]` numbers each.
+  """
+
+  axes: tuple[str, ...]
+  size: int
+
+  def enter(self, product, last, reset, h0, reverse):
+    """Returns the state that enters this stretch.
+
+    Args:
+      product: Of all decays of this stretch `[B, D]`, 0 if there is a reset.
+      last: What its scan comes to from zero `[B, D]`.
+      reset: Booleans `[B, T]` or None.
+      h0: The state that enters the first stretch.
+      reverse: Whether that is the one of the last device.
+    """
+    forget = jnp.zeros(last.shape[:1], bool)
+    if reset is not None:
+      forget = reset.any(axis=1)
+    (forget,) = same_varying(forget, last)[:1]
+    stretches = jax.lax.all_gather((forget[:, None], product, last), self.axes)
+    index = jax.lax.axis_index(self.axes)
+    order = range(self.size)
+    entering = state = h0
+    for i in reversed(order) if reverse else order:
+      entering = jnp.where(index == i, state, entering)
+      forget, product, last = jax.tree.map(lambda u: u[i], stretches)
+      # By selection: 0 * NaN would cross into another sequence.
+      state = jnp.where(forget, 0, product * state) + last
+    return entering
+
+  def leave(self, last, reverse):
+    """Returns the state that leaves the last stretch, on every device."""
+    final = 0 if reverse else self.size - 1
+    here = jax.lax.axis_index(self.axes) == final
+    return jax.lax.psum(jnp.where(here, last, 0), self.axes)
+
+  def before(self, h, h0, reverse):
+    """Returns the state before this stretch, from its states `h` `[B, T, D]`.
+
+    That of the neighbour, or `h0` before the first one.
+    """
+    edge = h[:, 0 if reverse else -1].astype(h0.dtype)
+    step = -1 if reverse else 1
+    pairs = [(i, i + step) for i in range(self.size)]
+    pairs = [p for p in pairs if 0 <= p[1] < self.size]
+    neighbour = jax.lax.ppermute(edge, self.axes, pairs)
+    first = self.size - 1 if reverse else 0
+    here = jax.lax.axis_index(self.axes) == first
+    return jnp.where(here, h0, neighbour)
 
 
 def same_varying(*operands):

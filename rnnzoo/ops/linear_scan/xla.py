@@ -1,14 +1,15 @@
 """Two implementations in plain JAX: a loop without temporaries, and a tree.
 
-`sequential` is the CPU's: it reads each row of `a` and `x` and writes each row
-of `h` once, so it moves three arrays, and allocates nothing but its result.
-`associative` runs anywhere and compiles to log(T) passes: ten to fourteen times
-the traffic, the price of being parallel over time.
+`sequential` is the CPU's: it reads each row of its inputs and writes each row
+of `h` once, so `linear_scan` moves three arrays, and allocates nothing but its
+result. `associative` runs anywhere and compiles to log(T) passes: ten to
+fourteen times the traffic, the price of being parallel over time.
 """
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import gates
 
 # XLA:CPU once widened the whole of a bfloat16 array to float32 for every row
 # read from it or written to it in a loop: seconds instead of milliseconds at
@@ -17,21 +18,16 @@ import jax.numpy as jnp
 _ROWS_AS_BITS = jax.__version_info__ < (0, 12)
 
 
-def sequential(a, x, h0, reset, *, reverse, decay_after):
+def sequential(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """A loop over time inside a loop over the batch."""
-  batch, time, _ = x.shape
-  dtype, a_dtype, x_dtype = h0.dtype, a.dtype, x.dtype
-  a, x = _to_storage(a), _to_storage(x)
-  # Where `x` can become `h` row by row, XLA copies it first only if it must. In
-  # the other loops it may schedule a second read of a row behind its write, and
-  # then copies the whole array at every step: a thousand times slower.
-  in_place = not decay_after and reset is None
-
-  def row(u, u_dtype, b, t):
-    # The same row again where `u` does not vary: a broadcast costs no memory.
-    start = (b if u.shape[0] > 1 else 0, t if u.shape[1] > 1 else 0, 0)
-    u_t = lax.dynamic_slice(u, start, (1, 1, u.shape[2]))
-    return _from_storage(u_t, u_dtype).astype(dtype)
+  batch, time, _ = inputs[-1].shape
+  out_dtype = inputs[-1].dtype
+  at = _Rows(inputs, h0.dtype, reset, mask, gate)
+  # Where the last input can become `h` row by row, XLA copies it first only if
+  # it must. In the other loops it may schedule a second read of a row behind
+  # its write, and then copies the whole array at every step: a thousand times
+  # slower.
+  in_place = not decay_after and reset is None and mask is None
 
   def one_sequence(b, state):
     last, h = state
@@ -39,27 +35,85 @@ def sequential(a, x, h0, reset, *, reverse, decay_after):
     def one_step(i, state):
       carry, h = state
       t = time - 1 - i if reverse else i
-      x_t = row(h if in_place else x, x_dtype, b, t)
-      a_t = row(a, a_dtype, b, t)
-      clear = lambda u: u
-      if reset is not None:
-        reset_t = lax.dynamic_slice(reset, (b, t), (1, 1))[..., None]
-        clear = lambda u: jnp.where(reset_t, 0, u)
+      a_t, x_t, clear = at(b, t, h if in_place else None)
       if decay_after:
         h_t = carry + x_t
         carry = clear(a_t * h_t)
       else:
         carry = h_t = clear(a_t * carry) + x_t
-      h_t = _to_storage(h_t.astype(x_dtype))
+      h_t = _to_storage(h_t.astype(out_dtype))
       return carry, lax.dynamic_update_slice(h, h_t, (b, t, 0))
 
     carry = lax.dynamic_slice(h0, (b, 0), (1, h0.shape[1]))[:, None]
     carry, h = lax.fori_loop(0, time, one_step, (carry, h))
     return lax.dynamic_update_slice(last, carry[:, 0], (b, 0)), h
 
-  buffer = x if in_place else jnp.zeros_like(x)
+  buffer = at.last if in_place else jnp.zeros_like(at.last)
   last, h = lax.fori_loop(0, batch, one_sequence, (h0, buffer))
-  return last, _from_storage(h, x_dtype)
+  return last, _from_storage(h, out_dtype)
+
+
+def summary(inputs, reset, mask, *, gate, reverse, decay_after):
+  """What `sequential` would come to, from zero, without writing its states."""
+  batch, time, features = inputs[-1].shape
+  dtype = accumulation_dtype(inputs)
+  at = _Rows(inputs, dtype, reset, mask, gate)
+
+  def one_sequence(b, state):
+
+    def one_step(i, state):
+      product, carry = state
+      a_t, x_t, clear = at(b, time - 1 - i if reverse else i)
+      if decay_after:
+        carry = clear(a_t * (carry + x_t))
+      else:
+        carry = clear(a_t * carry) + x_t
+      return clear(a_t * product), carry
+
+    zero = jnp.zeros_like(at.last, dtype, shape=(1, 1, features))
+    rows = lax.fori_loop(0, time, one_step, (zero + 1, zero))
+    return tuple(
+        lax.dynamic_update_slice(u, row[:, 0], (b, 0))
+        for u, row in zip(state, rows)
+    )
+
+  empty = jnp.zeros_like(at.last, dtype, shape=(batch, features))
+  return lax.fori_loop(0, batch, one_sequence, (empty, empty))
+
+
+class _Rows:
+  """Reads and gates the inputs of one step of one sequence."""
+
+  def __init__(self, inputs, dtype, reset, mask, gate):
+    self.dtypes = [u.dtype for u in inputs]
+    *self.first, self.last = (_to_storage(u) for u in inputs)
+    self.dtype, self.reset, self.mask, self.gate = dtype, reset, mask, gate
+
+  def __call__(self, b, t, last=None):
+    """Returns `a_t`, `x_t` `[1, 1, D]` and a function that clears at a reset.
+
+    Args:
+      b: Which sequence.
+      t: Which step.
+      last: What to read in the place of the last input.
+    """
+    arrays = (*self.first, self.last if last is None else last)
+    inputs = [self._row(u, d, b, t) for u, d in zip(arrays, self.dtypes)]
+    start, clear = None, lambda u: u
+    if self.reset is not None:
+      start = lax.dynamic_slice(self.reset, (b, t), (1, 1))[..., None]
+      clear = lambda u: jnp.where(start, 0, u)
+    a_t, x_t = self.gate(start, *inputs)
+    if self.mask is not None:
+      present = lax.dynamic_slice(self.mask, (b, t), (1, 1))[..., None]
+      a_t, x_t = jnp.where(present, a_t, 1), jnp.where(present, x_t, 0)
+    return a_t, x_t, clear
+
+  def _row(self, u, dtype, b, t):
+    # The same row again where `u` does not vary: a broadcast costs no memory.
+    start = (b if u.shape[0] > 1 else 0, t if u.shape[1] > 1 else 0, 0)
+    u_t = lax.dynamic_slice(u, start, (1, 1, u.shape[2]))
+    return _from_storage(u_t, dtype).astype(self.dtype)
 
 
 def _to_storage(u):
@@ -72,12 +126,17 @@ def _from_storage(u, dtype):
   return u if u.dtype == dtype else lax.bitcast_convert_type(u, dtype)
 
 
-def associative(a, x, h0, reset, *, reverse, decay_after):
+def accumulation_dtype(inputs) -> jnp.dtype:
+  """The dtype of states: float32 at least, complex if an input is."""
+  return jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
+
+
+def associative(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """`jax.lax.associative_scan` over affine maps that may forget their input."""
-  dtype = h0.dtype
+  dtype, like = h0.dtype, inputs[-1]
   first, last = (-1, 0) if reverse else (0, -1)
-  full = jnp.broadcast_to(a, x.shape).astype(dtype)
-  x32 = x.astype(dtype)
+  a, x = gates.evaluate(gate, inputs, dtype, reset, mask)
+  full, x = jnp.broadcast_to(a, like.shape), jnp.broadcast_to(x, like.shape)
   flags = None if reset is None else reset[..., None]
   clear = lambda flag, u: u if flag is None else jnp.where(flag, 0, u)
   at = lambda u, t: None if u is None else u[:, t]
@@ -93,7 +152,7 @@ def associative(a, x, h0, reset, *, reverse, decay_after):
   # A reset step reads nothing: neither its decay nor, below, what it decays.
   a_in = clear(flags_in, a_in)
   # The initial state enters through the first input.
-  x32 = x32.at[:, first].add(a_in[:, first] * clear(at(flags_in, first), h0))
+  x = x.at[:, first].add(a_in[:, first] * clear(at(flags_in, first), h0))
 
   def combine(left, right):
     a_l, x_l, *flag_l = left
@@ -103,15 +162,15 @@ def associative(a, x, h0, reset, *, reverse, decay_after):
     combined = (a_r * clear(flag, a_l), a_r * clear(flag, x_l) + x_r)
     return combined + ((flag_l[0] | flag,) if flag_r else ())
 
-  elements = (a_in, x32)
+  elements = (a_in, x)
   if flags_in is not None:
-    elements += (jnp.broadcast_to(flags_in, x.shape),)
+    elements += (jnp.broadcast_to(flags_in, like.shape),)
   _, h, *_ = lax.associative_scan(combine, elements, axis=1, reverse=reverse)
   carry = h[:, last]
   if decay_after:
     flag = at(flags, last)
     carry = clear(flag, full[:, last]) * clear(flag, carry)
-  return carry, h.astype(x.dtype)
+  return carry, h.astype(like.dtype)
 
 
 def _delay(u: jax.Array, edge: jax.Array, reverse: bool) -> jax.Array:

@@ -1,0 +1,64 @@
+"""What a step does with its inputs before they meet the state.
+
+A gate maps the inputs of a step to the `a_t` and `x_t` of `h_t = a_t h_{t-1} +
+x_t`, element by element; kernels run it inside, and differentiate it there.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def linear(start, a, x):
+  """The gate of `linear_scan`: nothing to do."""
+  del start
+  return a, x
+
+
+def evaluate(gate, inputs, dtype, reset, mask):
+  """Runs a gate over whole sequences.
+
+  Args:
+    gate: `(start, *inputs) -> (a, x)`; `start` is `reset`, or None.
+    inputs: Arrays, broadcastable to `[B, T, D]`.
+    dtype: In which to compute.
+    reset: Booleans `[B, T]` or None.
+    mask: Booleans `[B, T]` or None: where False, `a = 1` and `x = 0`.
+
+  Returns:
+    `(a, x)` in `dtype`, each broadcastable to `[B, T, D]`.
+  """
+  start = None if reset is None else reset[..., None]
+  inputs = tuple(u.astype(dtype) for u in inputs)
+  if mask is None:
+    return gate(start, *inputs)
+  present = mask[..., None]
+  # Before the gate, where a NaN has a derivative that is NaN, and after it.
+  a, x = gate(start, *(jnp.where(present, u, 0) for u in inputs))
+  return jnp.where(present, a, 1), jnp.where(present, x, 0)
+
+
+def pull_back(gate, inputs, da, dx, reset, mask):
+  """Maps gradients of `a` and `x` `[B, T, D]` to those of the gate's inputs.
+
+  Returns:
+    A tuple of `[B, T, D]` in the dtype of `da`, 0 where masked; an input that
+    was broadcast has its gradient yet to be summed.
+  """
+  if gate is linear:
+    dinputs = da, dx
+  else:
+    start = None if reset is None else reset[..., None]
+    full = (jnp.broadcast_to(u, dx.shape).astype(da.dtype) for u in inputs)
+    _, vjp = jax.vjp(lambda *u: gate(start, *u), *full)
+    dinputs = vjp((da, dx))
+  if mask is None:
+    return dinputs
+  return tuple(jnp.where(mask[..., None], u, 0) for u in dinputs)
+
+
+@functools.cache
+def adjoint(gate):
+  """The gate of the recurrence that runs back: `(*inputs, dh) -> (a, dh)`."""
+  return lambda start, *inputs: (gate(start, *inputs[:-1])[0], inputs[-1])
