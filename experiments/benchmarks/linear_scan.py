@@ -10,7 +10,6 @@ process of its own: with malloc pinned, as our drivers do, and as it comes.
 Prints a table, writes JSON, and beside it a plot.
 """
 
-import functools
 import json
 import pathlib
 import subprocess
@@ -19,6 +18,7 @@ import tempfile
 
 from absl import app
 from absl import flags
+from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ _COLUMNS = {
     'malloc': '{malloc}',
     'ms': '{ms:.2f}',
     'GB/s': '{gb_per_second:.1f}',
-    'x associative': '{speedup_over_associative:.1f}',
+    'x associative': '{speedup:.1f}',
     'of ceiling': '{times_the_ceiling:.2f}',
     'temporary MiB': '{temporary_mib:.1f}',
     'compile s': '{compile_seconds:.2f}',
@@ -57,41 +57,12 @@ _COLUMNS = {
 }
 
 
-def associative_scan(a, x):
-  """As one would write it: `[B, T, D], [B, T, D] -> [B, T, D]`."""
-  combine = lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1])
-  return jax.lax.associative_scan(combine, (a, x), axis=1)[1]
-
-
-def lax_scan(a, x):
-  """As one would write it: `[B, T, D], [B, T, D] -> [B, T, D]`."""
-
-  def step(h, inputs):
-    a_t, x_t = inputs
-    h = a_t * h + x_t
-    return h, h
-
-  by_time = jnp.moveaxis(a, 1, 0), jnp.moveaxis(x, 1, 0)
-  _, h = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), by_time)
-  return jnp.moveaxis(h, 0, 1)
-
-
 _FORMS = {
     'linear_scan': lambda a, x: ops.linear_scan(a, x)[1],
-    'associative_scan': associative_scan,
-    'lax.scan': lax_scan,
+    'associative_scan': baselines.associative_scan,
+    'lax.scan': baselines.lax_scan,
     _CEILING: lambda a, x: a * 0.5 + x,
 }
-
-
-def with_gradient(form):
-  """Returns a function from `a`, `x` and a cotangent to `h`, `da` and `dx`."""
-
-  def run(a, x, dh):
-    h, vjp = jax.vjp(form, a, x)
-    return h, *vjp(dh)
-
-  return run
 
 
 def measure(shape, dtype, repeats):
@@ -108,36 +79,20 @@ def measure(shape, dtype, repeats):
   if dtype == jnp.bfloat16:
     del forms['lax.scan']  # On a CPU some versions of XLA take minutes for it.
   cases = [('forward', 3, forms, (a, x))]
-  both = {name: with_gradient(form) for name, form in forms.items()}
+  both = {name: timing.with_gradient(form) for name, form in forms.items()}
   cases.append(('forward+backward', 3 + 5, both, (a, x, dh)))
 
   rows = []
   for direction, moves, forms, operands in cases:
-    programs = {
-        name: timing.compiled(form, *operands) for name, form in forms.items()
-    }
-    seconds = timing.interleaved_medians(
-        {
-            name: functools.partial(program, *operands)
-            for name, (program, _) in programs.items()
-        },
-        repeats,
+    compared = timing.compare(
+        forms,
+        operands,
+        moves=moves,
+        base='associative_scan',
+        ceiling=_CEILING,
+        repeats=repeats,
     )
-    for name, (program, compile_seconds) in programs.items():
-      rows.append(dict(
-          form=name,
-          direction=direction,
-          shape='x'.join(map(str, shape)),
-          dtype=jnp.dtype(dtype).name,
-          ms=seconds[name] * 1e3,
-          gb_per_second=moves * x.nbytes / seconds[name] / 1e9,
-          speedup_over_associative=(
-              seconds['associative_scan'] / seconds[name]
-          ),
-          times_the_ceiling=seconds[name] / seconds[_CEILING],
-          temporary_mib=timing.temporary_bytes(program) / 2**20,
-          **compile_seconds,
-      ))
+    rows += [dict(direction=direction, **row) for row in compared]
   return rows
 
 

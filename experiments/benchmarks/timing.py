@@ -6,6 +6,7 @@ round, so that a neighbour's load falls on all of it alike.
 
 from collections.abc import Callable, Mapping, Sequence
 import datetime
+import functools
 import os
 import statistics
 import time
@@ -57,6 +58,67 @@ def never_cache_compilation() -> None:
 def temporary_bytes(program) -> int:
   """What a compiled program allocates beside its arguments and results."""
   return program.memory_analysis().temp_size_in_bytes
+
+
+def compare(
+    forms: Mapping[str, Callable],
+    operands: Sequence[jax.Array],
+    *,
+    moves: int,
+    base: str,
+    ceiling: str,
+    repeats: int,
+) -> list[dict[str, Any]]:
+  """Compiles and times several forms of the same thing.
+
+  Args:
+    forms: What to compare, by name.
+    operands: What each is called with.
+    moves: How many arrays like the last operand none can do without moving.
+    base: The form that speed-ups are over.
+    ceiling: The form that is as quick as memory.
+    repeats: Of each timing.
+
+  Returns:
+    One row for each form.
+  """
+  programs = {name: compiled(form, *operands) for name, form in forms.items()}
+  seconds = interleaved_medians(
+      {
+          name: functools.partial(program, *operands)
+          for name, (program, _) in programs.items()
+      },
+      repeats,
+  )
+  return [
+      dict(
+          form=name,
+          shape='x'.join(map(str, operands[-1].shape)),
+          dtype=operands[-1].dtype.name,
+          ms=seconds[name] * 1e3,
+          gb_per_second=moves * operands[-1].nbytes / seconds[name] / 1e9,
+          speedup=seconds[base] / seconds[name],
+          times_the_ceiling=seconds[name] / seconds[ceiling],
+          temporary_mib=temporary_bytes(program) / 2**20,
+          **compile_seconds,
+      )
+      for name, (program, compile_seconds) in programs.items()
+  ]
+
+
+def with_gradient(form: Callable) -> Callable:
+  """From a function to one of its operands and a cotangent.
+
+  Returns:
+    A function that gives the result and the gradients of all operands.
+  """
+
+  def run(*operands):
+    *operands, cotangent = operands
+    result, vjp = jax.vjp(form, *operands)
+    return result, *vjp(cotangent)
+
+  return run
 
 
 def environment() -> dict[str, Any]:

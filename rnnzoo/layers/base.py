@@ -2,7 +2,8 @@
 
 Axes: `B` batch, `T` time, `D` features, `H` hidden features, `N` state
 features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
-`LinearRecurrence` and is one `ops.linear_scan`; a nonlinear one inherits
+`LinearRecurrence` and is one `ops.linear_scan`, or `GatedRecurrence` and is one
+`ops.gated_scan`; a nonlinear one inherits
 `RecurrentCell` and is scanned token by token.
 """
 
@@ -169,15 +170,19 @@ class LinearRecurrence(RecurrentLayer):
     """Maps states `[..., H]` and inputs `[..., D_in]` to `[..., D_out]`."""
     raise TypeError(f'{type(self).__name__} does not define readout.')
 
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+  def scan(self, x, carry, initial, reset, mask):
+    """Maps inputs `[B, T, D_in]` to the last carry and states `[B, T, H]`."""
     a, b = self.recurrence(x)
     if reset is not None and not self.initial_is_zero:
       b = jnp.where(reset[..., None], b + a * initial[:, None], b)
     if mask is not None:
       a = jnp.where(mask[..., None], a, 1)
       b = jnp.where(mask[..., None], b, 0)
-    carry, h = ops.linear_scan(a, b, carry, reset=reset)
+    return ops.linear_scan(a, b, carry, reset=reset)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+    carry, h = self.scan(x, carry, initial, reset, mask)
     return carry, masked(self.readout(h, x), mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -186,6 +191,30 @@ class LinearRecurrence(RecurrentLayer):
     h = a * (carry if reset is None else select(reset, initial, carry)) + b
     carry = h if mask is None else select(mask, h, carry)
     return carry, masked(self.readout(h, x), mask)
+
+
+class GatedRecurrence(LinearRecurrence):
+  """A layer whose `a` and `b` are computed from its projections, inside a scan.
+
+  A layer defines `gate`, as `ops.gated_scan` takes it, and `project`.
+  """
+
+  gate: ops.Gate
+
+  def project(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    """Maps `[..., D_in]` to what the gate takes, the last one `[..., H]`."""
+    raise TypeError(f'{type(self).__name__} does not define project.')
+
+  def recurrence(self, x):
+    return self.gate(None, *self.project(x))
+
+  def scan(self, x, carry, initial, reset, mask):
+    if reset is not None and not self.initial_is_zero:
+      # A reset to a state that is not zero is no business of the scan.
+      return super().scan(x, carry, initial, reset, mask)
+    return ops.gated_scan(
+        self.gate, self.project(x), carry, reset=reset, mask=mask
+    )
 
 
 def scan_steps(layer, carry, x, *, reset=None, mask=None):

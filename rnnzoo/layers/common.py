@@ -34,6 +34,23 @@ def project(
   return y
 
 
+def project_each(
+    linear: nnx.LinearGeneral, x: jax.Array, dtype=None
+) -> tuple[jax.Array, ...]:
+  """`project` for a map `[D] -> [G, H]`: a tuple of G arrays `[..., H]`.
+
+  One matmul each, so that no result has to be taken apart.
+  """
+  dtype = dtype or x.dtype
+  kernel, results = linear.kernel[...].astype(x.dtype), []
+  for i in range(kernel.shape[1]):
+    y = jnp.matmul(x, kernel[:, i], preferred_element_type=dtype)
+    if linear.bias is not None:
+      y = y + linear.bias[...][i].astype(dtype)
+    results.append(y)
+  return tuple(results)
+
+
 def cell_input(
     gates, in_features, hidden_features, param_dtype, rngs, bias=None
 ):

@@ -5,22 +5,16 @@ from collections.abc import Callable
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
 
-def positive(x: jax.Array) -> jax.Array:
-  """The paper's `g`, always positive: `x + 0.5` above zero, sigmoid below."""
-  return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+positive, identity = ops.positive, ops.identity  # The paper's two `g`.
 
 
-def identity(x: jax.Array) -> jax.Array:
-  """The candidate of the paper's plain form."""
-  return x
-
-
-class MinGRU(base.LinearRecurrence):
+class MinGRU(base.GatedRecurrence):
   r"""A GRU whose gate and candidate do not look at the previous state.
 
   .. math::
@@ -29,7 +23,7 @@ class MinGRU(base.LinearRecurrence):
       y_t &= W_o h_t + b_o \quad \text{(only if projected)}
 
   Nothing on the right but the first term holds :math:`h_{t-1}`, so a whole
-  sequence is one `ops.linear_scan`. The state is `H` numbers a sequence. Cost a
+  sequence is one `ops.gated_scan`. The state is `H` numbers a sequence. Cost a
   token: `2 D H` multiplications, `D H` more if projected.
 
   The published code works on logarithms, with `g` = `positive`; the numbers are
@@ -88,7 +82,8 @@ class MinGRU(base.LinearRecurrence):
     self.out_features = in_features if use_projection else self.hidden_features
     self.activation_fn = activation_fn
     self.dtype = dtype
-    # Both maps in one matmul, [D] -> [2, H]: the gate's, the candidate's.
+    self.gate = ops.min_gru_gate(activation_fn)
+    # Both maps, [D] -> [2, H]: the gate's, the candidate's.
     self.gates = gate_projection(
         2, in_features, self.hidden_features, use_bias, param_dtype, rngs
     )
@@ -110,13 +105,8 @@ class MinGRU(base.LinearRecurrence):
     """Returns the state before the first token `[B, H]`, float32 at least."""
     return initialize_carry(self, batch_size, dtype)
 
-  def recurrence(self, x):
-    gates = common.project(self.gates, x, base.state_dtype(x.dtype))
-    gate, candidate = gates[..., 0, :], gates[..., 1, :]
-    z = jax.nn.sigmoid(gate)
-    # 1 - z, not sigmoid(-gate): rounded apart, the two cost 40x in accuracy
-    # where z is small.
-    return 1 - z, z * self.activation_fn(candidate)
+  def project(self, x):
+    return common.project_each(self.gates, x, base.state_dtype(x.dtype))
 
   def readout(self, h, x):
     h = h.astype(x.dtype)

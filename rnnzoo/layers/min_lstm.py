@@ -5,12 +5,13 @@ from collections.abc import Callable
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import min_gru
 
 
-class MinLSTM(base.LinearRecurrence):
+class MinLSTM(base.GatedRecurrence):
   r"""An LSTM without output gate, whose gates do not look at the previous
   state.
 
@@ -81,7 +82,8 @@ class MinLSTM(base.LinearRecurrence):
     self.activation_fn = activation_fn
     self.normalize = normalize
     self.dtype = dtype
-    # The three maps in one matmul, [D] -> [3, H]: forget, input, candidate.
+    self.gate = ops.min_lstm_gate(activation_fn, normalize)
+    # The three maps, [D] -> [3, H]: forget, input, candidate.
     self.gates = min_gru.gate_projection(
         3, in_features, self.hidden_features, use_bias, param_dtype, rngs,
         shift=jnp.array([[forget_bias], [0], [0]], jnp.float32),
@@ -104,17 +106,8 @@ class MinLSTM(base.LinearRecurrence):
     """Returns the state before the first token `[B, H]`, float32 at least."""
     return min_gru.initialize_carry(self, batch_size, dtype)
 
-  def recurrence(self, x):
-    gates = common.project(self.gates, x, base.state_dtype(x.dtype))
-    forget, input_, candidate = (gates[..., i, :] for i in range(3))
-    candidate = self.activation_fn(candidate)
-    if not self.normalize:
-      return jax.nn.sigmoid(forget), jax.nn.sigmoid(input_) * candidate
-    # i / (f + i) = sigmoid(log i - log f), without dividing by a tiny sum.
-    i = jax.nn.sigmoid(
-        jax.nn.log_sigmoid(input_) - jax.nn.log_sigmoid(forget)
-    )
-    return 1 - i, i * candidate
+  def project(self, x):
+    return common.project_each(self.gates, x, base.state_dtype(x.dtype))
 
   def readout(self, h, x):
     h = h.astype(x.dtype)

@@ -50,13 +50,15 @@ def causal_conv1d(
   x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
   reset, mask = _checked_flags(x.shape[:2], reset, mask)
   operands = (x, kernel, bias, tail, reset, mask)
-  # XLA's partitioner splits this as it should; Explicit axes need telling.
-  if not sharded.is_explicit(x):
+  # XLA's partitioner splits rows and channels as it should, but not time; and
+  # Explicit axes need telling. JAX cannot lower the gradient of a shard_map
+  # inside another one.
+  split = sharded.splits_time(x) and not sharded.is_partly_manual()
+  if not split and not sharded.is_explicit(x):
     return _convolve_present(*operands)
   operands = sharded.aligned(x, operands, _LAYOUTS)
   return sharded.over_mesh(
-      lambda *local, shards: _convolve_present(*local),
-      x, operands, _LAYOUTS, ('bkd', 'btd'), time=False,
+      _convolve_stretch, x, operands, _LAYOUTS, ('bkd', 'btd')
   )
 
 
@@ -79,7 +81,7 @@ def causal_conv1d_step(
   """
   x, kernel, bias, tail = _checked(x, 'BD', kernel, bias, tail)
   reset, mask = _checked_flags(x.shape[:1], reset, mask)
-  if tail is None:  # Spread over a mesh as `x` is, which plain zeros are not.
+  if tail is None:
     tail = jnp.zeros_like(x)[:, None].repeat(kernel.shape[0] - 1, axis=1)
   if mask is not None:
     x = jnp.where(mask[:, None], x, 0)
@@ -96,10 +98,56 @@ def causal_conv1d_step(
   )
 
 
+def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, shards):
+  """Convolves what one device has; the inputs before it come from others."""
+  if shards is None:
+    return _convolve_present(x, kernel, bias, tail, reset, mask)
+  if tail is None:
+    tail = _zeros_before(x, kernel)
+  own, _ = _convolve_present(x, kernel, bias, None, reset, mask)
+  if tail.size == 0:
+    pass
+  elif mask is None and x.shape[1] >= tail.shape[1]:
+    tail = shards.before(own, tail, False)
+  else:  # It may take several stretches to fill a tail.
+    count = jnp.full(len(x), x.shape[1]) if mask is None else mask.sum(1)
+    if reset is not None:  # Before a reset everything is known: zeros.
+      started = (reset if mask is None else reset & mask).any(1)
+      count = jnp.where(started, tail.shape[1], count)
+    missing = tail.shape[1] - count[:, None, None]
+    known = jnp.arange(tail.shape[1])[:, None] >= missing
+    first = jnp.ones_like(known), tail
+    tail = shards.entering(_one_tail, (known, own), first, False)[1]
+  tail, y = _convolve_present(x, kernel, bias, tail, reset, mask)
+  return shards.leave(tail, False), y
+
+
+def _one_tail(earlier, later):
+  """The tail after two stretches, from those each of them leaves alone.
+
+  Args:
+    earlier: Which inputs are known, `[B, K-1, 1]`, the last ones of all, and
+      the tail `[B, K-1, D]`.
+    later: Likewise.
+
+  Returns:
+    Likewise.
+  """
+  known, tail = later
+  steps = jnp.arange(tail.shape[1]) + known.sum(1)
+  pushed = [_take(u, jnp.minimum(steps, tail.shape[1] - 1)) for u in earlier]
+  return known | pushed[0], jnp.where(known, tail, pushed[1])
+
+
+def _zeros_before(x, kernel):
+  """The tail before the beginning, spread over a mesh as `x` is."""
+  return jnp.zeros_like(x, shape=(len(x), len(kernel) - 1, x.shape[-1]))
+
+
 def _convolve_present(x, kernel, bias, tail, reset, mask):
   """Convolves the steps that are there."""
   if tail is None:
-    tail = jnp.zeros_like(x, shape=(len(x), kernel.shape[0] - 1, x.shape[2]))
+    tail = _zeros_before(x, kernel)
   if mask is None:
     y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
     recent = lambda u: u[:, u.shape[1] - tail.shape[1] :]

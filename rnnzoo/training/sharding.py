@@ -64,6 +64,16 @@ def check_batch_size(batch_size: int, mesh, accumulate: int = 1):
     )
 
 
+def check_sequence_length(length: int, mesh):
+  """Raises `UserValueError` unless time splits evenly over the devices."""
+  parts = mesh.shape['sequence']
+  if length % parts:
+    raise errors.UserValueError(
+        f'data.sequence_length {length} must be a multiple of mesh.sequence '
+        f'{parts}.'
+    )
+
+
 def parameter_sharding(mesh, shape, axes) -> NamedSharding:
   """The sharding of one parameter, from its logical `axes`."""
   spec, taken = [], set()
@@ -123,11 +133,18 @@ def global_batch(mesh, batch, *, stacked=False):
       ...]`.
 
   Returns:
-    `jax.Array`s by name, sharded over rows.
+    `jax.Array`s by name, sharded over rows, and over time, the axis after them,
+    where it divides.
   """
-  rows = P(('data', 'fsdp'))
-  sharding = NamedSharding(mesh, P(None, *rows) if stacked else rows)
-  return {
-      name: jax.make_array_from_process_local_data(sharding, np.asarray(part))
-      for name, part in batch.items()
-  }
+
+  def place(part):
+    part = np.asarray(part)
+    spec = [None] * stacked + [('data', 'fsdp')]
+    time = part.shape[len(spec):][:1]
+    if time and time[0] % mesh.shape['sequence'] == 0:
+      spec.append('sequence')
+    return jax.make_array_from_process_local_data(
+        NamedSharding(mesh, P(*spec)), part
+    )
+
+  return {name: place(part) for name, part in batch.items()}

@@ -14,9 +14,10 @@ direction of travel, and with `reset_t` replacing the decayed state by zero,
     decay_after=False    h_t = a_t * h_{t-1} + x_t,              last = h_T
     decay_after=True     h_t = c_{t-1} + x_t,  c_t = a_t * h_t,  last = c_T
 
-The second form is the adjoint of the first run the other way, and the first
-that of the second. So one gradient rule closes over both, to any order, and
-the backward pass needs no shifted copy of `a`. A kernel may bring
+Where `mask_t` is False, `a_t = 1` and, in the first form, `x_t = 0`. The second
+form is the adjoint of the first run the other way, and the first that of the
+second. So one gradient rule closes over both, to any order, and the backward
+pass needs no shifted copy of `a`. A kernel may bring
 
     gradient(inputs, h, h0, reset, mask, dlast, dh, *, gate, reverse)
         -> (dinputs, dh0)

@@ -63,35 +63,48 @@ def _checked(a, x, h0, reset):
   for name, u in (('a', a), ('x', x)):
     if not jnp.issubdtype(u.dtype, jnp.inexact):
       raise ValueError(f'`{name}` must be floating or complex, got {u.dtype}.')
-  if a.ndim > 3 or any(
-      n not in (1, m) for n, m in zip(a.shape[::-1], x.shape[::-1])
-  ):
-    raise ValueError(
-        f'`a` must broadcast to the shape of `x` {x.shape}, got {a.shape}.'
-    )
-  a = a.reshape((1,) * (3 - a.ndim) + a.shape)
+  a = broadcastable('a', a, x.shape)
   dtype = jnp.promote_types(jnp.result_type(a, x), jnp.float32)
   if jnp.issubdtype(dtype, jnp.complexfloating):
     x = x.astype(jnp.promote_types(x.dtype, jnp.complex64))
-  state_shape = (x.shape[0], x.shape[2])
+  h0 = checked_state(h0, x.shape, dtype)
+  return a, x, h0, checked_flag('reset', reset, x.shape)
+
+
+def broadcastable(name, u, shape):
+  """Returns `u` with three axes if it broadcasts to `shape`, or raises."""
+  if u.ndim > 3 or any(
+      n not in (1, m) for n, m in zip(u.shape[::-1], shape[::-1])
+  ):
+    raise ValueError(
+        f'`{name}` must broadcast to the shape of `x` {shape}, got {u.shape}.'
+    )
+  return u.reshape((1,) * (3 - u.ndim) + u.shape)
+
+
+def checked_state(h0, shape, dtype):
+  """Returns the initial state `[B, D]` in `dtype`, or raises."""
+  state_shape = shape[0], shape[2]
   if h0 is None:
-    h0 = jnp.zeros(state_shape, dtype)
-  else:
-    h0 = jnp.asarray(h0)
-    if h0.shape != state_shape:
-      raise ValueError(f'`h0` must be [B, D] = {state_shape}, got {h0.shape}.')
-    if jnp.issubdtype(h0.dtype, jnp.complexfloating) and not jnp.issubdtype(
-        dtype, jnp.complexfloating
-    ):
-      raise ValueError(
-          f'`h0` is {h0.dtype}, but `a` {a.dtype} and `x` {x.dtype} are real.'
-      )
-    h0 = h0.astype(dtype)
-  if reset is not None:
-    reset = jnp.asarray(reset)
-    if reset.shape != x.shape[:2] or reset.dtype != jnp.bool_:
-      raise ValueError(
-          f'`reset` must be bool [B, T] = {x.shape[:2]}, got {reset.dtype} '
-          f'{reset.shape}.'
-      )
-  return a, x, h0, reset
+    return jnp.zeros(state_shape, dtype)
+  h0 = jnp.asarray(h0)
+  if h0.shape != state_shape:
+    raise ValueError(f'`h0` must be [B, D] = {state_shape}, got {h0.shape}.')
+  if jnp.issubdtype(h0.dtype, jnp.complexfloating) and not jnp.issubdtype(
+      dtype, jnp.complexfloating
+  ):
+    raise ValueError(f'`h0` is {h0.dtype}, but all else is real.')
+  return h0.astype(dtype)
+
+
+def checked_flag(name, flag, shape):
+  """Returns the flag `[B, T]` as an array, or raises; None stays None."""
+  if flag is None:
+    return None
+  flag = jnp.asarray(flag)
+  if flag.shape != shape[:2] or flag.dtype != jnp.bool_:
+    raise ValueError(
+        f'`{name}` must be bool [B, T] = {shape[:2]}, got {flag.dtype} '
+        f'{flag.shape}.'
+    )
+  return flag

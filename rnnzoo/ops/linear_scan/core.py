@@ -270,7 +270,8 @@ def _run_gradient(form, kept, h, h0, reset, mask, dlast, dh):
     *kept, h0, reset, mask, h, dh, dlast = operands
     kept = tuple(kept)
     if shards is not None:
-      h0 = shards.before(h, h0, form.reverse)
+      edge = h[:, 0 if form.reverse else -1].astype(h0.dtype)
+      h0 = shards.before(edge, h0, form.reverse)
       product, last = _dispatch(
           _adjoint(form), 'summary', ((*kept, dh), reset, mask), h0
       )
@@ -315,7 +316,11 @@ def _dispatch(form, what, operands, h0, *others):
             inputs, h0, reset, mask, **options, decay_after=form.decay_after
         )
       if what == 'summary':
-        return kernel.summary(
+        # A loop over time has a gradient that is quadratic in it.
+        summary = kernel.summary
+        if name in _PLAIN:
+          summary = functools.partial(_summary_by_scan, kernel.scan)
+        return summary(
             inputs, reset, mask, **options, decay_after=form.decay_after
         )
       h, dlast, dh = others
@@ -356,3 +361,21 @@ def _can_compile_for_tpu():
   # Without it a program can at most be exported, and then by pinning; tracing a
   # kernel that nobody can run would cost everybody time.
   return importlib.util.find_spec('libtpu') is not None
+
+
+def _summary_by_scan(
+    scan, inputs, reset, mask, *, gate, reverse, decay_after
+):
+  """`summary` of an implementation that has none: see `__init__.py`."""
+  like, dtype = inputs[-1], xla.accumulation_dtype(inputs)
+  zero = jnp.zeros_like(like[:, 0], dtype)
+  last, _ = scan(
+      inputs, zero, reset, mask,
+      gate=gate, reverse=reverse, decay_after=decay_after,
+  )
+  a, _ = gates.evaluate(gate, inputs, dtype, reset, mask)
+  a = jnp.broadcast_to(a, like.shape)
+  if reset is not None:
+    # All of them, so that not even a gradient meets a NaN before the reset.
+    a = jnp.where(reset.any(1)[:, None, None], 0, a)
+  return a.prod(1), last

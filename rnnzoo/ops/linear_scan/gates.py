@@ -16,7 +16,7 @@ def linear(start, a, x):
   return a, x
 
 
-def evaluate(gate, inputs, dtype, reset, mask):
+def evaluate(gate, inputs, dtype, reset, mask, decay_after=False):
   """Runs a gate over whole sequences.
 
   Args:
@@ -25,6 +25,7 @@ def evaluate(gate, inputs, dtype, reset, mask):
     dtype: In which to compute.
     reset: Booleans `[B, T]` or None.
     mask: Booleans `[B, T]` or None: where False, `a = 1` and `x = 0`.
+    decay_after: Whether `x` is a cotangent, which a masked step hands on.
 
   Returns:
     `(a, x)` in `dtype`, each broadcastable to `[B, T, D]`.
@@ -35,8 +36,12 @@ def evaluate(gate, inputs, dtype, reset, mask):
     return gate(start, *inputs)
   present = mask[..., None]
   # Before the gate, where a NaN has a derivative that is NaN, and after it.
-  a, x = gate(start, *(jnp.where(present, u, 0) for u in inputs))
-  return jnp.where(present, a, 1), jnp.where(present, x, 0)
+  shown = [jnp.where(present, u, 0) for u in inputs]
+  if decay_after:
+    shown[-1] = inputs[-1]
+  a, x = gate(start, *shown)
+  a = jnp.where(present, a, 1)
+  return a, x if decay_after else jnp.where(present, x, 0)
 
 
 def pull_back(gate, inputs, da, dx, reset, mask):
@@ -52,7 +57,7 @@ def pull_back(gate, inputs, da, dx, reset, mask):
     start = None if reset is None else reset[..., None]
     full = (jnp.broadcast_to(u, dx.shape).astype(da.dtype) for u in inputs)
     _, vjp = jax.vjp(lambda *u: gate(start, *u), *full)
-    dinputs = vjp((da, dx))
+    dinputs = vjp((da, dx.astype(da.dtype)))
   if mask is None:
     return dinputs
   return tuple(jnp.where(mask[..., None], u, 0) for u in dinputs)

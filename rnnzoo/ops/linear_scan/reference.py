@@ -8,7 +8,7 @@ from rnnzoo.ops.linear_scan import gates
 def scan(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """One step after the other; JAX itself differentiates it."""
   last = inputs[-1]
-  a, x = gates.evaluate(gate, inputs, h0.dtype, reset, mask)
+  a, x = gates.evaluate(gate, inputs, h0.dtype, reset, mask, decay_after)
   by_time = lambda u: jnp.moveaxis(jnp.broadcast_to(u, last.shape), 1, 0)
   steps = by_time(a), by_time(x)
   if reset is not None:

@@ -6,23 +6,32 @@ scan runs inside `jax.shard_map`. The mesh is the one the caller set with
 `jax.set_mesh`, or else, under `jit`, the one that `x` is known to live on;
 where there is none, or none of its axes fits, nothing is wrapped.
 
-A layout names the axes of an operand, a letter each: `b` batch, `d` features,
-and any other letter (`t` time, `k` taps) for an axis that is never split.
+A layout names the axes of an operand, a letter each: `b` batch, `t` time, `d`
+features, and any other letter (`k` taps) for an axis that is never split.
+
+Where time is split each device has a stretch of it, a map from the state that
+enters to the one that leaves. The devices tell each other those maps, a few
+numbers per row and channel, and never a sequence (`Shards`).
 """
 
 from collections.abc import Callable, Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 # Mesh axes by the array axis they split, in the order they are taken.
 BATCH_AXES = ('data', 'fsdp')
 FEATURE_AXES = ('model',)
 TIME_AXES = ('sequence',)
+
+# Up to so many stretches of time are told to everybody at once: one exchange of
+# n maps. More take 1 + log2(n) exchanges of one map each.
+GATHER_UP_TO = 16
 
 
 def aligned(
@@ -40,8 +49,8 @@ def aligned(
     operands: All operands, with `None` where an optional one is missing.
     layouts: One for each of them.
 
-  Raises:
-    ValueError: If `x` is sharded over time by an Explicit mesh axis.
+  Returns:
+    A tuple like `operands`.
   """
   operands = same_varying(*operands)
   axes = _axes(x)
@@ -65,24 +74,22 @@ def over_mesh(
     operands: Sequence[jax.Array | None],
     layouts: Sequence[str],
     out_layouts: Sequence[str],
-    *,
-    time: bool = True,
 ) -> tuple[jax.Array, ...]:
   """Runs `fn(*operands)` on the parts of its operands that each device holds.
 
   Args:
     fn: A function independent per row and channel, with a keyword `shards`:
-      the `Shards` that time is split into, or `None`.
+      the `Shards` that time is split into, or `None`. It gives the same on all
+      of them where the layout of a result has no `t`.
     x: The operand that decides how to split, `[B, T, D]`.
     operands: As in `aligned`. Where one has a size of 1 it is not split.
     layouts: One for each of them.
     out_layouts: One for each result of `fn`.
-    time: Whether time may be split.
 
   Returns:
     What `fn` returns.
   """
-  axes = _axes(x, time)
+  axes = _axes(x)
   if axes is None:
     return fn(*operands, shards=None)
   shards = None
@@ -107,6 +114,12 @@ def is_explicit(x: jax.Array) -> bool:
   return axes is not None and bool(axes.explicit)
 
 
+def splits_time(x: jax.Array) -> bool:
+  """Whether `over_mesh` gives each device a stretch of `x` `[B, T, D]`."""
+  axes = _axes(x)
+  return axes is not None and bool(axes.time)
+
+
 def is_partly_manual() -> bool:
   """Whether this is inside a `jax.shard_map` over some of the mesh axes."""
   kinds = set(jax.sharding.get_abstract_mesh().axis_types)
@@ -114,7 +127,7 @@ def is_partly_manual() -> bool:
 
 
 class _Axes(NamedTuple):
-  """Which mesh axes split the batch and the features of one op."""
+  """Which mesh axes split the batch, the time and the features of one op."""
 
   mesh: jax.sharding.AbstractMesh
   batch: tuple[str, ...]
@@ -139,7 +152,7 @@ class _Axes(NamedTuple):
     )
 
 
-def _axes(x, split_time=True):
+def _axes(x):
   """Returns the `_Axes` for `x` `[B, T, D]`, or `None` for no wrapping."""
   mesh = jax.sharding.get_abstract_mesh()
   mesh = jax.typeof(x).sharding.mesh if mesh.empty else mesh
@@ -152,17 +165,10 @@ def _axes(x, split_time=True):
     batch, time, features = (
         (n,) if isinstance(n, str) else n or () for n in spec[:3]
     )
-  if time and not split_time:
-    raise ValueError(
-        f'`x` {jax.typeof(x)} is sharded over time by the Explicit mesh axes '
-        f'{time}; the op needs whole sequences: jax.sharding.reshard `x`, or '
-        'make the axes Auto.'
-    )
   auto = names - explicit
   batch = batch or _dividing(BATCH_AXES, auto, mesh.shape, x.shape[0])
   features = features or _dividing(FEATURE_AXES, auto, mesh.shape, x.shape[2])
-  if split_time:
-    time = time or _dividing(TIME_AXES, auto, mesh.shape, x.shape[1])
+  time = time or _dividing(TIME_AXES, auto, mesh.shape, x.shape[1])
   if not explicit and not batch and not time and not features:
     return None
   return _Axes(mesh, batch, time, features, names, explicit)
@@ -171,57 +177,117 @@ def _axes(x, split_time=True):
 class Shards(NamedTuple):
   """The stretches of time that the devices along some mesh axes hold.
 
-  A stretch is an affine map of the state that enters it; all that devices tell
-  each other are those maps, `[B, D]` numbers each.
+  Its methods are called inside the `jax.shard_map` over those axes. Time runs
+  from the first device to the last, or, if `reverse`, from the last to the
+  first.
   """
 
   axes: tuple[str, ...]
   size: int
 
+  def entering(
+      self,
+      combine: Callable[[Any, Any], Any],
+      stretch: Any,
+      first: Any,
+      reverse: bool,
+  ) -> Any:
+    """Returns what has become of the state before this device's stretch.
+
+    Args:
+      combine: `combine(earlier, later)` of two adjacent stretches, each a tree
+        of arrays `[..., N]`, is that of both together; associative.
+      stretch: That of this device.
+      first: One that comes before all of them, and forgets what it is given.
+      reverse: Whether time runs from the last device to the first.
+
+    Returns:
+      All earlier stretches combined, `first` included.
+    """
+    here = self._place(reverse)
+    where = lambda flag, *trees: jax.tree.map(
+        lambda u, v: jnp.where(flag, u, v), *trees
+    )
+    if self.size <= GATHER_UP_TO:
+      everybody = _in_one_array(
+          lambda u: jax.lax.all_gather(u, self.axes), stretch
+      )
+      order = range(self.size)
+      entering = before = first
+      for n, i in enumerate(reversed(order) if reverse else order):
+        entering = where(here == n, before, entering)
+        before = combine(before, jax.tree.map(lambda u: u[i], everybody))
+      return entering
+    # Each device starts from its neighbour's stretch, and the first one from
+    # `first`, and so from one that forgets: doubling leaves no other.
+    before = where(here < 1, first, self._earlier(stretch, 1, reverse))
+    distance = 1
+    while distance < self.size:
+      earlier = self._earlier(before, distance, reverse)
+      before = where(here < distance, before, combine(earlier, before))
+      distance *= 2
+    return before
+
   def enter(self, product, last, reset, h0, reverse):
-    """Returns the state that enters this stretch.
+    """Returns the state of a linear recurrence that enters this stretch.
 
     Args:
       product: Of all decays of this stretch `[B, D]`, 0 if there is a reset.
       last: What its scan comes to from zero `[B, D]`.
       reset: Booleans `[B, T]` or None.
-      h0: The state that enters the first stretch.
+      h0: The state that enters the first stretch `[B, D]`.
       reverse: Whether that is the one of the last device.
     """
-    forget = jnp.zeros(last.shape[:1], bool)
-    if reset is not None:
-      forget = reset.any(axis=1)
-    (forget,) = same_varying(forget, last)[:1]
-    stretches = jax.lax.all_gather((forget[:, None], product, last), self.axes)
-    index = jax.lax.axis_index(self.axes)
-    order = range(self.size)
-    entering = state = h0
-    for i in reversed(order) if reverse else order:
-      entering = jnp.where(index == i, state, entering)
-      forget, product, last = jax.tree.map(lambda u: u[i], stretches)
+
+    def combine(earlier, later):
+      forgets, product, last = later
       # By selection: 0 * NaN would cross into another sequence.
-      state = jnp.where(forget, 0, product * state) + last
-    return entering
+      kept = [jnp.where(forgets, 0, u) for u in earlier[1:]]
+      return (
+          earlier[0] | forgets, product * kept[0], product * kept[1] + last
+      )
+
+    forgets = jnp.zeros_like(last[:, :1], bool)
+    first = ~forgets, jnp.zeros_like(h0), h0
+    if reset is not None:
+      forgets = reset.any(axis=1, keepdims=True)
+    stretch = forgets, product, last
+    return self.entering(combine, stretch, first, reverse)[2]
+
+  def before(self, edge, first, reverse):
+    """Returns `edge` of the device one stretch earlier, or else `first`."""
+    earlier = self._earlier(edge, 1, reverse)
+    return jnp.where(self._place(reverse) == 0, first, earlier)
 
   def leave(self, last, reverse):
-    """Returns the state that leaves the last stretch, on every device."""
-    final = 0 if reverse else self.size - 1
-    here = jax.lax.axis_index(self.axes) == final
+    """Returns what leaves the last stretch, on every device."""
+    here = self._place(reverse) == self.size - 1
     return jax.lax.psum(jnp.where(here, last, 0), self.axes)
 
-  def before(self, h, h0, reverse):
-    """Returns the state before this stretch, from its states `h` `[B, T, D]`.
+  def _place(self, reverse):
+    """The number of stretches before this device's."""
+    index = jax.lax.axis_index(self.axes)
+    return self.size - 1 - index if reverse else index
 
-    That of the neighbour, or `h0` before the first one.
-    """
-    edge = h[:, 0 if reverse else -1].astype(h0.dtype)
-    step = -1 if reverse else 1
-    pairs = [(i, i + step) for i in range(self.size)]
-    pairs = [p for p in pairs if 0 <= p[1] < self.size]
-    neighbour = jax.lax.ppermute(edge, self.axes, pairs)
-    first = self.size - 1 if reverse else 0
-    here = jax.lax.axis_index(self.axes) == first
-    return jnp.where(here, h0, neighbour)
+  def _earlier(self, tree, distance, reverse):
+    """The tree of the device so many stretches earlier; zeros if none is."""
+    pairs = [(i, i + distance) for i in range(self.size - distance)]
+    if reverse:
+      pairs = [(j, i) for i, j in pairs]
+    send = lambda u: jax.lax.ppermute(u, self.axes, pairs)
+    return _in_one_array(send, tree)
+
+
+def _in_one_array(send, tree):
+  """`send` of every leaf `[..., N]` of a tree, as one array: one exchange."""
+  leaves, structure = jax.tree.flatten(tree)
+  dtype = jnp.result_type(*leaves)
+  ends = np.cumsum([u.shape[-1] for u in leaves])[:-1]
+  sent = send(jnp.concatenate([u.astype(dtype) for u in leaves], axis=-1))
+  parts = jnp.split(sent, ends, axis=-1)
+  return structure.unflatten(
+      u.astype(leaf.dtype) for u, leaf in zip(parts, leaves)
+  )
 
 
 def same_varying(*operands):

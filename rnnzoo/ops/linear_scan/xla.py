@@ -22,7 +22,7 @@ def sequential(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """A loop over time inside a loop over the batch."""
   batch, time, _ = inputs[-1].shape
   out_dtype = inputs[-1].dtype
-  at = _Rows(inputs, h0.dtype, reset, mask, gate)
+  at = _Rows(inputs, h0.dtype, reset, mask, gate, decay_after)
   # Where the last input can become `h` row by row, XLA copies it first only if
   # it must. In the other loops it may schedule a second read of a row behind
   # its write, and then copies the whole array at every step: a thousand times
@@ -57,7 +57,7 @@ def summary(inputs, reset, mask, *, gate, reverse, decay_after):
   """What `sequential` would come to, from zero, without writing its states."""
   batch, time, features = inputs[-1].shape
   dtype = accumulation_dtype(inputs)
-  at = _Rows(inputs, dtype, reset, mask, gate)
+  at = _Rows(inputs, dtype, reset, mask, gate, decay_after)
 
   def one_sequence(b, state):
 
@@ -84,10 +84,11 @@ def summary(inputs, reset, mask, *, gate, reverse, decay_after):
 class _Rows:
   """Reads and gates the inputs of one step of one sequence."""
 
-  def __init__(self, inputs, dtype, reset, mask, gate):
+  def __init__(self, inputs, dtype, reset, mask, gate, decay_after):
     self.dtypes = [u.dtype for u in inputs]
     *self.first, self.last = (_to_storage(u) for u in inputs)
     self.dtype, self.reset, self.mask, self.gate = dtype, reset, mask, gate
+    self.decay_after = decay_after
 
   def __call__(self, b, t, last=None):
     """Returns `a_t`, `x_t` `[1, 1, D]` and a function that clears at a reset.
@@ -106,7 +107,9 @@ class _Rows:
     a_t, x_t = self.gate(start, *inputs)
     if self.mask is not None:
       present = lax.dynamic_slice(self.mask, (b, t), (1, 1))[..., None]
-      a_t, x_t = jnp.where(present, a_t, 1), jnp.where(present, x_t, 0)
+      a_t = jnp.where(present, a_t, 1)
+      if not self.decay_after:  # There it is a cotangent, and handed on.
+        x_t = jnp.where(present, x_t, 0)
     return a_t, x_t, clear
 
   def _row(self, u, dtype, b, t):
@@ -135,7 +138,7 @@ def associative(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   """`jax.lax.associative_scan` over affine maps that may forget their input."""
   dtype, like = h0.dtype, inputs[-1]
   first, last = (-1, 0) if reverse else (0, -1)
-  a, x = gates.evaluate(gate, inputs, dtype, reset, mask)
+  a, x = gates.evaluate(gate, inputs, dtype, reset, mask, decay_after)
   full, x = jnp.broadcast_to(a, like.shape), jnp.broadcast_to(x, like.shape)
   flags = None if reset is None else reset[..., None]
   clear = lambda flag, u: u if flag is None else jnp.where(flag, 0, u)

@@ -1,0 +1,147 @@
+"""`ops.gated_scan` against the same gates in front of a scan.
+
+  python -m experiments.benchmarks.gated_scan \
+      --out=experiments/results/gated_scan_cpu.json
+
+The gates of minGRU, minLSTM and RG-LRU: inside the scan, in front of our own
+`linear_scan`, and in front of `jax.lax.associative_scan`; for a ceiling,
+`u * .5 + v`, which moves three arrays. Malloc is pinned, as by our drivers.
+Prints a table, writes JSON, and beside it a plot.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from experiments.benchmarks import baselines
+from experiments.benchmarks import timing
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from rnnzoo import ops
+from rnnzoo.training import host
+
+_SHAPES = flags.DEFINE_multi_string(
+    'shapes', ['8,4096,256', '1,65536,64'], 'Batch, time and features.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/gated_scan_cpu.json', 'Where to write.'
+)
+
+# The gate, and how many arrays [B, T, D] it takes.
+_GATES = {
+    'min_gru': (ops.min_gru_gate(), 2),
+    'min_lstm': (ops.min_lstm_gate(), 3),
+    'rg_lru': (ops.rg_lru_gate, 3),
+}
+_CEILING = 'u*.5+v'
+_COLUMNS = {
+    'form': '{form}',
+    'gate': '{gate}',
+    'direction': '{direction}',
+    'shape': '{shape}',
+    'ms': '{ms:.2f}',
+    'GB/s': '{gb_per_second:.1f}',
+    'x gates apart': '{speedup:.2f}',
+    'of ceiling': '{times_the_ceiling:.2f}',
+    'temporary MiB': '{temporary_mib:.1f}',
+    'compile s': '{compile_seconds:.2f}',
+}
+
+
+def forms(gate, constant):
+  """Returns the forms by name, functions of the inputs `[B, T, D]`."""
+  return {
+      'gated_scan': lambda *u: ops.gated_scan(gate, (*constant, *u))[1],
+      'gates + linear_scan': (
+          lambda *u: ops.linear_scan(*gate(None, *constant, *u))[1]
+      ),
+      'gates + associative_scan': (
+          lambda *u: baselines.associative_scan(*gate(None, *constant, *u))
+      ),
+      _CEILING: lambda *u: u[0] * 0.5 + u[-1],
+  }
+
+
+def measure(name, shape, repeats):
+  """Returns one row for each form and direction."""
+  rng = np.random.default_rng(0)
+  normal = lambda: jnp.asarray(rng.standard_normal(shape, np.float32))
+  gate, count = _GATES[name]
+  constant = ()
+  if name == 'rg_lru':
+    constant = (jnp.full((1, 1, shape[2]), 0.05),)  # The rate.
+  inputs = [normal() for _ in range(count)]
+  forward = forms(gate, constant)
+  both = {name: timing.with_gradient(form) for name, form in forward.items()}
+  # Every input once and the states; then all of them and a cotangent again, and
+  # a gradient for each input.
+  cases = [('forward', count + 1, forward, inputs)]
+  cases.append(
+      ('forward+backward', 3 * count + 3, both, [*inputs, normal()])
+  )
+  rows = []
+  for direction, moves, compared, operands in cases:
+    compared = timing.compare(
+        compared,
+        operands,
+        moves=moves,
+        base='gates + linear_scan',
+        ceiling=_CEILING,
+        repeats=repeats,
+    )
+    rows += [dict(gate=name, direction=direction, **row) for row in compared]
+  return rows
+
+
+def plot(record, path):
+  """Draws milliseconds of every form, as bars, for each case."""
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt  # After the backend is chosen.
+
+  figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
+  for panel, direction in zip(panels, ('forward', 'forward+backward')):
+    rows = [r for r in record['rows'] if r['direction'] == direction]
+    cases = list(dict.fromkeys((r['gate'], r['shape']) for r in rows))
+    for k, form in enumerate(dict.fromkeys(r['form'] for r in rows)):
+      ms = {(r['gate'], r['shape']): r['ms'] for r in rows if r['form'] == form}
+      at = [cases.index(case) + (k - 1.5) / 5 for case in ms]
+      panel.bar(at, ms.values(), 0.2, label=form)
+    panel.set_yscale('log')
+    panel.set_title(direction)
+    panel.set_xticks(
+        range(len(cases)), [f'{g}\n{s}' for g, s in cases], fontsize=7
+    )
+    panel.grid(axis='y', alpha=0.3)
+  panels[0].set_ylabel('milliseconds')
+  panels[0].legend()
+  figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  timing.never_cache_compilation()
+  host.pin_malloc()
+  record = dict(timing.environment(), rows=[])
+  for shape in _SHAPES.value:
+    for name in _GATES:
+      print(f'{name} {shape}', file=sys.stderr)
+      shape_ = tuple(map(int, shape.split(',')))
+      record['rows'] += measure(name, shape_, _REPEATS.value)
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(record, indent=1) + '\n')
+  plot(record, out.with_suffix('.png'))
+  timing.print_table(record['rows'], _COLUMNS)
+  print(f'Wrote {out} and {out.with_suffix(".png")}.')
+
+
+if __name__ == '__main__':
+  app.run(main)

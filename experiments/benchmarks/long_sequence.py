@@ -1,0 +1,179 @@
+"""Training steps on one sequence of a million tokens, spread over eight devices.
+
+  python -m experiments.benchmarks.long_sequence
+
+No device ever holds the sequence: each has its stretch of time, and tells the
+others a few numbers per channel. The loss must be that of one device that holds
+it all. Here the devices are virtual ones of the CPU, which shows that and not
+how fast it is.
+"""
+
+import json
+import os
+import pathlib
+import resource
+import sys
+import time
+
+from absl import app
+from absl import flags
+from experiments import tasks
+from experiments.benchmarks import timing
+from experiments.configs import default
+import jax
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import models
+from rnnzoo.training import losses
+from rnnzoo.training import optimizers
+from rnnzoo.training import sharding
+from rnnzoo.training import state as state_lib
+from rnnzoo.training import step as step_lib
+
+_DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual ones.', lower_bound=1)
+_LENGTH = flags.DEFINE_integer('length', 2**20, 'Tokens.', lower_bound=1)
+_WHOLE_LENGTH = flags.DEFINE_integer(
+    'whole_length', None, 'Tokens to compare with one device at; default: all.'
+)
+_LAYER = flags.DEFINE_string('layer', 'min_gru', 'As in config.model.layer.')
+_NUM_LAYERS = flags.DEFINE_integer('num_layers', 2, 'Blocks.')
+_FEATURES = flags.DEFINE_integer('features', 32, 'Width of the model.')
+_STEPS = flags.DEFINE_integer('steps', 2, 'Of training.', lower_bound=1)
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/long_sequence_cpu.json', 'Where to write.'
+)
+
+_VOCAB_SIZE = 64
+_COLUMNS = {
+    'devices': '{devices}',
+    'tokens': '{length}',
+    'losses': '{shown_losses}',
+    's a step': '{seconds:.1f}',
+    'compile s': '{compile_seconds:.1f}',
+    'MB a device': '{megabytes_per_device:.0f}',
+    'peak MB': '{peak_megabytes:.0f}',
+}
+
+
+def use_virtual_devices(count: int) -> None:
+  """Splits the CPU, before JAX has looked at it.
+
+  Where two cores play eight devices, some wait long for the others: XLA takes
+  that for a deadlock after 40 seconds unless it is told to be patient.
+  """
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = ' '.join((
+      f'--xla_force_host_platform_device_count={count}',
+      '--xla_cpu_collective_call_warn_stuck_timeout_seconds=600',
+      '--xla_cpu_collective_call_terminate_timeout_seconds=3600',
+      '--xla_cpu_collective_timeout_seconds=3600',
+      os.environ.get('XLA_FLAGS', ''),  # The caller's word is the last.
+  ))
+
+
+def tokens(length):
+  """A sequence in which each token mostly follows from the one before."""
+  rng = np.random.default_rng(0)
+  steps = rng.choice([1, 5, 11], size=length + 1, p=[0.6, 0.3, 0.1])
+  return (np.cumsum(steps) % _VOCAB_SIZE).astype(np.int32)[None]
+
+
+def measure(length, devices):
+  """Trains on one sequence, time split over so many devices; returns a row."""
+  config = models.ModelConfig(
+      layer=_LAYER.value, num_layers=_NUM_LAYERS.value,
+      features=_FEATURES.value, vocab_size=_VOCAB_SIZE, conv_kernel=4,
+      mlp='none', remat='full',
+  )
+  functional = state_lib.Functional(tasks.build_model(config))
+  tx = optimizers.make_optimizer(
+      default.get_config().optimizer, _STEPS.value,
+      axes=functional.axes, recurrent=functional.recurrent,
+  )
+  mesh = sharding.make_mesh(
+      dict(data=1, fsdp=1, model=1, sequence=devices), jax.devices()[:devices]
+  )
+  sharding.check_sequence_length(length, mesh)
+  train_step = step_lib.make_train_step(
+      losses.next_token_loss(functional, train=True), tx, seed=0
+  )
+  text = tokens(length)
+  with jax.set_mesh(mesh):
+    make = lambda: step_lib.initial_state(functional, tx, 0)
+    shardings = sharding.state_shardings(
+        mesh, jax.eval_shape(make), tx, functional.axes
+    )
+    state = jax.jit(make, out_shardings=shardings)()
+    batch = dict(inputs=text[:, :-1], targets=text[:, 1:])
+    batch = sharding.global_batch(mesh, batch)
+    start = time.monotonic()
+    program = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings, None)
+    ).lower(state, batch).compile()
+    compiled = time.monotonic()
+    history = []
+    for _ in range(_STEPS.value):
+      state, metrics = program(state, batch)
+      history.append(float(metrics['loss']))
+    seconds = (time.monotonic() - compiled) / _STEPS.value
+  memory = program.memory_analysis()
+  sizes = memory.temp_size_in_bytes, memory.argument_size_in_bytes
+  return dict(
+      devices=devices,
+      length=length,
+      losses=history,
+      seconds=seconds,
+      tokens_per_second=length / seconds,
+      compile_seconds=compiled - start,
+      megabytes_per_device=sum(sizes) / 2**20,
+      peak_megabytes=_peak_memory() / 2**20,
+  )
+
+
+def _peak_memory():
+  """Bytes that this process, so all of its devices, has held at most."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  use_virtual_devices(_DEVICES.value)
+  whole = _WHOLE_LENGTH.value or _LENGTH.value
+  # The sparing one first: the peak is that of all there has been.
+  rows = [measure(_LENGTH.value, _DEVICES.value)]
+  if whole != _LENGTH.value:
+    rows.append(measure(whole, _DEVICES.value))
+  rows.append(measure(whole, 1))
+  split, alone = rows[-2:]
+  difference = max(
+      abs(a - b) / abs(b) for a, b in zip(split['losses'], alone['losses'])
+  )
+  timing.print_table(
+      [
+          dict(row, shown_losses=' '.join(f'{u:.6f}' for u in row['losses']))
+          for row in rows
+      ],
+      _COLUMNS,
+  )
+  print(f'The losses differ by {difference:.1e} of their size.')
+  record = dict(
+      timing.environment(),
+      layer=_LAYER.value,
+      num_layers=_NUM_LAYERS.value,
+      features=_FEATURES.value,
+      vocab_size=_VOCAB_SIZE,
+      relative_difference=difference,
+      rows=rows,
+  )
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(record, indent=1) + '\n')
+  print(f'Wrote {out}.')
+  if not difference < 1e-5:
+    raise errors.UserError('That is too much.')
+
+
+if __name__ == '__main__':
+  app.run(main)
