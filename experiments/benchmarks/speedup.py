@@ -1,14 +1,18 @@
 """How much faster a training step is where time is parallel, or at least bare.
 
-  python -m experiments.benchmarks.speedup
+  python -m experiments.benchmarks.speedup \
+      --out=experiments/results/speedup_cpu.json
 
-One step of gradient descent on a mean squared error: Flax's `nnx.RNN` around an
-`nnx.GRUCell` against our `MinGRU` of the same width, side by side in one run.
+One step of gradient descent on a mean squared error: Flax's `nnx.RNN` around a
+`GRUCell` and an `OptimizedLSTMCell` against our `MinGRU` and `MinLSTM` of the
+same width, side by side in one run. This redraws the first figure of the minRNN
+paper (https://arxiv.org/abs/2410.01201): time, speed-up and memory over length.
 """
 
 import functools
 import json
 import pathlib
+import sys
 
 from absl import app
 from absl import flags
@@ -16,10 +20,16 @@ from experiments.benchmarks import timing
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import matplotlib
 from rnnzoo import layers
 from rnnzoo.training import host
 
-_LENGTHS = flags.DEFINE_multi_integer('lengths', [512, 4096], 'Of sequences.')
+_LENGTHS = flags.DEFINE_multi_integer(
+    'lengths', [128, 256, 512, 1024, 2048, 4096], 'Of sequences.'
+)
+_OUR_LENGTHS = flags.DEFINE_multi_integer(
+    'our_lengths', [16384, 65536], 'Further ones, for our layers only.'
+)
 _BATCH = flags.DEFINE_integer('batch', 8, 'Sequences in a step.')
 _FEATURES = flags.DEFINE_integer('features', 128, 'Width of input and state.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
@@ -33,25 +43,40 @@ _COLUMNS = {
     'parameters': '{parameters}',
     'ms a step': '{ms:.1f}',
     'tokens/s': '{tokens_per_second:.0f}',
-    'x nnx.RNN': '{speedup:.1f}',
+    'x nnx.RNN': '{speedup}',
+    'temporary MiB': '{temporary_mib:.0f}',
     'compile s': '{compile_seconds:.2f}',
 }
 
 
-def flax_gru(features, rngs):
+def flax_rnn(cell, features, rngs):
 
   def apply(model, x):
     # Its own would be drawn from the module's random numbers at each call.
-    return model(x, initial_carry=jnp.zeros((x.shape[0], features)))
+    carry = model.cell.initialize_carry(
+        (x.shape[0], features), nnx.Rngs(0)
+    )
+    return model(x, initial_carry=carry)
 
-  return nnx.RNN(nnx.GRUCell(features, features, rngs=rngs)), apply
+  return nnx.RNN(cell(features, features, rngs=rngs)), apply
 
 
-def min_gru(features, rngs):
-  return layers.MinGRU(features, rngs=rngs), lambda model, x: model(x)[1]
+def ours(layer, features, rngs):
+  return layer(features, rngs=rngs), lambda model, x: model(x)[1]
 
 
-_LAYERS = {'nnx.RNN(GRUCell)': flax_gru, 'MinGRU': min_gru}
+# Each of ours after the one that it is compared with.
+_LAYERS = {
+    'nnx.RNN(GRUCell)': functools.partial(flax_rnn, nnx.GRUCell),
+    'MinGRU': functools.partial(ours, layers.MinGRU),
+    'nnx.RNN(OptimizedLSTMCell)': functools.partial(
+        flax_rnn, nnx.OptimizedLSTMCell
+    ),
+    'MinLSTM': functools.partial(ours, layers.MinLSTM),
+}
+_AGAINST = {
+    'MinGRU': 'nnx.RNN(GRUCell)', 'MinLSTM': 'nnx.RNN(OptimizedLSTMCell)'
+}
 
 
 def training_step(model, apply):
@@ -70,25 +95,67 @@ def training_step(model, apply):
   return step, params
 
 
-def measure(length):
+def measure(length, names):
   """Returns one row for each layer."""
   shape = _BATCH.value, length, _FEATURES.value
   x, targets = jax.random.normal(jax.random.key(0), (2, *shape))
   programs, rows = {}, []
-  for name, make in _LAYERS.items():
-    step, params = training_step(*make(_FEATURES.value, nnx.Rngs(0)))
+  for name in names:
+    step, params = training_step(
+        *_LAYERS[name](_FEATURES.value, nnx.Rngs(0))
+    )
     program, compile_seconds = timing.compiled(step, params, x, targets)
     programs[name] = functools.partial(program, params, x, targets)
-    count = sum(p.size for p in jax.tree.leaves(params))
-    rows.append(
-        dict(layer=name, length=length, parameters=count, **compile_seconds)
-    )
+    rows.append(dict(
+        layer=name,
+        length=length,
+        parameters=sum(p.size for p in jax.tree.leaves(params)),
+        temporary_mib=timing.temporary_bytes(program) / 2**20,
+        **compile_seconds,
+    ))
   seconds = timing.interleaved_medians(programs, _REPEATS.value)
   for row in rows:
     row['ms'] = seconds[row['layer']] * 1e3
     row['tokens_per_second'] = _BATCH.value * length / seconds[row['layer']]
-    row['speedup'] = seconds['nnx.RNN(GRUCell)'] / seconds[row['layer']]
+    against = seconds.get(_AGAINST.get(row['layer']))
+    row['speedup'] = against and round(against / seconds[row['layer']], 2)
   return rows
+
+
+def plot(record, path):
+  """Draws time, speed-up and memory of a step over length."""
+  matplotlib.use('Agg')
+  from matplotlib import pyplot as plt  # After the backend is chosen.
+
+  figure, panels = plt.subplots(1, 3, figsize=(13, 4))
+  keys = {'ms': 'milliseconds a step', 'speedup': 'times faster than nnx.RNN',
+          'temporary_mib': 'temporary MiB'}
+  for panel, (key, label) in zip(panels, keys.items()):
+    for i, name in enumerate(_LAYERS):
+      rows = [
+          r for r in record['rows'] if r['layer'] == name and r[key] is not None
+      ]
+      panel.plot(
+          [r['length'] for r in rows],
+          [r[key] for r in rows],
+          marker='.',
+          color=f'C{i}',
+          label=name,
+      )
+    panel.set_xscale('log', base=2)
+    if key != 'speedup':
+      panel.set_yscale('log')
+    panel.set_xlabel('sequence length')
+    panel.set_title(label)
+    panel.grid(alpha=0.3)
+  panels[0].legend(fontsize=8)
+  figure.suptitle(
+      f'batch {record["batch"]}, width {record["features"]}, '
+      f'jax {record["jax"]}, {record["device"]}'
+  )
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
 
 
 def main(argv):
@@ -100,13 +167,19 @@ def main(argv):
       timing.environment(),
       batch=_BATCH.value,
       features=_FEATURES.value,
-      rows=[row for length in _LENGTHS.value for row in measure(length)],
+      rows=[],
   )
+  cases = [(length, list(_LAYERS)) for length in _LENGTHS.value]
+  cases += [(length, list(_AGAINST)) for length in _OUR_LENGTHS.value]
+  for length, names in cases:
+    print(f'length {length}', file=sys.stderr)
+    record['rows'] += measure(length, names)
   timing.print_table(record['rows'], _COLUMNS)
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(json.dumps(record, indent=1) + '\n')
-  print(f'Wrote {out}.')
+  plot(record, out.with_suffix('.png'))
+  print(f'Wrote {out} and {out.with_suffix(".png")}.')
 
 
 if __name__ == '__main__':

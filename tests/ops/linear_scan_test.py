@@ -5,6 +5,7 @@ import functools
 import re
 
 from absl.testing import parameterized
+from experiments.benchmarks import accuracy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,6 +171,23 @@ class LinearScanTest(parameterized.TestCase):
   def test_takes_what_numpy_takes(self):
     got = ops.linear_scan(0.5, [[[1.0], [2.0]]], [[4.0]], reset=[[False, True]])
     tolerance.assert_close(got, (np.array([[2.0]]), np.array([[[3.0], [2.0]]])))
+
+
+class AccuracyTest(parameterized.TestCase):
+
+  @parameterized.product(
+      name=_ALL, kind=('near 0', 'near 1', 'mixed'), dtype=(f32, c64)
+  )
+  def test_error_stays_bounded_over_length(self, name, kind, dtype):
+    """experiments/results has the same up to T = 2**20."""
+    a, x = accuracy.operands(kind, jnp.dtype(dtype).name, 2**13)
+    want = accuracy.exact(a, x)
+    with _pinned(name):
+      _, h = jax.jit(ops.linear_scan)(a, x)
+    # A rounding a step, of which near 1 about a thousand are remembered.
+    bound = 5e-6 if kind == 'near 1' else 3e-7
+    error = np.abs(np.asarray(h)[0] - want).max() / np.abs(want).max()
+    self.assertLess(error, bound)
 
 
 class NanTest(parameterized.TestCase):
