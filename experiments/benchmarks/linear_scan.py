@@ -20,7 +20,6 @@ from absl import app
 from absl import flags
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
-import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np

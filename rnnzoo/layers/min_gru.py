@@ -10,7 +10,6 @@ from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
-
 positive, identity = ops.positive, ops.identity  # The paper's two `g`.
 
 

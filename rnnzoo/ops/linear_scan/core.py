@@ -36,7 +36,7 @@ def implementation(name: Implementation):
   >>> import jax.numpy as jnp
   >>> from rnnzoo import ops
   >>> with ops.implementation('reference'):
-  ...   h_last, h = ops.linear_scan(jnp.full((1, 3, 1), .5), jnp.ones((1, 3, 1)))
+  ...   h_last, h = ops.linear_scan(0.5, jnp.ones((1, 3, 1)))
   >>> h_last
   Array([[1.75]], dtype=float32)
 
@@ -353,6 +353,8 @@ def _dispatch(form, what, operands, h0, *others):
   branches = dict(cpu=runs('sequential'), default=runs('associative'))
   if _can_compile_for_tpu() and refuses('pallas_tpu') is None:
     branches['tpu'] = runs('pallas_tpu')
+  if _is_quickest_on_gpu(inputs[-1].shape) and refuses('pallas_gpu') is None:
+    branches['cuda'] = runs('pallas_gpu')
   return jax.lax.platform_dependent(*arguments, **branches)
 
 
@@ -373,9 +375,28 @@ def _summary_by_scan(
       inputs, zero, reset, mask,
       gate=gate, reverse=reverse, decay_after=decay_after,
   )
-  a, _ = gates.evaluate(gate, inputs, dtype, reset, mask)
+  a, _ = gates.evaluate(gate, inputs, dtype, reset, mask, decay_after)
   a = jnp.broadcast_to(a, like.shape)
   if reset is not None:
     # All of them, so that not even a gradient meets a NaN before the reset.
     a = jnp.where(reset.any(1)[:, None, None], 0, a)
   return a.prod(1), last
+
+
+def _is_quickest_on_gpu(shape):
+  """Whether the kernel was measured to win on the GPU that is here."""
+  kind = _gpu_kind()
+  if kind is None:
+    return False
+  module = importlib.import_module(f'{__package__}.pallas_gpu')
+  return module.wins(kind, *shape)
+
+
+@functools.cache
+def _gpu_kind():
+  plugins = 'jax_cuda12_plugin', 'jax_cuda13_plugin'
+  if not any(map(importlib.util.find_spec, plugins)):
+    return None
+  if jax.default_backend() != 'gpu':
+    return None
+  return jax.devices()[0].device_kind

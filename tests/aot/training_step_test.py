@@ -1,0 +1,88 @@
+"""A sharded training step, compiled for sixteen TPUs that are not there."""
+
+import collections
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import pytest
+from rnnzoo import models
+from rnnzoo.training import losses
+from rnnzoo.training import optimizers
+from rnnzoo.training import sharding
+from rnnzoo.training import state as state_lib
+from rnnzoo.training import step as step_lib
+from tests import collectives
+from tests.aot import tpu_test
+from tests.models import mesh_test
+
+pytestmark = pytest.mark.aot
+
+B, T, D, LAYERS, TAPS = 8, 1024, 128, 2, 4
+
+
+def compiled_step(mesh):
+  """Compiles a training step of a 2-layer minGRU language model."""
+  config = models.ModelConfig(
+      layer='min_gru', num_layers=LAYERS, features=D, vocab_size=256,
+      conv_kernel=TAPS,
+  )
+  functional = state_lib.Functional(
+      lambda rngs: models.LanguageModel(config, rngs=rngs)
+  )
+  tx = optimizers.make_optimizer(
+      mesh_test.OPTIMIZER, 10,
+      axes=functional.axes, recurrent=functional.recurrent,
+  )
+  state = jax.eval_shape(lambda: step_lib.initial_state(functional, tx, 0))
+  shardings = sharding.state_shardings(mesh, state, tx, functional.axes)
+  state = jax.tree.map(
+      lambda u, s: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=s),
+      state, shardings,
+  )
+  with jax.set_mesh(mesh):
+    tokens = jax.ShapeDtypeStruct(
+        (B, T), jnp.int32,
+        sharding=jax.NamedSharding(
+            mesh, jax.P(('data', 'fsdp'), 'sequence')
+        ),
+    )
+    step = jax.jit(
+        step_lib.make_train_step(
+            losses.next_token_loss(functional, train=True), tx, seed=0
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    return step.lower(state, dict(inputs=tokens, targets=tokens)).compile()
+
+
+class SequenceTest(absltest.TestCase):
+
+  def test_only_the_designed_collectives(self):
+    mesh = sharding.make_mesh(
+        dict(data=4, fsdp=1, model=1, sequence=4),
+        tpu_test._devices('v5e:4x4'),
+    )
+    compiled = compiled_step(mesh)
+    text = compiled.as_text()
+    self.assertIn('tpu_custom_call', text)
+    found = collections.defaultdict(list)
+    for kind, size in collectives.sizes(text):
+      found[kind].append(size)
+    state = B // 4 * D  # On one device, of which four share the batch.
+    # Each scan, forwards and back: the maps of all four stretches, and flags.
+    self.assertLen(found.pop('all-gather'), 2 * LAYERS)
+    # To the neighbour: the inputs that its convolution looks back at, in both
+    # directions; and the state before its stretch, for the gradient.
+    self.assertEqual(
+        sorted(found.pop('collective-permute')),
+        sorted(LAYERS * [state, (TAPS - 1) * state, (TAPS - 1) * state]),
+    )
+    # And the gradients of the parameters, in one. Nothing else.
+    self.assertLen(found.pop('all-reduce'), 1)
+    self.assertEqual(dict(found), {})
+
+
+if __name__ == '__main__':
+  absltest.main()
