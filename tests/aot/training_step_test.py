@@ -62,7 +62,7 @@ class SequenceTest(absltest.TestCase):
   def test_only_the_designed_collectives(self):
     mesh = sharding.make_mesh(
         dict(data=4, fsdp=1, model=1, sequence=4),
-        tpu_test._devices('v5e:4x4'),
+        tpu_test.devices('v5e:4x4'),
     )
     compiled = compiled_step(mesh)
     text = compiled.as_text()
