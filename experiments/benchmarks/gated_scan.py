@@ -26,6 +26,10 @@ from rnnzoo.training import host
 _SHAPES = flags.DEFINE_multi_string(
     'shapes', ['8,4096,256', '1,65536,64'], 'Batch, time and features.'
 )
+_CHOSEN = flags.DEFINE_multi_enum(
+    'gates', ['min_gru', 'min_lstm', 'rg_lru'],
+    ['min_gru', 'min_lstm', 'rg_lru'], 'Which ones to run.',
+)
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/gated_scan_cpu.json', 'Where to write.'
@@ -131,7 +135,7 @@ def main(argv):
   host.pin_malloc()
   record = dict(timing.environment(), rows=[])
   for shape in _SHAPES.value:
-    for name in _GATES:
+    for name in _CHOSEN.value:
       print(f'{name} {shape}', file=sys.stderr)
       shape_ = tuple(map(int, shape.split(',')))
       record['rows'] += measure(name, shape_, _REPEATS.value)

@@ -28,8 +28,14 @@ from rnnzoo.training import host
 
 _SHAPES = flags.DEFINE_multi_string(
     'shapes',
-    ['8,4096,256', '32,1024,512', '1,65536,64', '8,512,256'],
+    ['8,4096,256', '32,1024,512', '1,65536,64', '8,512,256', '1024,256,8'],
     'Batch, time and features, one flag each; the first in other dtypes too.',
+)
+_DTYPES = flags.DEFINE_multi_enum(
+    'dtypes',
+    ['float32', 'bfloat16', 'complex64'],
+    ['float32', 'bfloat16', 'complex64'],
+    'Of the first shape.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
@@ -102,11 +108,11 @@ def measure_all(malloc):
     print('malloc cannot be pinned here: not glibc.', file=sys.stderr)
     malloc = 'default'
   shapes = [tuple(map(int, shape.split(','))) for shape in _SHAPES.value]
-  cases = [(shape, jnp.float32) for shape in shapes]
-  cases += [(shapes[0], jnp.bfloat16), (shapes[0], jnp.complex64)]
+  cases = [(shapes[0], jnp.dtype(name)) for name in _DTYPES.value]
+  cases += [(shape, jnp.dtype('float32')) for shape in shapes[1:]]
   record = dict(timing.environment(), rows=[])
   for shape, dtype in cases:
-    print(f'{shape} {jnp.dtype(dtype).name}, malloc {malloc}', file=sys.stderr)
+    print(f'{shape} {dtype.name}, malloc {malloc}', file=sys.stderr)
     for row in measure(shape, dtype, _REPEATS.value):
       record['rows'].append(dict(row, malloc=malloc))
   return record
@@ -120,6 +126,7 @@ def measure_in_new_processes():
       out = pathlib.Path(folder) / f'{malloc}.json'
       command = [sys.executable, '-m', 'experiments.benchmarks.linear_scan']
       command += [f'--shapes={shape}' for shape in _SHAPES.value]
+      command += [f'--dtypes={dtype}' for dtype in _DTYPES.value]
       command += [f'--repeats={_REPEATS.value}', f'--malloc={malloc}']
       subprocess.run([*command, f'--out={out}'], check=True)
       records.append(json.loads(out.read_text()))

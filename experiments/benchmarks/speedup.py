@@ -30,6 +30,12 @@ _LENGTHS = flags.DEFINE_multi_integer(
 _OUR_LENGTHS = flags.DEFINE_multi_integer(
     'our_lengths', [16384, 65536], 'Further ones, for our layers only.'
 )
+_NAMES = flags.DEFINE_multi_enum(
+    'layers',
+    ['nnx.RNN(GRUCell)', 'MinGRU', 'nnx.RNN(OptimizedLSTMCell)', 'MinLSTM'],
+    ['nnx.RNN(GRUCell)', 'MinGRU', 'nnx.RNN(OptimizedLSTMCell)', 'MinLSTM'],
+    'Which ones to run.',
+)
 _BATCH = flags.DEFINE_integer('batch', 8, 'Sequences in a step.')
 _FEATURES = flags.DEFINE_integer('features', 128, 'Width of input and state.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
@@ -169,8 +175,10 @@ def main(argv):
       features=_FEATURES.value,
       rows=[],
   )
-  cases = [(length, list(_LAYERS)) for length in _LENGTHS.value]
-  cases += [(length, list(_AGAINST)) for length in _OUR_LENGTHS.value]
+  names = _NAMES.value
+  ours_only = [name for name in names if name in _AGAINST]
+  cases = [(length, names) for length in _LENGTHS.value]
+  cases += [(length, ours_only) for length in _OUR_LENGTHS.value]
   for length, names in cases:
     print(f'length {length}', file=sys.stderr)
     record['rows'] += measure(length, names)

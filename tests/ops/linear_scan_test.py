@@ -260,6 +260,27 @@ class NanTest(parameterized.TestCase):
     )
 
 
+class ReproducibleTest(parameterized.TestCase):
+
+  @parameterized.parameters(None, 'associative')
+  def test_same_bits_twice_and_alone(self, name):
+    """Whatever else is in the batch, on CPU."""
+    a, x, h0, reset = _operands((5, 37, 16), (5, 37, 16), (f32,) * 3, True)
+    run = lambda a, x, h0, reset: _compiled(
+        a, x, h0, reset, (jnp.ones_like(h0), jnp.ones_like(x))
+    )
+    with _pinned(name):
+      first, again = run(a, x, h0, reset), run(a, x, h0, reset)
+      alone = [run(*(u[i : i + 1] for u in (a, x, h0, reset))) for i in (0, 3)]
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+    for i, row in zip((0, 3), alone):
+      jax.tree.map(
+          lambda u, v, i=i: np.testing.assert_array_equal(u, v[i : i + 1]),
+          row,
+          first,
+      )
+
+
 class DerivativesTest(parameterized.TestCase):
 
   @parameterized.product(name=_ALL, reverse=(False, True))
@@ -427,6 +448,17 @@ class BadInputTest(parameterized.TestCase):
     operands.update(changed)
     with self.assertRaisesRegex(ValueError, message):
       ops.linear_scan(**operands)
+
+  @parameterized.parameters(
+      ('pallas_tpu', f64, 'pallas_tpu: input 0 is float64; the TPU kernel'),
+      ('pallas_gpu', f64, 'pallas_gpu: input 0 is float64; the kernel takes'),
+      ('pallas_gpu', f32, 'pallas_gpu: D = 3 is no multiple of 8'),
+  )
+  def test_pinned_kernel_says_why_not(self, name, dtype, message):
+    with jax.enable_x64(True), ops.implementation(name):
+      x = jnp.ones((2, 4, 3), dtype)
+      with self.assertRaisesRegex(NotImplementedError, message):
+        ops.linear_scan(x, x)
 
   def test_unknown_implementation(self):
     with self.assertRaisesRegex(ValueError, "sequential.*got 'fast'"):
