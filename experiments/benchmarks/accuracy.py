@@ -11,8 +11,6 @@ last state, which is never rounded to less than float32. Prints a table, writes
 JSON and a plot.
 """
 
-import json
-import pathlib
 import sys
 
 from absl import app
@@ -20,7 +18,6 @@ from absl import flags
 from experiments.benchmarks import timing
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from rnnzoo import ops
 
@@ -103,11 +100,8 @@ def measure(implementation, kind, dtype, length, want):
   )
 
 
-def plot(record, path):
+def draw(plt, record):
   """Draws the error of the last state over length, a panel a decay."""
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt  # After the backend is chosen.
-
   kinds = list(dict.fromkeys(r['decay'] for r in record['rows']))
   figure, panels = plt.subplots(
       1, len(kinds), figsize=(13, 4.2), sharey=True, squeeze=False
@@ -137,10 +131,7 @@ def plot(record, path):
     panel.grid(alpha=0.3)
   panels[0][0].set_ylabel('error of the last state / largest state')
   panels[0][-1].legend(fontsize=7)
-  figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  return figure
 
 
 def main(argv):
@@ -156,12 +147,8 @@ def main(argv):
             measure(name, kind, dtype, length, want)
             for name in _IMPLEMENTATIONS.value
         ]
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(record, indent=1) + '\n')
-  plot(record, out.with_suffix('.png'))
   timing.print_table(record['rows'], _COLUMNS)
-  print(f'Wrote {out} and {out.with_suffix(".png")}.')
+  timing.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

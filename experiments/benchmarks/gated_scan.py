@@ -9,8 +9,6 @@ The gates of minGRU, minLSTM and RG-LRU: inside the scan, in front of our own
 Prints a table, writes JSON, and beside it a plot.
 """
 
-import json
-import pathlib
 import sys
 
 from absl import app
@@ -18,7 +16,6 @@ from absl import flags
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from rnnzoo import ops
 from rnnzoo.training import host
@@ -101,31 +98,15 @@ def measure(name, shape, repeats):
   return rows
 
 
-def plot(record, path):
+def draw(plt, record):
   """Draws milliseconds of every form, as bars, for each case."""
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt  # After the backend is chosen.
-
   figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
   for panel, direction in zip(panels, ('forward', 'forward+backward')):
     rows = [r for r in record['rows'] if r['direction'] == direction]
-    cases = list(dict.fromkeys((r['gate'], r['shape']) for r in rows))
-    for k, form in enumerate(dict.fromkeys(r['form'] for r in rows)):
-      ms = {(r['gate'], r['shape']): r['ms'] for r in rows if r['form'] == form}
-      at = [cases.index(case) + (k - 1.5) / 5 for case in ms]
-      panel.bar(at, ms.values(), 0.2, label=form)
-    panel.set_yscale('log')
-    panel.set_title(direction)
-    panel.set_xticks(
-        range(len(cases)), [f'{g}\n{s}' for g, s in cases], fontsize=7
-    )
-    panel.grid(axis='y', alpha=0.3)
+    timing.bars(panel, rows, ('gate', 'shape'), title=direction)
   panels[0].set_ylabel('milliseconds')
   panels[0].legend()
-  figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  return figure
 
 
 def main(argv):
@@ -139,12 +120,8 @@ def main(argv):
       print(f'{name} {shape}', file=sys.stderr)
       shape_ = tuple(map(int, shape.split(',')))
       record['rows'] += measure(name, shape_, _REPEATS.value)
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(record, indent=1) + '\n')
-  plot(record, out.with_suffix('.png'))
   timing.print_table(record['rows'], _COLUMNS)
-  print(f'Wrote {out} and {out.with_suffix(".png")}.')
+  timing.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,6 @@ from absl import flags
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from rnnzoo import ops
 from rnnzoo.training import host
@@ -135,11 +134,8 @@ def measure_in_new_processes():
   return record
 
 
-def plot(record, path):
+def draw(plt, record):
   """Draws milliseconds of every form, as bars, for each case."""
-  matplotlib.use('Agg')
-  from matplotlib import pyplot as plt  # After the backend is chosen.
-
   figure, panels = plt.subplots(2, 2, figsize=(13, 8), sharey=True)
   for i, direction in enumerate(('forward', 'forward+backward')):
     for j, malloc in enumerate(('pinned', 'default')):
@@ -147,41 +143,23 @@ def plot(record, path):
           r for r in record['rows']
           if (r['direction'], r['malloc']) == (direction, malloc)
       ]
-      cases = list(dict.fromkeys((r['shape'], r['dtype']) for r in rows))
-      panel = panels[i, j]
-      for k, form in enumerate(_FORMS):
-        ms = {
-            (r['shape'], r['dtype']): r['ms'] for r in rows if r['form'] == form
-        }
-        at = [cases.index(case) + (k - 1.5) / 5 for case in ms]
-        panel.bar(at, ms.values(), 0.2, label=form)
-      panel.set_yscale('log')
-      panel.set_title(f'{direction}, malloc {malloc}')
-      panel.set_xticks(
-          range(len(cases)), [f'{s}\n{d}' for s, d in cases], fontsize=7
-      )
-      panel.grid(axis='y', alpha=0.3)
+      title = f'{direction}, malloc {malloc}'
+      timing.bars(panels[i, j], rows, ('shape', 'dtype'), title=title)
   panels[0, 0].legend()
   for panel in panels[:, 0]:
     panel.set_ylabel('milliseconds')
-  figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
-  figure.tight_layout()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  return figure
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
-  out = pathlib.Path(_OUT.value)
-  alone = _MALLOC.value != 'both'
-  record = measure_all(_MALLOC.value) if alone else measure_in_new_processes()
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(record, indent=1) + '\n')
-  if not alone:
-    plot(record, out.with_suffix('.png'))
-    timing.print_table(record['rows'], _COLUMNS)
-    print(f'Wrote {out} and {out.with_suffix(".png")}.')
+  if _MALLOC.value != 'both':
+    timing.save(measure_all(_MALLOC.value), _OUT.value)
+    return
+  record = measure_in_new_processes()
+  timing.print_table(record['rows'], _COLUMNS)
+  timing.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

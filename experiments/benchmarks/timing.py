@@ -7,13 +7,16 @@ round, so that a neighbour's load falls on all of it alike.
 from collections.abc import Callable, Mapping, Sequence
 import datetime
 import functools
+import json
 import os
+import pathlib
 import statistics
 import time
 from typing import Any
 
 import jax
 import jaxlib
+import matplotlib
 from rnnzoo.training import host
 
 
@@ -130,6 +133,54 @@ def environment() -> dict[str, Any]:
       date=datetime.date.today().isoformat(),
       load_average=[round(n, 2) for n in os.getloadavg()],
   )
+
+
+def save(
+    record: Mapping[str, Any], out: str, draw: Callable | None = None
+) -> None:
+  """Writes a record, and what is drawn from it beside it.
+
+  Args:
+    record: What was measured, and `environment()`.
+    out: A path that ends in `.json`.
+    draw: A function of `matplotlib.pyplot` and the record that gives a figure.
+  """
+  path = pathlib.Path(out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(record, indent=1) + '\n')
+  written = [path]
+  if draw is not None:
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt  # After the backend is chosen.
+
+    figure = draw(plt, record)
+    figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
+    figure.tight_layout()
+    written.append(path.with_suffix('.png'))
+    figure.savefig(written[-1], dpi=120)
+    plt.close(figure)
+  print('Wrote', ' and '.join(map(str, written)) + '.')
+
+
+def bars(panel, rows, case_names: Sequence[str], **options) -> None:
+  """Draws the milliseconds of every form, side by side for each case.
+
+  Args:
+    panel: The axes to draw in.
+    rows: With `form`, `ms` and the fields that make up a case.
+    case_names: Those fields.
+    **options: For `panel.set`.
+  """
+  case = lambda row: '\n'.join(str(row[name]) for name in case_names)
+  cases = list(dict.fromkeys(map(case, rows)))
+  forms = list(dict.fromkeys(row['form'] for row in rows))
+  for k, form in enumerate(forms):
+    ms = {case(row): row['ms'] for row in rows if row['form'] == form}
+    at = [cases.index(c) + (k - (len(forms) - 1) / 2) / 5 for c in ms]
+    panel.bar(at, ms.values(), 0.2, label=form)
+  panel.set(yscale='log', **options)
+  panel.set_xticks(range(len(cases)), cases, fontsize=7)
+  panel.grid(axis='y', alpha=0.3)
 
 
 def print_table(

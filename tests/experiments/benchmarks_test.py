@@ -1,8 +1,6 @@
 """Every benchmark runs, at the smallest size, and writes what it says."""
 
 import json
-import pathlib
-import tempfile
 
 from absl.testing import parameterized
 from tests.experiments import commands
@@ -20,9 +18,7 @@ class BenchmarksTest(parameterized.TestCase):
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),
   )
   def test_runs(self, name, *flags):
-    folder = tempfile.TemporaryDirectory()
-    self.addCleanup(folder.cleanup)
-    out = pathlib.Path(folder.name) / 'result.json'
+    out = commands.temporary_directory(self) / 'result.json'
     command = f'experiments.benchmarks.{name}'
     done = commands.Command(command, f'--out={out}', *flags).wait()
     self.assertEqual(done.code, 0, done.stdout + done.stderr)

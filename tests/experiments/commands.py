@@ -21,6 +21,15 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.experiments.preload'])
 
 
+def temporary_directory(test) -> pathlib.Path:
+  """Returns a directory that goes with a test, or with the class of one."""
+  directory = tempfile.TemporaryDirectory()
+  is_class = isinstance(test, type)
+  clean = test.addClassCleanup if is_class else test.addCleanup
+  clean(directory.cleanup)
+  return pathlib.Path(directory.name)
+
+
 class Command:
   """A command line that has been started.
 

@@ -1,8 +1,6 @@
 """Generating and evaluating with a trained run that has a layer of its own."""
 
 import json
-import pathlib
-import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -25,9 +23,7 @@ class GenerateTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    directory = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(directory.cleanup)
-    cls.workdir = pathlib.Path(directory.name) / 'run'
+    cls.workdir = commands.temporary_directory(cls) / 'run'
     command = commands.train(
         cls.workdir, '--config.model.layer=mine', '--config.total_steps=4'
     ).wait()

@@ -1,9 +1,7 @@
 """Runs that were stopped and started again equal those that were not."""
 
-import pathlib
 import re
 import signal
-import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,9 +21,7 @@ class ResumeTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    directory = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(directory.cleanup)
-    cls.directory = pathlib.Path(directory.name)
+    cls.directory = commands.temporary_directory(cls)
     cls.whole = cls.directory / 'whole'
     command = commands.train(cls.whole).wait()
     if command.code:

@@ -20,9 +20,7 @@ class QuickstartTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    directory = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(directory.cleanup)
-    cls.workdir = pathlib.Path(directory.name) / 'run'
+    cls.workdir = commands.temporary_directory(cls) / 'run'
     cls.command = cls.train()
 
   @classmethod

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import os
-import pathlib
 import signal
-import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -52,9 +50,7 @@ class LoopTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    directory = tempfile.TemporaryDirectory()
-    cls.addClassCleanup(directory.cleanup)
-    cls.directory = pathlib.Path(directory.name)
+    cls.directory = commands.temporary_directory(cls)
     cls.reference = cls.directory / 'reference'
     cls.train(cls.reference)
     cls.losses = commands.metrics(cls.reference, 'train_loss')
