@@ -4,6 +4,9 @@ import collections
 import math
 import re
 
+# For `jax.jit(compiler_options=)`: half the time, and the same collectives.
+QUICKLY = dict(xla_backend_optimization_level=0)
+
 _INSTRUCTION = re.compile(
     r' = (\(?\w+\[.*?) (all-gather|all-reduce|all-to-all|collective-permute|'
     r'reduce-scatter)(?:-start)?\('

@@ -69,8 +69,13 @@ def check_sequence_length(length: int, mesh):
   parts = mesh.shape['sequence']
   if length % parts:
     raise errors.UserValueError(
-        f'data.sequence_length {length} must be a multiple of mesh.sequence '
-        f'{parts}.'
+        f'sequences of {length} tokens (data.sequence_length) do not split '
+        f'into mesh.sequence={parts} equal stretches.'
+    )
+  if mesh.local_mesh.shape['sequence'] != parts:
+    # Each process reads rows of its own, and whole ones.
+    raise errors.UserValueError(
+        f'mesh.sequence={parts} must not reach beyond one process.'
     )
 
 
@@ -128,20 +133,27 @@ def global_batch(mesh, batch, *, stacked=False):
 
   Args:
     mesh: The mesh.
-    batch: Arrays `[B, ...]` by name.
+    batch: Arrays `[B, ...]` by name, among them `inputs` `[B, T, ...]`.
     stacked: Whether the batches of several steps are stacked, `[steps, B,
       ...]`.
 
   Returns:
-    `jax.Array`s by name, sharded over rows, and over time, the axis after them,
-    where it divides.
+    `jax.Array`s by name, sharded over rows; those as long as `inputs` over time
+    too.
+
+  Raises:
+    UserValueError: If time does not split evenly over the devices.
   """
+  time_axis = 2 if stacked else 1
+  length = lambda part: part.shape[time_axis : time_axis + 1]
+  batch = {name: np.asarray(part) for name, part in batch.items()}
+  times = length(batch['inputs'])
+  for time in times:
+    check_sequence_length(time, mesh)
 
   def place(part):
-    part = np.asarray(part)
-    spec = [None] * stacked + [('data', 'fsdp')]
-    time = part.shape[len(spec):][:1]
-    if time and time[0] % mesh.shape['sequence'] == 0:
+    spec = [None] * (time_axis - 1) + [('data', 'fsdp')]
+    if times and length(part) == times:
       spec.append('sequence')
     return jax.make_array_from_process_local_data(
         NamedSharding(mesh, P(*spec)), part

@@ -1,5 +1,7 @@
 """`causal_conv1d`: sequence, chunks and steps against a loop in float64."""
 
+from unittest import mock
+
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.ops.linear_scan import sharded
+from tests import collectives
 from tests import tolerance
 from tests.ops import oracle
 
@@ -33,6 +37,10 @@ def _operands(shape, taps, dtype=f32, flags='', seed=0):
   chances = dict(reset=0.2, mask=0.7)
   flags = {k: rng.random((batch, time)) < chances[k] for k in flags.split()}
   return operands, flags
+
+
+def _jit(function):
+  return jax.jit(function, compiler_options=collectives.QUICKLY)
 
 
 def _convolve(x, kernel, bias, tail, flags):
@@ -214,6 +222,81 @@ class MeshTest(parameterized.TestCase):
     tolerance.assert_close(got, want)
     for moved in ('all-gather', 'all-to-all', 'collective-permute'):
       self.assertNotIn(moved, text)
+
+  @parameterized.named_parameters(
+      ('plain', (8,), '', {}),
+      # Most stretches have too few steps to fill a tail.
+      ('mask_log_steps', (8,), 'reset mask', dict(gather=1, present=0.2)),
+      ('short_log_steps', (8,), 'reset', dict(time=16, taps=6, gather=1)),
+      ('one_tap', (8,), 'reset mask', dict(taps=1)),
+      ('one_row', (2, 4, 1), 'reset', dict(batch=1)),
+      ('all_axes', (2, 2, 2), 'reset mask', {}),
+      ('explicit', (2, 2, 2), 'reset', dict(kind=AxisType.Explicit)),
+  )
+  def test_time_is_split(self, sizes, flags, options):
+    options = dict(dict(
+        batch=2, time=32, taps=4, gather=sharded.GATHER_UP_TO, present=0.7,
+        kind=AxisType.Auto,
+    ), **options)
+    sizes = sizes if len(sizes) == 3 else (1, *sizes, 1)
+    shape = options['batch'], options['time'], 4
+    operands, flags = _operands(shape, options['taps'], f32, flags)
+    if 'mask' in flags:
+      flags['mask'] = np.random.default_rng(5).random(shape[:2]) < (
+          options['present']
+      )
+
+    def run(x, kernel, bias, tail, flags):
+      loss = lambda *u: sum(jnp.sum(v**2) for v in _convolve(*u, flags))
+      grads = jax.grad(loss, (0, 1, 2, 3))(x, kernel, bias, tail)
+      return _convolve(x, kernel, bias, tail, flags), grads
+
+    want = _jit(run)(*operands, flags)
+    tolerance.assert_close(want[0], oracle.causal_conv1d(*operands, **flags))
+    names = 'data', 'sequence', 'model'
+    mesh = jax.make_mesh(sizes, names, axis_types=(options['kind'],) * 3)
+    rows = 'data' if options['batch'] > 1 else None
+    spec = P(rows, 'sequence', 'model' if sizes[2] > 1 else None)
+    x, *others = operands
+    x = jax.device_put(x, jax.NamedSharding(mesh, spec))
+    with (
+        jax.set_mesh(mesh),
+        mock.patch.object(sharded, 'GATHER_UP_TO', options['gather']),
+    ):
+      step = _jit(lambda *u: run(*u))
+      text = step.lower(x, *others, flags).compile().as_text()
+      got = step(x, *others, flags)
+    tolerance.assert_close(got, want)
+    self.assertEqual(
+        got[0][1].sharding.shard_shape(shape)[1], shape[1] // sizes[1]
+    )
+    tail = sizes[1] * shape[0] * (options['taps'] - 1) * (shape[2] + 1)
+    for kind, size in collectives.sizes(text, without=('all-reduce',)):
+      self.assertLessEqual(size, tail, kind)
+      self.assertNotEqual(kind, 'all-to-all')
+    if not flags and options['gather'] > 1:
+      self.assertEqual(  # The neighbour's tail, and back its gradient.
+          collectives.counts(text)['collective-permute'], 2
+      )
+
+  def test_nan_before_a_reset_on_another_device(self):
+    (x, kernel, bias, tail), _ = _operands((2, 32, 3), 4)
+    reset, mask = np.zeros((2, 32), bool), np.ones((2, 32), bool)
+    reset[:, 15], mask[:, 12:15], mask[:, 17:25] = True, False, False
+
+    def late(x, tail):
+      tail, y = ops.causal_conv1d(
+          x, kernel, bias, tail, reset=reset, mask=mask
+      )
+      return jnp.sum(y[:, 15:] ** 2) + jnp.sum(tail**2)
+
+    mesh = jax.make_mesh((8,), ('sequence',), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+      run = _jit(jax.value_and_grad(late, (0, 1)))
+      want = run(x, tail)
+      x, tail = x.copy(), tail.copy()
+      x[:, 10], x[:, 20], tail[:] = np.nan, np.inf, np.nan
+      tolerance.assert_close(run(x, tail), want)
 
   def test_inside_shard_map(self):
     operands, flags = _operands((8, 9, 6), 4, f32, 'reset mask')

@@ -1,7 +1,7 @@
 """The mesh rule: on eight devices each scan stays where its data is."""
 
 import contextlib
-import re
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
@@ -10,6 +10,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.ops.linear_scan import sharded
+from tests import collectives
 from tests import tolerance
 from tests.ops import oracle
 
@@ -17,6 +19,7 @@ from tests.ops import oracle
 _ALL = (None, 'reference', 'associative')
 _AUTO, _EXPLICIT = AxisType.Auto, AxisType.Explicit
 _NAMES = ('data', 'fsdp', 'model')
+c64 = np.complex64
 
 _BATCH, _TIME, _FEATURES = 8, 16, 6
 
@@ -52,20 +55,33 @@ def _value_and_grads():
   return jax.jit(jax.value_and_grad(_loss, (0, 1, 2)))
 
 
+def _jit(function):
+  return jax.jit(function, compiler_options=collectives.QUICKLY)
+
+
 def _moved(compiled):
   """Returns the number of elements of each collective but reductions."""
-  text = compiled.as_text()
-  found = re.findall(
-      r' (\(?\w+\[[^=]*) (?:all-gather|all-to-all|collective-permute)[\w-]*\(',
-      text,
-  )
-  return [
-      max(
-          int(np.prod([int(n) for n in shape.split(',') if n]))
-          for shape in re.findall(r'\w+\[([\d,]*)\]', result)
-      )
-      for result in found
-  ]
+  found = collectives.sizes(compiled.as_text(), without=('all-reduce',))
+  return [elements for _, elements in found]
+
+
+def _long_operands(batch, time, dtype=np.float32, constant=False):
+  """Returns NumPy `a, x, h0, reset` with few resets, and cotangents."""
+  rng = np.random.default_rng(1)
+
+  def normal(*shape):
+    value = rng.standard_normal(shape)
+    if dtype == c64:
+      value = value + 1j * rng.standard_normal(shape)
+    return value.astype(dtype)
+
+  shape = batch, time, 4
+  a = rng.random((1, 1, 4) if constant else shape).astype(dtype)
+  if dtype == c64:
+    a = a * np.exp(1j * a)
+  reset = rng.random((batch, time)) < 0.1
+  operands = a, normal(*shape), normal(batch, 4), reset
+  return operands, (normal(batch, 4), normal(*shape))
 
 
 class AutoMeshTest(parameterized.TestCase):
@@ -195,18 +211,179 @@ class ExplicitMeshTest(parameterized.TestCase):
       got = _value_and_grads()(a, x, h0, reset)
     tolerance.assert_close(got, want, np.float32)
 
-  @parameterized.parameters(ops.linear_scan, ops.causal_conv1d)
-  def test_sharded_over_time(self, op):
-    mesh = _mesh((2, 4), ('data', 'sequence'), _EXPLICIT)
-    _, x, _, _ = _operands()[0]
-    x = jax.device_put(x, jax.NamedSharding(mesh, P('data', 'sequence')))
-    with jax.set_mesh(mesh), self.assertRaisesRegex(
-        ValueError, "`x` .*over time by the Explicit mesh axes .*'sequence'"
+  @parameterized.parameters(
+      (('data', 'sequence'), P('data', 'sequence')),
+      (('u', 'v'), P(None, ('u', 'v'))),
+  )
+  def test_sharded_over_time(self, names, spec):
+    mesh = _mesh((2, 4), names, _EXPLICIT)
+    (a, x, h0, reset), want = _operands()
+    x = jax.device_put(x, jax.NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+      step = _value_and_grads()
+      compiled = step.lower(a, x, h0, reset).compile()
+      got = step(a, x, h0, reset)
+    tolerance.assert_close(got, want, np.float32)
+    self.assertLen(_moved(compiled), 3)
+
+
+class SequenceMeshTest(parameterized.TestCase):
+  """Each device has a stretch of time."""
+
+  @parameterized.named_parameters(
+      ('gather', (8,), ('sequence',), {}),
+      ('six_reverse', (6,), ('sequence',), dict(gather=1, reverse=True)),
+      ('complex', (2, 4), ('data', 'sequence'), dict(dtype=c64, batch=1)),
+      (
+          'all_axes', (2, 2, 2), ('data', 'model', 'sequence'),
+          dict(dtype=c64, gather=1, constant=True, reverse=True),
+      ),
+      ('associative', (8,), ('sequence',), dict(name='associative')),
+      (
+          'reference', (8,), ('sequence',),
+          dict(name='reference', gather=1, reverse=True),
+      ),
+      ('does_not_divide', (8,), ('sequence',), dict(time=12)),
+  )
+  def test_values_and_gradients(
+      self, sizes, names, options, batch=2, time=24
+  ):
+    options = dict(options)
+    batch, time = options.pop('batch', batch), options.pop('time', time)
+    gather = options.pop('gather', sharded.GATHER_UP_TO)
+    name, reverse = options.pop('name', None), options.pop('reverse', False)
+    operands, weights = _long_operands(batch, time, **options)
+    a, x, h0, reset = operands
+    want = oracle.linear_scan(*operands, reverse), oracle.linear_scan_vjp(
+        a, x, h0, *weights, reset, reverse
+    )
+
+    def run(a, x, h0, weights):
+      scan = lambda *u: ops.linear_scan(*u, reset=reset, reverse=reverse)
+      value, vjp = jax.vjp(scan, a, x, h0)
+      return value, vjp(weights)
+
+    mesh = jax.make_mesh(
+        sizes, names, axis_types=(_AUTO,) * len(names),
+        devices=jax.devices()[: int(np.prod(sizes))],
+    )
+    with (
+        jax.set_mesh(mesh), _pinned(name),
+        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
     ):
-      if op is ops.linear_scan:
-        op(np.float32(0.5), x)
+      got = _jit(run)(a, x, h0, weights)
+    tolerance.assert_close(got, want)
+    stretch = time // mesh.shape['sequence']
+    if time % mesh.shape['sequence'] == 0:
+      self.assertEqual(got[0][1].sharding.shard_shape(x.shape)[1], stretch)
+
+  @parameterized.parameters((1, False), (16, True))
+  def test_a_gated_scan_with_a_mask(self, gather, reverse):
+    (_, x, h0, reset), weights = _long_operands(2, 24)
+    mask = np.random.default_rng(2).random((2, 24)) < 0.6
+    mask[:, 6:12] = False  # Whole stretches.
+    inputs = x[..., ::-1], x
+
+    def run(inputs, h0, weights):
+      scan = lambda inputs, h0: ops.gated_scan(
+          ops.min_gru_gate(), inputs, h0,
+          reset=reset, mask=mask, reverse=reverse,
+      )
+      value, vjp = jax.vjp(scan, inputs, h0)
+      return value, vjp(weights)
+
+    want = _jit(run)(inputs, h0, weights)
+    with (
+        jax.set_mesh(_mesh((8,), ('sequence',))),
+        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+    ):
+      got = _jit(lambda *u: run(*u))(inputs, h0, weights)
+    tolerance.assert_close(got, want)
+
+  @parameterized.named_parameters(
+      # Once what each stretch does to the state.
+      ('forward', 16, False, 'h', {'all-gather': 1}),
+      ('h_last', 16, False, 'h last', {'all-gather': 1, 'all-reduce': 1}),
+      ('log_steps', 1, False, 'h', {'collective-permute': 4}),
+      # And again on the way back, after a state from the neighbour.
+      ('gradient', 16, True, 'h', {'all-gather': 2, 'collective-permute': 1}),
+      ('log_steps_back', 1, True, 'h', {'collective-permute': 9}),
+      (
+          'gradient_of_h0', 16, True, 'h h0',
+          {'all-gather': 2, 'collective-permute': 1, 'all-reduce': 1},
+      ),
+  )
+  def test_collectives(self, gather, gradient, wanted, counts):
+    (a, x, h0, reset), (_, dh) = _long_operands(2, 64)
+
+    def run(a, x, h0):
+      last, h = ops.linear_scan(a, x, h0, reset=reset)
+      return (h, last) if 'last' in wanted else h
+
+    def back(a, x, h0, dh):
+      h, vjp = jax.vjp(run, a, x, h0)
+      da, dx, dh0 = vjp(dh)
+      return (h, da, dx, dh0) if 'h0' in wanted else (h, da, dx)
+
+    mesh = _mesh((8,), ('sequence',))
+    put = lambda u: jax.device_put(
+        u, jax.NamedSharding(mesh, P(None, 'sequence'))
+    )
+    operands = (put(a), put(x), h0)
+    with (
+        jax.set_mesh(mesh),
+        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+    ):
+      if gradient:
+        lowered = _jit(back).lower(*operands, put(dh))
       else:
-        op(x, np.ones((2, _FEATURES), np.float32))
+        lowered = _jit(run).lower(*operands)
+      text = lowered.compile().as_text()
+    self.assertEqual(collectives.counts(text), counts)
+    batch, _, features = x.shape
+    everything = 8 * batch * (2 * features + 1)
+    self.assertLessEqual(max(n for _, n in collectives.sizes(text)), everything)
+
+  @parameterized.parameters(
+      (None, 16), (None, 1), ('associative', 16)
+  )
+  def test_nan_before_a_reset_on_another_device(self, name, gather):
+    (a, x, h0, _), _ = _long_operands(2, 24)
+    reset = np.zeros((2, 24), bool)
+    reset[:, 16] = True  # The sixth of eight stretches has 15, 16, 17.
+
+    def late(a, x, h0):
+      last, h = ops.linear_scan(a, x, h0, reset=reset)
+      return jnp.sum(last**2) + jnp.sum(h[:, 16:] ** 2)
+
+    with (
+        jax.set_mesh(_mesh((8,), ('sequence',))), _pinned(name),
+        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+    ):
+      run = _jit(jax.value_and_grad(late, (0, 1)))
+      want = run(a, x, h0)
+      a[:, 4], x[:, 7], h0[:] = np.nan, np.inf, np.nan
+      got = run(a, x, h0)
+    cut = lambda value, grads: (value, [u[:, 16:] for u in grads])
+    tolerance.assert_close(cut(*got), cut(*want))
+
+  def test_gradients_of_gradients(self):
+    (a, x, h0, reset), _ = _long_operands(2, 24)
+
+    def curvature(a, x, h0):
+      def slope(*u):
+        return sum(jnp.sum(v**2) for v in jax.grad(_cubed, (0, 1, 2))(*u))
+      return jax.grad(slope, (0, 1, 2))(a, x, h0)
+
+    def _cubed(a, x, h0):
+      last, h = ops.linear_scan(a, x, h0, reset=reset)
+      return jnp.sum(last**3) + jnp.sum(h**3)
+
+    want = _jit(curvature)(a, x, h0)
+    with jax.set_mesh(_mesh((2, 4), ('data', 'sequence'))):
+      tolerance.assert_close(
+          _jit(lambda *u: curvature(*u))(a, x, h0), want
+      )
 
 
 class ManualMeshTest(parameterized.TestCase):
@@ -237,6 +414,30 @@ class ManualMeshTest(parameterized.TestCase):
     with jax.set_mesh(mesh), _pinned(name):
       got = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*operands)
     tolerance.assert_close(got, want, np.float32)
+
+  @parameterized.parameters(None, 'associative')
+  def test_time_is_split_inside_shard_map(self, name):
+    (a, x, h0, reset), want = _operands()
+    mesh = _mesh((2, 4), ('data', 'sequence'))
+    rows = P('data')
+
+    def loss(a, x, h0, reset):
+      scan = jax.shard_map(
+          lambda a, x, h0, reset: ops.linear_scan(a, x, h0, reset=reset),
+          in_specs=(P(), rows, rows, rows),
+          out_specs=rows,
+          axis_names={'data'},
+      )
+      last, h = scan(a, x, h0, reset)
+      return jnp.sum(last**2) + jnp.sum(h**2)
+
+    with jax.set_mesh(mesh), _pinned(name):
+      step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+      text = step.lower(a, x, h0, reset).compile().as_text()
+      got = step(a, x, h0, reset)
+    tolerance.assert_close(got, want, np.float32)
+    if name is None:
+      self.assertEqual(collectives.counts(text)['all-gather'], 2)
 
   @parameterized.product(name=_ALL, check=(True, False))
   def test_one_decay_for_all_devices(self, name, check):

@@ -1,5 +1,7 @@
 """Tests of `rnnzoo.training.sharding`, on eight devices."""
 
+import types
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -98,6 +100,32 @@ class ShardingTest(parameterized.TestCase):
     )['inputs']
     self.assertEqual(several.shape, (2, 8, 3))
     self.assertEqual(several.addressable_shards[0].data.shape, (2, 2, 3))
+
+  @parameterized.parameters(False, True)
+  def test_batch_over_time(self, stacked):
+    mesh = sharding.make_mesh(sizes(data=2, sequence=4))
+    front = (2,) if stacked else ()
+    batch = dict(
+        inputs=np.zeros((*front, 4, 8, 3)),
+        reset=np.zeros((*front, 4, 8), bool),
+        labels=np.zeros((*front, 4)),
+    )
+    batch = sharding.global_batch(mesh, batch, stacked=stacked)
+    shapes = {k: u.addressable_shards[0].data.shape for k, u in batch.items()}
+    want = dict(inputs=(2, 2, 3), reset=(2, 2), labels=(2,))
+    self.assertEqual(shapes, {k: (*front, *v) for k, v in want.items()})
+
+  def test_time_must_divide(self):
+    mesh = sharding.make_mesh(sizes(data=2, sequence=4))
+    with self.assertRaisesRegex(
+        errors.UserValueError, '30 tokens .* mesh.sequence=4'
+    ):
+      sharding.global_batch(mesh, dict(inputs=np.zeros((2, 30), np.int32)))
+    # As if half of it were another process's.
+    local = types.SimpleNamespace(shape=sizes(sequence=2))
+    halved = types.SimpleNamespace(shape=mesh.shape, local_mesh=local)
+    with self.assertRaisesRegex(errors.UserValueError, 'beyond one process'):
+      sharding.check_sequence_length(32, halved)
 
 
 if __name__ == '__main__':

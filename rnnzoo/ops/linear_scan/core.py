@@ -209,11 +209,7 @@ def _pull_back(form, kept, h, h0, reset, mask, dlast, dx):
 
 def _beside(u, edge, reset, from_the_left):
   """`u_{t-1}`, or `u_{t+1}`; `edge` fills the gap, and 0 is beyond a reset."""
-  u, edge = u.astype(edge.dtype), edge[:, None]
-  if from_the_left:
-    u = jnp.concatenate([edge, u[:, :-1]], axis=1)
-  else:
-    u = jnp.concatenate([u[:, 1:], edge], axis=1)
+  u = sharded.beside(u.astype(edge.dtype), edge, from_the_left)
   # Before anything multiplies it: 0 * NaN would cross into another sequence.
   return u if reset is None else jnp.where(reset[..., None], 0, u)
 

@@ -108,6 +108,31 @@ def over_mesh(
   )(*operands)
 
 
+def beside(u: jax.Array, edge: jax.Array, from_the_left: bool) -> jax.Array:
+  """Returns `u_{t-1}`, or else `u_{t+1}`, where time may be split.
+
+  Args:
+    u: `[B, T, D]`.
+    edge: What fills the gap `[B, D]`.
+    from_the_left: Whether that is at the first step.
+  """
+
+  def local(u, edge, *, shards):
+    if shards is not None:
+      own = u[:, -1 if from_the_left else 0]
+      edge = shards.before(own, edge, not from_the_left)
+    if from_the_left:
+      return (jnp.concatenate([edge[:, None], u[:, :-1]], axis=1),)
+    return (jnp.concatenate([u[:, 1:], edge[:, None]], axis=1),)
+
+  # JAX cannot lower the gradient of a shard_map inside another one.
+  if not splits_time(u) or is_partly_manual():
+    return local(u, edge, shards=None)[0]
+  layouts = 'btd', 'bd'
+  operands = aligned(u, (u, edge), layouts)
+  return over_mesh(local, u, operands, layouts, ('btd',))[0]
+
+
 def is_explicit(x: jax.Array) -> bool:
   """Whether `x` `[B, T, D]` lives on a mesh with Explicit axes."""
   axes = _axes(x)
