@@ -129,8 +129,11 @@ def draw(plt, record):
   """Draws time, speed-up and memory of a step over length."""
   figure, panels = plt.subplots(1, 3, figsize=(13, 4))
   rows_of = f'{record["batch"]} rows of width {record["features"]}'
-  keys = {'ms': f'milliseconds a step, {rows_of}', 'speedup': 'times faster than nnx.RNN',
-          'temporary_mib': 'temporary MiB'}
+  keys = {
+      'ms': f'milliseconds a step, {rows_of}',
+      'speedup': 'times faster than nnx.RNN',
+      'temporary_mib': 'temporary MiB',
+  }
   for panel, (key, label) in zip(panels, keys.items()):
     for i, name in enumerate(_LAYERS):
       rows = [

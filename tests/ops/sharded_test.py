@@ -367,23 +367,29 @@ class SequenceMeshTest(parameterized.TestCase):
     cut = lambda value, grads: (value, [u[:, 16:] for u in grads])
     tolerance.assert_close(cut(*got), cut(*want))
 
-  def test_gradients_of_gradients(self):
+  @parameterized.parameters(_AUTO, _EXPLICIT)
+  def test_gradients_of_gradients(self, kind):
     (a, x, h0, reset), _ = _long_operands(2, 24)
 
-    def curvature(a, x, h0):
-      def slope(*u):
-        return sum(jnp.sum(v**2) for v in jax.grad(_cubed, (0, 1, 2))(*u))
-      return jax.grad(slope, (0, 1, 2))(a, x, h0)
-
-    def _cubed(a, x, h0):
+    def cubed(a, x, h0):
       last, h = ops.linear_scan(a, x, h0, reset=reset)
       return jnp.sum(last**3) + jnp.sum(h**3)
 
+    def curvature(a, x, h0):
+      def slope(*u):
+        return sum(jnp.sum(v**2) for v in jax.grad(cubed, (0, 1, 2))(*u))
+      return jax.grad(slope, (0, 1, 2))(a, x, h0)
+
     want = _jit(curvature)(a, x, h0)
-    with jax.set_mesh(_mesh((2, 4), ('data', 'sequence'))):
-      tolerance.assert_close(
-          _jit(lambda *u: curvature(*u))(a, x, h0), want
-      )
+    mesh = _mesh((2, 4), ('data', 'sequence'), kind)
+    placed = jax.NamedSharding(mesh, P('data', 'sequence'))
+    a, x = jax.device_put((a, x), placed)
+    with jax.set_mesh(mesh):
+      step = _jit(lambda *u: curvature(*u))
+      text = step.lower(a, x, h0).compile().as_text()
+      got = step(a, x, h0)
+    tolerance.assert_close(got, want)
+    self.assertNotIn('all-to-all', collectives.counts(text))
 
 
 class ManualMeshTest(parameterized.TestCase):
