@@ -8,9 +8,7 @@ it all. Here the devices are virtual ones of the CPU, which shows that and not
 how fast it is.
 """
 
-import json
 import os
-import pathlib
 import resource
 import sys
 import time
@@ -170,10 +168,7 @@ def main(argv):
       relative_difference=difference,
       rows=rows,
   )
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(json.dumps(record, indent=1) + '\n')
-  print(f'Wrote {out}.')
+  timing.save(record, _OUT.value)
   if not difference < 1e-5:
     sys.exit('That is too much.')
 

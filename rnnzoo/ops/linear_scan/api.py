@@ -17,11 +17,12 @@ def linear_scan(
   """Computes `h_t = a_t * h_{t-1} + x_t` along axis 1.
 
   Runs in the form that suits the platform the program is lowered for: a loop
-  without temporaries on CPU, `jax.lax.associative_scan` elsewhere. Under
-  `jax.set_mesh` every device scans its own rows (axes `data`, `fsdp`) and
-  channels (`model`). Differentiable in `a`, `x` and `h0`, through both results
-  and any number of times; in forward mode (`jax.jvp`) only inside
-  `with implementation('reference')` or `'associative'`.
+  without temporaries on CPU, a kernel on TPU, `jax.lax.associative_scan`
+  elsewhere. Under `jax.set_mesh` every device scans its own rows (axes `data`,
+  `fsdp`), channels (`model`) and stretch of time (`sequence`). Differentiable
+  in `a`, `x` and `h0`, through both results and any number of times; in forward
+  mode (`jax.jvp`) only inside `with implementation('reference')` or
+  `'associative'`.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.ones((1, 4, 1))
