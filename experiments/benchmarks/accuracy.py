@@ -15,9 +15,9 @@ import sys
 
 from absl import app
 from absl import flags
+from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
 
@@ -34,10 +34,7 @@ _OUT = flags.DEFINE_string(
     'out', 'experiments/results/accuracy.json', 'Where to write.'
 )
 
-_FEATURES = 4
-_DTYPES = dict(
-    float32=jnp.float32, bfloat16=jnp.bfloat16, complex64=jnp.complex64
-)
+_DTYPES = 'float32', 'bfloat16', 'complex64'
 _COLUMNS = {
     'implementation': '{implementation}',
     'dtype': '{dtype}',
@@ -49,42 +46,9 @@ _COLUMNS = {
 }
 
 
-def decays(kind, rng, shape):
-  """Returns decays `near 0`, `near 1` or `mixed`."""
-  if kind == 'near 0':
-    return rng.uniform(0, 1e-3, shape)
-  if kind == 'near 1':
-    return 1 - rng.uniform(1e-5, 1e-3, shape)
-  return 1 / (1 + np.exp(-rng.normal(0, 4, shape)))
-
-
-def operands(kind, dtype, length):
-  """Returns `a` and `x` `[1, T, D]`, rounded to `dtype`."""
-  rng = np.random.default_rng(0)
-  shape = 1, length, _FEATURES
-  a, x = decays(kind, rng, shape), rng.standard_normal(shape)
-  if dtype == 'complex64':
-    a = a * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
-    x = x + 1j * rng.standard_normal(shape)
-  elif dtype == 'bfloat16':
-    # It has no number between 0.9961 and 1: decays are kept in float32.
-    return jnp.asarray(a, jnp.float32), jnp.asarray(x, jnp.bfloat16)
-  return jnp.asarray(a, _DTYPES[dtype]), jnp.asarray(x, _DTYPES[dtype])
-
-
-def exact(a, x):
-  """The scan in double precision, one step after the other."""
-  wide = np.complex128 if np.iscomplexobj(a) else np.float64
-  a, x = np.asarray(a).astype(wide)[0], np.asarray(x).astype(wide)[0]
-  h, state = np.empty_like(x), np.zeros_like(x[0])
-  for t in range(len(x)):
-    h[t] = state = a[t] * state + x[t]
-  return h
-
-
 def measure(implementation, kind, dtype, length, want):
   """Returns one row."""
-  a, x = operands(kind, dtype, length)
+  a, x = baselines.operands(kind, dtype, length)
   with ops.implementation(implementation):
     last, h = jax.jit(ops.linear_scan)(a, x)
   size = np.abs(want).max()
@@ -142,7 +106,7 @@ def main(argv):
     for dtype in _DTYPES:
       for length in _LENGTHS.value:
         print(f'{kind} {dtype} {length}', file=sys.stderr)
-        want = exact(*operands(kind, dtype, length))
+        want = baselines.exact(*baselines.operands(kind, dtype, length))
         record['rows'] += [
             measure(name, kind, dtype, length, want)
             for name in _IMPLEMENTATIONS.value

@@ -1,8 +1,17 @@
-"""Every benchmark runs, at the smallest size, and writes what it says."""
+"""The benchmarks compare what is the same, run, and write what they say."""
 
+import doctest
 import json
 
 from absl.testing import parameterized
+
+# Those with flags are not to be imported: two of them would collide.
+from experiments.benchmarks import baselines
+from experiments.benchmarks import timing
+import jax
+import numpy as np
+from rnnzoo import ops
+from tests import tolerance
 from tests.experiments import commands
 
 
@@ -25,3 +34,37 @@ class BenchmarksTest(parameterized.TestCase):
     record = json.loads(out.read_text())
     self.assertTrue(record['rows'] or record['checks'])
     self.assertIn('jax', record)
+
+  def test_a_long_sequence_is_shared(self):
+    out = commands.temporary_directory(self) / 'result.json'
+    done = commands.Command(
+        'experiments.benchmarks.long_sequence', f'--out={out}',
+        '--length=256', '--num_layers=1', '--features=8', devices=8,
+    ).wait()
+    # It ends with a message if the losses differ.
+    self.assertEqual(done.code, 0, done.stdout + done.stderr)
+    split, whole = json.loads(out.read_text())['rows']
+    self.assertEqual((split['devices'], whole['devices']), (8, 1))
+    name = 'megabytes_per_device'
+    self.assertLess(split[name], whole[name] / 2)
+
+  def test_what_the_scan_is_measured_against_is_the_scan(self):
+    operands = np.random.default_rng(0).random((3, 2, 9, 4), np.float32)
+    scan = lambda a, x: ops.linear_scan(a, x)[1]
+    results = [
+        jax.jit(timing.with_gradient(form))(*operands)
+        for form in (scan, baselines.associative_scan, baselines.lax_scan)
+    ]
+    for got in results[1:]:
+      tolerance.assert_close(got, results[0])
+
+  def test_table_in_docstring(self):
+    self.assertEqual(doctest.testmod(timing).failed, 0)
+
+  def test_interleaved_medians(self):
+    order = []
+    medians = timing.interleaved_medians(
+        {name: lambda name=name: order.append(name) for name in 'ab'}, 2
+    )
+    self.assertEqual(''.join(order), 'aabb' * 2)
+    self.assertCountEqual(medians, 'ab')

@@ -5,7 +5,7 @@ import functools
 import re
 
 from absl.testing import parameterized
-from experiments.benchmarks import accuracy
+from experiments.benchmarks import baselines
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,8 +180,8 @@ class AccuracyTest(parameterized.TestCase):
   )
   def test_error_stays_bounded_over_length(self, name, kind, dtype):
     """experiments/results has the same up to T = 2**20."""
-    a, x = accuracy.operands(kind, jnp.dtype(dtype).name, 2**13)
-    want = accuracy.exact(a, x)
+    a, x = baselines.operands(kind, jnp.dtype(dtype).name, 2**13)
+    want = baselines.exact(a, x)
     with _pinned(name):
       _, h = jax.jit(ops.linear_scan)(a, x)
     # A rounding a step, of which near 1 about a thousand are remembered.
