@@ -3,9 +3,9 @@
   python -m experiments.benchmarks.accuracy \
       --out=experiments/results/accuracy.json
 
-Every implementation that this device can run, T up to 2**20 (the TPU's kernel is
-imitated elsewhere, as far as patience goes: 2**16), with decays near 0, near 1
-and of all kinds. The inputs are rounded first, so that what is
+Every implementation that this device can run, T up to 2**20 (the TPU's kernel
+is imitated elsewhere, as far as patience goes: 2**16), with decays near 0, near
+1 and of all kinds. The inputs are rounded first, so that what is
 measured is the scan alone. Errors are relative to the largest state: the
 largest and the median one of the states as they are stored, and that of the
 last state, which is never rounded to less than float32. Prints a table, writes
