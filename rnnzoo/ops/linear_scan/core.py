@@ -324,12 +324,16 @@ def _dispatch(form, what, operands, h0, *others):
         return kernel.gradient(
             inputs, h, h0, reset, mask, dlast, dh, **options
         )
-      back, kept = _adjoint(form), inputs
+      # The decays in one pass over memory, by all cores: what the loop reads
+      # it need not compute.
       if form.gate is gates.linear:
-        kept = inputs[:-1]
+        kept, a = inputs[:-1], inputs[0]
+      else:
+        kept = inputs
+        a, _ = gates.evaluate(form.gate, inputs, h0.dtype, reset, mask)
       dh0, dx = kernel.scan(
-          (*kept, dh), dlast, reset, mask,
-          gate=back.gate, reverse=back.reverse, decay_after=True,
+          (a, dh), dlast, reset, None,
+          gate=gates.linear, reverse=not form.reverse, decay_after=True,
       )
       dinputs = _pull_back(form, kept, h, h0, reset, mask, dlast, dx)
       return dinputs, dh0
