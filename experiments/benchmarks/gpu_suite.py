@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from absl import app
 from absl import flags
+from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
 import jax.numpy as jnp
@@ -199,20 +200,15 @@ def check(variant) -> dict[str, float | str]:
   )
 
 
-def associative(a, x):
-  combine = lambda l, r: (l[0] * r[0], r[0] * l[1] + r[1])
-  return jax.lax.associative_scan(combine, (a, x), axis=1)[1]
-
-
 def _forms(op):
   """The forms of an op by name, how many inputs it has."""
   if op == 'linear_scan':
     ours = lambda *u: ops.linear_scan(*u)[1]
-    return dict(kernel=ours, associative=associative), 2
+    return dict(kernel=ours, associative=baselines.associative_scan), 2
   gate, count = _GATES[op]
   ours = lambda *u: ops.gated_scan(gate, u)[1]
   apart = lambda *u: ops.linear_scan(*gate(None, *u))[1]
-  plain = lambda *u: associative(*gate(None, *u))
+  plain = lambda *u: baselines.associative_scan(*gate(None, *u))
   return dict(kernel=ours, apart=apart, associative=plain), count
 
 

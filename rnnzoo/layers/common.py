@@ -22,16 +22,8 @@ def project(
   Returns:
     `x @ kernel + bias`.
   """
-  dtype = dtype or x.dtype
-  y = jax.lax.dot_general(
-      x,
-      linear.kernel[...].astype(x.dtype),
-      (((x.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=dtype,
-  )
-  if linear.bias is not None:
-    y = y + linear.bias[...].astype(dtype)
-  return y
+  bias = None if linear.bias is None else linear.bias[...]
+  return _affine(x, linear.kernel[...], bias, dtype or x.dtype)
 
 
 def project_each(
@@ -41,14 +33,24 @@ def project_each(
 
   One matmul each, so that no result has to be taken apart.
   """
-  dtype = dtype or x.dtype
-  kernel, results = linear.kernel[...].astype(x.dtype), []
-  for i in range(kernel.shape[1]):
-    y = jnp.matmul(x, kernel[:, i], preferred_element_type=dtype)
-    if linear.bias is not None:
-      y = y + linear.bias[...][i].astype(dtype)
-    results.append(y)
-  return tuple(results)
+  kernel = linear.kernel[...]
+  biases = [None] * kernel.shape[1]
+  if linear.bias is not None:
+    biases = list(linear.bias[...])
+  return tuple(
+      _affine(x, kernel[:, i], bias, dtype or x.dtype)
+      for i, bias in enumerate(biases)
+  )
+
+
+def _affine(x, kernel, bias, dtype):
+  y = jax.lax.dot_general(
+      x,
+      kernel.astype(x.dtype),
+      (((x.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=dtype,
+  )
+  return y if bias is None else y + bias.astype(dtype)
 
 
 def cell_input(
