@@ -76,26 +76,18 @@ def measure(name, shape, repeats):
   if name == 'rg_lru':
     constant = (jnp.full((1, 1, shape[2]), 0.05),)  # The rate.
   inputs = [normal() for _ in range(count)]
-  forward = forms(gate, constant)
-  both = {name: timing.with_gradient(form) for name, form in forward.items()}
   # Every input once and the states; then all of them and a cotangent again, and
   # a gradient for each input.
-  cases = [('forward', count + 1, forward, inputs)]
-  cases.append(
-      ('forward+backward', 3 * count + 3, both, [*inputs, normal()])
+  rows = timing.compare_both_ways(
+      forms(gate, constant),
+      inputs,
+      normal(),
+      moves=(count + 1, 3 * count + 3),
+      base='gates + linear_scan',
+      ceiling=_CEILING,
+      repeats=repeats,
   )
-  rows = []
-  for direction, moves, compared, operands in cases:
-    compared = timing.compare(
-        compared,
-        operands,
-        moves=moves,
-        base='gates + linear_scan',
-        ceiling=_CEILING,
-        repeats=repeats,
-    )
-    rows += [dict(gate=name, direction=direction, **row) for row in compared]
-  return rows
+  return [dict(gate=name, **row) for row in rows]
 
 
 def draw(plt, record):

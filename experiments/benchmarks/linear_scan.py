@@ -82,22 +82,15 @@ def measure(shape, dtype, repeats):
   forms = dict(_FORMS)
   if dtype == jnp.bfloat16:
     del forms['lax.scan']  # On a CPU some versions of XLA take minutes for it.
-  cases = [('forward', 3, forms, (a, x))]
-  both = {name: timing.with_gradient(form) for name, form in forms.items()}
-  cases.append(('forward+backward', 3 + 5, both, (a, x, dh)))
-
-  rows = []
-  for direction, moves, forms, operands in cases:
-    compared = timing.compare(
-        forms,
-        operands,
-        moves=moves,
-        base='associative_scan',
-        ceiling=_CEILING,
-        repeats=repeats,
-    )
-    rows += [dict(direction=direction, **row) for row in compared]
-  return rows
+  return timing.compare_both_ways(
+      forms,
+      (a, x),
+      dh,
+      moves=(3, 3 + 5),
+      base='associative_scan',
+      ceiling=_CEILING,
+      repeats=repeats,
+  )
 
 
 def measure_all(malloc):

@@ -124,6 +124,27 @@ def with_gradient(form: Callable) -> Callable:
   return run
 
 
+def compare_both_ways(
+    forms: Mapping[str, Callable],
+    operands: Sequence[jax.Array],
+    cotangent: jax.Array,
+    *,
+    moves: tuple[int, int],
+    **options,
+) -> list[dict[str, Any]]:
+  """`compare` forwards, then with the gradients; `moves` of each."""
+  both = {name: with_gradient(form) for name, form in forms.items()}
+  cases = [
+      ('forward', forms, operands),
+      ('forward+backward', both, [*operands, cotangent]),
+  ]
+  return [
+      dict(direction=direction, **row)
+      for (direction, *compared), count in zip(cases, moves)
+      for row in compare(*compared, moves=count, **options)
+  ]
+
+
 def environment() -> dict[str, Any]:
   """What a measurement depends on, for the record."""
   return dict(
