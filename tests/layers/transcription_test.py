@@ -1,18 +1,11 @@
 """Each layer against its paper's equations, as loops in float64 NumPy."""
 
 from absl.testing import parameterized
-from flax import nnx
-import jax
 import numpy as np
 from rnnzoo import layers
-from rnnzoo import testing
 from rnnzoo.layers import min_gru
-
-_BATCH, _TIME, _FEATURES = 2, 9, 4
-
-
-def sigmoid(u):
-  return 1 / (1 + np.exp(-u))
+from tests.layers import transcription
+from tests.layers.transcription import sigmoid
 
 
 def positive(u):  # g, appendix B.3 of arXiv 2410.01201.
@@ -132,34 +125,7 @@ class TranscriptionTest(parameterized.TestCase):
       ('min_lstm_unnormalized', min_lstm_unnormalized, layers.MinLSTM,
        dict(normalize=False)),
   )
-  def test_layer(self, transcription, layer, options):
-    with jax.enable_x64(True):
-      layer = layer(_FEATURES, **options, rngs=nnx.Rngs(0))
-      random = np.random.default_rng(0)
-      # Biases start at zero in places, where they would go untested.
-      graph, params = nnx.split(layer)
-      params = jax.tree.map(
-          lambda p: p + 0.3 * random.standard_normal(p.shape), params
-      )
-      layer = nnx.merge(graph, params)
-      x = random.standard_normal((_BATCH, _TIME, _FEATURES))
-      carry = jax.tree.map(
-          lambda u: (random.standard_normal(u.shape + (2,)) @ [1, 1j]).astype(
-              u.dtype
-          ) if u.dtype.kind == 'c' else random.standard_normal(u.shape),
-          layer.initialize_carry(_BATCH, x.dtype),
-      )
-      got_carry, got = jax.jit(lambda *a: layer(*a))(x, carry)
-      p = {
-          '/'.join(map(str, path)): np.asarray(value[...], np.float64)
-          for path, value in nnx.to_flat_state(params)
-      }
-      want_carry, want = transcription(p, x.swapaxes(0, 1), carry)
-      self.assertEqual(got.dtype, np.float64)
-      testing.assert_close(
-          (tuple(jax.tree.leaves(got_carry)), got),
-          (tuple(jax.tree.leaves(want_carry)), np.stack(want, axis=1)),
-          tolerance=1e-10,
-      )
-
-
+  def test_layer(self, equations, layer, options):
+    transcription.check(
+        equations, lambda rngs: layer(4, **options, rngs=rngs)
+    )
