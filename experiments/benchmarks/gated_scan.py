@@ -45,6 +45,7 @@ _COLUMNS = {
     'direction': '{direction}',
     'shape': '{shape}',
     'ms': '{ms:.2f}',
+    'CPU ms': '{cpu_ms:.2f}',
     'GB/s': '{gb_per_second:.1f}',
     'x gates apart': '{speedup:.2f}',
     'of ceiling': '{times_the_ceiling:.2f}',

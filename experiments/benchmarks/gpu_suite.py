@@ -244,8 +244,8 @@ def measure(op, shape, dtype):
         name: functools.partial(lambda run: [run() for _ in range(10)], run)
         for name, run in programs.items()
     }
-    seconds = timing.interleaved_medians(several, _REPEATS.value)
-    seconds = {name: s / 10 for name, s in seconds.items()}
+    durations = timing.interleaved_medians(several, _REPEATS.value)
+    seconds = {name: d.seconds / 10 for name, d in durations.items()}
     rate = moves * nbytes / seconds['kernel']
     apart = seconds.get('apart')
     rows.append(dict(

@@ -52,6 +52,7 @@ _COLUMNS = {
     'dtype': '{dtype}',
     'malloc': '{malloc}',
     'ms': '{ms:.2f}',
+    'CPU ms': '{cpu_ms:.2f}',
     'GB/s': '{gb_per_second:.1f}',
     'x associative': '{speedup:.1f}',
     'of ceiling': '{times_the_ceiling:.2f}',

@@ -116,7 +116,8 @@ def measure(length, names):
         temporary_mib=timing.temporary_bytes(program) / 2**20,
         **compile_seconds,
     ))
-  seconds = timing.interleaved_medians(programs, _REPEATS.value)
+  durations = timing.interleaved_medians(programs, _REPEATS.value)
+  seconds = {name: duration.seconds for name, duration in durations.items()}
   for row in rows:
     row['ms'] = seconds[row['layer']] * 1e3
     row['tokens_per_second'] = _BATCH.value * length / seconds[row['layer']]

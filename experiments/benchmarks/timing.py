@@ -10,32 +10,45 @@ import functools
 import json
 import os
 import pathlib
-import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib
 import matplotlib
+import numpy as np
 from rnnzoo.training import host
+
+
+class Duration(NamedTuple):
+  """By the clock, and of all the process's threads: a call on two cores takes
+  twice as much of the latter.
+  """
+
+  seconds: float
+  cpu_seconds: float
 
 
 def interleaved_medians(
     calls: Mapping[str, Callable[[], Any]], repeats: int
-) -> dict[str, float]:
-  """Times each call in turn, `repeats` rounds; medians in seconds.
+) -> dict[str, Duration]:
+  """Times each call in turn, `repeats` rounds, and takes medians.
 
   Each timed call follows an untimed one of the same kind: what another one left
   in the caches, or in malloc's hands, is not its fault.
   """
-  seconds = {name: [] for name in calls}
+  durations = {name: [] for name in calls}
   for _ in range(repeats):
     for name, call in calls.items():
       jax.block_until_ready(call())
-      start = time.perf_counter()
+      start = Duration(time.perf_counter(), time.process_time())
       jax.block_until_ready(call())
-      seconds[name].append(time.perf_counter() - start)
-  return {name: statistics.median(s) for name, s in seconds.items()}
+      end = Duration(time.perf_counter(), time.process_time())
+      durations[name].append(np.subtract(end, start))
+  return {
+      name: Duration(*np.median(rounds, axis=0).tolist())
+      for name, rounds in durations.items()
+  }
 
 
 def compiled(function: Callable, *args) -> tuple[Any, dict[str, float]]:
@@ -86,19 +99,21 @@ def compare(
     One row for each form.
   """
   programs = {name: compiled(form, *operands) for name, form in forms.items()}
-  seconds = interleaved_medians(
+  durations = interleaved_medians(
       {
           name: functools.partial(program, *operands)
           for name, (program, _) in programs.items()
       },
       repeats,
   )
+  seconds = {name: duration.seconds for name, duration in durations.items()}
   return [
       dict(
           form=name,
           shape='x'.join(map(str, operands[-1].shape)),
           dtype=operands[-1].dtype.name,
           ms=seconds[name] * 1e3,
+          cpu_ms=durations[name].cpu_seconds * 1e3,
           gb_per_second=moves * operands[-1].nbytes / seconds[name] / 1e9,
           speedup=seconds[base] / seconds[name],
           times_the_ceiling=seconds[name] / seconds[ceiling],

@@ -68,3 +68,5 @@ class BenchmarksTest(parameterized.TestCase):
     )
     self.assertEqual(''.join(order), 'aabb' * 2)
     self.assertCountEqual(medians, 'ab')
+    self.assertGreater(medians['a'].seconds, 0)
+    self.assertGreater(medians['a'].cpu_seconds, 0)
