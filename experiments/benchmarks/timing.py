@@ -181,9 +181,7 @@ def save(
     out: A path that ends in `.json`.
     draw: A function of `matplotlib.pyplot` and the record that gives a figure.
   """
-  path = pathlib.Path(out)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(record, indent=1) + '\n')
+  path = write(record, out)
   written = [path]
   if draw is not None:
     matplotlib.use('Agg')
@@ -196,6 +194,15 @@ def save(
     figure.savefig(written[-1], dpi=120)
     plt.close(figure)
   print('Wrote', ' and '.join(map(str, written)) + '.')
+
+
+def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
+  """Writes a record to `out`, and never half of it."""
+  path = pathlib.Path(out)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix('.part')
+  part.write_text(json.dumps(record, indent=1) + '\n')
+  return part.replace(path)
 
 
 def bars(panel, rows, case_names: Sequence[str], **options) -> None:

@@ -23,6 +23,8 @@ class BenchmarksTest(parameterized.TestCase):
       ('gated_scan', '--shapes=2,16,8', '--gates=rg_lru', '--repeats=1'),
       ('speedup', '--lengths=8', '--our_lengths=16', '--repeats=1',
        '--batch=2', '--features=8', '--layers=MinGRU'),
+      ('layers', '--lengths=8', '--against_steps=8', '--repeats=1',
+       '--batch=2', '--features=64', '--layers=min_gru', '--layers=lstm'),
       ('accuracy', '--lengths=16', '--implementations=sequential'),
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),
   )

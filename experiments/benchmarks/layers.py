@@ -1,0 +1,203 @@
+"""What every layer costs, at one width: time, memory, compilation.
+
+  python -m experiments.benchmarks.layers \
+      --out=experiments/results/layers_cpu.json
+
+For each layer and length: the whole sequence forwards, a training step (the
+gradients of parameters and input), the same training step by a `jax.lax.scan`
+of `layer.step`, interleaved, which the parallel form is there to beat, and one
+token with the state at hand. Rows in the file that were measured with the same
+JAX on the same device are kept, so a long run can be made in parts. Prints the
+table that README.md shows, and draws it.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from experiments.benchmarks import timing
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import layers
+from rnnzoo.layers import base
+from rnnzoo.training import host
+import tqdm
+
+_NAMES = flags.DEFINE_multi_enum(
+    'layers', sorted(layers.LAYERS), sorted(layers.LAYERS), 'Which ones to run.'
+)
+_LENGTHS = flags.DEFINE_multi_integer(
+    'lengths', [512, 4096, 16384], 'Of sequences.'
+)
+_AGAINST_STEPS = flags.DEFINE_multi_integer(
+    'against_steps', [4096], 'At which of these to time a scan of `step` too.'
+)
+_BATCH = flags.DEFINE_integer('batch', 4, 'Sequences at once.')
+_FEATURES = flags.DEFINE_integer(
+    'features', 256, 'Width of the input; a multiple of 64.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/layers_cpu.json', 'Where to write.'
+)
+
+_COLUMNS = {
+    'layer': '{layer}',
+    'length': '{length}',
+    'parameters': '{parameters}',
+    'forward ms': '{forward_ms:.1f}',
+    'training ms': '{training_ms:.1f}',
+    'x scan of steps': '{over_steps}',
+    'token us': '{token_us:.0f}',
+    'forward MiB': '{forward_mib:.1f}',
+    'training MiB': '{training_mib:.1f}',
+    'compile s': '{compile_seconds:.1f}',
+}
+
+
+def make(name, width):
+  """Returns a layer of `width` inputs, its defaults but for what it must have.
+
+  Args:
+    name: A name in `rnnzoo.layers.LAYERS`.
+    width: Features of a token, `[H, W, C]` being `[8, 8, width / 64]`.
+  """
+  frame = dict(input_shape=(8, 8, width // 64))
+  options = dict(
+      conv_lstm=dict(frame, features=width // 64),
+      conv_s5=dict(frame, state_features=width // 64),
+  ).get(name)
+  layer = layers.LAYERS[name]
+  if options is not None:
+    return layer(**options, rngs=nnx.Rngs(0))
+  return layer(width, rngs=nnx.Rngs(0))
+
+
+def programs_of(layer, by_step):
+  """Returns pure functions `(params, x) -> ...` by name, and the parameters."""
+  graph, params, rest = nnx.split(layer, nnx.Param, ...)
+
+  def forward(params, x):
+    return nnx.merge(graph, params, rest)(x)[1]
+
+  def one_by_one(params, x):
+    model = nnx.merge(graph, params, rest)
+    carry = model.initialize_carry(x.shape[0], x.dtype)
+    return base.scan_steps(model, carry, x)[1]
+
+  def training(run):
+    loss = lambda params, x: jnp.square(run(params, x)).mean()
+    return jax.grad(loss, argnums=(0, 1))
+
+  def token(params, x):
+    model = nnx.merge(graph, params, rest)
+    return model.step(model.initialize_carry(x.shape[0], x.dtype), x[:, 0])
+
+  programs = dict(forward=forward, training=training(forward), token=token)
+  if by_step:
+    programs['steps'] = training(one_by_one)
+  return programs, params
+
+
+def measure(name, length):
+  """Returns the row of a layer at one length."""
+  layer = make(name, _FEATURES.value)
+  shape = getattr(layer, 'input_shape', (layer.in_features,))
+  x = jax.random.normal(jax.random.key(0), (_BATCH.value, length, *shape))
+  # A cell has no other form.
+  by_step = length in _AGAINST_STEPS.value and not isinstance(
+      layer, base.RecurrentCell
+  )
+  functions, params = programs_of(layer, by_step)
+  programs = {}
+  for what, function in functions.items():
+    program, compile_seconds = timing.compiled(function, params, x)
+    programs[what] = program, compile_seconds
+  durations = timing.interleaved_medians(
+      {
+          what: functools.partial(program, params, x)
+          for what, (program, _) in programs.items()
+      },
+      _REPEATS.value,
+  )
+  ms = {what: d.seconds * 1e3 for what, d in durations.items()}
+  mib = lambda what: timing.temporary_bytes(programs[what][0]) / 2**20
+  return dict(
+      layer=name,
+      length=length,
+      batch=_BATCH.value,
+      features=_FEATURES.value,
+      parameters=sum(p.size for p in jax.tree.leaves(params)),
+      forward_ms=ms['forward'],
+      training_ms=ms['training'],
+      training_cpu_ms=durations['training'].cpu_seconds * 1e3,
+      steps_ms=ms.get('steps'),
+      over_steps=by_step and round(ms['steps'] / ms['training'], 1) or None,
+      token_us=ms['token'] * 1e3,
+      forward_mib=mib('forward'),
+      training_mib=mib('training'),
+      **programs['training'][1],
+  )
+
+
+def draw(plt, record):
+  """Draws time and memory of a training step over length."""
+  figure, panels = plt.subplots(1, 2, figsize=(14, 6))
+  names = sorted({row['layer'] for row in record['rows']})
+  keys = dict(
+      training_ms='milliseconds a training step', training_mib='temporary MiB'
+  )
+  for panel, (key, label) in zip(panels, keys.items()):
+    for i, name in enumerate(names):
+      rows = [row for row in record['rows'] if row['layer'] == name]
+      panel.plot(
+          [row['length'] for row in rows], [row[key] for row in rows],
+          marker='osv^D'[i // 10], color=f'C{i % 10}', label=name,
+      )
+    panel.set(xscale='log', yscale='log', xlabel='length', ylabel=label)
+    panel.grid(alpha=0.3)
+  panels[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+  return figure
+
+
+def kept(record):
+  """Returns the rows of an earlier run that may stand beside new ones."""
+  path = pathlib.Path(_OUT.value)
+  if not path.exists():
+    return []
+  earlier = json.loads(path.read_text())
+  if any(earlier.get(key) != record[key] for key in ('jax', 'device')):
+    return []
+  return [
+      row
+      for row in earlier['rows']
+      if row['layer'] in layers.LAYERS
+      and (row['batch'], row['features']) == (_BATCH.value, _FEATURES.value)
+  ]
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  timing.never_cache_compilation()
+  host.pin_malloc()
+  record = timing.environment()
+  rows = {(row['layer'], row['length']): row for row in kept(record)}
+  cases = [(name, n) for name in _NAMES.value for n in _LENGTHS.value]
+  bar = tqdm.tqdm(cases, unit='row', file=sys.stderr)
+  for name, length in bar:
+    bar.set_postfix_str(f'{name} {length}')
+    rows[name, length] = measure(name, length)
+    record['rows'] = [rows[key] for key in sorted(rows)]
+    # As it goes: what has been measured outlives an interruption.
+    timing.write(record, _OUT.value)
+  timing.print_table(record['rows'], _COLUMNS)
+  timing.save(record, _OUT.value, draw)
+
+
+if __name__ == '__main__':
+  app.run(main)
