@@ -24,10 +24,9 @@ def sequential(inputs, h0, reset, mask, *, gate, reverse, decay_after):
   out_dtype = inputs[-1].dtype
   at = _Rows(inputs, h0.dtype, reset, mask, gate, decay_after)
   # Where the last input can become `h` row by row, XLA copies it first only if
-  # it must. In the other loops it may schedule a second read of a row behind
-  # its write, and then copies the whole array at every step: a thousand times
-  # slower.
-  in_place = not decay_after and reset is None and mask is None
+  # it must. With flags it may schedule a second read of a row behind its write,
+  # and then copies the whole array at every step: a thousand times slower.
+  in_place = reset is None and mask is None
 
   def one_sequence(b, state):
     last, h = state
@@ -37,15 +36,22 @@ def sequential(inputs, h0, reset, mask, *, gate, reverse, decay_after):
       t = time - 1 - i if reverse else i
       a_t, x_t, clear = at(b, t, h if in_place else None)
       if decay_after:
-        h_t = carry + x_t
-        carry = clear(a_t * h_t)
+        # The carry is the state itself, and decays on its way into the next
+        # step: so a row is read once, and may be written over.
+        carry = jnp.where(i == 0, carry, decayed(i - 1, carry)) + x_t
       else:
-        carry = h_t = clear(a_t * carry) + x_t
-      h_t = _to_storage(h_t.astype(out_dtype))
+        carry = clear(a_t * carry) + x_t
+      h_t = _to_storage(carry.astype(out_dtype))
       return carry, lax.dynamic_update_slice(h, h_t, (b, t, 0))
+
+    def decayed(i, carry):
+      a_t, _, clear = at(b, time - 1 - i if reverse else i)
+      return clear(a_t * carry)
 
     carry = lax.dynamic_slice(h0, (b, 0), (1, h0.shape[1]))[:, None]
     carry, h = lax.fori_loop(0, time, one_step, (carry, h))
+    if decay_after:
+      carry = decayed(time - 1, carry)
     return lax.dynamic_update_slice(last, carry[:, 0], (b, 0)), h
 
   buffer = at.last if in_place else jnp.zeros_like(at.last)
