@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.linear_scan import sharded
 
 # Of `x`, `kernel`, `bias`, `tail`, `reset` and `mask`; see `sharded.py`.
@@ -48,7 +49,8 @@ def causal_conv1d(
     ValueError: If shapes or dtypes disagree.
   """
   x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
-  reset, mask = _checked_flags(x.shape[:2], reset, mask)
+  reset = api.checked_flag('reset', reset, x.shape)
+  mask = api.checked_flag('mask', mask, x.shape)
   operands = (x, kernel, bias, tail, reset, mask)
   # XLA's partitioner splits rows and channels as it should, but not time; and
   # Explicit axes need telling. JAX cannot lower the gradient of a shard_map
@@ -80,7 +82,8 @@ def causal_conv1d_step(
     ValueError: If shapes or dtypes disagree.
   """
   x, kernel, bias, tail = _checked(x, 'BD', kernel, bias, tail)
-  reset, mask = _checked_flags(x.shape[:1], reset, mask)
+  reset = api.checked_flag('reset', reset, x.shape[:1])
+  mask = api.checked_flag('mask', mask, x.shape[:1])
   if tail is None:
     tail = jnp.zeros_like(x)[:, None].repeat(kernel.shape[0] - 1, axis=1)
   if mask is not None:
@@ -228,16 +231,3 @@ def _checked(x, axes, kernel, bias, tail):
     ):
       raise ValueError(f'`{name}` is {u.dtype}, but `x` is {x.dtype}.')
   return x, kernel, bias, None if tail is None else tail.astype(x.dtype)
-
-
-def _checked_flags(shape, reset, mask):
-  flags = dict(reset=reset, mask=mask)
-  for name, flag in flags.items():
-    if flag is None:
-      continue
-    flags[name] = flag = jnp.asarray(flag)
-    if flag.shape != shape or flag.dtype != jnp.bool_:
-      raise ValueError(
-          f'`{name}` must be bool {shape}, got {flag.dtype} {flag.shape}.'
-      )
-  return flags['reset'], flags['mask']

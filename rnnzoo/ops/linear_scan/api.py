@@ -99,13 +99,18 @@ def checked_state(h0, shape, dtype):
 
 
 def checked_flag(name, flag, shape):
-  """Returns the flag `[B, T]` as an array, or raises; None stays None."""
+  """Returns the flag of each step as an array, or raises; None stays None.
+
+  Args:
+    name: Of the flag.
+    flag: `[B, T]`, or `[B]` for one step.
+    shape: That of the inputs, or its first axes.
+  """
   if flag is None:
     return None
   flag = jnp.asarray(flag)
   if flag.shape != shape[:2] or flag.dtype != jnp.bool_:
     raise ValueError(
-        f'`{name}` must be bool [B, T] = {shape[:2]}, got {flag.dtype} '
-        f'{flag.shape}.'
+        f'`{name}` must be bool {shape[:2]}, got {flag.dtype} {flag.shape}.'
     )
   return flag
