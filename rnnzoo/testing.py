@@ -11,11 +11,13 @@ and padding to separate runs of the sequences without padding.
 
 from collections.abc import Callable, Iterable
 import functools
+import importlib.util
 from typing import Any, NamedTuple
 import zlib
 
 from flax import nnx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers
@@ -29,31 +31,93 @@ TOLERANCES = dict(bfloat16=3e-2, float16=4e-3, float32=2e-5, float64=1e-10)
 
 # A layer joins the zoo by joining this list: `make(rngs)` gives a small one.
 LAYERS = dict(
+    aaren=lambda rngs: layers.Aaren(6, num_heads=2, rngs=rngs),
+    cg_lru=lambda rngs: layers.CGLRU(8, num_heads=2, rngs=rngs),
+    conv_lstm=lambda rngs: layers.ConvLSTM((3, 4, 2), 3, rngs=rngs),
+    conv_s5=lambda rngs: layers.ConvS5((3, 4, 2), 4, rngs=rngs),
     elman=lambda rngs: layers.Elman(6, 5, rngs=rngs),
+    griffin=lambda rngs: layers.GriffinBlock(6, 8, num_heads=2, rngs=rngs),
     gru=lambda rngs: layers.GRU(6, 5, rngs=rngs),
+    lmu=lambda rngs: layers.LMU(6, 5, order=4, theta=10, rngs=rngs),
+    hgrn=lambda rngs: layers.HGRN(6, lower_bound=0.3, rngs=rngs),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
     lstm=lambda rngs: layers.LSTM(6, 5, rngs=rngs),
+    mamba=lambda rngs: layers.Mamba(4, state_features=3, rngs=rngs),
     min_gru=lambda rngs: layers.MinGRU(6, rngs=rngs),
     min_lstm=lambda rngs: layers.MinLSTM(6, rngs=rngs),
+    parallel_lmu=lambda rngs: layers.ParallelLMU(
+        6, 5, order=4, theta=10, rngs=rngs
+    ),
+    rg_lru=lambda rngs: layers.RGLRU(6, num_heads=2, rngs=rngs),
+    s4=lambda rngs: layers.S4(6, 4, rngs=rngs),
+    s4d=lambda rngs: layers.S4D(6, 4, rngs=rngs),
+    s5=lambda rngs: layers.S5(6, 8, blocks=2, rngs=rngs),
+    sgru=lambda rngs: layers.SGRU(6, 5, rngs=rngs),
+    rwkv4=lambda rngs: layers.RWKV4(
+        6, layer_index=1, num_layers=3, zero_init=False, rngs=rngs
+    ),
+    rwkv4_channel_mix=lambda rngs: layers.RWKV4ChannelMix(
+        6, layer_index=1, num_layers=3, zero_init=False, rngs=rngs
+    ),
+    slstm=lambda rngs: layers.SLSTM(
+        6, 4, num_heads=2, recurrent_init='uniform', rngs=rngs
+    ),
+    slstm_block=lambda rngs: layers.SLSTMBlock(
+        6, num_heads=2, recurrent_init='uniform', rngs=rngs
+    ),
+    tfc_sgru=lambda rngs: layers.TFCSGRU(6, 5, rngs=rngs),
+    tt_gru=lambda rngs: layers.TTGRU(6, 4, rngs=rngs),
+    tt_lstm=lambda rngs: layers.TTLSTM(6, 4, num_cores=3, rngs=rngs),
 )
 
 # The same with their options, and what wraps a layer.
 VARIANTS = dict(
+    aaren_without_projection=lambda rngs: layers.Aaren(
+        6, num_heads=2, head_features=4, use_projection=False, use_bias=True,
+        rngs=rngs,
+    ),
     bidirectional=lambda rngs: layers.Bidirectional(
         layers.MinGRU(6, learn_initial_state=True, rngs=rngs),
         layers.LSTM(6, 5, rngs=rngs),
     ),
+    conv_lstm_plain=lambda rngs: layers.ConvLSTM(
+        (3, 4, 2), kernel_size=1, use_peepholes=False, rngs=rngs
+    ),
+    conv_s5_blocks=lambda rngs: layers.ConvS5(
+        (5, 3, 2), 4, blocks=2, b_kernel_size=1, c_kernel_size=5,
+        d_kernel_size=0, clip_eigs=False, rngs=rngs,
+    ),
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
     ),
+    griffin_complex=lambda rngs: layers.GriffinBlock(
+        6, 8, recurrence='cg_lru', num_heads=2, conv_kernel=3, rngs=rngs
+    ),
     gru_reset_before=lambda rngs: layers.GRU(
         6, 5, reset_after=False, rngs=rngs
+    ),
+    lmu_trainable=lambda rngs: layers.LMU(
+        6, 5, order=2, theta=10, discretization='euler', trainable=True,
+        rngs=rngs,
+    ),
+    hgrn_complex=lambda rngs: layers.HGRN(
+        6, expansion_factor=1.5, complex_state=True, norm='layer',
+        use_bias=True, rngs=rngs,
     ),
     lru_without_gamma=lambda rngs: layers.LRU(
         6, 5, use_gamma=False, r_min=0.5, max_phase=0.3, rngs=rngs
     ),
     lru_bfloat16_parameters=lambda rngs: layers.LRU(
         6, 5, param_dtype=jnp.bfloat16, rngs=rngs
+    ),
+    mamba_bfloat16=lambda rngs: layers.Mamba(
+        4,
+        state_features=3,
+        conv_kernel=2,
+        use_conv_bias=False,
+        use_bias=True,
+        dtype=jnp.bfloat16,
+        rngs=rngs,
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
         6,
@@ -75,7 +139,36 @@ VARIANTS = dict(
     min_lstm_bfloat16=lambda rngs: layers.MinLSTM(
         6, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs
     ),
+    parallel_lmu_channels=lambda rngs: layers.ParallelLMU(
+        6, 5, memory_features=3, order=2, theta=10, discretization='euler',
+        memory_activation_fn=jnp.tanh, trainable=True, rngs=rngs,
+    ),
     reverse=lambda rngs: layers.Reverse(layers.GRU(6, 5, rngs=rngs)),
+    s4d_legs=lambda rngs: layers.S4D(
+        6, 4, init='legs', output_map='none', rngs=rngs
+    ),
+    s4d_real=lambda rngs: layers.S4D(
+        6, 4, init='real', discretization='bilinear', rngs=rngs
+    ),
+    tt_lstm_separate=lambda rngs: layers.TTLSTM(
+        6, 4, form='separate', rngs=rngs
+    ),
+    s5_all_states=lambda rngs: layers.S5(
+        6, 3, conj_sym=False, discretization='bilinear', clip_eigs=True,
+        rngs=rngs,
+    ),
+    s5_bidirectional=lambda rngs: layers.S5(
+        6, 4, bidirectional=True, c_init='complex_normal', rngs=rngs
+    ),
+    slstm_exponential=lambda rngs: layers.SLSTM(
+        6,
+        4,
+        num_heads=1,
+        forget_gate='exponential',
+        recurrent_init='uniform',
+        param_dtype=jnp.bfloat16,
+        rngs=rngs,
+    ),
 )
 
 _BATCH, _TIME, _PIECE, _SLOTS = 3, 12, 4, 4
@@ -119,7 +212,7 @@ def check_layer(
 
   Takes seconds, nearly all of them compilation. All checks run; what failed is
   printed as one table. A layer with the attribute `causal = False` is excused
-  from `steps`, `chunks` and `causality`, nothing else.
+  from `steps`, `chunks`, `causality` and `export`, nothing else.
 
   >>> from flax import nnx
   >>> from rnnzoo import layers
@@ -190,6 +283,7 @@ class Case:
     causal: Whether it is.
     dtype: Dtype of the inputs.
     compute_dtype: That of the layer, or else of the inputs.
+    params: Its parameters.
     x: Inputs `[B, T, D]`.
     initial: `initialize_carry`.
     carry: A state that some tokens left behind.
@@ -201,14 +295,14 @@ class Case:
     self.causal = getattr(layer, 'causal', True)
     self.dtype = jnp.dtype(dtype)
     self.compute_dtype = jnp.dtype(layer.dtype or dtype)
-    self._graph, self._params, self._rest = nnx.split(layer, nnx.Param, ...)
+    self._graph, self.params, self._rest = nnx.split(layer, nnx.Param, ...)
     if self.dtype == jnp.float64:  # So that gradients have its digits, too.
-      self._params = jax.tree.map(
+      self.params = jax.tree.map(
           lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float64)),
-          self._params,
+          self.params,
       )
-    self.layer = nnx.merge(self._graph, self._params, self._rest)
-    self.x = self.draw('x', (_BATCH, _TIME, layer.in_features))
+    self.layer = nnx.merge(self._graph, self.params, self._rest)
+    self.x = self.draw('x', (_BATCH, _TIME, *base.input_shape(layer)))
     self.initial = jax.device_get(
         self.layer.initialize_carry(_BATCH, self.compute_dtype)
     )
@@ -242,6 +336,7 @@ class Case:
       carry=None,
       d_y=None,
       d_carry=None,
+      params=None,
   ) -> Result:
     """Runs one of the forms below, and differentiates it.
 
@@ -254,6 +349,7 @@ class Case:
       carry: The carry to start from.
       d_y: Cotangent of the outputs.
       d_carry: Cotangent of the final carry.
+      params: Parameters.
 
     Returns:
       The `Result`, in NumPy's hands: here nothing but forms is compiled.
@@ -263,7 +359,7 @@ class Case:
           functools.partial(self._run, form), compiler_options=_quick_options()
       )
     return jax.device_get(self._compiled[form](
-        self._params,
+        self.params if params is None else params,
         self.x if x is None else x,
         self.carry if carry is None else carry,
         reset,
@@ -301,7 +397,7 @@ def plain_steps(layer, x, carry, reset, mask):
   def body(carry, inputs):
     x_t, reset_t, mask_t = inputs
     entering = base.select(reset_t & mask_t, initial, carry)
-    new, y = layer.step(entering, jnp.where(mask_t[:, None], x_t, 0))
+    new, y = layer.step(entering, base.masked(x_t, mask_t))
     return base.select(mask_t, new, carry), base.masked(y, mask_t)
 
   by_time = lambda u: jnp.moveaxis(u, 1, 0)
@@ -343,7 +439,7 @@ def separate(layer, x, carry, index, used):
     The carry that the last sequence of each row leaves, and `[B, T, D_out]`.
   """
   rows = jnp.arange(x.shape[0])[:, None, None]
-  pieces = jnp.where(used[..., None, None], x[rows, index], 0)
+  pieces = base.masked(x[rows, index], used)
   initial = layer.initialize_carry(x.shape[0], layer.dtype or x.dtype)
   slots = [base.select(used[:, 0], carry, initial)]
   slots += [initial] * (index.shape[1] - 1)
@@ -351,7 +447,7 @@ def separate(layer, x, carry, index, used):
   carries, y = layer(
       flat(pieces), jax.tree.map(lambda *u: flat(jnp.stack(u, axis=1)), *slots)
   )
-  y = jnp.where(used[..., None, None], y.reshape(index.shape + (-1,)), 0)
+  y = base.masked(y.reshape(index.shape + y.shape[2:]), used)
   for slot in range(index.shape[1]):
     last = jax.tree.map(lambda u: u[slot :: index.shape[1]], carries)
     carry = base.select(used[:, slot], last, carry)
@@ -456,22 +552,27 @@ def check_mask(case):
 def check_causality(case):
   """Outputs do not depend on later inputs; gradients say the same."""
   past = np.arange(_TIME) < _TIME // 2
-  d_y = case.d_y * past[:, None]
+  d_y = case.d_y * _beside(past, case.d_y)
   d_carry = jax.tree.map(np.zeros_like, case.d_carry)
-  x = np.where(past[:, None], case.x, -case.x)
+  x = np.where(_beside(past, case.x), case.x, -case.x)
   want = case.run(whole, d_y=d_y, d_carry=d_carry)
   got = case.run(whole, d_y=d_y, d_carry=d_carry, x=x)
   problems = _compare(
       case, 'other later inputs', got, want, at=past, carry=False
   )
-  return problems + _zero('gradient of later inputs', got.d_x[:, ~past])
+  # Not exactly zero: a Fourier transform rounds everywhere alike.
+  want = np.where(_beside(past, got.d_x), got.d_x, 0)
+  return problems + _differences(
+      'gradient of later inputs', got.d_x, want, case.compute_dtype
+  )
 
 
 def check_batch(case):
   """A row does not depend on the others."""
   first = lambda u: u[:1]
   other = lambda u: np.concatenate([u[:1], u[:0:-1]])
-  x = other(case.x) * np.where(np.arange(_BATCH) > 0, -1, 1)[:, None, None]
+  sign = np.where(np.arange(_BATCH) > 0, -1, 1)[:, None]
+  x = other(case.x) * _beside(sign, case.x)
   want, got = case.run(whole), case.run(
       whole, x=x.astype(case.dtype), carry=jax.tree.map(other, case.carry)
   )
@@ -498,6 +599,87 @@ def check_transforms(case):
   ]
 
 
+def check_eager(case):
+  """Without `jax.jit` all is the same; `jax.eval_shape` knew it beforehand."""
+  if case.causal:
+    name, call, x = 'step', case.layer.step, case.x[:, 0]
+    args, token = (case.carry, x), 0
+  else:
+    name, call, x = 'call', case.layer, case.x
+    args, token = (x, case.carry), slice(None)
+  announced = jax.eval_shape(call, *args)
+  got = call(*args)
+  types = lambda tree: jax.tree.map(lambda u: (u.shape, u.dtype), tree)
+  if types(announced) != types(got):
+    return [_wrong(f'{name} {types(got)}, announced {types(announced)}')]
+  want = case.run(whole).y[:, token]
+  return _differences(f'{name}: outputs', got[1], want, case.compute_dtype)
+
+
+def check_grad(case):
+  """Gradients are what small changes do: parameters, inputs, carry at once."""
+  at = jax.device_get((case.params, case.x, _floating(case.carry)))
+  leaves, structure = jax.tree.flatten(at)
+  dtypes = [case.compute_dtype, *(u.dtype for u in leaves)]
+  if min(jnp.finfo(dtype).bits for dtype in dtypes) < 32:
+    return []  # Small changes drown there.
+  direction = jax.tree.unflatten(structure, [
+      case.draw(f'direction {i}', u.shape, u.dtype)
+      for i, u in enumerate(leaves)
+  ])
+  result = case.run(whole)
+  gradient = result.d_parameters, result.d_x, result.d_carry
+  parts = np.concatenate([
+      (_numbers(u) * _numbers(v)).real.ravel()
+      for u, v in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
+  ])
+  # What the difference gets wrong: a third derivative, rounding, and bends.
+  size, tolerance = (3e-4, 3e-2) if case.dtype == jnp.float32 else (1e-5, 1e-5)
+  ends = []
+  for sign in (1, -1):
+    params, x, carry = jax.tree.map(
+        lambda u, v: (u + sign * size * v).astype(u.dtype), at, direction
+    )
+    carry = _refilled(case.carry, carry)
+    end = case.run(whole, x=x, params=params, carry=carry)
+    ends.append((end.y, *_floating(end.carry)))
+  rise = sum(
+      ((_numbers(a) - _numbers(b)) * _numbers(w)).real.sum()
+      for a, b, w in zip(*ends, (case.d_y, *case.d_carry))
+  )
+  error = abs(rise / (2 * size) - parts.sum()) / np.linalg.norm(parts)
+  return [_Problem('slope', error, tolerance)] if not error < tolerance else []
+
+
+def check_export(case):
+  """`jax.export` of `step`: for every platform, to bytes, back, and run."""
+  graph, state = nnx.split(case.layer)
+  leaves, structure = jax.tree.flatten((state, case.carry))
+
+  def step(leaves, x):
+    state, carry = jax.tree.unflatten(structure, leaves)
+    carry, y = nnx.merge(graph, state).step(carry, x)
+    return jax.tree.leaves(carry), y
+
+  exported = jax.export.export(jax.jit(step), platforms=_PLATFORMS)(
+      leaves, case.x[:, 0]
+  )
+  if importlib.util.find_spec('flatbuffers'):  # An extra of ours and of JAX.
+    exported = jax.export.deserialize(exported.serialize())
+  serve = jax.jit(exported.call, compiler_options=_quick_options())
+  fixed = leaves[: len(leaves) - len(jax.tree.leaves(case.carry))]
+  carry, ys = jax.tree.leaves(case.carry), []
+  for t in range(_TIME):
+    carry, y = serve(fixed + carry, case.x[:, t])
+    ys.append(y)
+  want = case.run(whole)
+  return _differences(
+      'outputs', np.stack(ys, axis=1), want.y, case.compute_dtype
+  ) + _differences(
+      'final carry', carry, jax.tree.leaves(want.carry), case.compute_dtype
+  )
+
+
 def check_lengths(case):
   """No token leaves the carry alone; one token is a step."""
   layer, x, carry = case.layer, case.x, case.carry
@@ -513,7 +695,7 @@ def check_lengths(case):
   problems = []
   for new, nothing in empty:
     problems += _differences('carry after T = 0', new, carry, tolerance=0)
-    if nothing.shape != (_BATCH, 0, layer.out_features):
+    if nothing.shape != (_BATCH, 0, *base.output_shape(layer)):
       problems.append(_wrong(f'outputs {nothing.shape} for T = 0'))
   if step is not None:
     problems += _differences(
@@ -524,8 +706,10 @@ def check_lengths(case):
 
 def check_long(case):
   """Values and gradients are finite over 512 tokens."""
-  x = case.draw('long', (_BATCH, 512, case.x.shape[-1]))
-  d_y = case.draw('d_long', (_BATCH, 512, case.d_y.shape[-1]), case.d_y.dtype)
+  x = case.draw('long', (_BATCH, 512, *case.x.shape[2:]))
+  d_y = case.draw(
+      'd_long', (_BATCH, 512, *case.d_y.shape[2:]), case.d_y.dtype
+  )
   result = case.run(whole, x=x, d_y=d_y)
   return [
       _wrong(f'{name}{_path(path)} not finite over 512 tokens')
@@ -547,7 +731,9 @@ def check_dtypes(case):
     if case.causal:
       carry = calls['call'][0]
       calls['step'] = jax.eval_shape(
-          case.layer.step, carry, jax.ShapeDtypeStruct(x.shape[::2], dtype)
+          case.layer.step,
+          carry,
+          jax.ShapeDtypeStruct(x.shape[:1] + x.shape[2:], dtype),
       )
     initial = jax.eval_shape(
         lambda: case.layer.initialize_carry(_BATCH, compute)
@@ -583,7 +769,7 @@ def check_shapes(case):
       carry, y = jax.eval_shape(layer, case.x[:batch, :time])
       if types(carry) != types(want):
         problems.append(_wrong(f'carry {types(carry)}, want {types(want)}'))
-      if y.shape != (batch, time, layer.out_features):
+      if y.shape != (batch, time, *base.output_shape(layer)):
         problems.append(_wrong(f'outputs {y.shape} for B, T = {batch}, {time}'))
   return problems
 
@@ -642,10 +828,14 @@ CHECKS = dict(
     batch=check_batch,
     lengths=check_lengths,
     transforms=check_transforms,
+    eager=check_eager,
+    grad=check_grad,
+    export=check_export,
     long=check_long,
 )
 _NUMERIC = ('steps', 'chunks', 'reset', 'mask')  # Run for every dtype.
-_CAUSAL_ONLY = ('steps', 'chunks', 'causality')
+_CAUSAL_ONLY = ('steps', 'chunks', 'causality', 'export')
+_PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
 class _Problem(NamedTuple):
@@ -758,8 +948,13 @@ def _compare(case, name, got, want, *, at=None, carry=True, parameters=True):
 
 
 def _with_nan(x, where):
-  """`x` `[B, T, D]` with NaN at the positions `where` `[B|1, T]`."""
-  return np.where(where[..., None], np.asarray(np.nan, x.dtype), x)
+  """`x` `[B, T, D]` with NaN at the positions `where` `[B|1, T]` or `[T]`."""
+  return np.where(_beside(where, x), np.asarray(np.nan, x.dtype), x)
+
+
+def _beside(flag, u):
+  """`flag` `[B|1, T|1]` or `[T]` with the axes of a token of `u` beside."""
+  return flag.reshape(flag.shape + (1,) * (u.ndim - 2))
 
 
 def _zero(what, u):

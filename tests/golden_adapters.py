@@ -75,6 +75,24 @@ def min_lstm(case):
   return {'y': y}, {'h': carry}
 
 
+def rg_lru(case):
+  layer = layers.RGLRU(
+      case.x.shape[2], num_heads=case.cfg['num_heads'], rngs=nnx.Rngs(0)
+  )
+  carry = None
+  if case.st0:  # Which goes on with a sequence.
+    carry = layers.RGLRUCarry(case.st0['h'], case.segment_pos[:, 0] == 0)
+  carry, y = with_parameters(layer, case.par)(
+      case.x, carry, reset=case.segment_pos == 0
+  )
+  return {'y': y}, {'h': carry.h}
+
+
+def hgrn(case):
+  h, y = ops.gated_scan(ops.log_decay_gate, (case.g, case.x), case.st0['h'])
+  return {'y': y}, {'h': h}
+
+
 def elman(case):
   layer = layers.Elman(
       case.x.shape[2], case.st0['h'].shape[1], rngs=nnx.Rngs(0)
@@ -117,6 +135,22 @@ def gru_reset_before(case):
   return {'y': y}, {'h': carry}
 
 
+def slstm(case):
+  layer = layers.SLSTM(
+      case.x.shape[2], case.par['b_f'].shape[0],
+      num_heads=case.cfg['num_heads'], rngs=nnx.Rngs(0),
+  )
+  values = {
+      'W': stacked(case, 'W_{}', 'ifzo'),
+      'R': stacked(case, 'R_{}', 'ifzo').transpose(3, 0, 2, 1),
+      'b': stacked(case, 'b_{}', 'ifzo'),
+  }
+  carry = layers.SLSTMCarry(**case.st0) if case.st0 else None
+  carry, y = with_parameters(layer, values)(case.x, carry)
+  c, n, m, h = carry
+  return {'y': y}, {'c': c, 'n': n, 'm': m, 'h': h}
+
+
 def lstm(case):
   layer = layers.LSTM(
       case.x.shape[2], case.st0['h'].shape[1], rngs=nnx.Rngs(0)
@@ -134,30 +168,178 @@ def lstm(case):
   return {'y': y}, {'c': carry.c, 'h': carry.h}
 
 
+def lmu(case):
+  layer = layers.LMU(
+      case.x.shape[2],
+      case.st0['h'].shape[1],
+      order=case.st0['m'].shape[1],
+      theta=case.cfg['theta'],
+      trainable=True,
+      rngs=nnx.Rngs(0),
+  )
+  layer = with_parameters(layer, case.par | {'B': case.par['B'][:, 0]})
+  carry, y = layer(case.x, layers.LMUCarry(**case.st0))
+  a, b = layers.lmu.legendre_memory(layer.state_features, case.cfg['theta'])
+  outputs = {'y': y, 'A_bar': a, 'B_bar': b[:, None]}
+  return outputs, {'h': carry.h, 'm': carry.m}
+
+
+def s6(case):
+  h, y = ops.selective_scan(
+      case.x, case.delta, case.par['A'], case.B, case.C,
+      D=case.par.get('D'),
+      z=case.z if case.cfg['gate'] else None,
+      delta_bias=case.par.get('delta_bias'),
+      delta_softplus=case.cfg['delta_softplus'],
+  )
+  return {'y': y}, {'h': h}
+
+
+def mamba(case):
+  layer = layers.Mamba(
+      case.x.shape[2], state_features=case.cfg['d_state'],
+      dt_rank=case.cfg['dt_rank'], rngs=nnx.Rngs(0),
+  )
+  channels, features = case.par['W_out'].T.shape
+  into = case.par['W_in'].reshape(2, channels, features).transpose(2, 0, 1)
+  values = {name: case.par[name] for name in ('A_log', 'D')} | {
+      'in_proj.kernel': into,
+      'conv': case.par['conv_w'].T, 'conv_bias': case.par['conv_b'],
+      'x_proj.kernel': case.par['W_xproj'].T,
+      'dt_proj.kernel': case.par['W_dt'].T, 'dt_bias': case.par['b_dt'],
+      'out_proj.kernel': case.par['W_out'].T,
+  }
+  carry, y = with_parameters(layer, values)(case.x)
+  return {'y': y}, {'conv': channels_first(carry.conv), 'ssm': carry.ssm}
+
+
+
+def s4d(case):
+  values = {
+      'C_re': case.par['C'][..., 0], 'C_im': case.par['C'][..., 1],
+      **{u: case.par[u] for u in ('log_A_real', 'A_imag', 'log_dt', 'D')},
+  }
+  sizes = case.x.shape[2], case.par['C'][0].size
+  layer = layers.S4D(*sizes, output_map='none', rngs=nnx.Rngs(0))
+  _, ssm = with_parameters(layer, values)(case.x)
+  values['output.kernel'] = case.par['W_out'].T
+  values['output.bias'] = case.par['b_out']
+  layer = layers.S4D(*sizes, rngs=nnx.Rngs(0))
+  _, y = with_parameters(layer, values)(case.x)
+  return {'ssm': ssm, 'y': y}, {}
+
+
+def s5(case):
+  stored, features, _ = case.par['B'].shape
+  both = case.par['B'][:, 0].size  # Of each pair.
+  layer = layers.S5(
+      features,
+      both if case.cfg['conj_sym'] else stored,
+      conj_sym=case.cfg['conj_sym'],
+      discretization=case.cfg['discretization'],
+      rngs=nnx.Rngs(0),
+  )
+  values = {u: case.par[u] for u in ('Lambda_re', 'Lambda_im', 'D')}
+  values['log_step'] = case.par['log_step'][:, 0]
+  values['B_re'], values['B_im'] = case.par['B'][..., 0], case.par['B'][..., 1]
+  values['C_re'], values['C_im'] = case.par['C'][..., 0], case.par['C'][..., 1]
+  carry, y = with_parameters(layer, values)(case.x)
+  return {'y': y}, parts('h', carry)
+
+
+def lmu_parallel(case):
+  hidden, order = case.par['W_h'].shape[0], case.par['A'].shape[0]
+  layer = layers.ParallelLMU(
+      case.x.shape[2], hidden, order=order, theta=case.cfg['theta'],
+      trainable=True, rngs=nnx.Rngs(0),
+  )
+  values = {name: case.par[name] for name in ('A', 'W_u', 'b_u', 'b_h')}
+  values['B'] = case.par['B'][:, 0]
+  values['W_m'] = case.par['W_h'][:, :order]
+  values['W_x'] = case.par['W_h'][:, order:]
+  _, y = with_parameters(layer, values)(case.x)
+  return {'y': y}, {}
+
+
+def aaren(case):
+  heads, head_features = case.par['q'].shape
+  layer = layers.Aaren(
+      case.x.shape[2], num_heads=heads, head_features=head_features,
+      use_projection=False, rngs=nnx.Rngs(0),
+  )
+  values = {
+      'query': case.par['q'],
+      'key.kernel': case.par['W_k'].transpose(2, 0, 1),
+      'value.kernel': case.par['W_v'].transpose(2, 0, 1),
+  }
+  carry, y = with_parameters(layer, values)(case.x)
+  y = split_heads(y, heads)
+  return {'y': y}, {'m': carry.m, 'log_u': carry.log_u}
+
+
+def wkv(case):
+  state, y = ops.wkv(
+      case.k, case.v, case.par['w_raw'], case.par['u'],
+      ops.WKVState(**case.st0) if case.st0 else None,
+  )
+  return {'y': y}, state._asdict()
+
+
+def rwkv4(case):
+  layer = layers.RWKV4(case.x.shape[2], rngs=nnx.Rngs(0))
+  names = {'key': 'k', 'value': 'v', 'receptance': 'r', 'output': 'o'}
+  values = {f'{k}.kernel': case.par[f'W_{v}'].T for k, v in names.items()} | {
+      name: case.par[name] for name in ('mu_k', 'mu_v', 'mu_r', 'time_first')
+  }
+  values['time_decay'] = raw_decay(case.par['time_decay'])
+  carry, y = with_parameters(layer, values)(case.x)
+  states = {name: getattr(carry, name) for name in ('aa', 'bb', 'pp')}
+  return {'y': y}, states | {'x_prev': carry.previous}
+
+
 ADAPTERS = dict(
+    aaren=aaren,
+    aaren__extreme=aaren,
     causal_conv1d__segments=causal_conv1d,
     elman=elman,
     gru=gru,
     gru__flax_lengths=gru_flax_lengths,
     gru__flax_lengths_reverse=gru_flax_lengths,
     gru__reset_before=gru_reset_before,
+    hgrn=hgrn,
     linrec_complex=linrec_complex,
     linrec_complex__long=linrec_complex,
     linrec_complex__rev=linrec_complex,
     linrec_real=linrec_real,
     linrec_real__long=linrec_real,
     linrec_real__rev=linrec_real,
+    lmu=lmu,
+    lmu__parallel=lmu_parallel,
     lru=lru,
     lru__h0=lru,
     lstm=lstm,
+    mamba__block=mamba,
     mingru=min_gru,
     mingru__h0=min_gru,
     minlstm=min_lstm,
     minlstm__h0=min_lstm,
+    rglru=rg_lru,
+    rglru__h0=rg_lru,
+    rglru__reset=rg_lru,
+    s4d=s4d,
+    s5__bilinear=s5,
+    s5__zoh=s5,
+    rwkv4_timemix=rwkv4,
+    rwkv4_wkv=wkv,
+    rwkv4_wkv__h0=wkv,
+    s6=s6,
+    s6__plain=s6,
+    slstm=slstm,
+    slstm__h0=slstm,
 )
 
 
-# What adapters share: names and axes, but for one sum.
+# What adapters share: names and axes, but for one sum and one logarithm.
 
 
 def with_parameters(layer, values):
@@ -189,6 +371,19 @@ def complex_state(case, name):
 
 def parts(name, u):
   return {f'{name}_re': u.real, f'{name}_im': u.imag}
+
+
+def split_heads(u, num_heads):
+  return u.reshape(*u.shape[:2], num_heads, -1)
+
+
+def raw_decay(time_decay):
+  """Weights are published as `d`, but inference code is given `-exp(d)`."""
+  return jnp.log(-time_decay)
+
+
+def channels_first(u):
+  return u.swapaxes(1, 2)
 
 
 def gru_of(case):

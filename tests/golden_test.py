@@ -24,9 +24,15 @@ _DIRECTORY = pathlib.Path(
 )
 
 
+# What is compared, where it is not all: Mamba's authors keep the last K inputs
+# of the convolution, of which only K - 1 are read again.
+_PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
+
+
 def _read(path):
   with np.load(path) as file:
-    return {key: file[key] for key in file.files}
+    parts = _PARTS.get(path.stem, {})
+    return {key: file[key][parts.get(key, ...)] for key in file.files}
 
 
 def _run(adapter, data, dtype):
@@ -162,7 +168,8 @@ class AdaptersTest(parameterized.TestCase):
     allowed = (
         'layers.', 'ops.', 'nnx.Rngs', 'jnp.stack', 'jax.lax.complex', 'layer',
         'with_parameters', 'case.', 'stacked', 'total', 'parts', 'gru_',
-        'complex_state',
+        'complex_state', 'channels_first', 'split_heads',
+        'raw_decay', 'state._asdict', 'getattr', 'names.',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

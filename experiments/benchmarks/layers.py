@@ -38,7 +38,7 @@ _AGAINST_STEPS = flags.DEFINE_multi_integer(
 )
 _BATCH = flags.DEFINE_integer('batch', 4, 'Sequences at once.')
 _FEATURES = flags.DEFINE_integer(
-    'features', 256, 'Width of the input; a multiple of 64.'
+    'features', 256, 'Width of the input; a multiple of 16.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
@@ -60,21 +60,14 @@ _COLUMNS = {
 
 
 def make(name, width):
-  """Returns a layer of `width` inputs, its defaults but for what it must have.
+  """Returns a layer of `width` inputs with its defaults.
 
   Args:
     name: A name in `rnnzoo.layers.LAYERS`.
-    width: Features of a token, `[H, W, C]` being `[8, 8, width / 64]`.
+    width: Features of a token; for frames, of `[4, 4, width / 16]`.
   """
-  frame = dict(input_shape=(8, 8, width // 64))
-  options = dict(
-      conv_lstm=dict(frame, features=width // 64),
-      conv_s5=dict(frame, state_features=width // 64),
-  ).get(name)
-  layer = layers.LAYERS[name]
-  if options is not None:
-    return layer(**options, rngs=nnx.Rngs(0))
-  return layer(width, rngs=nnx.Rngs(0))
+  size = (4, 4, width // 16) if name.startswith('conv_') else width
+  return layers.LAYERS[name](size, rngs=nnx.Rngs(0))
 
 
 def programs_of(layer, by_step):
@@ -106,7 +99,7 @@ def programs_of(layer, by_step):
 def measure(name, length):
   """Returns the row of a layer at one length."""
   layer = make(name, _FEATURES.value)
-  shape = getattr(layer, 'input_shape', (layer.in_features,))
+  shape = base.input_shape(layer)
   x = jax.random.normal(jax.random.key(0), (_BATCH.value, length, *shape))
   # A cell has no other form.
   by_step = length in _AGAINST_STEPS.value and not isinstance(

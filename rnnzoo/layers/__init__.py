@@ -1,15 +1,47 @@
 """Floor 1: one architecture a file, one contract for all (`base.py`)."""
 
+from rnnzoo.layers.aaren import Aaren as Aaren
+from rnnzoo.layers.aaren import AarenCarry as AarenCarry
 from rnnzoo.layers.base import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.base import RecurrentCell as RecurrentCell
 from rnnzoo.layers.base import RecurrentLayer as RecurrentLayer
+from rnnzoo.layers.base import TimedRecurrence as TimedRecurrence
+from rnnzoo.layers.cg_lru import CGLRU as CGLRU
+from rnnzoo.layers.conv_lstm import ConvLSTM as ConvLSTM
+from rnnzoo.layers.conv_lstm import ConvLSTMCarry as ConvLSTMCarry
+from rnnzoo.layers.conv_s5 import ConvS5 as ConvS5
 from rnnzoo.layers.elman import Elman as Elman
+from rnnzoo.layers.griffin import GriffinBlock as GriffinBlock
+from rnnzoo.layers.griffin import GriffinCarry as GriffinCarry
 from rnnzoo.layers.gru import GRU as GRU
+from rnnzoo.layers.hgrn import HGRN as HGRN
+from rnnzoo.layers.lmu import LMU as LMU
+from rnnzoo.layers.lmu import LMUCarry as LMUCarry
 from rnnzoo.layers.lru import LRU as LRU
 from rnnzoo.layers.lstm import LSTM as LSTM
 from rnnzoo.layers.lstm import LSTMCarry as LSTMCarry
+from rnnzoo.layers.mamba import Mamba as Mamba
+from rnnzoo.layers.mamba import MambaCarry as MambaCarry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
+from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
+from rnnzoo.layers.rg_lru import RGLRU as RGLRU
+from rnnzoo.layers.rg_lru import RGLRUCarry as RGLRUCarry
+from rnnzoo.layers.rwkv4 import RWKV4 as RWKV4
+from rnnzoo.layers.rwkv4 import RWKV4Carry as RWKV4Carry
+from rnnzoo.layers.rwkv4 import RWKV4ChannelMix as RWKV4ChannelMix
+from rnnzoo.layers.s4 import S4 as S4
+from rnnzoo.layers.s4d import S4D as S4D
+from rnnzoo.layers.s5 import S5 as S5
+from rnnzoo.layers.sgru import SGRU as SGRU
+from rnnzoo.layers.slstm import SLSTM as SLSTM
+from rnnzoo.layers.slstm import SLSTMBlock as SLSTMBlock
+from rnnzoo.layers.slstm import SLSTMBlockCarry as SLSTMBlockCarry
+from rnnzoo.layers.slstm import SLSTMCarry as SLSTMCarry
+from rnnzoo.layers.tfc_sgru import TFCSGRU as TFCSGRU
+from rnnzoo.layers.tfc_sgru import TFCSGRUCarry as TFCSGRUCarry
+from rnnzoo.layers.tt_gru import TTGRU as TTGRU
+from rnnzoo.layers.tt_lstm import TTLSTM as TTLSTM
 from rnnzoo.layers.wrappers import Bidirectional as Bidirectional
 from rnnzoo.layers.wrappers import BidirectionalCarry as BidirectionalCarry
 from rnnzoo.layers.wrappers import Reverse as Reverse
@@ -26,10 +58,31 @@ from rnnzoo.layers.wrappers import time_major as time_major
 
 # By the names used in configs, one per architecture.
 LAYERS = dict(
+    aaren=Aaren,
+    cg_lru=CGLRU,
+    conv_lstm=ConvLSTM,
+    conv_s5=ConvS5,
     elman=Elman,
+    griffin=GriffinBlock,
     gru=GRU,
+    hgrn=HGRN,
+    lmu=LMU,
     lru=LRU,
     lstm=LSTM,
+    mamba=Mamba,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
+    parallel_lmu=ParallelLMU,
+    rg_lru=RGLRU,
+    rwkv4=RWKV4,
+    rwkv4_channel_mix=RWKV4ChannelMix,
+    s4=S4,
+    s4d=S4D,
+    s5=S5,
+    sgru=SGRU,
+    slstm=SLSTM,
+    slstm_block=SLSTMBlock,
+    tfc_sgru=TFCSGRU,
+    tt_gru=TTGRU,
+    tt_lstm=TTLSTM,
 )

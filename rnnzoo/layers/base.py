@@ -44,6 +44,9 @@ class RecurrentLayer(nnx.Module):
     out_features: Size `D_out` of an output token.
     dtype: Compute dtype, or `None` for that of the input.
     causal: Whether outputs depend on no later input; else there is no `step`.
+    input_shape: Of layers only whose token is no vector: its sizes, the last of
+      them `in_features`, `[H, W, C]` of an image. Read `[B, T, H, W, C]` for
+      `[B, T, D_in]` then; outputs differ from that in their last axis only.
   """
 
   in_features: int
@@ -178,9 +181,9 @@ class LinearRecurrence(RecurrentLayer):
     """Maps states `[..., H]` and inputs `[..., D_in]` to `[..., D_out]`."""
     raise TypeError(f'{type(self).__name__} does not define readout.')
 
-  def scan(self, x, carry, initial, reset, mask):
+  def scan(self, x, carry, initial, reset, mask, dt=None):
     """Maps inputs `[B, T, D_in]` to the last carry and states `[B, T, H]`."""
-    a, b = self.recurrence(x)
+    a, b = self.recurrence(x) if dt is None else self.recurrence(x, dt)
     if reset is not None and not self.initial_is_zero:
       b = jnp.where(reset[..., None], b + a * initial[:, None], b)
     if mask is not None:
@@ -196,6 +199,34 @@ class LinearRecurrence(RecurrentLayer):
   def step(self, carry, x, *, reset=None, mask=None):
     x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
     a, b = self.recurrence(x)
+    h = a * (carry if reset is None else select(reset, initial, carry)) + b
+    carry = h if mask is None else select(mask, h, carry)
+    return carry, masked(self.readout(h, x), mask)
+
+
+class TimedRecurrence(LinearRecurrence):
+  """A linear recurrence whose steps may differ in length.
+
+  `dt` `[B, T]`, in `step` `[B]`, is the length of each step as a multiple of
+  the usual one, not negative: the time that the token stands for. `None` means
+  1. It has a gradient.
+  """
+
+  def recurrence(
+      self, x: jax.Array, dt: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """`LinearRecurrence.recurrence`, with the lengths of the steps `[...]`."""
+    raise TypeError(f'{type(self).__name__} does not define recurrence.')
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None, dt=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+    dt = prepare_dt(dt, x, mask)
+    carry, h = self.scan(x, carry, initial, reset, mask, dt)
+    return carry, masked(self.readout(h, x), mask)
+
+  def step(self, carry, x, *, reset=None, mask=None, dt=None):
+    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
+    a, b = self.recurrence(x, prepare_dt(dt, x, mask))
     h = a * (carry if reset is None else select(reset, initial, carry)) + b
     carry = h if mask is None else select(mask, h, carry)
     return carry, masked(self.readout(h, x), mask)
@@ -259,19 +290,21 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
   Raises:
     ValueError: If shapes or dtypes disagree.
   """
-  axes = '[B, D]' if step else '[B, T, D]'
-  if x.ndim != (2 if step else 3) or x.shape[-1] != layer.in_features:
+  axes, token = ('B',) if step else ('B', 'T'), input_shape(layer)
+  if x.ndim != len(axes) + len(token) or x.shape[len(axes) :] != token:
+    names = ('D',) if len(token) == 1 else ('H', 'W', 'C')
     raise ValueError(
-        f'`x` must be {axes} with D = {layer.in_features}, got {x.shape}.'
+        f'`x` must be [{", ".join(axes + names)}] with '
+        f'{", ".join(names)} = {", ".join(map(str, token))}, got {x.shape}.'
     )
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'`x` must be floating, got {x.dtype}.')
   for name, flag in (('reset', reset), ('mask', mask)):
     if flag is not None and (
-        flag.shape != x.shape[:-1] or flag.dtype != jnp.bool_
+        flag.shape != x.shape[: len(axes)] or flag.dtype != jnp.bool_
     ):
       raise ValueError(
-          f'`{name}` must be bool {x.shape[:-1]}, got {flag.dtype} '
+          f'`{name}` must be bool {x.shape[: len(axes)]}, got {flag.dtype} '
           f'{flag.shape}.'
       )
   x = x.astype(layer.dtype or x.dtype)
@@ -281,12 +314,36 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
   else:
     check_carry(carry, initial)
   if mask is not None:
-    x = jnp.where(mask[..., None], x, 0)
+    x = masked(x, mask)
     reset = None if reset is None else reset & mask
   # In a user's `jax.shard_map` a state made here would be the same on every
   # device, which its successor is not, and a scan wants one type for both.
   leaves, structure = jax.tree.flatten((x, carry, initial, reset))
   return jax.tree.unflatten(structure, sharded.same_varying(*leaves))
+
+
+def prepare_dt(dt, x, mask):
+  """Checks lengths of steps and brings them into working form.
+
+  Args:
+    dt: Floating, of the shape of `x` but for its features, or `None`.
+    x: Inputs, prepared.
+    mask: The steps that exist, or `None`.
+
+  Returns:
+    `dt` in the dtype of states, 1 where masked; or `None`.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  if dt is None:
+    return None
+  if dt.shape != x.shape[:-1] or not jnp.issubdtype(dt.dtype, jnp.floating):
+    raise ValueError(
+        f'`dt` must be floating {x.shape[:-1]}, got {dt.dtype} {dt.shape}.'
+    )
+  dt = dt.astype(state_dtype(x.dtype))
+  return dt if mask is None else jnp.where(mask, dt, 1)
 
 
 def check_carry(carry, initial):
@@ -319,5 +376,17 @@ def state_dtype(dtype) -> jnp.dtype:
 
 
 def masked(y: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Returns `y` `[..., D]` with 0 where `mask` `[...]` is `False`."""
-  return y if mask is None else jnp.where(mask[..., None], y, 0)
+  """Returns `y` with 0 where `mask`, over its leading axes, is `False`."""
+  if mask is None:
+    return y
+  return jnp.where(mask.reshape(mask.shape + (1,) * (y.ndim - mask.ndim)), y, 0)
+
+
+def input_shape(layer) -> tuple[int, ...]:
+  """The sizes of an input token: `[D_in]` but for layers of images."""
+  return getattr(layer, 'input_shape', (layer.in_features,))
+
+
+def output_shape(layer) -> tuple[int, ...]:
+  """The sizes of an output token."""
+  return input_shape(layer)[:-1] + (layer.out_features,)

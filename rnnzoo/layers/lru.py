@@ -9,7 +9,7 @@ from rnnzoo.layers import base
 from rnnzoo.layers import initializers
 
 
-class LRU(base.LinearRecurrence):
+class LRU(base.TimedRecurrence):
   r"""A complex diagonal linear recurrence between two dense maps.
 
   .. math::
@@ -26,6 +26,11 @@ class LRU(base.LinearRecurrence):
   and the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase` pi /
   10 for sequences of 16k). The paper trains `nu_log`, `theta_log`, `gamma_log`
   and B with a smaller rate and without decay (they carry `recurrent` metadata).
+
+  A token that stands for `dt` steps (call and `step` take `dt` `[B, T]` and
+  `[B]`) decays the state by :math:`\lambda^{dt}`: a step of 2 is one without
+  input and then one with it. :math:`\gamma` stays as it is, a weight of the
+  input: with uneven steps it no longer keeps the variance.
 
   Example::
 
@@ -108,10 +113,13 @@ class LRU(base.LinearRecurrence):
     dtype = jnp.promote_types(dtype, jnp.complex64)
     return jnp.zeros((batch_size, self.state_features), dtype)
 
-  def recurrence(self, x):
+  def recurrence(self, x, dt=None):
     dtype = base.state_dtype(x.dtype)
-    modulus = jnp.exp(-jnp.exp(self.nu_log[...].astype(dtype)))
+    rate = jnp.exp(self.nu_log[...].astype(dtype))
     phase = jnp.exp(self.theta_log[...].astype(dtype))
+    if dt is not None:
+      rate, phase = rate * dt[..., None], phase * dt[..., None]
+    modulus = jnp.exp(-rate)
     lambda_ = jax.lax.complex(
         modulus * jnp.cos(phase), modulus * jnp.sin(phase)
     )

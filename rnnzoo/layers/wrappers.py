@@ -49,6 +49,11 @@ class Reverse(base.RecurrentLayer):
     self.out_features = layer.out_features
     self.dtype = layer.dtype
 
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Sizes of its input token."""
+    return base.input_shape(self.layer)
+
   def initialize_carry(self, batch_size: int, dtype=None) -> base.Carry:
     """Returns the carry of the layer, before the last token."""
     return self.layer.initialize_carry(batch_size, dtype)
@@ -57,7 +62,7 @@ class Reverse(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     flip = lambda u: None if u is None else jnp.flip(u, axis=1)
     if reset is not None:
-      reset = _starts_of_reversed(reset, mask)
+      reset = starts_of_reversed(reset, mask)
     carry, y = self.layer(flip(x), carry, reset=flip(reset), mask=flip(mask))
     return carry, flip(y)
 
@@ -145,6 +150,11 @@ class Bidirectional(base.RecurrentLayer):
       self.out_features += backward.out_features
     self.dtype = forward.dtype
 
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Sizes of an input token of either."""
+    return base.input_shape(self.forward)
+
   def initialize_carry(self, batch_size: int, dtype=None) -> BidirectionalCarry:
     """Returns the carries of both layers."""
     return BidirectionalCarry(
@@ -174,22 +184,23 @@ class _RNNCell(nnx.RNNCellBase):
     """Returns the carry for inputs `[*batch, D]`; no randomness is needed."""
     if carry_init is not None:
       raise ValueError('`carry_init` must be None: the layer has its own.')
-    batch = tuple(input_shape[:-1])
+    batch = tuple(input_shape[: -self.num_feature_axes])
     carry = self.layer.initialize_carry(int(np.prod(batch)), self.dtype)
     return _reshape_batch(carry, 1, batch)
 
   def __call__(self, carry, inputs):
     """Maps a carry and `[*batch, D]` to a carry and `[*batch, D_out]`."""
-    batch = inputs.shape[:-1]
+    axes = inputs.ndim - self.num_feature_axes
+    batch = inputs.shape[:axes]
     carry, y = self.layer.step(
-        _reshape_batch(carry, len(batch), (-1,)),
-        inputs.reshape((-1,) + inputs.shape[-1:]),
+        _reshape_batch(carry, axes, (-1,)),
+        inputs.reshape((-1,) + inputs.shape[axes:]),
     )
     return _reshape_batch(carry, 1, batch), y.reshape(batch + y.shape[1:])
 
   @property
   def num_feature_axes(self):
-    return 1
+    return len(base.input_shape(self.layer))
 
 
 def as_rnn_cell(layer: base.RecurrentLayer, dtype=None) -> nnx.RNNCellBase:
@@ -444,7 +455,9 @@ def put_rows(carry: base.Carry, rows: jax.Array, new: base.Carry, *, axis=0):
   return jax.tree.map(lambda u, n: u.at[here].set(n), carry, new)
 
 
-def _starts_of_reversed(reset, mask):
+def starts_of_reversed(
+    reset: jax.Array, mask: jax.Array | None
+) -> jax.Array:
   """Where sequences `[B, T]` start when time runs backwards, in forward order.
 
   A sequence read backwards starts at its last token: where a next token exists

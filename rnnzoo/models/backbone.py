@@ -38,13 +38,12 @@ class Backbone(nnx.Module):
       UserValueError: If a layer or one of its options does not exist.
     """
     known = dict(zoo.LAYERS, **(layers or {}))
-    names = config.layer_names
     period = min(config.layer.count(',') + 1, config.num_layers)
     self.config = config
     self.stacks = nnx.List([
         _stack([
-            blocks.Block(config, make_layer(config, n, known, rngs), rngs=rngs)
-            for n in names[position::period]
+            blocks.Block(config, make_layer(config, d, known, rngs), rngs=rngs)
+            for d in range(position, config.num_layers, period)
         ])
         for position in range(period)
     ])
@@ -137,12 +136,13 @@ class Backbone(nnx.Module):
     return tuple(new_carry), x
 
 
-def make_layer(config: ModelConfig, name: str, known, rngs: nnx.Rngs):
-  """Builds the layer called `name` with its options out of `config`.
+def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
+  """Builds the layer of the block at `depth` with its options out of `config`.
 
   Raises:
     UserValueError: If the layer or an option does not exist.
   """
+  name = config.layer_names[depth]
   if name not in known:
     raise errors.UserValueError(
         f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
@@ -156,6 +156,11 @@ def make_layer(config: ModelConfig, name: str, known, rngs: nnx.Rngs):
   signature = inspect.signature(
       make.__init__ if inspect.isclass(make) else make
   )
+  if 'input_shape' in signature.parameters:
+    raise errors.UserValueError(
+        f'Layer {name} reads images [H, W, C]; the blocks of a model are made '
+        'of vectors. Use it by itself.'
+    )
   allowed = set(signature.parameters) - {
       'self', 'in_features', 'rngs', 'dtype', 'param_dtype',
   }
@@ -166,6 +171,14 @@ def make_layer(config: ModelConfig, name: str, known, rngs: nnx.Rngs):
           f'model.layer_options).{errors.suggest(option, allowed)} Its options '
           f'are: {", ".join(sorted(allowed))}.'
       )
+  # What some start from depends on which of their kind they are.
+  index = config.layer_names[:depth].count(name)
+  count = config.layer_names.count(name)
+  place = dict(
+      layer_index=index, num_layers=count,
+      relative_depth=index / max(count - 1, 1),
+  )
+  options = {k: v for k, v in place.items() if k in allowed} | options
   build = functools.partial(
       make,
       config.features,

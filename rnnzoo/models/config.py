@@ -152,8 +152,78 @@ def _lra(features, state_features, dropout, r_min, r_max, **fields):
   )
 
 
+def _hawk(features, hidden_features, num_layers):
+  """A language model of table 2 of the Griffin paper, all of it recurrent."""
+  options = dict(hidden_features=hidden_features, output_scale=2 / num_layers)
+  return ModelConfig(
+      layer='griffin', num_layers=num_layers, features=features, mlp_factor=3,
+      tie_embeddings=True, layer_options=options,
+  )
+
+
+def _mamba(num_layers, features, **fields):
+  """A language model of the Mamba paper: the layer is all there is."""
+  return ModelConfig(
+      layer='mamba', num_layers=num_layers, features=features, mlp='none',
+      layer_options=dict(num_layers=num_layers),
+      **dict(dict(tie_embeddings=True, scan_layers=True), **fields),
+  )
+
+
+def _psmnist(layer, features, order):
+  """A classifier of pixel sequences by an LMU and its last output."""
+  return ModelConfig(
+      layer=layer, num_layers=1, features=features, mlp='none',
+      layer_options=dict(order=order, theta=784.0), in_features=1,
+      num_classes=10, pooling='last',
+  )
+
+
+def _rwkv4(num_layers, features):
+  """A language model of RWKV-4: two of our blocks are one layer of theirs."""
+  return ModelConfig(
+      layer='rwkv4,rwkv4_channel_mix', num_layers=2 * num_layers,
+      features=features, norm='layer', mlp='none', scan_layers=True,
+  )
+
+
+def _s5(features, state_features, blocks, c_init, dropout, **fields):
+  """An S5 classifier of the official scripts, those with `half_glu`."""
+  options = dict(
+      state_features=state_features, blocks=blocks, c_init=c_init,
+      bidirectional=True, **fields.pop('options', {}),
+  )
+  return ModelConfig(
+      layer='s5', num_layers=6, features=features, layer_options=options,
+      norm='batch', gate='half_glu', mlp='none', dropout=dropout,
+      dropout_over_time=True, **fields,
+  )
+
+
+def _s4(features, state_features, norm_position, **fields):
+  """An S4 classifier of the official configs of the long range arena.
+
+  Theirs adds the two directions up; here a linear map brings them together.
+  """
+  options = dict(
+      state_features=state_features, output_map='none',
+      **fields.pop('options', {}),
+  )
+  return ModelConfig(
+      layer='s4', num_layers=6, features=features, layer_options=options,
+      bidirectional=True, norm='batch', norm_position=norm_position,
+      gate='glu', mlp='none', **fields,
+  )
+
+
 # Published models, by name. Vocabularies and classes belong to the data.
 PRESETS = dict(
+    hawk_100m=_hawk(768, 1024, 12),
+    hawk_200m=_hawk(1024, 1536, 12),
+    hawk_400m=_hawk(1536, 2048, 12),
+    hawk_1_3b=_hawk(2048, 2560, 24),
+    hawk_3b=_hawk(3072, 4096, 24),
+    hawk_7b=_hawk(4096, 5632, 32),
     min_gru_shakespeare=ModelConfig(
         layer='min_gru', num_layers=3, features=384,
         layer_options=dict(expansion_factor=2), dropout=0.2,
@@ -171,6 +241,54 @@ PRESETS = dict(
         layer_options=dict(
             expansion_factor=6, normalize=False, learn_initial_state=True
         ),
+    ),
+    # xLSTM[0:1] of the official code; its MLP has 1.3 * 64 features, rounded up
+    # to a multiple of 64.
+    slstm_parity=ModelConfig(
+        layer='slstm_block', num_layers=2, features=64, norm='layer',
+        mlp='geglu', mlp_factor=2.0, vocab_size=3,
+        layer_options=dict(num_heads=1),
+    ),
+    mamba_130m=_mamba(24, 768),
+    mamba_370m=_mamba(48, 1024),
+    mamba_790m=_mamba(48, 1536),
+    mamba_1p4b=_mamba(48, 2048),
+    mamba_2p8b=_mamba(64, 2560),
+    mamba_selective_copying=_mamba(
+        2, 64, vocab_size=16, tie_embeddings=False, scan_layers=False
+    ),
+    # One layer on permuted images, one pixel a token; here, as in every model,
+    # with an encoder, a norm and a residual connection that it does not have.
+    lmu_psmnist=_psmnist('lmu', 212, 256),
+    parallel_lmu_psmnist=_psmnist('parallel_lmu', 346, 468),
+    rwkv4_169m=_rwkv4(12, 768),
+    rwkv4_430m=_rwkv4(24, 1024),
+    rwkv4_1p5b=_rwkv4(24, 2048),
+    rwkv4_3b=_rwkv4(32, 2560),
+    rwkv4_7b=_rwkv4(32, 4096),
+    rwkv4_14b=_rwkv4(40, 5120),
+    s4_listops=_s4(256, 4, 'post', num_classes=10),
+    s4_text=_s4(256, 4, 'pre', num_classes=2),
+    s4_image=_s4(512, 64, 'post', dropout=0.1, in_features=1, num_classes=10),
+    s4_pathfinder=_s4(256, 64, 'pre', in_features=1, num_classes=2),
+    s4_pathx=_s4(
+        256, 64, 'pre', in_features=1, num_classes=2,
+        options=dict(dt_min=1e-4),
+    ),
+    s5_image=_s5(
+        512, 384, 3, 'lecun_normal', 0.1, in_features=1, num_classes=10,
+        options=dict(clip_eigs=True),
+    ),
+    s5_pathfinder=_s5(
+        192, 256, 8, 'trunc_standard_normal', 0.05, in_features=1,
+        num_classes=2,
+    ),
+    s5_pathx=_s5(
+        128, 256, 16, 'complex_normal', 0.0, in_features=1, num_classes=2,
+        options=dict(dt_min=1e-4),
+    ),
+    s5_speech=_s5(
+        96, 128, 16, 'lecun_normal', 0.1, in_features=1, num_classes=35
     ),
     lru_scifar=_lra(512, 384, 0.1, 0.9, 0.999, in_features=3, num_classes=10),
     lru_listops=_lra(128, 256, 0.0, 0.0, 0.99, num_classes=10),

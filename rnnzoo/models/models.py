@@ -48,6 +48,13 @@ class LanguageModel(nnx.Module):
     self.config = config
     self.embed = _embedding(config, rngs)
     self.backbone = Backbone(config, layers, rngs=rngs)
+    for stack in self.backbone.stacks:
+      if not stack.layer.causal:
+        raise errors.UserValueError(
+            'model.layer must be causal in a language model: '
+            f'{type(stack.layer).__name__} with these layer_options sees the '
+            'next token.'
+        )
     self.norm = common.NORMS[config.norm](
         config.features, param_dtype=jnp.dtype(config.param_dtype), rngs=rngs
     )

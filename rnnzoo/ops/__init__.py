@@ -2,6 +2,7 @@
 
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
+from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
 from rnnzoo.ops.gated_scan import identity as identity
@@ -9,7 +10,20 @@ from rnnzoo.ops.gated_scan import min_gru_gate as min_gru_gate
 from rnnzoo.ops.gated_scan import min_lstm_gate as min_lstm_gate
 from rnnzoo.ops.gated_scan import positive as positive
 from rnnzoo.ops.gated_scan import rg_lru_gate as rg_lru_gate
+from rnnzoo.ops.hgrn import hgrn_gate as hgrn_gate
+from rnnzoo.ops.hgrn import log_decay_gate as log_decay_gate
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.core import Implementation as Implementation
 from rnnzoo.ops.linear_scan.core import implementation as implementation
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
+from rnnzoo.ops.lti_scan import lti_scan as lti_scan
+from rnnzoo.ops.max_plus_scan import max_plus_scan as max_plus_scan
+from rnnzoo.ops.selective_scan import selective_scan as selective_scan
+from rnnzoo.ops.softmax_scan import SoftmaxState as SoftmaxState
+from rnnzoo.ops.softmax_scan import empty_softmax_state as empty_softmax_state
+from rnnzoo.ops.softmax_scan import softmax_last as softmax_last
+from rnnzoo.ops.softmax_scan import softmax_scan as softmax_scan
+from rnnzoo.ops.wkv import WKVState as WKVState
+from rnnzoo.ops.wkv import empty_wkv_state as empty_wkv_state
+from rnnzoo.ops.wkv import wkv as wkv
+from rnnzoo.ops.wkv import wkv_step as wkv_step

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 
 from absl.testing import parameterized
 from flax import nnx
@@ -166,6 +167,34 @@ class _AcceptsAnything(_Leaky):
     return super().__call__(x[..., : self.in_features], carry, reset=reset)
 
 
+class _GateDetached(_Leaky):
+  """All forms of it agree, on wrong gradients."""
+
+  def update(self, h, x, reset, mask):
+    x = x.astype(h.dtype)
+    gate = jax.nn.sigmoid(x)
+    return super().update(
+        h * jax.lax.stop_gradient(gate) / gate, x, reset, mask
+    )
+
+
+class _CountsCalls(_Leaky):
+  """Remembers something on Python's side, which a compiled program does not."""
+
+  calls = itertools.count()
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    carry, y = super().step(carry, x, reset=reset, mask=mask)
+    return carry, y * (1 + next(self.calls))
+
+
+class _AsksTheHost(_Leaky):
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    carry, y = super().step(carry, x, reset=reset, mask=mask)
+    return carry, jax.pure_callback(np.asarray, y, y)
+
+
 # The check that must notice; others may, too.
 _BREACHES = {
     'reset': (_ResetByMultiplication, _ResetAfterwards),
@@ -175,6 +204,9 @@ _BREACHES = {
     'causality': (_LooksAhead,),
     'batch': (_MixesRows,),
     'errors': (_AcceptsAnything,),
+    'eager': (_CountsCalls,),
+    'grad': (_GateDetached,),
+    'export': (_AsksTheHost,),
 }
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import numpy as np
 from rnnzoo import testing
+from rnnzoo.layers import base
 
 _BATCH, _TIME = 2, 9
 
@@ -37,7 +38,7 @@ def check(equations, make_layer, *, carry_of=None):
         lambda p: p + 0.3 * random.standard_normal(p.shape), params
     )
     layer = nnx.merge(graph, params, rest)
-    x = random.standard_normal((_BATCH, _TIME, layer.in_features))
+    x = random.standard_normal((_BATCH, _TIME, *base.input_shape(layer)))
     initial = layer.initialize_carry(_BATCH, x.dtype)
     if carry_of is None:
       carry = jax.tree.map(lambda u: _normal(random, u), initial)

@@ -303,7 +303,10 @@ class RowsTest(parameterized.TestCase):
   def test_requests_come_and_go(self, make_layer):
     layer = make_layer(nnx.Rngs(0))
     full = lambda *values: jax.tree.map(
-        lambda u: u + np.asarray(values, u.dtype)[:, None],
+        lambda u: jnp.broadcast_to(
+            np.asarray(values, u.dtype).reshape((-1,) + (1,) * (u.ndim - 1)),
+            u.shape,
+        ),
         layer.initialize_carry(len(values)),
     )
     # Request 1 ends, another takes its place; then beams 2, 1, 2 live on.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import layers
 from rnnzoo import models
 
 B, T, V = 2, 9, 16
@@ -137,8 +138,47 @@ class LanguageModelTest(parameterized.TestCase):
         self.assertLen(axes, leaf.get_value().ndim, path)
         self.assertEqual(axes[0] == 'layers', 'stacks' in path, path)
 
+  @parameterized.parameters(sorted(layers.LAYERS))
+  def test_every_layer_fits(self, name):
+    config = models.ModelConfig.tiny().replace(layer=name)
+    if name.startswith('conv_'):
+      with self.assertRaisesRegex(errors.UserValueError, 'reads images'):
+        models.LanguageModel(config, rngs=nnx.Rngs(0))
+      return
+    make_model = lambda: models.LanguageModel(config, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(make_model)
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+      axes = leaf.get_metadata('axes')
+      self.assertLen(axes, len(leaf.get_value().shape), path)
+      self.assertEqual(axes[0] == 'layers', 'stacks' in path, path)
+
+    def run():
+      model, (tokens, flags) = make_model(), inputs()
+      carry, logits = model(tokens, **flags)
+      return logits, model.step(carry, tokens[:, 0])[1]
+
+    logits, logits_t = jax.eval_shape(run)
+    self.assertEqual(logits.shape, (B, T, V))
+    self.assertEqual(logits_t.shape, (B, V))
+
+  def test_a_layer_knows_how_deep_it_is(self):
+    model = make(
+        layer='rwkv4,slstm_block', num_layers=5, mlp='none',
+        layer_options=dict(slstm_block=dict(num_heads=1)),
+    )
+    time_mix, slstm = (stack.layer for stack in model.backbone.stacks)
+    channel = np.arange(8) / 8
+    for i in range(3):
+      np.testing.assert_allclose(
+          time_mix.mu_k[i], channel ** (1 - i / 3), rtol=1e-5
+      )
+    for i in range(2):
+      np.testing.assert_allclose(
+          slstm.cell.b[i, 1], 5 - 12 * (np.arange(8) / 7) ** (0.3 + 1.3 * i),
+          rtol=1e-5,
+      )
+
   def test_a_layer_of_ones_own(self):
-    from rnnzoo import layers
 
     class Mine(layers.MinGRU):
       pass

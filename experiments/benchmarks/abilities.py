@@ -1,0 +1,306 @@
+"""What each layer can learn: to remember a token, and the parity of a string.
+
+  python -m experiments.benchmarks.abilities \
+      --out=experiments/results/abilities.json
+
+One block of one layer, asked at every step and judged at the last one:
+
+* `remember`: which of eight symbols came first, after 128 distractors;
+* `parity`: whether the ones among 40 bits were odd, and, with the same weights,
+  among 256. A recurrence whose decays are positive and do not look at the state
+  cannot do that (https://arxiv.org/abs/2411.12537): it may count as far as it
+  was trained, but not further.
+
+Each goes on until it is right 99.5 times of 100, or until `--steps`. The JSON
+is written as training goes; what it holds is not trained again, so that a run
+that was stopped goes on with the same command.
+"""
+
+import json
+import pathlib
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+from experiments import tasks
+from experiments.benchmarks import timing
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+from rnnzoo import layers
+from rnnzoo import models
+from rnnzoo.training import losses
+from rnnzoo.training import metrics
+from rnnzoo.training import optimizers
+from rnnzoo.training import state as state_lib
+from rnnzoo.training import step as step_lib
+
+_TASKS = ('remember', 'parity')
+_LAYERS = flags.DEFINE_multi_string(
+    'layers', None, 'Which ones to train; default: all that can be asked.'
+)
+_TASK = flags.DEFINE_multi_enum('tasks', list(_TASKS), _TASKS, 'At what.')
+_STEPS = flags.DEFINE_integer('steps', 1500, 'At most.', lower_bound=1)
+_BATCH = flags.DEFINE_integer('batch', 32, 'Sequences a step.', lower_bound=1)
+_FEATURES = flags.DEFINE_integer('features', 32, 'Width.', lower_bound=1)
+_GAP = flags.DEFINE_integer('gap', 128, 'Distractors.', lower_bound=1)
+_BITS = flags.DEFINE_integer('bits', 40, 'To train with.', lower_bound=1)
+_MORE_BITS = flags.DEFINE_integer('more_bits', 256, 'To test with.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/abilities.json', 'Where to write.'
+)
+
+_SYMBOLS = _DISTRACTORS = 8
+_ENOUGH = 0.995
+_EVAL_EVERY, _EVAL_SEQUENCES = 50, 512
+
+# Learning rates and options of layers, and how many times more steps they may
+# have, where the common ones do not serve: Adam at 3e-3, the layer's defaults.
+_SETTINGS = dict(
+    remember=dict(
+        # A plain tanh network forgets: 128 steps back the gradient is tiny, and
+        # larger steps of its orthogonal matrix make it chaotic. It gets there
+        # (64 % after 1500 steps, and rising), but slowly.
+        elman=dict(learning_rate=1e-3, patience=4),
+        # The same for every token, its decays must be near 1 from the start.
+        lru=dict(layer_options=dict(r_min=0.99, r_max=0.9999)),
+    ),
+    # Parity is found all of a sudden, and sooner at a larger rate.
+    parity=dict(
+        gru=dict(learning_rate=1e-2),
+        lstm=dict(learning_rate=1e-2),
+        slstm=dict(learning_rate=1e-2),
+    ),
+)
+
+# Tokens of these are images; the last one looks at one token before, no more.
+_NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix')
+
+# Whether a layer can tell parity at any length, where theory has a word on it.
+_PARITY = dict(
+    # What they do with a bit depends on the state.
+    elman='can', gru='can', lmu='can', lstm='can', sgru='can', slstm='can',
+    slstm_block='can', tfc_sgru='can', tt_gru='can', tt_lstm='can',
+    # Decays in (0, 1) that depend on the input alone, or means over the past.
+    aaren='cannot', griffin='cannot', hgrn='cannot', mamba='cannot',
+    min_gru='cannot', min_lstm='cannot', rg_lru='cannot', rwkv4='cannot',
+    # Decays that do not even depend on that.
+    lru='cannot', parallel_lmu='cannot', s4='cannot', s4d='cannot',
+    s5='cannot',
+)
+_COLUMNS = {
+    'layer': '{layer}',
+    'task': '{task}',
+    'theory': '{theory}',
+    'accuracy %': '{shown_accuracy}',
+    'longer %': '{shown_longer}',
+    'steps': '{steps}',
+    's': '{seconds:.0f}',
+    'parameters': '{parameters}',
+}
+
+
+def batch_of(task, rng, count, length):
+  """Draws inputs and targets `[B, T]` of a task.
+
+  Args:
+    task: A name in `_TASKS`.
+    rng: A NumPy generator.
+    count: `B`.
+    length: Distractors, or bits.
+
+  Returns:
+    What a language model is trained on: `inputs` and `targets`, int32.
+  """
+  if task == 'parity':
+    inputs = rng.integers(2, size=(count, length))
+    targets = np.cumsum(inputs, axis=1) % 2
+  else:
+    symbols = rng.integers(_SYMBOLS, size=(count, 1))
+    others = rng.integers(_DISTRACTORS, size=(count, length)) + _SYMBOLS
+    inputs = np.concatenate([symbols, others], axis=1)
+    targets = np.broadcast_to(symbols, inputs.shape)
+  return dict(
+      inputs=inputs.astype(np.int32), targets=targets.astype(np.int32)
+  )
+
+
+def lengths_of(task):
+  """The length a task is trained with, and the longer one or `None`."""
+  return (_GAP.value, None) if task == 'remember' else (
+      _BITS.value, _MORE_BITS.value
+  )
+
+
+def settings_of(layer, task):
+  """What a layer is trained with."""
+  common = dict(learning_rate=3e-3, patience=1, layer_options={})
+  return dict(common, **_SETTINGS[task].get(layer, {}))
+
+
+def is_done(row):
+  """Whether more training of a row would be in vain or against the flags."""
+  right = [u for u in (row['accuracy'], row['longer']) if u is not None]
+  patience = settings_of(row['layer'], row['task'])['patience']
+  return min(right) >= _ENOUGH or row['steps'] >= _STEPS.value * patience
+
+
+def train(layer, task, save):
+  """Trains one layer at one task; returns its row.
+
+  Args:
+    layer: Its name.
+    task: A name in `_TASKS`.
+    save: Called with the row after each evaluation.
+  """
+  settings = settings_of(layer, task)
+  last = _STEPS.value * settings['patience']
+  config = models.ModelConfig(
+      layer=layer, num_layers=1, features=_FEATURES.value,
+      vocab_size=_SYMBOLS + _DISTRACTORS,
+      layer_options=settings['layer_options'],
+  )
+  functional = state_lib.Functional(tasks.build_model(config))
+  tx = optimizers.make_optimizer(
+      ConfigDict(dict(
+          name='adam', learning_rate=settings['learning_rate'],
+          end_learning_rate=settings['learning_rate'], schedule='constant',
+          warmup_steps=20, weight_decay=0.0, recurrent_rate_factor=1.0,
+          clip=1.0, options={}, freeze=(),
+      )),
+      last, axes=functional.axes, recurrent=functional.recurrent,
+  )
+  loss = losses.next_token_loss(functional, train=True)
+  train_step = jax.jit(
+      step_lib.make_train_step(loss, tx, seed=_SEED.value), donate_argnums=0
+  )
+
+  @jax.jit
+  def correct(state, batch):
+    model = functional.merge(state['params'], state['batch_stats'])
+    _, logits = model(batch['inputs'])
+    return (logits[:, -1].argmax(-1) == batch['targets'][:, -1]).mean()
+
+  state = step_lib.initial_state(functional, tx, _SEED.value)
+  length, longer = lengths_of(task)
+  draw = lambda count, length, *seed: batch_of(
+      task, np.random.default_rng((_SEED.value, *seed)), count, length
+  )
+  tests = [draw(_EVAL_SEQUENCES, n, 1) for n in (length, longer) if n]
+  row = dict(
+      layer=layer, task=task, theory=_theory(layer, task), accuracy=None,
+      longer=None, steps=0, seconds=0.0,
+      parameters=state_lib.count_parameters(state['params']),
+      features=_FEATURES.value, length=length, longer_length=longer,
+      history=[], **settings,
+  )
+  start = time.monotonic()
+  with metrics.Progress(last) as progress:
+    for step in range(1, last + 1):
+      state, result = train_step(state, draw(_BATCH.value, length, 0, step))
+      if step % _EVAL_EVERY and step < last:
+        progress.update(step)
+        continue
+      progress.update(step, result['loss'])
+      accuracies = [float(correct(state, test)) for test in tests]
+      row['accuracy'], row['longer'] = (accuracies + [None])[:2]
+      row['steps'], row['seconds'] = step, time.monotonic() - start
+      row['history'].append([step, float(result['loss']), *accuracies])
+      save(row)
+      if is_done(row):
+        break
+  return row
+
+
+def _theory(layer, task):
+  return 'can' if task == 'remember' else _PARITY.get(layer, '')
+
+
+def trainable():
+  """Names of the layers that are asked by default."""
+  return [name for name in layers.LAYERS if name not in _NOT_ASKED]
+
+
+def draw_bars(plt, record):
+  """Draws the accuracies of every layer, a panel a task."""
+  tasks_done = list(dict.fromkeys(row['task'] for row in record['rows']))
+  figure, panels = plt.subplots(
+      1, len(tasks_done), figsize=(11, 6), squeeze=False
+  )
+  for panel, task in zip(panels[0], tasks_done):
+    rows = [row for row in record['rows'] if row['task'] == task]
+    at = np.arange(len(rows))
+    panel.barh(
+        at, [100 * row['accuracy'] for row in rows], 0.4,
+        label=f'length {rows[0]["length"]}',
+    )
+    if rows[0]['longer'] is not None:
+      panel.barh(
+          at + 0.4, [100 * row['longer'] for row in rows], 0.4,
+          label=f'length {rows[0]["longer_length"]}',
+      )
+    chance = 100 / (2 if task == 'parity' else _SYMBOLS)
+    panel.axvline(chance, color='gray', linestyle=':', label='chance')
+    panel.set_yticks(at + 0.2, [row['layer'] for row in rows], fontsize=8)
+    panel.set(title=task, xlabel='right answers at the last step, %')
+    panel.invert_yaxis()
+    panel.legend(fontsize=8, loc='lower left')
+  return figure
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  logging.set_verbosity(logging.INFO)
+  out = pathlib.Path(_OUT.value)
+  rows = json.loads(out.read_text())['rows'] if out.exists() else []
+  key = lambda row: (row['layer'], row['task'])
+  rows = {key(row): row for row in rows if is_done(row)}
+
+  def record():
+    order = lambda row: (_TASKS.index(row['task']), row['layer'])
+    return dict(
+        timing.environment(), batch=_BATCH.value, seed=_SEED.value,
+        rows=sorted(rows.values(), key=order),
+    )
+
+  def save(row):
+    rows[key(row)] = row
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_suffix('.new')
+    new.write_text(json.dumps(record(), indent=1) + '\n')
+    new.replace(out)  # At no time is there half of it.
+
+  for task in _TASK.value:
+    for layer in _LAYERS.value or trainable():
+      if (layer, task) in rows:
+        continue
+      logging.info('%s: %s', layer, task)
+      row = train(layer, task, save)
+      logging.info(
+          '%s: %s: %s of the answers right after %d steps, %s if longer',
+          layer, task, _percent(row['accuracy']), row['steps'],
+          _percent(row['longer']),
+      )
+  done = record()
+  timing.print_table(
+      [
+          dict(
+              row, shown_accuracy=_percent(row['accuracy']),
+              shown_longer=_percent(row['longer']),
+          )
+          for row in done['rows']
+      ],
+      _COLUMNS,
+  )
+  timing.save(done, _OUT.value, draw_bars)
+
+
+def _percent(share):
+  return '' if share is None else f'{100 * share:.1f}'
+
+
+if __name__ == '__main__':
+  app.run(main)

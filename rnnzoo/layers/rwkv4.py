@@ -1,0 +1,286 @@
+"""RWKV-4 (Peng et al., 2023), https://arxiv.org/abs/2305.13048."""
+
+import math
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+
+class RWKV4Carry(NamedTuple):
+  """State of `RWKV4`: the last token `[B, D]`, and the sums of `ops.wkv`."""
+
+  previous: jax.Array
+  aa: jax.Array
+  bb: jax.Array
+  pp: jax.Array
+
+
+class RWKV4(base.RecurrentLayer):
+  r"""The time mixing of RWKV-4: an average of values that fades with time.
+
+  .. math::
+      r_t &= W_r (\mu_r x_t + (1 - \mu_r) x_{t-1}), \quad
+      k_t = W_k (\mu_k x_t + (1 - \mu_k) x_{t-1}), \quad
+      v_t = W_v (\mu_v x_t + (1 - \mu_v) x_{t-1}) \\
+      a_t &= e^w a_{t-1} + e^{k_t} v_t, \quad
+      b_t = e^w b_{t-1} + e^{k_t}, \quad w = -e^{d} \\
+      y_t &= W_o \Bigl(\sigma(r_t) \odot
+             \frac{a_{t-1} + e^{u + k_t} v_t}{b_{t-1} + e^{u + k_t}}\Bigr)
+
+  with :math:`d` the parameter `time_decay` and :math:`u` `time_first`, which
+  weighs the current token alone. The state is `4 D` numbers a sequence: the
+  last token, and both sums with a common exponent `pp`, without which they
+  would overflow. Cost a token: `4 D^2` multiplications. In parallel one running
+  maximum and two linear recurrences (`ops.wkv`).
+
+  In the published model this and `RWKV4ChannelMix` take turns, each behind a
+  LayerNorm and with a residual connection: `layer='rwkv4,rwkv4_channel_mix'`,
+  `norm='layer'`, `mlp='none'`; it also has a LayerNorm right after the
+  embedding. Weights are published with the parameter `time_decay`, which
+  inference code replaces once by `-exp(time_decay)`. Where others start `pp` at
+  -1e38 instead of -1e30, nothing is different.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RWKV4(16, layer_index=1, num_layers=4, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.previous.shape, carry.aa.shape, y.shape
+    ((2, 16), (2, 16), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input, of the state and of an output.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      layer_index: int = 0,
+      num_layers: int = 1,
+      zero_init: bool = True,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      layer_index: Its number among the time mixings of the model, from 0: it
+        decides how the initial decays and shifts spread over channels.
+      num_layers: How many of them there are.
+      zero_init: Whether all maps but that of values start at zero, as
+        published; orthogonal if not.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for `time_decay`
+        and `time_first`.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If there is no such layer.
+    """
+    _check_depth(layer_index, num_layers)
+    self.in_features = self.out_features = d = in_features
+    self.dtype = dtype
+    r01 = layer_index / max(num_layers - 1, 1)
+    r10 = 1 - layer_index / num_layers
+    channel = jnp.arange(d)
+    share = channel / d
+    shift = lambda u: nnx.Param(u.astype(param_dtype), axes=(None,))
+    self.mu_k = shift(share**r10)
+    self.mu_v = shift(share**r10 + 0.3 * r01)
+    self.mu_r = shift(share ** (0.5 * r10))
+    state_dtype = base.state_dtype(param_dtype)
+    recurrent = dict(axes=('hidden',), recurrent=True)
+    place = channel / max(d - 1, 1)
+    self.time_decay = nnx.Param(
+        (-5 + 8 * place ** (0.7 + 1.3 * r01)).astype(state_dtype), **recurrent
+    )
+    zigzag = 0.5 * ((channel + 1) % 3 - 1)
+    self.time_first = nnx.Param(
+        (math.log(0.3) + zigzag).astype(state_dtype), **recurrent
+    )
+    options = dict(param_dtype=param_dtype, rngs=rngs)
+    into, out = ('embed', 'hidden'), ('hidden', 'embed')
+    self.key = _linear(d, d, into, zero_init, **options)
+    self.value = _linear(d, d, into, False, **options)
+    self.receptance = _linear(d, d, into, zero_init, **options)
+    self.output = _linear(d, d, out, zero_init, **options)
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> RWKV4Carry:
+    """Returns the carry before the first token: zeros, but for `pp`, -1e30."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    state = ops.empty_wkv_state(batch_size, self.in_features, dtype)
+    return RWKV4Carry(jnp.zeros_like(state.aa), *state)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    previous, k, v, r = self._project(x, carry, reset, mask)
+    state, y = ops.wkv(
+        k, v, *self._times(k.dtype), ops.WKVState(*carry[1:]),
+        reset=reset, mask=mask,
+    )
+    return RWKV4Carry(previous, *state), self._readout(y, r, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    previous, k, v, r = self._project(x, carry, reset, mask)
+    old = carry if reset is None else base.select(reset, initial, carry)
+    new, y = ops.wkv_step(
+        k, v, *self._times(k.dtype), ops.WKVState(*old[1:])
+    )
+    if mask is not None:
+      new = base.select(mask, new, ops.WKVState(*carry[1:]))
+    return RWKV4Carry(previous, *new), self._readout(y, r, mask)
+
+  def _project(self, x, carry, reset, mask):
+    """Returns the last token, and keys, values and receptances `[..., D]`."""
+    previous, shifted = common.token_shift(
+        x, carry.previous, reset=reset, mask=mask
+    )
+    dtype = base.state_dtype(x.dtype)
+    k = common.project(self.key, _mix(x, shifted, self.mu_k), dtype)
+    v = common.project(self.value, _mix(x, shifted, self.mu_v), dtype)
+    r = common.project(self.receptance, _mix(x, shifted, self.mu_r))
+    return previous, k, v, r
+
+  def _times(self, dtype):
+    return tuple(
+        u[...].astype(dtype) for u in (self.time_decay, self.time_first)
+    )
+
+  def _readout(self, y, r, mask):
+    y = jax.nn.sigmoid(r) * y.astype(r.dtype)
+    return base.masked(common.project(self.output, y), mask)
+
+
+class RWKV4ChannelMix(base.RecurrentLayer):
+  r"""The channel mixing of RWKV-4: an MLP that also sees the token before.
+
+  .. math::
+      k_t &= \max(0, W_k (\mu_k x_t + (1 - \mu_k) x_{t-1}))^2 \\
+      y_t &= \sigma(W_r (\mu_r x_t + (1 - \mu_r) x_{t-1})) \odot W_v k_t
+
+  It takes turns with `RWKV4`. The state is the last token, `D` numbers a
+  sequence; nothing older is remembered. Cost a token: `2 D H + D^2`
+  multiplications, `9 D^2` at the published `H = 4 D`.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RWKV4ChannelMix(16, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # [B, D], [B, T, D]
+    >>> carry.shape, y.shape
+    ((2, 16), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H`, `int(D * expansion_factor)`.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      expansion_factor: float = 4.0,
+      layer_index: int = 0,
+      num_layers: int = 1,
+      zero_init: bool = True,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      expansion_factor: Hidden features per input feature.
+      layer_index: Its number among the channel mixings of the model, from 0.
+      num_layers: How many of them there are.
+      zero_init: Whether the maps to values and receptances start at zero, as
+        published; orthogonal if not.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If there is no such layer.
+    """
+    _check_depth(layer_index, num_layers)
+    self.in_features = self.out_features = d = in_features
+    self.hidden_features = h = int(in_features * expansion_factor)
+    self.dtype = dtype
+    share = jnp.arange(d) / d
+    mu = (share ** (1 - layer_index / num_layers)).astype(param_dtype)
+    self.mu_k = nnx.Param(mu, axes=(None,))
+    self.mu_r = nnx.Param(mu, axes=(None,))
+    options = dict(param_dtype=param_dtype, rngs=rngs)
+    self.key = _linear(d, h, ('embed', 'mlp'), False, **options)
+    self.value = _linear(h, d, ('mlp', 'embed'), zero_init, **options)
+    self.receptance = _linear(d, d, ('embed', None), zero_init, **options)
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the token before the first: zeros `[B, D]`, float32 at least."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    return jnp.zeros((batch_size, self.in_features), dtype)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    return self._run(x, carry, reset, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask, step=True)
+    return self._run(x, carry, reset, mask)
+
+  def _run(self, x, carry, reset, mask):
+    carry, shifted = common.token_shift(x, carry, reset=reset, mask=mask)
+    k = common.project(self.key, _mix(x, shifted, self.mu_k))
+    r = common.project(self.receptance, _mix(x, shifted, self.mu_r))
+    k = jnp.square(jax.nn.relu(k))
+    y = jax.nn.sigmoid(r) * common.project(self.value, k)
+    return carry, base.masked(y, mask)
+
+
+def _mix(x, shifted, mu):
+  """`mu x_t + (1 - mu) x_{t-1}`, in the dtype of `x`."""
+  mu = mu[...].astype(base.state_dtype(x.dtype))
+  return (x * mu + shifted * (1 - mu)).astype(x.dtype)
+
+
+def _linear(n, m, axes, zero, *, param_dtype, rngs):
+  """A map `[n] -> [m]`, zero, or orthogonal with gain `sqrt(m / n)` or 1."""
+  orthogonal = nnx.initializers.orthogonal(math.sqrt(max(m / n, 1)))
+
+  def init(key, shape, dtype):  # No QR decomposition has less than float32.
+    return orthogonal(key, shape, base.state_dtype(dtype)).astype(dtype)
+
+  return nnx.Linear(
+      n,
+      m,
+      use_bias=False,
+      kernel_init=nnx.initializers.zeros if zero else init,
+      kernel_metadata=dict(axes=axes),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def _check_depth(layer_index, num_layers):
+  if not 0 <= layer_index < num_layers:
+    raise ValueError(
+        f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
+    )

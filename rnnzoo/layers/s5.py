@@ -1,0 +1,259 @@
+"""S5 (Smith et al., 2022), https://arxiv.org/abs/2208.04933."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import state_space
+from rnnzoo.layers import wrappers
+
+
+def _lecun_normal(key, shape, dtype, v):
+  """Both parts drawn at once, as the code does: over all rows of the output."""
+  c = jax.nn.initializers.lecun_normal()(key, (*shape, 2), dtype)
+  return _turned(c, v)
+
+
+def _trunc_standard_normal(key, shape, dtype, v):
+  """The same row by row: by name standard normal, in fact of variance 1 / P."""
+  init = jax.nn.initializers.lecun_normal()
+  row = lambda key: init(key, (1, shape[1], 2), dtype)[0]
+  return _turned(jax.vmap(row)(jax.random.split(key, shape[0])), v)
+
+
+def _complex_normal(key, shape, dtype, v):
+  """Drawn where it is used, not turned by eigenvectors."""
+  shape = shape[0], v.shape[1], 2
+  return math.sqrt(0.5) * jax.random.normal(key, shape, dtype)
+
+
+def _turned(c, v):
+  c = _times(jax.lax.complex(c[..., 0], c[..., 1]), v)
+  return jnp.stack([c.real, c.imag], axis=-1)
+
+
+def _times(m, n):
+  return jnp.matmul(m, n, precision=jax.lax.Precision.HIGHEST)
+
+
+# `(key, (D, P), dtype, V [P, stored]) -> [D, stored, 2]`, real and imaginary.
+C_INITIALIZATIONS = dict(
+    lecun_normal=_lecun_normal,
+    trunc_standard_normal=_trunc_standard_normal,
+    complex_normal=_complex_normal,
+)
+
+
+class S5(base.TimedRecurrence):
+  r"""One diagonal state space model of all channels: many inputs and outputs.
+
+  .. math::
+      \bar\Lambda = e^{\Lambda \Delta}, \qquad
+      \bar B = \Lambda^{-1} (\bar\Lambda - 1) B \\
+      h_t &= \bar\Lambda \odot h_{t-1} + \bar B x_t \\
+      y_t &= 2\,\mathrm{Re}(C h_t) + D \odot x_t
+
+  with `zoh`, the default; `bilinear` is the other. With `conj_sym` only one of
+  each pair of conjugate states is kept, hence the 2; else all `P` are, and
+  there is no 2. `Delta` belongs to a state (that of S4D to a channel). The
+  state is `P / 2` complex numbers a sequence. Cost a token: `2 D P`
+  multiplications.
+
+  `Lambda` starts at the eigenvalues of the normal part of HiPPO-LegS, in
+  `blocks` equal blocks. B and C start real and LeCun-normal, and are turned by
+  its eigenvectors. In the published code the variance of B is 1 / P and that of
+  C 1 / (D P) (`lecun_normal`), or 1 / P (`trunc_standard_normal`, by name
+  something else); `complex_normal` is not turned. The paper's defaults are
+  those here, but for `blocks`, chosen by task. It trains `Lambda`, `log_step`
+  and, in most tasks, B with a smaller rate and without decay (`recurrent`).
+  The activation, `half_glu` or `glu`, belongs to the block
+  (`ModelConfig.gate`).
+
+  `bidirectional` runs the same recurrence from both ends, and gives the second
+  states a matrix `C2`: then the carry is a `BidirectionalCarry` and there is no
+  `step`. `dt` (call `[B, T]`, `step` `[B]`) stretches single steps: `Delta dt`
+  takes the place of `Delta`, in both directions. With `zoh` a step of 2 is two
+  steps with the same input.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = S5(16, 24, blocks=3, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, P / 2], [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, P / 2], [B, D]
+    >>> carry.shape, carry.dtype, y.shape
+    ((2, 12), dtype('complex64'), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    state_features: Size `P` of the state, pairs counted as two.
+    out_features: `D`, because of the skip.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      state_features: int | None = None,
+      *,
+      blocks: int = 1,
+      conj_sym: bool = True,
+      discretization: str = 'zoh',
+      c_init: str = 'lecun_normal',
+      dt_min: float = 0.001,
+      dt_max: float = 0.1,
+      clip_eigs: bool = False,
+      bidirectional: bool = False,
+      step_rescale: float = 1.0,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      state_features: Size `P` of the state; `D` if `None`.
+      blocks: Number of HiPPO blocks that `P` is made of.
+      conj_sym: Whether to keep one state of each conjugate pair.
+      discretization: `zoh` or `bilinear`.
+      c_init: `lecun_normal`, `trunc_standard_normal` or `complex_normal`.
+      dt_min: Smallest initial step, in units of the time of `Lambda`.
+      dt_max: Largest initial step.
+      clip_eigs: Whether real parts are kept below -1e-4; else nothing keeps
+        the recurrence stable.
+      bidirectional: Whether to run from both ends.
+      step_rescale: Multiplies all steps: 2 for data sampled half as often as
+        those the parameters were trained on.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for those that set
+        the decays.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If an option is unknown or a size is out of range.
+    """
+    state_space.check_choice(
+        'discretization', discretization, state_space.DISCRETIZATIONS
+    )
+    state_space.check_choice('c_init', c_init, C_INITIALIZATIONS)
+    p = state_features or in_features
+    if blocks < 1 or p % blocks or (conj_sym and p // blocks % 2):
+      raise ValueError(
+          '`state_features` must be `blocks` times a number'
+          f'{" that is even" if conj_sym else ""}, got {p} and {blocks}.'
+      )
+    self.in_features = self.out_features = d = in_features
+    self.state_features = p
+    self.conj_sym = conj_sym
+    self.discretization = discretization
+    self.clip_eigs = clip_eigs
+    self.causal = not bidirectional
+    self.step_rescale = step_rescale
+    self.dtype = dtype
+    decay_dtype = base.state_dtype(param_dtype)
+    lambda_, v, _ = state_space.normal_legs(p // blocks)
+    keep = p // blocks // (2 if conj_sym else 1)  # Ascending: the negative.
+    lambda_ = np.tile(lambda_[:keep], blocks)
+    v = np.kron(np.eye(blocks), v[:, :keep])
+    diagonal = dict(axes=('hidden',), recurrent=True)
+    self.Lambda_re = nnx.Param(
+        jnp.asarray(lambda_.real, decay_dtype), **diagonal
+    )
+    self.Lambda_im = nnx.Param(
+        jnp.asarray(lambda_.imag, decay_dtype), **diagonal
+    )
+    log_step = state_space.log_uniform(dt_min, dt_max)
+    self.log_step = nnx.Param(
+        log_step(rngs.params(), lambda_.shape, decay_dtype), **diagonal
+    )
+    lecun_normal = jax.nn.initializers.lecun_normal()
+    b = _times(v.conj().T, lecun_normal(rngs.params(), (p, d), decay_dtype))
+    into = dict(axes=('hidden', 'embed'), recurrent=True)
+    self.B_re = nnx.Param(jnp.asarray(b.real, param_dtype), **into)
+    self.B_im = nnx.Param(jnp.asarray(b.imag, param_dtype), **into)
+    draw = lambda: C_INITIALIZATIONS[c_init](
+        rngs.params(), (d, p), decay_dtype, v
+    )
+    out = lambda u: nnx.Param(
+        jnp.asarray(u, param_dtype), axes=('embed', 'hidden')
+    )
+    c = draw()
+    self.C_re, self.C_im = out(c[..., 0]), out(c[..., 1])
+    if bidirectional:
+      c = draw()
+      self.C2_re, self.C2_im = out(c[..., 0]), out(c[..., 1])
+    self.D = nnx.Param(
+        jax.random.normal(rngs.params(), (d,), param_dtype), axes=(None,)
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None):
+    """Returns the state before the first token: complex zeros `[B, P / 2]`.
+
+    With `bidirectional`, a `BidirectionalCarry` of two.
+    """
+    dtype = base.state_dtype(dtype or self.dtype)
+    dtype = jnp.promote_types(dtype, jnp.complex64)
+    shape = (batch_size, self.Lambda_re[...].shape[-1])
+    if self.causal:
+      return jnp.zeros(shape, dtype)
+    return wrappers.BidirectionalCarry(
+        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    )
+
+  def recurrence(self, x, dt=None):
+    dtype = base.state_dtype(x.dtype)
+    real = self.Lambda_re[...].astype(dtype)
+    if self.clip_eigs:
+      real = jnp.minimum(real, -1e-4)
+    lambda_ = jax.lax.complex(real, self.Lambda_im[...].astype(dtype))
+    steps = self.step_rescale * jnp.exp(self.log_step[...].astype(dtype))
+    if dt is not None:
+      steps = steps * dt[..., None]
+    discretize = state_space.DISCRETIZATIONS[self.discretization]
+    a, scale = discretize(lambda_, steps)
+    into = lambda b: jnp.einsum(
+        '...d,pd->...p', x, b[...].astype(x.dtype),
+        preferred_element_type=dtype,
+    )
+    b = jax.lax.complex(into(self.B_re), into(self.B_im))
+    return a, scale * b
+
+  def readout(self, h, x):
+    y = self._out(h, self.C_re, self.C_im, x.dtype)
+    return y + self.D[...].astype(x.dtype) * x
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None, dt=None):
+    if self.causal:
+      return super().__call__(x, carry, reset=reset, mask=mask, dt=dt)
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    dt = base.prepare_dt(dt, x, mask)
+    a, b = self.recurrence(x, dt)
+    if mask is not None:
+      a, b = (jnp.where(mask[..., None], u, n) for u, n in ((a, 1), (b, 0)))
+    last, h = ops.linear_scan(a, b, carry.forward, reset=reset)
+    if reset is not None:
+      reset = wrappers.starts_of_reversed(reset, mask)
+    first, h2 = ops.linear_scan(
+        a, b, carry.backward, reset=reset, reverse=True
+    )
+    y = self.readout(h, x) + self._out(h2, self.C2_re, self.C2_im, x.dtype)
+    return wrappers.BidirectionalCarry(last, first), base.masked(y, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None, dt=None):
+    if not self.causal:
+      raise ValueError('A bidirectional S5 has no `step`.')
+    return super().step(carry, x, reset=reset, mask=mask, dt=dt)
+
+  def _out(self, h, c_re, c_im, dtype):
+    """`Re(C h)`, doubled where a state stands for its conjugate, too."""
+    out = lambda part, c: jnp.einsum(
+        '...p,dp->...d', part.astype(dtype), c[...].astype(dtype)
+    )
+    y = out(h.real, c_re) - out(h.imag, c_im)
+    return 2 * y if self.conj_sym else y

@@ -1,0 +1,96 @@
+"""Single gate recurrent unit, after Wang et al. (2023), arXiv 2211.02561."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+
+class SGRU(base.RecurrentCell):
+  r"""A GRU with a single gate: an interpretation.
+
+  .. math::
+      z_t &= \sigma(W_z x_t + b_z + U_z h_{t-1}) \\
+      n_t &= \tanh(W_n x_t + b_n + U_n h_{t-1}) \\
+      h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
+
+  Of the paper only the abstract was to be had, which says that the cell has a
+  single gate and fewer parameters than a GRU. This is the GRU of `GRU` without
+  its reset gate: two thirds of its parameters. The paper's cell may differ.
+
+  The state is `H` numbers a sequence. Sequential over time; cost a token:
+  `2 H (D + H)` multiplications, of which `2 H D` are done for all at once.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = SGRU(16, 32, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # [B, H], [B, T, H]
+    >>> carry.shape, y.shape
+    ((2, 32), (2, 10, 32))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H` of the state.
+    out_features: `H`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      hidden_features: int | None = None,
+      *,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      hidden_features: Size `H` of the state; `D` if `None`.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+    """
+    self.in_features = in_features
+    self.hidden_features = self.out_features = hidden_features or in_features
+    self.dtype = dtype
+    # In the order z, n.
+    self.input = common.cell_input(
+        2, in_features, self.hidden_features, param_dtype, rngs
+    )
+    self.hidden = common.cell_hidden(
+        2, self.hidden_features, False, param_dtype, rngs
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the state before the first token: zeros `[B, H]`."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    return jnp.zeros((batch_size, self.hidden_features), dtype)
+
+  def project(self, x):
+    return common.project(self.input, x, base.state_dtype(x.dtype))
+
+  def update(self, carry, projected, dtype):
+    h = self.mix(carry, carry, projected, dtype)
+    return h, h
+
+  def mix(self, read, kept, projected, dtype):
+    """The next state, from that which the gate reads and that which it keeps.
+
+    Args:
+      read: What the recurrent map sees, `[B, H]`.
+      kept: What stays where the gate is closed, `[B, H]`.
+      projected: The projected token, `[B, 2, H]`.
+      dtype: The compute dtype.
+
+    Returns:
+      `[B, H]`.
+    """
+    hidden = common.project(self.hidden, read.astype(dtype), read.dtype)
+    gates = projected + hidden
+    z, n = jax.nn.sigmoid(gates[:, 0]), jnp.tanh(gates[:, 1])
+    return (1 - z) * kept + z * n

@@ -1,0 +1,63 @@
+"""SGRU with time feed-forward connections, Wang et al. (2023), 2211.02561."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import sgru
+
+
+class TFCSGRUCarry(NamedTuple):
+  """State of a TFC-SGRU, both `[B, H]` and float32 at least.
+
+  Attributes:
+    h: The last output.
+    before: The one before it.
+  """
+
+  h: jax.Array
+  before: jax.Array
+
+
+class TFCSGRU(sgru.SGRU):
+  r"""An SGRU that keeps what it was two steps ago: an interpretation.
+
+  .. math::
+      z_t &= \sigma(W_z x_t + b_z + U_z h_{t-1}) \\
+      n_t &= \tanh(W_n x_t + b_n + U_n h_{t-1}) \\
+      h_t &= (1 - z_t) \odot h_{t-2} + z_t \odot n_t
+
+  Of the paper only the abstract was to be had, which says that a branch hands
+  the hidden state of time t - 2 to time t, past the nonlinearity of time t - 1.
+  Here that is the state which `SGRU` keeps, and nothing else differs from it,
+  the parameters included: where the gate is closed the state skips a token, and
+  one T tokens ago is T / 2 steps away. The paper's cell may differ.
+
+  The state is `2 H` numbers a sequence. Sequential over time; cost a token:
+  `2 H (D + H)` multiplications, of which `2 H D` are done for all at once.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = TFCSGRU(16, 32, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # y: [B, T, H]
+    >>> carry.before.shape, y.shape
+    ((2, 32), (2, 10, 32))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H` of a state.
+    out_features: `H`.
+  """
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> TFCSGRUCarry:
+    """Returns the states before the first token: zeros."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    zeros = jnp.zeros((batch_size, self.hidden_features), dtype)
+    return TFCSGRUCarry(zeros, zeros)
+
+  def update(self, carry, projected, dtype):
+    h = self.mix(carry.h, carry.before, projected, dtype)
+    return TFCSGRUCarry(h, carry.h), h

@@ -1,0 +1,182 @@
+"""Many small linear systems side by side: one input, N states, one output each.
+
+    h_t = a h_{t-1} + b x_t,    y_t = Re(sum_n c_n h_t)
+
+The states of all steps, `[B, T, H, N]`, would be N times as large as the
+sequence, so nothing here ever holds them. Where the system is the same at all
+times, `diagonal_convolution` is a convolution; else `diagonal_scan` goes
+through time in chunks, whose states the backward pass makes anew.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops.fft_conv import fft_conv
+from rnnzoo.ops.linear_scan import api
+
+# States held at a time: so many steps, and one of each chunk before them.
+CHUNK = 64
+
+# States must not be rounded to what matrix units like.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def diagonal_convolution(
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    x: jax.Array,
+    h0: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs the systems as one convolution with `Re(sum_n c_n b_n a_n^t)`.
+
+  Powers `a^(i J + j)` are products of two small tables, so that all sums over
+  them are matmuls: of `T N` multiplications a channel for the kernel, `B T N`
+  for the trace of `h0`, and `B T N` for the last state (which cost nothing
+  where they are zero, or not used, under `jax.jit`). The rest is `fft_conv`.
+
+  >>> import jax.numpy as jnp
+  >>> one = jnp.ones((1, 1))
+  >>> h, y = diagonal_convolution(one / 2, one, one, jnp.ones((1, 3, 1)))
+  >>> h[0, 0], y[0, :, 0].round(4)
+  (Array([1.75], dtype=float32), Array([1.  , 1.5 , 1.75], dtype=float32))
+
+  Args:
+    a: Decays `[H, N]`, real or complex.
+    b: Weights of the input `[H, N]`.
+    c: Weights of the output `[H, N]`.
+    x: Inputs `[B, T, H]`, real, T >= 1, in the dtype of states.
+    h0: State before the first step `[B, H, N]`; zeros if `None`.
+
+  Returns:
+    `(h_last, y)`: `[B, H, N]` and `[B, T, H]`, in the dtypes of `a` and `x`.
+  """
+  time = x.shape[1]
+  size = 2 ** ((time.bit_length() + 1) // 2)  # J, about the root of T.
+  fine = powers(a, size)  # [H, N, J]
+  coarse = powers(fine[..., -1] * a, time // size + 1)  # [H, N, I]
+  # The real part of a product is a sum of two, with a sign: [.., 2 N].
+  pairs = _pairs if jnp.iscomplexobj(a) else lambda u, sign: u
+  fine_pairs = pairs(fine, 1)
+  flat = lambda u: u.reshape(u.shape[:-2] + (-1,))[..., :time]
+  kernel = flat(_einsum(
+      'hni,hnj->hij', pairs((c * b)[..., None] * coarse, -1), fine_pairs
+  ))
+  y = fft_conv(x, kernel.T)
+  # From the last step backwards, in I rows of J.
+  padding = (0, 0), (0, coarse.shape[-1] * size - time), (0, 0)
+  rows = jnp.pad(x[:, ::-1], padding).reshape(
+      x.shape[0], -1, size, x.shape[2]
+  )
+  parts = _einsum('bijh,hnj->bihn', rows, fine_pairs)
+  if jnp.iscomplexobj(a):
+    parts = jax.lax.complex(*jnp.split(parts, 2, axis=-1))
+  last = b * _einsum('bihn,hni->bhn', parts, coarse)
+  if h0 is not None:
+    last += fine[..., time % size] * coarse[..., time // size] * h0
+    first = pairs((c * a * h0)[..., None] * coarse, -1)
+    trace = flat(_einsum('bhni,hnj->bhij', first, fine_pairs))
+    y += trace.swapaxes(1, 2)
+  return last, y
+
+
+def diagonal_scan(
+    system: Callable[..., tuple[jax.Array, jax.Array]],
+    c: jax.Array,
+    x: jax.Array,
+    h0: jax.Array,
+    *,
+    dt: jax.Array | None = None,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs the systems by `linear_scan`, one chunk of time after the other.
+
+  Holds `chunk` steps of states and one state per chunk.
+
+  Args:
+    system: A function `dt -> (a, b)`: `[H, N]` of `None`, `[B, L, H, N]` of
+      step lengths `[B, L]`.
+    c: Weights of the output `[H, N]`.
+    x: Inputs `[B, T, H]`, real, T >= 0, in the dtype of states.
+    h0: State before the first step `[B, H, N]`.
+    dt: Lengths of steps `[B, T]`, or `None`.
+    reset: Booleans `[B, T]`, as in `linear_scan`.
+    mask: Booleans `[B, T]`; where `False` the state passes unchanged.
+    chunk: Steps at a time.
+
+  Returns:
+    `(h_last, y)`: `[B, H, N]` and `[B, T, H]`, in the dtypes of `h0` and `x`.
+  """
+
+  def run(h, inputs):
+    x, dt, reset, mask = inputs
+    a, b = system(dt)
+    b = b * x[..., None]
+    a = a.reshape((1,) * (4 - a.ndim) + a.shape)
+    if mask is not None:
+      here = mask[..., None, None]
+      a, b = jnp.where(here, a, 1), jnp.where(here, b, 0)
+    flat = lambda u: u.reshape(u.shape[:-2] + (math.prod(u.shape[-2:]),))
+    last, states = api.linear_scan(flat(a), flat(b), flat(h), reset=reset)
+    return last.reshape(h.shape), readout(c, states.reshape(b.shape))
+
+  return scan_chunks(run, h0, (x, dt, reset, mask), chunk)
+
+
+def scan_chunks(
+    run: Callable, h0: jax.Array, inputs: Any, chunk: int = CHUNK
+) -> tuple[jax.Array, jax.Array]:
+  """Runs a recurrence chunk by chunk; the backward pass runs each again.
+
+  Args:
+    run: A function `(h, inputs) -> (h, y)` of a stretch of time.
+    h0: The state before the first step.
+    inputs: A tree of arrays `[B, T, ...]`.
+    chunk: Steps at a time.
+
+  Returns:
+    `(h_last, y)`, as `run` gives them for the whole of time.
+  """
+  batch, time = jax.tree.leaves(inputs)[0].shape[:2]
+  chunks, rest = divmod(time, chunk)
+  if chunks + bool(rest) <= 1:
+    return run(h0, inputs)
+  whole = chunks * chunk
+  by_chunk = lambda u: jnp.moveaxis(
+      u[:, :whole].reshape((batch, chunks, chunk) + u.shape[2:]), 1, 0
+  )
+  h, y = jax.lax.scan(
+      jax.checkpoint(run), h0, jax.tree.map(by_chunk, inputs)
+  )
+  y = jnp.moveaxis(y, 0, 1)
+  y = y.reshape((batch, whole) + y.shape[3:])
+  if rest:
+    h, last = run(h, jax.tree.map(lambda u: u[:, whole:], inputs))
+    y = jnp.concatenate([y, last], axis=1)
+  return h, y
+
+
+def readout(c: jax.Array, h: jax.Array) -> jax.Array:
+  """`Re(sum_n c_n h_n)`: `[..., H]` of states `[..., H, N]`."""
+  if not jnp.iscomplexobj(h):
+    return (c * h).sum(-1)
+  return (c.real * h.real - c.imag * h.imag).sum(-1)
+
+
+def _pairs(u, sign):
+  return jnp.concatenate([u.real, sign * u.imag], axis=-2)
+
+
+def powers(a: jax.Array, count: int) -> jax.Array:
+  """`a^0` to `a^(count-1)` along a new last axis, in `log2(count)` products."""
+  table, step = jnp.ones_like(a)[..., None], a
+  while table.shape[-1] < count:
+    table = jnp.concatenate([table, table * step[..., None]], axis=-1)
+    step = step * step
+  return table[..., :count]

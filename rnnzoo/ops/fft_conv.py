@@ -1,0 +1,75 @@
+"""Causal convolution with kernels as long as the sequence, by FFT."""
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import sharded
+
+# Of `x` and `kernel`; see `sharded.py`. Every device needs the whole of time.
+_LAYOUTS = ('bkd', 'kd')
+
+
+def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Computes `y_t = sum_s kernel_s * x_{t-s}`, with zeros before the beginning.
+
+  Costs `T log T` a channel whatever the kernel, where a recurrence costs `T`
+  times its state. What a Fourier transform rounds it rounds everywhere: errors
+  are relative to the largest output of a row and channel, and a NaN anywhere is
+  a NaN everywhere in it.
+
+  Under `jax.set_mesh` every device convolves its own rows and channels; time is
+  gathered.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.arange(1., 5.)[None, :, None]
+  >>> fft_conv(x, jnp.array([1., 1., 0., 0.])[:, None])[0, :, 0].round(4)
+  Array([1., 3., 5., 7.], dtype=float32)
+
+  Args:
+    x: Inputs `[B, T, D]`, or `[B, T, 1]` for one that all channels share; real,
+      T >= 0.
+    kernel: Weights `[T, D]`, real; the first one meets the current token.
+
+  Returns:
+    Outputs `[B, T, D]` in the dtype of `x`, computed in `promote_types(float32,
+    ...)` of both.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+  if x.ndim != 3:
+    raise ValueError(f'`x` must be [B, T, D], got shape {x.shape}.')
+  if (
+      kernel.ndim != 2
+      or kernel.shape[0] != x.shape[1]
+      or x.shape[2] not in (1, kernel.shape[1])
+  ):
+    raise ValueError(
+        f'`kernel` must be [T, D] for `x` {x.shape}, got {kernel.shape}.'
+    )
+  for name, u in (('x', x), ('kernel', kernel)):
+    if not jnp.issubdtype(u.dtype, jnp.floating):
+      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
+  x, kernel = sharded.aligned(x, (x, kernel), _LAYOUTS)
+  if sharded.is_partly_manual():
+    # JAX cannot lower the gradient of a shard_map inside another one.
+    return _convolve(x, kernel, shards=None)[0]
+  return sharded.over_mesh(_convolve, x, (x, kernel), _LAYOUTS, ('bkd',))[0]
+
+
+def fft_length(time: int) -> int:
+  """The length transforms run at: at least `2 T`, of small prime factors."""
+  up = lambda m: m * 2 ** max(0, (-(-2 * time // m) - 1).bit_length())
+  return min(up(m) for m in (1, 3, 5, 9, 15))
+
+
+def _convolve(x, kernel, *, shards):
+  del shards  # No device has less than the whole of time.
+  (batch, time, _), features = x.shape, kernel.shape[1]
+  if not batch * time * features:
+    return (jnp.zeros_like(x, shape=(batch, time, features)),)
+  dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
+  length = fft_length(time)
+  by_time = lambda u: jnp.fft.rfft(u.astype(dtype).swapaxes(-1, -2), length)
+  y = jnp.fft.irfft(by_time(x) * by_time(kernel), length)[..., :time]
+  return (y.swapaxes(-1, -2).astype(x.dtype),)

@@ -1,0 +1,300 @@
+"""Linear recurrences with one dense matrix for all time, and their readout."""
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops.fft_conv import fft_conv
+from rnnzoo.ops.linear_scan import sharded
+
+# Of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and of the results; see
+# `sharded.py`. Every device needs the whole of time.
+_LAYOUTS = ('kk', 'k', 'kkk', 'bkk', 'bkk', 'bk', 'bk')
+_OUT_LAYOUTS = ('bkk', 'bkk')
+
+
+def lti_scan(
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    u: jax.Array,
+    m0: jax.Array | None = None,
+    *,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes `m_t = a m_{t-1} + b u_t` in every channel, and `sum c^T m_t`.
+
+  The states, `M N` numbers a token, are never written down. Tokens go in chunks
+  of a few: from the state that enters one its outputs come by a single matmul
+  with powers of `a`, `M N H` multiplications a token, which is what the readout
+  of known states would cost. Only every chunk's last state is computed one
+  after the other. Powers are made by squaring, so that an error of `n` times
+  the precision is that of the n-th, as if `a` itself had been rounded.
+
+  Off CPU a single channel (`M = 1`) without flags is one convolution with the
+  impulse response by FFT instead (`fft_conv`).
+
+  Under `jax.set_mesh` every device computes its own rows; time is gathered.
+
+  >>> import jax.numpy as jnp
+  >>> a, b = jnp.array([[.5, 0.], [1., 0.]]), jnp.array([1., 0.])
+  >>> c = jnp.eye(2)[None]                            # [M, N, H]
+  >>> m, y = lti_scan(a, b, c, jnp.ones((1, 3, 1)))   # u: [B, T, M]
+  >>> y[0]
+  Array([[1.  , 0.  ],
+         [1.5 , 1.  ],
+         [1.75, 1.5 ]], dtype=float32)
+
+  Args:
+    a: `[N, N]`.
+    b: `[N]`.
+    c: Weights of the readout `[M, N, H]`.
+    u: Inputs `[B, T, M]`, T >= 0.
+    m0: State before the first step `[B, M, N]`; zeros if `None`.
+    reset: Booleans `[B, T]`; where `True` the state entering that step is
+      replaced by zero, by selection: no NaN before it reaches anything later.
+    mask: Booleans `[B, T]`; where `False` the step is absent, its reset
+      included: the state stays, the output is 0.
+
+  Returns:
+    `(m_last, y)`: the state after the last step `[B, M, N]` in
+    `promote_types(float32, ...)` of `a`, `b` and `u`, which are real; and the
+    outputs `[B, T, H]` in the dtype of `c`, in which the products of the
+    readout are made.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  a, b, c, u, m0 = _checked(a, b, c, u, m0)
+  for name, flag in (('reset', reset), ('mask', mask)):
+    if flag is not None and (
+        flag.shape != u.shape[:2] or flag.dtype != jnp.bool_
+    ):
+      raise ValueError(
+          f'`{name}` must be bool {u.shape[:2]}, got {flag.dtype} {flag.shape}.'
+      )
+  operands = sharded.aligned(u, (a, b, c, u, m0, reset, mask), _LAYOUTS)
+  if sharded.is_partly_manual():
+    # JAX cannot lower the gradient of a shard_map inside another one.
+    return _run(*operands, shards=None)
+  return sharded.over_mesh(_run, u, operands, _LAYOUTS, _OUT_LAYOUTS)
+
+
+def _run(a, b, c, u, m0, reset, mask, *, shards):
+  del shards  # No device has less than the whole of time.
+  if not u.shape[0] * u.shape[1]:
+    if m0 is None:
+      m0 = jnp.zeros_like(u, shape=(u.shape[0],) + c.shape[:2])
+    return m0, jnp.zeros_like(u, c.dtype, shape=u.shape[:2] + c.shape[2:])
+  # Constants in most models: XLA would compute their powers, slowly, while it
+  # compiles.
+  a, b = jax.lax.optimization_barrier((a, b))
+  if reset is not None or mask is not None or u.shape[2] != 1:
+    return by_chunks(a, b, c, u, m0, reset, mask)
+  return jax.lax.platform_dependent(
+      a, b, c, u, m0, cpu=by_chunks, default=by_fft
+  )
+
+
+def by_chunks(a, b, c, u, m0, reset=None, mask=None):
+  """The form for any platform; see `lti_scan`."""
+  if mask is None:
+    return _chunks(a, b, c, u, m0, reset, u.shape[1])
+  # The steps that are there move to the front, keeping their order.
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  u = jnp.where(mask[..., None], u, 0)
+  u = jnp.take_along_axis(u, order[..., None], 1)
+  if reset is not None:
+    reset = jnp.take_along_axis(reset & mask, order, 1)
+  m, y = _chunks(a, b, c, u, m0, reset, mask.sum(1))
+  y = jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], 1)
+  return m, jnp.where(mask[..., None], y, 0)
+
+
+def _chunks(a, b, c, u, m0, reset, count):
+  """The state after the first `count` steps, a number or `[B]`; all outputs."""
+  (batch, time, channels), features = u.shape, c.shape[2]
+  length = min(16 if channels <= 16 else 4, 1 << (time - 1).bit_length())
+  padding = -time % length
+  chunks = (time + padding) // length
+  pad = lambda v: jnp.pad(v, ((0, 0), (0, padding)) + ((0, 0),) * (v.ndim - 2))
+  split = lambda v: v.reshape((batch, chunks, length) + v.shape[2:])
+  by_chunk = lambda v: jnp.moveaxis(v, 1, 0)
+  u, reset = jax.tree.map(pad, (u, reset))
+  # What a token knows within its chunk: of inputs, of the state that entered.
+  recent, entering = map(split, _recent(u, reset, length))
+  responses, free, power = _powers(a, b, c, length)
+
+  update = _exactly('bcsm,sn->bcmn', recent[:, :, -1], responses)
+  stays = entering[:, :, -1, None, None]
+
+  def one_chunk(m, inputs):
+    update, stays = inputs
+    new = _exactly('bmn,on->bmo', jnp.where(stays, m, 0), power) + update
+    return new, m
+
+  if m0 is None:
+    m0 = jnp.zeros_like(update[:, 0])
+  after, before = jax.lax.scan(
+      one_chunk, m0, (by_chunk(update), by_chunk(stays))
+  )
+
+  # Plain matrices: XLA:CPU is slow at products over several axes.
+  times = lambda v, w: jnp.matmul(
+      v.astype(c.dtype), w.astype(c.dtype), preferred_element_type=u.dtype
+  ).reshape(batch, chunks, length, features)
+  weights = _exactly('sn,mnh->smh', responses, c.astype(u.dtype))
+  of_inputs = times(
+      recent.reshape(batch * chunks * length, length * channels),
+      weights.reshape(length * channels, features),
+  )
+  of_state = times(
+      before.transpose(1, 0, 3, 2).reshape(batch * chunks, -1),
+      free.reshape(-1, length * features),
+  )
+  y = of_inputs + jnp.where(entering[..., None], of_state, 0)
+  y = y.reshape(batch, -1, features)[:, :time].astype(c.dtype)
+
+  # The last steps by themselves, from the state before their chunk.
+  u, reset = jax.tree.map(split, (u, reset))
+  if not isinstance(count, int):
+    rows, chunk = jnp.arange(batch), count // length
+    m = jnp.concatenate([before, after[None]])[chunk, rows]
+    chunk = jnp.minimum(chunk, chunks - 1)
+    rest = jax.tree.map(lambda v: v[rows, chunk], (u, reset))
+  elif padding:
+    m, rest = before[-1], jax.tree.map(lambda v: v[:, -1], (u, reset))
+  else:
+    return after, y
+  return _few_steps(a, b, m, *rest, count % length), y
+
+
+def by_fft(a, b, c, u, m0):
+  """One channel without flags, where Fourier transforms are fast."""
+  time = u.shape[1]
+  # What transforms mix must be finite; from a NaN on all is NaN, as it was.
+  finite = jnp.isfinite(u)
+  spoilt = jnp.cumsum(~finite, axis=1) > 0
+  u = jnp.where(finite, u, 0)
+  responses = _doubled(a, b, time)
+  weights = _exactly('tn,nh->th', responses, c[0].astype(u.dtype))
+  y = fft_conv(u, weights)
+  m = _exactly('btm,tn->bmn', u, responses[::-1])
+  if m0 is not None:
+    states = _doubled(a, _exactly('bmn,on->bmo', m0, a), time)
+    y = y + _exactly('tbmn,mnh->bth', states, c.astype(u.dtype))
+    m = m + states[-1]
+  m = jnp.where(spoilt[:, -1:], jnp.nan, m)
+  return m, jnp.where(spoilt, jnp.nan, y).astype(c.dtype)
+
+
+def _recent(u, reset, length):
+  """The inputs within a token's chunk and sequence, newest first.
+
+  Args:
+    u: `[B, T, M]`.
+    reset: `[B, T]` or `None`.
+    length: Tokens in a chunk, which divides T.
+
+  Returns:
+    `[B, T, length, M]`, 0 where there are none, and `[B, T]`, whether the state
+    that entered the chunk is of the same sequence.
+  """
+  time = u.shape[1]
+  place = jnp.arange(time) % length
+  sequence = jnp.zeros((1, time), jnp.int32)
+  entering = jnp.ones_like(u, bool, shape=u.shape[:2])
+  if reset is not None:
+    sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)
+    # The number of the sequence that the chunk's first token would go on with.
+    first = sequence[:, ::length] - reset[:, ::length]
+    entering = sequence == jnp.repeat(first, length, axis=1)
+  back = lambda v, s: jnp.pad(
+      v, ((0, 0), (s, 0)) + ((0, 0),) * (v.ndim - 2)
+  )[:, :time]
+  same = [
+      (place >= s) & (back(sequence, s) == sequence) for s in range(length)
+  ]
+  return jnp.stack(
+      [jnp.where(same[s][..., None], back(u, s), 0) for s in range(length)],
+      axis=2,
+  ), entering
+
+
+def _powers(a, b, c, length):
+  """What inputs and states come to within a chunk of `length`, 2 to a power.
+
+  Returns:
+    The states `a^s b` `[length, N]`, the readout of a state 1 to `length` steps
+    later `[N, M, length, H]`, and `a^length`.
+  """
+  free = _exactly('jn,mjh->nmh', a, c.astype(a.dtype))[:, :, None]
+  responses, power = b[None], a
+  while len(responses) < length:
+    later = _exactly('sn,on->so', responses, power)
+    responses = jnp.concatenate([responses, later])
+    later = _exactly('jn,ji->ni', power, free.reshape(len(a), -1))
+    free = jnp.concatenate([free, later.reshape(free.shape)], axis=2)
+    power = _exactly('ij,jk->ik', power, power)
+  return responses, free, power
+
+
+def _few_steps(a, b, m, u, reset, steps):
+  """`m` `[B, M, N]` after the first `steps`, a number or `[B]`, of `u`."""
+  if reset is None:
+    reset = jnp.zeros_like(u, bool, shape=u.shape[:2])
+  present = jnp.arange(u.shape[1]) < jnp.reshape(steps, (-1, 1))
+  present = present | jnp.zeros_like(reset)
+
+  def one_step(m, inputs):
+    u_t, reset_t, present_t = (
+        v.reshape(v.shape[:1] + (-1, 1)) for v in inputs
+    )
+    new = _exactly('bmn,on->bmo', jnp.where(reset_t, 0, m), a) + b * u_t
+    return jnp.where(present_t, new, m), None
+
+  by_time = lambda v: jnp.moveaxis(v, 1, 0)
+  return jax.lax.scan(
+      one_step, m, (by_time(u), by_time(reset), by_time(present))
+  )[0]
+
+
+def _doubled(a, m, time):
+  """The states `m`, `a m`, ... of `time` steps: `[T, ..., N]`."""
+  states, power = m[None], a
+  while len(states) < time:
+    later = _exactly('...n,on->...o', states, power)
+    states = jnp.concatenate([states, later])[:time]
+    power = _exactly('ij,jk->ik', power, power)
+  return states
+
+
+def _exactly(equation, *operands):
+  """An einsum without the shortcuts that accelerators take by default."""
+  return jnp.einsum(equation, *operands, precision='highest')
+
+
+def _checked(a, b, c, u, m0):
+  """Returns the operands as arrays in their dtypes, or raises."""
+  a, b, c, u = (jnp.asarray(v) for v in (a, b, c, u))
+  if u.ndim != 3:
+    raise ValueError(f'`u` must be [B, T, M], got shape {u.shape}.')
+  if a.ndim != 2 or a.shape[0] != a.shape[1]:
+    raise ValueError(f'`a` must be [N, N], got shape {a.shape}.')
+  size, channels = len(a), u.shape[2]
+  if b.shape != (size,):
+    raise ValueError(f'`b` must be [N] = {(size,)}, got {b.shape}.')
+  if c.ndim != 3 or c.shape[:2] != (channels, size):
+    raise ValueError(
+        f'`c` must be [M, N, H] with M, N = {channels}, {size}, got {c.shape}.'
+    )
+  for name, v in (('a', a), ('b', b), ('c', c), ('u', u)):
+    if not jnp.issubdtype(v.dtype, jnp.floating):
+      raise ValueError(f'`{name}` must be floating, got {v.dtype}.')
+  dtype = jnp.promote_types(jnp.result_type(a, b, u), jnp.float32)
+  if m0 is not None:
+    m0 = jnp.asarray(m0)
+    want = (u.shape[0], channels, size)
+    if m0.shape != want:
+      raise ValueError(f'`m0` must be [B, M, N] = {want}, got {m0.shape}.')
+    m0 = m0.astype(dtype)
+  return a.astype(dtype), b.astype(dtype), c, u.astype(dtype), m0

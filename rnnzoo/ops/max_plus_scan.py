@@ -1,0 +1,192 @@
+"""A running maximum that decays: the exponent of sums that would overflow."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
+
+# Of `x`, `w`, `m0`, `reset` and `mask`; see `sharded.py`.
+_LAYOUTS = ('btd', 'btd', 'bd', 'bt', 'bt')
+
+
+def max_plus_scan(
+    x: jax.Array,
+    w: jax.Array | float = 0.0,
+    m0: jax.Array | None = None,
+    *,
+    initial: float = -jnp.inf,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Computes `m_t = max(m_{t-1} + w, x_t)` along axis 1.
+
+  With it `sum_j exp(x_j + (t - j) w)` is `exp(m_t)` times a sum whose terms are
+  1 at most. Such products do not depend on which `m_t` that is, and so these
+  are constants to a gradient. Only what goes in and out with a sum has one:
+  `m0`, where it enters the first step, and `m_last`; see `at_constant`.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[3., 1., 0., 2.]])[..., None]
+  >>> m_last, before, m = max_plus_scan(x, -0.5)
+  >>> before[0, :, 0]
+  Array([-inf,  3. ,  2.5,  2. ], dtype=float32)
+  >>> m[0, :, 0]
+  Array([3. , 2.5, 2. , 2. ], dtype=float32)
+
+  Args:
+    x: `[B, T, D]`, real.
+    w: Added at every step, broadcastable to `[1, 1, D]`.
+    m0: The maximum before the first step `[B, D]`; `initial` if `None`.
+    initial: What a reset puts back.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts.
+    mask: Booleans `[B, T]`; where `False` the maximum passes unchanged.
+
+  Returns:
+    `(m_last, before, m)`: the last maximum `[B, D]`, which is `m0` where no
+    step exists; the one that enters each step and the one that leaves it, `[B,
+    T, D]`; all in the dtype of `x`.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  x = jnp.asarray(x)
+  if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'`x` must be real [B, T, D], got {x.dtype} {x.shape}.')
+  w = jnp.asarray(w, x.dtype)
+  w = api.broadcastable('w', w, (1, 1, x.shape[2]))
+  if m0 is None:
+    m0 = jnp.full_like(x, initial, shape=(x.shape[0], x.shape[2]))
+  m0 = api.checked_state(m0, x.shape, x.dtype)
+  reset = api.checked_flag('reset', reset, x.shape)
+  mask = api.checked_flag('mask', mask, x.shape)
+  if mask is not None and reset is not None:
+    reset = reset & mask
+  if not x.size:
+    return m0, x, x
+  constants = (lax.stop_gradient(u) for u in (x, w, m0))
+
+  def local(x, w, m0, reset, mask, *, shards):
+    last, m = _scan(x, w, m0, reset, mask, initial)
+    if shards is None:
+      return last, m
+    # What all but the first stretch came to is wrong; but they know by how much
+    # they change what enters them.
+    nothing = jnp.full_like(m0, -jnp.inf)
+    last, _ = _scan(x, w, nothing, reset, mask, initial)
+    steps = x.shape[1] if mask is None else mask.sum(1, keepdims=True)
+    forgets = jnp.zeros_like(last[:, :1], bool)
+    first = ~forgets, jnp.zeros_like(m0), m0
+    if reset is not None:
+      forgets = reset.any(1, keepdims=True)
+    stretch = forgets, jnp.broadcast_to(steps * w[0], m0.shape), last
+    entering = shards.entering(_after, stretch, first, False)[2]
+    last, m = _scan(x, w, entering, reset, mask, initial)
+    return shards.leave(last, False), m
+
+  operands = sharded.aligned(x, (*constants, reset, mask), _LAYOUTS)
+  last, m = sharded.over_mesh(local, x, operands, _LAYOUTS, ('bd', 'btd'))
+  last = _with_slope(last, _largest(x, w, m0, reset, mask))
+  before = sharded.beside(m, m0, True)
+  if mask is not None:
+    first = mask & (jnp.cumsum(mask, axis=1) == 1)
+    before = jnp.where(first[..., None], m0[:, None], before)
+  if reset is not None:
+    before = jnp.where(reset[..., None], initial, before)
+  return last, before, m
+
+
+def at_constant(m_last: jax.Array, mask: jax.Array | None) -> jax.Array:
+  """What the last sum is to be multiplied by: 1, but with a gradient.
+
+  The sum was computed with `m_last` taken for a constant, and is `exp(-m_last)`
+  times something.
+
+  Args:
+    m_last: From `max_plus_scan`, `[B, D]`.
+    mask: That given to it. Where no step exists the sum is the one given.
+
+  Returns:
+    `[B, D]`.
+  """
+  slope = lax.stop_gradient(m_last) - m_last
+  there = jnp.isfinite(m_last)
+  if mask is not None:
+    there &= mask.any(1)[:, None]
+  return jnp.exp(jnp.where(there, slope, 0))
+
+
+def _with_slope(value, like):
+  """`value`, with the gradient of `like`, which is equal but for rounding."""
+  slope = like - lax.stop_gradient(like)
+  return value + jnp.where(jnp.isfinite(value), slope, 0)
+
+
+def _largest(x, w, m0, reset, mask):
+  """`m_last` at once: the largest of all that enters, decayed to the end."""
+  alive = jnp.ones(x.shape[:2], bool) if mask is None else mask
+  age = jnp.cumsum(alive[:, ::-1], axis=1)[:, ::-1]
+  oldest = m0 + age[:, :1] * w[0]
+  age = jnp.where(alive, age - 1, 0)
+  if reset is not None:
+    starts = jnp.cumsum(reset, axis=1)
+    alive = alive & (starts == starts[:, -1:])
+    oldest = jnp.where(reset.any(1)[:, None], -jnp.inf, oldest)
+  entered = jnp.where(alive[..., None], x + age[..., None] * w, -jnp.inf)
+  return jnp.maximum(entered.max(1), oldest)
+
+
+def _after(earlier, later):
+  """Two stretches as one; each is whether it forgets, what it adds, its max."""
+  forgets, added, last = later
+  before = jnp.where(forgets, -jnp.inf, earlier[2])
+  return (
+      earlier[0] | forgets,
+      earlier[1] + added,
+      jnp.maximum(before + added, last),
+  )
+
+
+def _scan(x, w, m0, reset, mask, initial):
+  """Chosen at lowering, as in `linear_scan`."""
+  return lax.platform_dependent(
+      x, w, m0, reset, mask,
+      cpu=lambda *u: _sequential(*u, initial),
+      default=lambda *u: _associative(*u, initial),
+  )
+
+
+def _sequential(x, w, m0, reset, mask, initial):
+  """A loop that reads each row and writes each row once."""
+  row = lambda u, t: lax.dynamic_slice_in_dim(u, t, 1, axis=1)
+
+  def step(t, state):
+    before, m = state
+    entering = before
+    if reset is not None:
+      entering = jnp.where(row(reset, t)[..., None], initial, before)
+    new = jnp.maximum(entering + w, row(x, t))
+    if mask is not None:
+      new = jnp.where(row(mask, t)[..., None], new, before)
+    return new, lax.dynamic_update_slice_in_dim(m, new, t, axis=1)
+
+  state = m0[:, None], jnp.zeros_like(x)
+  last, m = lax.fori_loop(0, x.shape[1], step, state)
+  return last[:, 0], m
+
+
+def _associative(x, w, m0, reset, mask, initial):
+  """`jax.lax.associative_scan` over stretches."""
+  added, forgets = jnp.broadcast_to(w, x.shape), jnp.zeros_like(x, bool)
+  if reset is not None:
+    start = reset[..., None]
+    x = jnp.where(start, jnp.maximum(initial + w, x), x)
+    forgets = jnp.broadcast_to(start, x.shape)
+  if mask is not None:
+    present = mask[..., None]
+    added = jnp.where(present, added, 0)
+    x = jnp.where(present, x, -jnp.inf)
+  forgotten = jnp.where(forgets[:, 0], -jnp.inf, m0)
+  x = x.at[:, 0].max(forgotten + added[:, 0])
+  _, _, m = lax.associative_scan(_after, (forgets, added, x), axis=1)
+  return m[:, -1], m

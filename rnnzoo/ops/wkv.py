@@ -1,0 +1,180 @@
+"""The time mixing of RWKV-4: an average of values that fades with time."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
+from rnnzoo.ops.max_plus_scan import at_constant
+from rnnzoo.ops.max_plus_scan import max_plus_scan
+
+# Of no tokens, as published: an exponent that is finite, but below all others.
+_LOWEST = -1e30
+
+
+class WKVState(NamedTuple):
+  """What is left of all tokens so far.
+
+  Attributes:
+    aa: The faded sum of `exp(k) v`, times `exp(-pp)` `[B, D]`.
+    bb: That of `exp(k)` `[B, D]`.
+    pp: The exponent of both `[B, D]`.
+  """
+
+  aa: jax.Array
+  bb: jax.Array
+  pp: jax.Array
+
+
+def wkv(
+    k: jax.Array,
+    v: jax.Array,
+    time_decay: jax.Array,
+    time_first: jax.Array,
+    state: WKVState | None = None,
+    *,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[WKVState, jax.Array]:
+  r"""Averages the values of all tokens so far, each channel by itself.
+
+  .. math::
+      y_t = \frac{\sum_{i < t} e^{(t - 1 - i) w + k_i} v_i + e^{u + k_t} v_t}
+                 {\sum_{i < t} e^{(t - 1 - i) w + k_i} + e^{u + k_t}},
+      \quad w = -e^{d}
+
+  with :math:`d` the `time_decay` and :math:`u` the `time_first`. The exponents
+  `pp_t = max(pp_{t-1} + w, k_t)` come first (`max_plus_scan`); then both sums,
+  divided by `exp(pp)`, are linear recurrences with decays `exp(w + pp_{t-1} -
+  pp_t)`, and all that holds for `linear_scan` holds here. Nothing overflows,
+  however large the keys are.
+
+  >>> import jax.numpy as jnp
+  >>> k, v = jnp.zeros((1, 3, 1)), jnp.array([[[6.], [0.], [3.]]])
+  >>> state, y = wkv(k, v, jnp.array([-jnp.inf]), jnp.zeros(1))
+  >>> y[0, :, 0]
+  Array([6., 3., 3.], dtype=float32)
+
+  Args:
+    k: Keys `[B, T, D]`.
+    v: Values `[B, T, D]`.
+    time_decay: `[D]`; a step multiplies by `exp(-exp(time_decay))`.
+    time_first: Added to the key of the current token, `[D]`.
+    state: What earlier tokens left; that of no tokens if `None`.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts: by selection,
+      so that a NaN before it reaches nothing after it.
+    mask: Booleans `[B, T]`; a `False` token is absent: its output is 0, and
+      nothing fades.
+
+  Returns:
+    `(state, y)`: the state, in `promote_types(float32, ...)` of the operands,
+    and averages `[B, T, D]`, in the dtype of `v`.
+
+  Raises:
+    ValueError: If shapes or dtypes disagree.
+  """
+  k, v, w, u, state, reset, mask = _checked(
+      k, v, time_decay, time_first, state, reset, mask
+  )
+  out_dtype, v = v.dtype, v.astype(k.dtype)
+  present = None if mask is None else mask[..., None]
+  if mask is not None:
+    k, v = jnp.where(present, k, 0), jnp.where(present, v, 0)
+  if not v.size:
+    return state, v.astype(out_dtype)
+  pp_last, before, pp = max_plus_scan(
+      k, w, state.pp, initial=_LOWEST, reset=reset, mask=mask
+  )
+  fade, new = w + before - pp, k - pp
+  if mask is not None:
+    fade, new = jnp.where(present, fade, 0), jnp.where(present, new, -jnp.inf)
+  a, b = jnp.exp(fade), jnp.exp(new)
+  aa_last, aa = api.linear_scan(a, b * v, state.aa, reset=reset)
+  bb_last, bb = api.linear_scan(a, b, state.bb, reset=reset)
+
+  def entering(sums, first):
+    sums = sharded.beside(sums, first, True)
+    return sums if reset is None else jnp.where(reset[..., None], 0, sums)
+
+  y = average(
+      WKVState(entering(aa, state.aa), entering(bb, state.bb), before), k, v, u
+  )
+  if mask is not None:
+    y = jnp.where(present, y, 0)
+  unit = at_constant(pp_last, mask)
+  state = WKVState(aa_last * unit, bb_last * unit, pp_last)
+  return state, y.astype(out_dtype)
+
+
+def wkv_step(
+    k: jax.Array,
+    v: jax.Array,
+    time_decay: jax.Array,
+    time_first: jax.Array,
+    state: WKVState,
+) -> tuple[WKVState, jax.Array]:
+  """`wkv` of one token, as published: `k` and `v` are `[B, D]`.
+
+  Returns:
+    `(state, y)`: the next state and the average `[B, D]`, both in the dtype of
+    the operands.
+  """
+  w = -jnp.exp(time_decay)
+  y = average(state, k, v, time_first)
+  pp = jnp.maximum(w + state.pp, k)
+  a, b = jnp.exp(w + state.pp - pp), jnp.exp(k - pp)
+  return WKVState(a * state.aa + b * v, a * state.bb + b, pp), y
+
+
+def average(state, k, v, u):
+  """The average of the tokens before, and of this one with `u` more weight."""
+  largest = jax.lax.stop_gradient(jnp.maximum(state.pp, u + k))  # It cancels.
+  old, new = jnp.exp(state.pp - largest), jnp.exp(u + k - largest)
+  return (old * state.aa + new * v) / (old * state.bb + new)
+
+
+def empty_wkv_state(
+    batch_size: int, features: int, dtype=jnp.float32
+) -> WKVState:
+  """Returns the state of no tokens: sums of 0, and an exponent of -1e30.
+
+  >>> empty_wkv_state(2, 3).pp.shape
+  (2, 3)
+  """
+  zeros = jnp.zeros((batch_size, features), dtype)
+  return WKVState(zeros, zeros, jnp.full_like(zeros, _LOWEST))
+
+
+def _checked(k, v, time_decay, time_first, state, reset, mask):
+  """Returns the operands, all but `v` in the dtype of states, or raises."""
+  k, v, time_decay, time_first = (
+      jnp.asarray(u) for u in (k, v, time_decay, time_first)
+  )
+  if k.ndim != 3 or v.shape != k.shape:
+    raise ValueError(
+        f'`k` and `v` must be [B, T, D], got shapes {k.shape} and {v.shape}.'
+    )
+  operands = dict(k=k, v=v, time_decay=time_decay, time_first=time_first)
+  for name, u in operands.items():
+    if name.startswith('time') and u.shape != k.shape[2:]:
+      raise ValueError(f'`{name}` must be [D] = {k.shape[2:]}, got {u.shape}.')
+    if not jnp.issubdtype(u.dtype, jnp.floating):
+      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
+  dtype = jnp.promote_types(jnp.result_type(*operands.values()), jnp.float32)
+  empty = empty_wkv_state(k.shape[0], k.shape[2], dtype)
+  if state is None:
+    state = empty
+  for name, got, want in zip(empty._fields, state, empty):
+    if jnp.shape(got) != want.shape:
+      raise ValueError(
+          f'`state.{name}` must be [B, D] = {want.shape}, got '
+          f'{jnp.shape(got)}.'
+      )
+  state = WKVState(*(jnp.asarray(u, dtype) for u in state))
+  reset = api.checked_flag('reset', reset, k.shape)
+  mask = api.checked_flag('mask', mask, k.shape)
+  if mask is not None and reset is not None:
+    reset = reset & mask
+  w = -jnp.exp(time_decay.astype(dtype))
+  return k.astype(dtype), v, w, time_first.astype(dtype), state, reset, mask
