@@ -1,150 +1,20 @@
-r"""Learning while the sequence goes on, without going back through time.
-
-In a diagonal recurrence `h_t = a_t * h_{t-1} + b_t` a parameter of channel `h`
-reaches that channel alone, so that the sensitivity of the state follows the
-recurrence of the state,
-
-.. math::
-    S_t = \frac{d h_t}{d \theta}
-        = a_t S_{t-1} + \frac{\partial h_t}{\partial \theta},
-
-in as many numbers as there are parameters (times the batch). With it, the
-gradient of the loss of token `t` through all of the past is
-
-.. math::
-    \frac{d l_t}{d \theta} = \frac{\partial l_t}{\partial \theta}
-        + \frac{\partial l_t}{\partial h_{t-1}} S_{t-1},
-
-where both partial derivatives are those of one step. This is real-time
-recurrent learning (Williams & Zipser, 1989), which costs `H` times more for a
-recurrence that is not diagonal. See Zucchet et al. (2023),
-https://arxiv.org/abs/2305.15947.
-
-How exact `RTRL` is, the parameters held still:
-
-* those of a recurrent layer and of what comes after it: exactly the gradient of
-  back-propagation through time, if no other recurrent layer comes after it;
-* those of what comes before the layer: the past that only they have shaped is
-  left out ("spatially truncated"), unless `exact_before`, at `H` times their
-  size in memory;
-* in a stack, a layer whose outputs another one remembers: spatially truncated,
-  too. `gradient_error` says by how much.
-
-An example: eight sine waves, predicted a token at a time.
-
->>> from flax import nnx
->>> import jax
->>> import jax.numpy as jnp
->>> import optax
->>> from rnnzoo import layers
->>> rngs = nnx.Rngs(0)
->>> model = Stack(layers.LRU(1, 8, rngs=rngs), nnx.Linear(1, 1, rngs=rngs))
->>> learner = RTRL(model, lambda y, target: ((y - target) ** 2).mean())
->>> phase = jnp.arange(8.0)[:, None]
->>> wave = jnp.sin(0.3 * jnp.arange(301) + phase)[..., None]   # [B, T + 1, 1]
->>> trained, loss = learn(
-...     learner, optax.adam(1e-2), learner.params, wave[:, :-1], wave[:, 1:]
-... )
->>> bool(loss[:50].mean() > 0.01), bool(loss[-50:].mean() < 1e-6)
-(True, True)
->>> carry, y = learner.merge(trained)(wave[:, :-1])            # All at once.
-"""
+"""Real-time recurrent learning; `__init__.py` says what it is."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from flax import nnx
+from flax.traverse_util import flatten_dict
+from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rnnzoo import layers
 from rnnzoo.layers import base
+from rnnzoo.online.stack import Stack
+from rnnzoo.online.stack import floating_dtype
 from rnnzoo.training import state as state_lib
 
 Tree = Mapping[str, Any]  # Nested dictionaries of parameters.
-
-
-class Stack(nnx.Module):
-  """Parts one after the other: recurrent layers, and what has no state.
-
-  It keeps the contract of `rnnzoo.layers.base`, its carry a tuple with one
-  entry for each part.
-
-  >>> from flax import nnx
-  >>> import jax
-  >>> import jax.numpy as jnp
-  >>> from rnnzoo import layers
-  >>> rngs = nnx.Rngs(0)
-  >>> branch = Stack(
-  ...     nnx.RMSNorm(8, rngs=rngs), layers.MinGRU(8, rngs=rngs), residual=True
-  ... )
-  >>> model = Stack(nnx.Linear(3, 8, rngs=rngs), branch, jnp.tanh)
-  >>> carry, y = model(jnp.ones((2, 10, 3)))               # [B, T, D]
-  >>> carry, y_next = model.step(carry, jnp.ones((2, 3)))  # [B, D]
-  >>> y.shape, y_next.shape
-  ((2, 10, 8), (2, 8))
-
-  Attributes:
-    parts: The parts.
-    residual: Whether the input is added to the output.
-  """
-
-  def __init__(
-      self,
-      *parts: 'base.RecurrentLayer | Stack | Callable[[jax.Array], jax.Array]',
-      residual: bool = False,
-  ):
-    """Puts parts together.
-
-    Args:
-      *parts: Layers, stacks, and functions of arrays `[..., D]` (modules, too)
-        that look at one token.
-      residual: Whether the input is added to the output.
-    """
-    self.parts = nnx.List(parts)
-    self.residual = residual
-
-  def initialize_carry(self, batch_size: int, dtype=None) -> tuple:
-    """Returns the carry before the first token."""
-    return tuple(
-        part.initialize_carry(batch_size, dtype)
-        if isinstance(part, (base.RecurrentLayer, Stack)) else None
-        for part in self.parts
-    )
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    """Maps `[B, T, ...]` to the next carry and `[B, T, D_out]`."""
-    if carry is None:
-      carry = self.initialize_carry(x.shape[0], _floating_dtype(x))
-    return self._masked(carry, x, reset, mask, False, [])
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    """Maps one token `[B, ...]` to the next carry and `[B, D_out]`."""
-    return self._masked(carry, x, reset, mask, True, [])
-
-  def step_with_inputs(self, carry, x, *, reset=None, mask=None):
-    """`step` and, as a third result, what each recurrent layer read."""
-    inputs = []
-    return *self._masked(carry, x, reset, mask, True, inputs), inputs
-
-  def _masked(self, carry, x, reset, mask, step, inputs):
-    carry, y = self._run(carry, _present(x, mask), reset, mask, step, inputs)
-    return carry, _present(y, mask)
-
-  def _run(self, carry, x, reset, mask, step, inputs):
-    start, new = x, []
-    for part, old in zip(self.parts, carry):
-      if isinstance(part, Stack):
-        old, x = part._run(old, x, reset, mask, step, inputs)
-      elif isinstance(part, base.RecurrentLayer):
-        inputs.append(x)
-        flags = dict(reset=reset, mask=mask)
-        old, x = part.step(old, x, **flags) if step else part(x, old, **flags)
-      else:
-        x = part(x)
-      new.append(old)
-    return tuple(new), start + x if self.residual else x
 
 
 class RTRLState(NamedTuple):
@@ -221,7 +91,7 @@ class RTRL:
       paths = [path for path, _ in parts]
       at = paths.index(self._layers[0].path)
       self._before = tuple(
-          key for key in _flat(self.params)
+          key for key in flatten_dict(self.params)
           if any(key[: len(path)] == path for path in paths[:at])
       )
 
@@ -250,7 +120,8 @@ class RTRL:
 
       trace, _, h = _sensitivities(first, layer.traced(params), ())
       for key in self._before:
-        trace[key] = jnp.zeros(h.shape + _flat(params)[key].shape, h.dtype)
+        shape = flatten_dict(params)[key].shape
+        trace[key] = jnp.zeros(h.shape + shape, h.dtype)
       traces.append({
           key: jnp.broadcast_to(u, (batch_size, *u.shape))
           for key, u in trace.items()
@@ -292,7 +163,7 @@ class RTRL:
     (loss, (carry, y, inputs)), (gradient, d_states) = jax.value_and_grad(
         run, argnums=(0, 1), has_aux=True
     )(params, [_state(c) for c in self._carries(state.carry)])
-    flat, traces = _flat(gradient), []
+    flat, traces = flatten_dict(gradient), []
     for layer, trace, d_state, old, u in zip(
         self._layers, state.traces, d_states, self._carries(state.carry), inputs
     ):
@@ -305,11 +176,11 @@ class RTRL:
       traces.append(
           self._next_trace(layer, params, trace, old, u, x, reset, mask)
       )
-    return RTRLState(carry, tuple(traces)), (loss, y), _nested(flat)
+    return RTRLState(carry, tuple(traces)), (loss, y), unflatten_dict(flat)
 
   def _next_trace(self, layer, params, trace, carry, u, x, reset, mask):
     """The sensitivities after a token that is `x`, and `u` for the layer."""
-    values, whole = layer.traced(params), _flat(params)
+    values, whole = layer.traced(params), flatten_dict(params)
     before = {
         key: whole[key].astype(base.state_dtype(whole[key].dtype))
         for key in self._before
@@ -325,9 +196,9 @@ class RTRL:
         entering = _with_state(carry, h.reshape(_state(carry).shape))
         if before:
           # This run of the model ends at the layer's input.
-          merged = self.merge(_nested(whole | before))
+          merged = self.merge(unflatten_dict(whole | before))
           start = self._with_carries(
-              merged.initialize_carry(1, _floating_dtype(x)), [entering]
+              merged.initialize_carry(1, floating_dtype(x)), [entering]
           )
           _, _, (u_now,) = merged.step_with_inputs(start, x[None], **flags)
         else:
@@ -401,7 +272,7 @@ def learn(
     each token `[T]` before it was learnt from.
   """
   by_time = lambda u: jnp.moveaxis(u, 1, 0)
-  dtype = _floating_dtype(inputs)
+  dtype = floating_dtype(inputs)
 
   def body(carried, token):
     params, opt_state, state = carried
@@ -461,7 +332,7 @@ def gradient_error(
   got, want = jax.jit(lambda *args: (
       online_gradient(learner, *args), full_gradient(learner, *args)
   ))(params, inputs, targets, reset, mask)
-  got, want = (jax.device_get(_flat(u)) for u in (got, want))
+  got, want = (jax.device_get(flatten_dict(u)) for u in (got, want))
   groups = {}
   for key in want:
     path = key
@@ -497,7 +368,7 @@ def online_gradient(
     )
     return (state, jax.tree.map(jnp.add, total, gradient)), None
 
-  start = learner.initialize(params, inputs.shape[0], _floating_dtype(inputs))
+  start = learner.initialize(params, inputs.shape[0], floating_dtype(inputs))
   carried = start, jax.tree.map(jnp.zeros_like, params)
   tokens = jax.tree.map(by_time, (inputs, targets, reset, mask))
   return jax.lax.scan(body, carried, tokens)[0][1]
@@ -513,167 +384,6 @@ def full_gradient(
     return jax.vmap(learner.loss_fn, 1)(y, targets).sum()
 
   return jax.grad(loss)(params)
-
-
-class SRNNState(NamedTuple):
-  """What an `SRNN` keeps: parameters, and the last tokens with their targets.
-
-  `carry` is the state before the first of them; `inputs` is `[B, W, D]`,
-  `targets` `[B, W, D_out]`, `seen` `[B, W]` says which have come already.
-  """
-
-  params: Tree
-  carry: tuple
-  inputs: jax.Array
-  targets: jax.Array
-  seen: jax.Array
-
-
-class SRNN:
-  r"""Online regression with a simple RNN, by a gradient of linear time.
-
-  An interpretation: of Vural et al. (2020), https://arxiv.org/abs/2005.08948,
-  "Achieving Online Regression Performance of LSTMs with Simple RNNs", only the
-  abstract was to be had. It says: a simple (Elman) network, trained online by a
-  first-order method, at a cost linear in the number of parameters, with a bound
-  on its regret. This is a reading that has these properties, and no claim to
-  the numbers of the paper:
-
-  .. math::
-      h_t &= \tanh(W x_t + b + U h_{t-1}), \quad \hat y_t = C h_t + c \\
-      L_t(\theta) &= \frac{1}{w} \sum_{i < w} | y_{t-i} - \hat y_{t-i} |^2 \\
-      \theta &\leftarrow \Pi(\theta - \eta \nabla L_t(\theta))
-
-  The loss is smoothed over a window of the last `w` tokens, read with the
-  parameters of now from the state before them: regret on that is what can be
-  bounded where losses are not convex (Hazan et al., 2017,
-  https://arxiv.org/abs/1708.00075). :math:`\Pi` takes every row of U to the
-  nearest one whose magnitudes sum to `bound` < 1 at most. So the network
-  forgets at a known rate, :math:`|h_t - h'_t| \le bound\, |h_{t-1} -
-  h'_{t-1}|` in the largest channel, and what the window cuts off is at most
-  `bound**w`. A token costs `w` times what a step and its gradient cost.
-
-  >>> import jax
-  >>> import jax.numpy as jnp
-  >>> learner = SRNN(1, 16)
-  >>> wave = jnp.sin(0.3 * jnp.arange(601))[None, :, None]
-  >>> state, predictions = learner.run(
-  ...     learner.initialize(jax.random.key(0)), wave[:, :-1], wave[:, 1:]
-  ... )
-  >>> error = (predictions - wave[:, 1:]) ** 2
-  >>> bool(error[:, :50].mean() > 0.03), bool(error[:, -50:].mean() < 0.01)
-  (True, True)
-  """
-
-  def __init__(
-      self,
-      in_features: int,
-      hidden_features: int,
-      out_features: int = 1,
-      *,
-      window: int = 10,
-      learning_rate: float = 0.1,
-      bound: float = 0.95,
-      dtype: jnp.dtype = jnp.float32,
-  ):
-    """Creates the learner.
-
-    Args:
-      in_features: Size `D` of an input.
-      hidden_features: Size `H` of the state.
-      out_features: Size of a target.
-      window: Tokens `w` that the loss is smoothed over.
-      learning_rate: The step.
-      bound: Largest sum of magnitudes of a row of U.
-      dtype: Of everything.
-
-    Raises:
-      ValueError: If `window` or `bound` is out of range.
-    """
-    if window < 1:
-      raise ValueError(f'`window` must be at least 1, got {window}.')
-    if not 0 < bound < 1:
-      raise ValueError(f'`bound` must be between 0 and 1, got {bound}.')
-    self._sizes = in_features, hidden_features, out_features
-    self._window, self._rate, self._bound = window, learning_rate, bound
-    self._dtype = dtype
-    self._functional = state_lib.Functional(self._build)
-
-  def initialize(self, key: jax.Array, batch_size: int = 1) -> SRNNState:
-    """Returns the state before the first token of `batch_size` streams."""
-    params, _ = self._functional.variables(self._build(nnx.Rngs(key)))
-    window = lambda *sizes, dtype: jnp.zeros(
-        (batch_size, self._window, *sizes), dtype
-    )
-    return SRNNState(
-        params=self._projected(params),
-        carry=self.merge(params).initialize_carry(batch_size, self._dtype),
-        inputs=window(self._sizes[0], dtype=self._dtype),
-        targets=window(self._sizes[2], dtype=self._dtype),
-        seen=window(dtype=bool),
-    )
-
-  def merge(self, params: Tree) -> Stack:
-    """Returns the network with these parameters."""
-    return self._functional.merge(params, {})
-
-  def step(
-      self, state: SRNNState, x: jax.Array, target: jax.Array
-  ) -> tuple[SRNNState, jax.Array]:
-    """Predicts, then learns; a pure function, to be jitted or scanned.
-
-    Args:
-      state: What the token before left.
-      x: The token `[B, D]`.
-      target: What is then revealed, `[B, D_out]`.
-
-    Returns:
-      `(state, prediction)`: the prediction `[B, D_out]` was made before.
-    """
-    # The oldest token leaves the window, through the network of now.
-    carry, _ = self.merge(state.params).step(
-        state.carry, state.inputs[:, 0], mask=state.seen[:, 0]
-    )
-    shift = lambda u, new: jnp.concatenate([u[:, 1:], new[:, None]], axis=1)
-    inputs, targets = shift(state.inputs, x), shift(state.targets, target)
-    seen = shift(state.seen, jnp.ones(x.shape[:1], bool))
-
-    def smoothed(params):
-      _, y = self.merge(params)(inputs, carry, mask=seen)
-      errors = jnp.where(seen[..., None], y - targets, 0)
-      return (errors**2).sum() / self._window, y[:, -1]
-
-    gradient, prediction = jax.grad(smoothed, has_aux=True)(state.params)
-    params = jax.tree.map(
-        lambda p, g: p - self._rate * g, state.params, gradient
-    )
-    return (
-        SRNNState(self._projected(params), carry, inputs, targets, seen),
-        prediction,
-    )
-
-  def run(
-      self, state: SRNNState, inputs: jax.Array, targets: jax.Array
-  ) -> tuple[SRNNState, jax.Array]:
-    """`step` over `[B, T, D]`: the state, and predictions `[B, T, D_out]`."""
-    by_time = lambda u: jnp.moveaxis(u, 1, 0)
-    state, predictions = jax.jit(lambda state, tokens: jax.lax.scan(
-        lambda state, token: self.step(state, *token), state, tokens
-    ))(state, (by_time(inputs), by_time(targets)))
-    return state, by_time(predictions)
-
-  def _build(self, rngs):
-    read, hidden, out = self._sizes
-    options = dict(param_dtype=self._dtype, rngs=rngs)
-    network = layers.Elman(read, hidden, **options)
-    return Stack(network, nnx.Linear(hidden, out, **options))
-
-  def _projected(self, params):
-    flat = _flat(params)
-    key = ('parts', '0', 'hidden', 'kernel')  # [H, 1, H], into the last axis.
-    project = lambda row: optax.projections.projection_l1_ball(row, self._bound)
-    flat[key] = jax.vmap(project, -1, -1)(flat[key])
-    return _nested(flat)
 
 
 class _Layer:
@@ -696,7 +406,7 @@ class _Layer:
     params, _ = self._functional.variables(layer)
     values = {
         self.path + key: u.astype(jnp.float32)
-        for key, u in _flat(params).items()
+        for key, u in flatten_dict(params).items()
     }
     size = _state(layer.initialize_carry(1, jnp.float32)).size
     rng = np.random.default_rng(0)
@@ -730,7 +440,7 @@ class _Layer:
 
   def traced(self, params):
     """The parameters that reach the state, by path, float32 at least."""
-    flat = _flat(params)
+    flat = flatten_dict(params)
     return {
         key: flat[key].astype(base.state_dtype(flat[key].dtype))
         for key in self.channels
@@ -741,9 +451,9 @@ class _Layer:
     n = len(self.path)
     own = {
         key[n:]: values.get(key, u)
-        for key, u in _flat(params).items() if key[:n] == self.path
+        for key, u in flatten_dict(params).items() if key[:n] == self.path
     }
-    return self._functional.merge(_nested(own), {})
+    return self._functional.merge(unflatten_dict(own), {})
 
   def _probe(self, values, tokens, weights):
     """Pulls cotangents back through steps from a random state.
@@ -760,7 +470,7 @@ class _Layer:
     """
 
     def with_parameters(values):
-      layer = self.merged(_nested(values), values)
+      layer = self.merged(unflatten_dict(values), values)
       layer.dtype = None  # Of the input: no bfloat16 here.
       return layer
 
@@ -872,36 +582,3 @@ def _replaced(carry, index, new):
     return new
   i, *rest = index
   return carry[:i] + (_replaced(carry[i], rest, new),) + carry[i + 1 :]
-
-
-def _flat(tree, prefix=()):
-  """Nested dictionaries as one, from paths to arrays."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, prefix + (key,))
-    else:
-      flat[prefix + (key,)] = value
-  return flat
-
-
-def _nested(flat):
-  tree = {}
-  for (*parents, last), value in flat.items():
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = value
-  return tree
-
-
-def _present(x, mask):
-  """`x` with 0 where `mask` is `False`, whatever axes follow."""
-  if mask is None:
-    return x
-  return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)
-
-
-def _floating_dtype(x):
-  """The dtype of `x`, or `None` if it holds tokens."""
-  return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None

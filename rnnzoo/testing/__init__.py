@@ -1,0 +1,104 @@
+"""The contract of a layer (`rnnzoo.layers.base`), as a suite anyone can run.
+
+    from rnnzoo import testing
+
+    testing.check_layer(lambda rngs: MyLayer(6, rngs=rngs))
+
+Every check compares two ways of getting the same numbers, values and gradients
+alike. Parallel forms are held to a scan of the plain `step`, sequence starts
+and padding to separate runs of the sequences without padding.
+"""
+
+from collections.abc import Callable, Iterable
+
+from flax import nnx
+import jax
+from rnnzoo.layers import base
+from rnnzoo.testing import checks as checks_lib
+from rnnzoo.testing import comparing
+from rnnzoo.testing.cases import Case as Case
+from rnnzoo.testing.checks import CHECKS as CHECKS
+from rnnzoo.testing.comparing import TOLERANCES as TOLERANCES
+from rnnzoo.testing.comparing import assert_close as assert_close
+from rnnzoo.testing.zoo import LAYERS as LAYERS
+from rnnzoo.testing.zoo import VARIANTS as VARIANTS
+
+scan_steps = base.scan_steps
+
+
+def check_layer(
+    make_layer: Callable[[nnx.Rngs], base.RecurrentLayer],
+    *,
+    dtypes: Iterable[str] | None = None,
+    checks: Iterable[str] | None = None,
+) -> None:
+  """Holds a layer to every promise of `rnnzoo.layers.base`.
+
+  Takes seconds, nearly all of them compilation. All checks run; what failed is
+  printed as one table. A layer with the attribute `causal = False` is excused
+  from `steps`, `chunks`, `causality` and `export`, nothing else.
+
+  >>> from flax import nnx
+  >>> from rnnzoo import layers
+  >>> check_layer(lambda rngs: layers.MinGRU(4, rngs=rngs), checks=['shapes'])
+
+  Args:
+    make_layer: Makes the layer from an `nnx.Rngs`; a small one is quick.
+    dtypes: Names of input dtypes; `float32`, `bfloat16` and, where
+      `jax_enable_x64` is on, `float64` if `None`. What is not about numbers is
+      checked with the first only.
+    checks: Names from `CHECKS`; all if `None`.
+
+  Raises:
+    AssertionError: Naming the checks that failed.
+    ValueError: If a name is unknown, or float64 is asked for without x64.
+  """
+  x64 = jax.config.jax_enable_x64
+  if dtypes is None:
+    dtypes = ['float32', 'bfloat16'] + (['float64'] if x64 else [])
+  dtypes, checks = list(dtypes), list(CHECKS if checks is None else checks)
+  for name, known, given in (
+      ('dtypes', TOLERANCES, dtypes), ('checks', CHECKS, checks)
+  ):
+    if not set(given) <= set(known):
+      raise ValueError(f'`{name}` must be among {list(known)}, got {given}.')
+  if 'float64' in dtypes and not x64:
+    raise ValueError(
+        '`dtypes` has float64, which needs `with jax.enable_x64(True):`.'
+    )
+  failures = []
+  for dtype in dtypes:
+    try:
+      case = Case(make_layer(nnx.Rngs(0)), dtype)
+    except Exception as error:  # pylint: disable=broad-except
+      failures.append(('call', dtype, _as_problem(error)))
+      continue
+    for name in (name for name in CHECKS if name in checks):
+      if not case.causal and name in checks_lib.CAUSAL_ONLY:
+        continue
+      if dtype != dtypes[0] and name not in checks_lib.NUMERIC:
+        continue
+      try:
+        problems = CHECKS[name](case)
+      except Exception as error:  # pylint: disable=broad-except
+        problems = [_as_problem(error)]
+      failures += [(name, dtype, problem) for problem in problems]
+  if failures:
+    print(_table(failures))
+    names = ', '.join(dict.fromkeys(name for name, _, _ in failures))
+    raise AssertionError(f'The layer fails {names}; the table says where.')
+
+
+def _as_problem(error):
+  lines = str(error).strip().splitlines() or ['']
+  return comparing.wrong(f'{type(error).__name__}: {lines[0]}')
+
+
+def _table(failures):
+  rows = [('check', 'input', 'what', 'error', 'tolerance')]
+  for name, dtype, problem in failures:
+    what, error, tolerance = problem
+    rows.append((name, dtype, what, f'{error:.2g}', f'{tolerance:.2g}'))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ('  '.join(u.ljust(w) for u, w in zip(r, widths)) for r in rows)
+  return '\n'.join(line.rstrip() for line in lines)
