@@ -1,6 +1,7 @@
 """Eight CPU devices and a compile cache, before JAX is imported."""
 
 from importlib import metadata
+import itertools
 import os
 import pathlib
 
@@ -18,3 +19,13 @@ os.environ.setdefault(
 # The tests compile hundreds of tiny programs: all of them are worth keeping.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+_ran = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+  # Programs live as long as their process: gigabytes, in a suite like this.
+  if next(_ran) % 25 == 0:
+    import jax  # After the environment is set.
+
+    jax.clear_caches()
