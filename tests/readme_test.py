@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -100,6 +101,23 @@ class ReadmeTest(parameterized.TestCase):
     for name, layer in layers.LAYERS.items():
       self.assertIn(f'| `{layer.__name__}` |', table)
       self.assertIn(f'`{name}`', _README)
+
+  def test_costs_are_those_measured(self):
+    results = _ROOT / 'experiments' / 'results' / 'layers_cpu.json'
+    rows = {
+        row['layer']: row
+        for row in json.loads(results.read_text())['rows']
+        if row['length'] == 4096
+    }
+    self.assertSameElements(rows, layers.LAYERS)
+    for name, row in rows.items():
+      cells = (
+          f'`{name}`', row['parameters'], f'{row["forward_ms"]:.0f}',
+          f'{row["training_ms"]:.0f}', row['over_steps'] or '',
+          f'{row["token_us"]:.0f}', f'{row["training_mib"]:.0f}',
+      )
+      line = ' | '.join(map(str, cells)).replace('|  |', '| |')
+      self.assertIn(f'| {line} |', _README)
 
   def test_files_exist(self):
     names = re.findall(

@@ -13,7 +13,7 @@ One block of one layer, asked at every step and judged at the last one:
 
 Each goes on until it is right 99.5 times of 100, or until `--steps`. The JSON
 is written as training goes; what it holds is not trained again, so that a run
-that was stopped goes on with the same command.
+that was stopped goes on with the same command, unless its settings changed.
 """
 
 import json
@@ -66,6 +66,10 @@ _SETTINGS = dict(
         elman=dict(learning_rate=1e-3, patience=4),
         # The same for every token, its decays must be near 1 from the start.
         lru=dict(layer_options=dict(r_min=0.99, r_max=0.9999)),
+        # Its window is 784 tokens by default, and one number wide.
+        parallel_lmu=dict(layer_options=dict(theta=160.0, memory_features=8)),
+        # Products of cores move slowly.
+        tt_lstm=dict(learning_rate=1e-2),
     ),
     # Parity is found all of a sudden, and sooner at a larger rate.
     parity=dict(
@@ -142,9 +146,12 @@ def settings_of(layer, task):
 
 def is_done(row):
   """Whether more training of a row would be in vain or against the flags."""
+  settings = settings_of(row['layer'], row['task'])
+  if any(row[name] != value for name, value in settings.items()):
+    return False
   right = [u for u in (row['accuracy'], row['longer']) if u is not None]
-  patience = settings_of(row['layer'], row['task'])['patience']
-  return min(right) >= _ENOUGH or row['steps'] >= _STEPS.value * patience
+  last = _STEPS.value * settings['patience']
+  return min(right) >= _ENOUGH or row['steps'] >= last
 
 
 def train(layer, task, save):
