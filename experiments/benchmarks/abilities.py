@@ -275,10 +275,7 @@ def main(argv):
 
   def save(row):
     rows[key(row)] = row
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_suffix('.new')
-    new.write_text(json.dumps(record(), indent=1) + '\n')
-    new.replace(out)  # At no time is there half of it.
+    timing.write(record(), _OUT.value)
 
   for task in _TASK.value:
     for layer in _LAYERS.value or trainable():

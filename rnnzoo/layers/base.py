@@ -186,9 +186,7 @@ class LinearRecurrence(RecurrentLayer):
     a, b = self.recurrence(x) if dt is None else self.recurrence(x, dt)
     if reset is not None and not self.initial_is_zero:
       b = jnp.where(reset[..., None], b + a * initial[:, None], b)
-    if mask is not None:
-      a = jnp.where(mask[..., None], a, 1)
-      b = jnp.where(mask[..., None], b, 0)
+    a, b = idle_where_absent(a, b, mask)
     return ops.linear_scan(a, b, carry, reset=reset)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
@@ -198,7 +196,10 @@ class LinearRecurrence(RecurrentLayer):
 
   def step(self, carry, x, *, reset=None, mask=None):
     x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
-    a, b = self.recurrence(x)
+    return self._advance(self.recurrence(x), x, carry, initial, reset, mask)
+
+  def _advance(self, recurrence, x, carry, initial, reset, mask):
+    a, b = recurrence
     h = a * (carry if reset is None else select(reset, initial, carry)) + b
     carry = h if mask is None else select(mask, h, carry)
     return carry, masked(self.readout(h, x), mask)
@@ -226,10 +227,8 @@ class TimedRecurrence(LinearRecurrence):
 
   def step(self, carry, x, *, reset=None, mask=None, dt=None):
     x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
-    a, b = self.recurrence(x, prepare_dt(dt, x, mask))
-    h = a * (carry if reset is None else select(reset, initial, carry)) + b
-    carry = h if mask is None else select(mask, h, carry)
-    return carry, masked(self.readout(h, x), mask)
+    recurrence = self.recurrence(x, prepare_dt(dt, x, mask))
+    return self._advance(recurrence, x, carry, initial, reset, mask)
 
 
 class GatedRecurrence(LinearRecurrence):
@@ -368,6 +367,13 @@ def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
     return jnp.where(flag.reshape(flag.shape + (1,) * (n.ndim - 1)), n, o)
 
   return jax.tree.map(one, new, old)
+
+
+def idle_where_absent(a, b, mask):
+  """Returns decays of 1 and inputs of 0 where `mask` `[B, T]` is `False`."""
+  if mask is None:
+    return a, b
+  return jnp.where(mask[..., None], a, 1), masked(b, mask)
 
 
 def state_dtype(dtype) -> jnp.dtype:

@@ -116,9 +116,7 @@ class CGLRU(rg_lru.StartedRecurrence):
 
   def states(self, x, h, start, mask):
     a, b = self.recurrence(x, start[..., None])
-    if mask is not None:
-      a = jnp.where(mask[..., None], a, 1)
-      b = jnp.where(mask[..., None], b, 0)
+    a, b = base.idle_where_absent(a, b, mask)
     return ops.linear_scan(a, b, h, reset=start)
 
   def readout(self, h, x):

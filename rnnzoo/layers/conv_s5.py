@@ -6,12 +6,12 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import conv_lstm
 from rnnzoo.layers import state_space
+from rnnzoo.ops import exact
 
 
 class ConvS5(base.RecurrentLayer):
@@ -109,10 +109,7 @@ class ConvS5(base.RecurrentLayer):
     self.clip_eigs = clip_eigs
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
-    lambda_, v, _ = state_space.normal_legs(p // blocks)
-    keep = p // blocks // 2  # Ascending: the negative ones.
-    lambda_ = np.tile(lambda_[:keep], blocks)
-    v = np.kron(np.eye(blocks), v[:, :keep])
+    lambda_, v = state_space.block_legs(p, blocks)
     diagonal = dict(axes=('hidden',), recurrent=True)
     self.Lambda_re = nnx.Param(
         jnp.asarray(lambda_.real, decay_dtype), **diagonal
@@ -130,17 +127,14 @@ class ConvS5(base.RecurrentLayer):
       shape = (size, size, inputs, outputs)
       return he_normal(rngs.params(), shape, decay_dtype)
 
-    turned = lambda equation, kernel, v: jnp.einsum(
-        equation, kernel, v, precision='highest'
-    )
     param = lambda u, **metadata: nnx.Param(
         jnp.asarray(u, param_dtype), **metadata
     )
     into = dict(axes=(None, None, 'embed', 'hidden'), recurrent=True)
     out = dict(axes=(None, None, 'hidden', 'embed'))
-    b = turned('hwcp,pn->hwcn', draw(b_kernel_size, c, p), v.conj())
+    b = exact.einsum('hwcp,pn->hwcn', draw(b_kernel_size, c, p), v.conj())
     self.B_re, self.B_im = param(b.real, **into), param(b.imag, **into)
-    out_of = turned('hwpc,pn->hwnc', draw(c_kernel_size, p, c), v)
+    out_of = exact.einsum('hwpc,pn->hwnc', draw(c_kernel_size, p, c), v)
     self.C_re = param(out_of.real, **out)
     self.C_im = param(out_of.imag, **out)
     if d_kernel_size:
@@ -167,9 +161,7 @@ class ConvS5(base.RecurrentLayer):
     a, b, skip = self._recurrence(x)
     # A channel for every pixel and state; decays do not vary over time.
     a = jnp.tile(a, math.prod(self.image_shape))
-    if mask is not None:
-      a = jnp.where(mask[..., None], a, 1)
-      b = base.masked(b, mask)
+    a, b = base.idle_where_absent(a, b, mask)
     last, h = ops.linear_scan(a, _flat(b, 2), _flat(carry, 1), reset=reset)
     y = self._readout(h.reshape(b.shape), skip, x.dtype)
     return last.reshape(carry.shape), base.masked(y, mask)

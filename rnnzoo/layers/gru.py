@@ -86,14 +86,11 @@ class GRU(base.RecurrentCell):
 
   def update(self, carry, projected, dtype):
     h = carry
-    x_r, x_z, x_n = (projected[:, i] for i in range(3))
     if self.reset_after:
       hidden = common.project(self.hidden, h.astype(dtype), h.dtype)
-      r = jax.nn.sigmoid(x_r + hidden[:, 0])
-      z = jax.nn.sigmoid(x_z + hidden[:, 1])
-      n = jnp.tanh(x_n + r * hidden[:, 2])
-      h = (1 - z) * n + z * h
+      h = advance(h, projected, hidden)
       return h, h
+    x_r, x_z, x_n = (projected[:, i] for i in range(3))
     kernel = self.hidden.kernel[...].astype(dtype)
     times = lambda h, k: jnp.tensordot(
         h.astype(dtype), k, 1, preferred_element_type=h.dtype
@@ -104,3 +101,11 @@ class GRU(base.RecurrentCell):
     n = jnp.tanh(x_n + times(r * h, kernel[:, 2]))
     h = (1 - z) * h + z * n
     return h, h
+
+
+def advance(h, projected, hidden):
+  """The next state, from the two maps `[B, 3, H]`; reset after the product."""
+  r = jax.nn.sigmoid(projected[:, 0] + hidden[:, 0])
+  z = jax.nn.sigmoid(projected[:, 1] + hidden[:, 1])
+  n = jnp.tanh(projected[:, 2] + r * hidden[:, 2])
+  return (1 - z) * n + z * h

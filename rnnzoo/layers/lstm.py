@@ -87,7 +87,12 @@ class LSTM(base.RecurrentCell):
   def update(self, carry, projected, dtype):
     c, h = carry
     gates = projected + common.project(self.hidden, h.astype(dtype), h.dtype)
-    i, f, g, o = (gates[:, k] for k in range(4))
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    return LSTMCarry(c, h), h
+    return advance(c, gates)
+
+
+def advance(c, gates):
+  """The next carry and output, from logits `[B, 4, H]` of i, f, g, o."""
+  i, f, g, o = (gates[:, k] for k in range(4))
+  c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+  h = jax.nn.sigmoid(o) * jnp.tanh(c)
+  return LSTMCarry(c, h), h

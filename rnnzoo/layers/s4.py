@@ -12,12 +12,10 @@ from rnnzoo.layers import base
 from rnnzoo.layers import s4d
 from rnnzoo.layers import state_space
 from rnnzoo.ops import diagonal_ssm
+from rnnzoo.ops import exact
 
 # Frequencies at a time: what is held of the Cauchy matrix `[D, N / 2, T / 2]`.
 _FREQUENCIES = 256
-
-# States must not be rounded to what matrix units like.
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class S4(base.RecurrentLayer):
@@ -271,7 +269,7 @@ def convolution(lambda_, p, b, c, step, x, h0=None):
   padding = (0, 0), (count * size - time, 0), (0, 0)
   rows = jnp.pad(x, padding).reshape(len(x), count, size, x.shape[2])
   impulses = _orbit(squares, 0, into, size)[..., ::-1]  # [D, N, size]
-  ends = _einsum('bijd,dnj->bidn', rows, impulses)
+  ends = exact.einsum('bijd,dnj->bidn', rows, impulses)
   level = size.bit_length() - 1
   last = _combine(squares[level:], ends)
   if h0 is not None:
@@ -281,7 +279,7 @@ def convolution(lambda_, p, b, c, step, x, h0=None):
     starts = _orbit(squares, level, jnp.moveaxis(h0, 0, -1), count)
     first = _apply_power(squares, 1, weights, transpose=True)
     reads = _orbit(squares, 0, first, size, transpose=True)
-    trace = _einsum('dnib,dnj->bijd', starts, reads)
+    trace = exact.einsum('dnib,dnj->bijd', starts, reads)
     s += trace.reshape(len(x), -1, x.shape[2])[:, :time]
   return _complex(last), s
 
@@ -315,8 +313,8 @@ def _kernel(lambda_, p, b, c, step, time):
     imag = 2 * alpha * sin
     scale = 1 / (real * real + imag * imag)
     sums = jax.lax.complex(
-        _einsum('dkm,dmf->kdf', rows, real * scale),
-        -_einsum('dkm,dmf->kdf', rows, imag * scale),
+        exact.einsum('dkm,dmf->kdf', rows, real * scale),
+        -exact.einsum('dkm,dmf->kdf', rows, imag * scale),
     )
     # Half the sums over both numbers of each pair.
     cb, cp, pb, pp = 1j * sin * sums[:4] - k * sums[4:]
@@ -354,7 +352,7 @@ def _squares(matrix, time):
   squares = [matrix]
   while len(squares) < time.bit_length():
     last = squares[-1]
-    squares.append(_einsum('dnm,dmk->dnk', last, last))
+    squares.append(exact.einsum('dnm,dmk->dnk', last, last))
   return squares
 
 
@@ -363,7 +361,7 @@ def _apply_power(squares, exponent, u, *, transpose=False):
   matrix = 'dmn' if transpose else 'dnm'
   for i, square in enumerate(squares):
     if exponent >> i & 1:
-      u = _einsum(f'{matrix},...dm->...dn', square, u)
+      u = exact.einsum(f'{matrix},...dm->...dn', square, u)
   return u
 
 
@@ -371,7 +369,7 @@ def _orbit(squares, level, start, count, *, transpose=False):
   """`A^(j 2^level) u` for j < count: `[D, N, count, ...]` of `[D, N, ...]`."""
   matrix, table = 'dmn' if transpose else 'dnm', start[:, :, None]
   while table.shape[2] < count:
-    moved = _einsum(f'{matrix},dm...->dn...', squares[level], table)
+    moved = exact.einsum(f'{matrix},dm...->dn...', squares[level], table)
     table = jnp.concatenate([table, moved], axis=2)
     level += 1
   return table[:, :, :count]
@@ -385,7 +383,7 @@ def _combine(squares, ends):
     if ends.shape[1] % 2:
       ends = jnp.pad(ends, ((0, 0), (1, 0), (0, 0), (0, 0)))
     earlier, later = ends[:, ::2], ends[:, 1::2]
-    ends = _einsum('dnm,bidm->bidn', square, earlier) + later
+    ends = exact.einsum('dnm,bidm->bidn', square, earlier) + later
   return ends[:, 0]
 
 

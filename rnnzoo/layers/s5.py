@@ -5,7 +5,6 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import state_space
@@ -157,10 +156,7 @@ class S5(base.TimedRecurrence):
     self.step_rescale = step_rescale
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
-    lambda_, v, _ = state_space.normal_legs(p // blocks)
-    keep = p // blocks // (2 if conj_sym else 1)  # Ascending: the negative.
-    lambda_ = np.tile(lambda_[:keep], blocks)
-    v = np.kron(np.eye(blocks), v[:, :keep])
+    lambda_, v = state_space.block_legs(p, blocks, half=conj_sym)
     diagonal = dict(axes=('hidden',), recurrent=True)
     self.Lambda_re = nnx.Param(
         jnp.asarray(lambda_.real, decay_dtype), **diagonal
@@ -234,8 +230,7 @@ class S5(base.TimedRecurrence):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     dt = base.prepare_dt(dt, x, mask)
     a, b = self.recurrence(x, dt)
-    if mask is not None:
-      a, b = (jnp.where(mask[..., None], u, n) for u, n in ((a, 1), (b, 0)))
+    a, b = base.idle_where_absent(a, b, mask)
     last, h = ops.linear_scan(a, b, carry.forward, reset=reset)
     if reset is not None:
       reset = wrappers.starts_of_reversed(reset, mask)

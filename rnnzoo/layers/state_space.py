@@ -54,6 +54,29 @@ def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return -0.5 + 1j * imag, v, p
 
 
+def block_legs(
+    n: int, blocks: int, *, half: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+  """`normal_legs` in equal blocks along a diagonal.
+
+  >>> lambda_, v = block_legs(8, 2)
+  >>> lambda_.shape, v.shape
+  ((4,), (8, 4))
+
+  Args:
+    n: Size of the state, `blocks` times an even number if `half`.
+    blocks: Number of blocks.
+    half: Whether to keep one of each pair of conjugates, the negative one.
+
+  Returns:
+    `(lambda, V)`: eigenvalues `[M]` and eigenvectors `[N, M]`, `M` being `N` or
+    half of that.
+  """
+  lambda_, v, _ = normal_legs(n // blocks)
+  keep = n // blocks // (2 if half else 1)  # Ascending: the negative ones.
+  return np.tile(lambda_[:keep], blocks), np.kron(np.eye(blocks), v[:, :keep])
+
+
 def log_uniform(low: float, high: float):
   """Logarithms of step sizes, uniform between those of `low` and `high`.
 

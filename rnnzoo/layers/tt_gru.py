@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
+from rnnzoo.layers import gru
 from rnnzoo.layers import tensor_train
 
 
@@ -98,10 +99,6 @@ class TTGRU(base.RecurrentCell):
     return self.input(x, base.state_dtype(x.dtype))
 
   def update(self, carry, projected, dtype):
-    h = carry
-    hidden = self.hidden(h.astype(dtype), h.dtype)
-    r = jax.nn.sigmoid(projected[:, 0] + hidden[:, 0])
-    z = jax.nn.sigmoid(projected[:, 1] + hidden[:, 1])
-    n = jnp.tanh(projected[:, 2] + r * hidden[:, 2])
-    h = (1 - z) * n + z * h
+    hidden = self.hidden(carry.astype(dtype), carry.dtype)
+    h = gru.advance(carry, projected, hidden)
     return h, h

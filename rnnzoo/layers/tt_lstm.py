@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import lstm
@@ -106,7 +105,4 @@ class TTLSTM(base.RecurrentCell):
   def update(self, carry, projected, dtype):
     c, h = carry
     gates = projected + self.hidden(h.astype(dtype), h.dtype)
-    i, f, g, o = (gates[:, k] for k in range(4))
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(c)
-    return lstm.LSTMCarry(c, h), h
+    return lstm.advance(c, gates)

@@ -9,20 +9,17 @@ through time in chunks, whose states the backward pass makes anew.
 """
 
 from collections.abc import Callable
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import exact
 from rnnzoo.ops.fft_conv import fft_conv
 from rnnzoo.ops.linear_scan import api
 
 # States held at a time: so many steps, and one of each chunk before them.
 CHUNK = 64
-
-# States must not be rounded to what matrix units like.
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def diagonal_convolution(
@@ -63,7 +60,7 @@ def diagonal_convolution(
   pairs = _pairs if jnp.iscomplexobj(a) else lambda u, sign: u
   fine_pairs = pairs(fine, 1)
   flat = lambda u: u.reshape(u.shape[:-2] + (-1,))[..., :time]
-  kernel = flat(_einsum(
+  kernel = flat(exact.einsum(
       'hni,hnj->hij', pairs((c * b)[..., None] * coarse, -1), fine_pairs
   ))
   y = fft_conv(x, kernel.T)
@@ -72,14 +69,14 @@ def diagonal_convolution(
   rows = jnp.pad(x[:, ::-1], padding).reshape(
       x.shape[0], -1, size, x.shape[2]
   )
-  parts = _einsum('bijh,hnj->bihn', rows, fine_pairs)
+  parts = exact.einsum('bijh,hnj->bihn', rows, fine_pairs)
   if jnp.iscomplexobj(a):
     parts = jax.lax.complex(*jnp.split(parts, 2, axis=-1))
-  last = b * _einsum('bihn,hni->bhn', parts, coarse)
+  last = b * exact.einsum('bihn,hni->bhn', parts, coarse)
   if h0 is not None:
     last += fine[..., time % size] * coarse[..., time // size] * h0
     first = pairs((c * a * h0)[..., None] * coarse, -1)
-    trace = flat(_einsum('bhni,hnj->bhij', first, fine_pairs))
+    trace = flat(exact.einsum('bhni,hnj->bhij', first, fine_pairs))
     y += trace.swapaxes(1, 2)
   return last, y
 

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import exact
 from rnnzoo.ops.fft_conv import fft_conv
+from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.linear_scan import sharded
 
 # Of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and of the results; see
@@ -65,13 +67,8 @@ def lti_scan(
     ValueError: If shapes or dtypes disagree.
   """
   a, b, c, u, m0 = _checked(a, b, c, u, m0)
-  for name, flag in (('reset', reset), ('mask', mask)):
-    if flag is not None and (
-        flag.shape != u.shape[:2] or flag.dtype != jnp.bool_
-    ):
-      raise ValueError(
-          f'`{name}` must be bool {u.shape[:2]}, got {flag.dtype} {flag.shape}.'
-      )
+  reset = api.checked_flag('reset', reset, u.shape)
+  mask = api.checked_flag('mask', mask, u.shape)
   operands = sharded.aligned(u, (a, b, c, u, m0, reset, mask), _LAYOUTS)
   if sharded.is_partly_manual():
     # JAX cannot lower the gradient of a shard_map inside another one.
@@ -124,12 +121,12 @@ def _chunks(a, b, c, u, m0, reset, count):
   recent, entering = map(split, _recent(u, reset, length))
   responses, free, power = _powers(a, b, c, length)
 
-  update = _exactly('bcsm,sn->bcmn', recent[:, :, -1], responses)
+  update = exact.einsum('bcsm,sn->bcmn', recent[:, :, -1], responses)
   stays = entering[:, :, -1, None, None]
 
   def one_chunk(m, inputs):
     update, stays = inputs
-    new = _exactly('bmn,on->bmo', jnp.where(stays, m, 0), power) + update
+    new = exact.einsum('bmn,on->bmo', jnp.where(stays, m, 0), power) + update
     return new, m
 
   if m0 is None:
@@ -142,7 +139,7 @@ def _chunks(a, b, c, u, m0, reset, count):
   times = lambda v, w: jnp.matmul(
       v.astype(c.dtype), w.astype(c.dtype), preferred_element_type=u.dtype
   ).reshape(batch, chunks, length, features)
-  weights = _exactly('sn,mnh->smh', responses, c.astype(u.dtype))
+  weights = exact.einsum('sn,mnh->smh', responses, c.astype(u.dtype))
   of_inputs = times(
       recent.reshape(batch * chunks * length, length * channels),
       weights.reshape(length * channels, features),
@@ -176,12 +173,12 @@ def by_fft(a, b, c, u, m0):
   spoilt = jnp.cumsum(~finite, axis=1) > 0
   u = jnp.where(finite, u, 0)
   responses = _doubled(a, b, time)
-  weights = _exactly('tn,nh->th', responses, c[0].astype(u.dtype))
+  weights = exact.einsum('tn,nh->th', responses, c[0].astype(u.dtype))
   y = fft_conv(u, weights)
-  m = _exactly('btm,tn->bmn', u, responses[::-1])
+  m = exact.einsum('btm,tn->bmn', u, responses[::-1])
   if m0 is not None:
-    states = _doubled(a, _exactly('bmn,on->bmo', m0, a), time)
-    y = y + _exactly('tbmn,mnh->bth', states, c.astype(u.dtype))
+    states = _doubled(a, exact.einsum('bmn,on->bmo', m0, a), time)
+    y = y + exact.einsum('tbmn,mnh->bth', states, c.astype(u.dtype))
     m = m + states[-1]
   m = jnp.where(spoilt[:, -1:], jnp.nan, m)
   return m, jnp.where(spoilt, jnp.nan, y).astype(c.dtype)
@@ -227,14 +224,14 @@ def _powers(a, b, c, length):
     The states `a^s b` `[length, N]`, the readout of a state 1 to `length` steps
     later `[N, M, length, H]`, and `a^length`.
   """
-  free = _exactly('jn,mjh->nmh', a, c.astype(a.dtype))[:, :, None]
+  free = exact.einsum('jn,mjh->nmh', a, c.astype(a.dtype))[:, :, None]
   responses, power = b[None], a
   while len(responses) < length:
-    later = _exactly('sn,on->so', responses, power)
+    later = exact.einsum('sn,on->so', responses, power)
     responses = jnp.concatenate([responses, later])
-    later = _exactly('jn,ji->ni', power, free.reshape(len(a), -1))
+    later = exact.einsum('jn,ji->ni', power, free.reshape(len(a), -1))
     free = jnp.concatenate([free, later.reshape(free.shape)], axis=2)
-    power = _exactly('ij,jk->ik', power, power)
+    power = exact.einsum('ij,jk->ik', power, power)
   return responses, free, power
 
 
@@ -249,7 +246,7 @@ def _few_steps(a, b, m, u, reset, steps):
     u_t, reset_t, present_t = (
         v.reshape(v.shape[:1] + (-1, 1)) for v in inputs
     )
-    new = _exactly('bmn,on->bmo', jnp.where(reset_t, 0, m), a) + b * u_t
+    new = exact.einsum('bmn,on->bmo', jnp.where(reset_t, 0, m), a) + b * u_t
     return jnp.where(present_t, new, m), None
 
   by_time = lambda v: jnp.moveaxis(v, 1, 0)
@@ -262,15 +259,10 @@ def _doubled(a, m, time):
   """The states `m`, `a m`, ... of `time` steps: `[T, ..., N]`."""
   states, power = m[None], a
   while len(states) < time:
-    later = _exactly('...n,on->...o', states, power)
+    later = exact.einsum('...n,on->...o', states, power)
     states = jnp.concatenate([states, later])[:time]
-    power = _exactly('ij,jk->ik', power, power)
+    power = exact.einsum('ij,jk->ik', power, power)
   return states
-
-
-def _exactly(equation, *operands):
-  """An einsum without the shortcuts that accelerators take by default."""
-  return jnp.einsum(equation, *operands, precision='highest')
 
 
 def _checked(a, b, c, u, m0):

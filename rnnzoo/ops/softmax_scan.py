@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.max_plus_scan import at_constant
 from rnnzoo.ops.max_plus_scan import max_plus_scan
@@ -146,9 +147,8 @@ def softmax_last(
   shift = jnp.where(none, 0, m)
   a, b = jnp.exp(m0 - shift), jnp.exp(s - shift[:, None])
   u = a * u0 + b.sum(1)
-  w = a[..., None] * w0 + jnp.einsum(
-      'bth,bthd->bhd', b, v.astype(s.dtype),
-      precision=jax.lax.Precision.HIGHEST,
+  w = a[..., None] * w0 + exact.einsum(
+      'bth,bthd->bhd', b, v.astype(s.dtype)
   )
   o = w / jnp.where(none, 1, u)[..., None]
   return SoftmaxState(m, u, w), o.astype(out_dtype)
