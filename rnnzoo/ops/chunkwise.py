@@ -1,0 +1,286 @@
+"""What matrix-state recurrences share: time in chunks, and weights inside one.
+
+    S_t = diag(e^{g_t}) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T    [K, V]
+    y_t = S_t^T q_t
+
+Inside a chunk of `Q` tokens everything is products of matrices; the states
+between chunks go through one scan, and the backward pass computes each chunk
+anew from the state that entered it. What is in memory grows as `T (K + V)`
+plus `(T / Q) K V`, never as `T K V` or `T^2`.
+
+Axes: `B` batch, `T` time, `H` heads, `K` features of a key, `V` of a value;
+within a chunk `[B, H, Q, ...]`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rnnzoo.ops import exact
+from rnnzoo.ops.linear_scan import sharded
+
+# What e^x of it is 0 for, and yet sums and products of it stay finite.
+_NEVER = -1e30
+
+
+class Sight(NamedTuple):
+  """What tokens of a chunk see, where a sequence may start inside it.
+
+  Attributes:
+    pairs: Whether token i sees token j, `j <= i`: `[B, 1, Q, Q]`.
+    state: Whether a token sees the state that entered the chunk: `[B, 1, Q]`.
+    last: Whether the state that leaves sees a token: `[B, 1, Q]`.
+    through: Whether the state that leaves sees the one that entered:
+      `[B, 1]`.
+  """
+
+  pairs: jax.Array
+  state: jax.Array
+  last: jax.Array
+  through: jax.Array
+
+
+def scan_chunks(
+    body: Callable[[Any, Any, Sight], tuple[Any, jax.Array]],
+    state: Any,
+    inputs: Any,
+    reset: jax.Array | None,
+    mask: jax.Array | None,
+    chunk_size: int,
+) -> tuple[Any, jax.Array]:
+  """Runs a recurrence over time, a chunk at once.
+
+  Absent steps, and those that fill the last chunk up, are zeros in all inputs;
+  so log decays of 0, which keep the state, and keys of 0, which add nothing.
+  What products mix must be finite: a token with a NaN or an infinity is read as
+  zeros, and then everything of its own sequence from there on becomes NaN. In
+  log decays minus infinity is a number like any other, see `log_decay`.
+
+  Args:
+    body: Maps a state, inputs `[B, H, Q, ...]` and what they see to the next
+      state and outputs `[B, H, Q, V]`.
+    state: A tree of arrays `[B, ...]`, the state before the first step.
+    inputs: A tree of arrays `[B, T, H, ...]`, T >= 0.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts, or `None`.
+    mask: Booleans `[B, T]`, `False` where a step is absent, or `None`.
+    chunk_size: `Q`, a power of two; shorter sequences have a smaller chunk.
+
+  Returns:
+    `(state, y)`: the state after the last step, and outputs `[B, T, H, V]` in
+    the dtype that `body` gives, 0 where absent.
+  """
+  leaves = jax.tree.leaves(inputs)
+  batch, time = leaves[0].shape[:2]
+  if chunk_size < 1 or chunk_size & (chunk_size - 1):
+    raise ValueError(
+        f'`chunk_size` must be a power of two, got {chunk_size}.'
+    )
+  length = min(chunk_size, 1 << max(time - 1, 0).bit_length())
+  count = -(-time // length)
+
+  if not time:
+    one = jax.tree.map(  # What a chunk of one token would be.
+        lambda u: jax.ShapeDtypeStruct(
+            (batch, u.shape[2], 1, *u.shape[3:]), u.dtype
+        ),
+        inputs,
+    )
+    _, y = jax.eval_shape(body, state, one, _sight(None, 1))
+    shape = (batch, 0, y.shape[1], y.shape[3])
+    return state, jnp.zeros_like(leaves[0], y.dtype, shape=shape)
+
+  select = lambda flag, u: jnp.where(_beside(flag, u), u, 0)
+  if mask is not None:
+    inputs = jax.tree.map(lambda u: select(mask, u), inputs)
+    reset = None if reset is None else reset & mask
+  good = _all_finite(inputs, 2)
+  inputs = jax.tree.map(lambda u: select(good, u), inputs)
+  good_state = _all_finite(state, 1)
+  state = jax.tree.map(lambda u: select(good_state, u), state)
+  spoilt = _spoilt(~good, ~good_state, reset)
+
+  def split(u):  # [n, B, H, Q, ...], or [n, B, Q] of flags.
+    u = jnp.pad(
+        u, ((0, 0), (0, count * length - time)) + ((0, 0),) * (u.ndim - 2)
+    )
+    u = u.reshape(batch, count, length, *u.shape[2:])
+    order = (1, 0, 3, 2) if u.ndim > 3 else (1, 0, 2)
+    return u.transpose(order + tuple(range(4, u.ndim)))
+
+  def one_chunk(state, chunk):
+    inputs, reset = chunk
+    return body(state, inputs, _sight(reset, length))
+
+  state, y = jax.lax.scan(
+      jax.checkpoint(one_chunk, prevent_cse=False),
+      state,
+      jax.tree.map(split, (inputs, reset)),
+  )
+  # [n, B, H, Q, V] -> [B, T, H, V]
+  y = y.transpose(1, 0, 3, 2, 4).reshape(batch, -1, y.shape[2], y.shape[4])
+  y = jnp.where(spoilt[..., None, None], jnp.nan, y[:, :time])
+  if mask is not None:
+    y = select(mask, y)
+  put_back = lambda u: jnp.where(_beside(spoilt[:, -1], u), jnp.nan, u)
+  return jax.tree.map(put_back, state), y
+
+
+def log_decay(g: jax.Array, dtype) -> jax.Array:
+  """Log decays in `dtype`, minus infinity as a finite number that acts alike.
+
+  The gradient into a decay of 0 is 0.
+  """
+  return jnp.maximum(g.astype(dtype), _NEVER)
+
+
+def pairs(g: jax.Array) -> jax.Array:
+  """Log decays from every token of a chunk to every later one.
+
+  Sums are never taken as the difference of two longer ones, so strong decays
+  elsewhere in the chunk cost no digits. Tokens are parted in halves, and the
+  halves in halves: a pair is parted once, and its sum is what the later token
+  has behind it up to the border plus what the earlier one has before it.
+
+  Args:
+    g: Log decays `[..., Q]`, `Q` a power of two.
+
+  Returns:
+    `[..., Q, Q]`: at `[i, j]` the sum of `g` over `j < l <= i`; meaningless
+    where `j > i`.
+  """
+  length = g.shape[-1]
+  sums = jnp.zeros(g.shape + (1, 1), g.dtype)  # [..., blocks, 1, 1]
+  size = 1
+  while size < length:
+    later, earlier = _to_border(g[..., None], size)
+    across = later + jnp.swapaxes(earlier, -1, -2)
+    sums = _with_halves(sums, across, size)
+    size *= 2
+  return sums[..., 0, :, :]
+
+
+def scores(q: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+  """Products of queries and keys, with a decay of each feature between them.
+
+  As in `pairs`, so every exponential that is taken is at most 1, however strong
+  the decays: nothing overflows, and what underflows is nothing.
+
+  Args:
+    q: `[..., Q, K]`.
+    k: `[..., Q, K]`.
+    g: Log decays `[..., Q, K]`.
+
+  Returns:
+    `[..., Q, Q]`: at `[i, j]` the sum over features of `q_i k_j` times e to the
+    sum of `g` over `j < l <= i`; 0 where `j > i`.
+  """
+  length = g.shape[-2]
+  blocks = lambda u, size: u.reshape(
+      *u.shape[:-2], length // (2 * size), 2, size, u.shape[-1]
+  )
+  sums = (q * k).sum(-1)[..., None, None]
+  size = 1
+  while size < length:
+    later, earlier = map(jnp.exp, _to_border(g, size))
+    across = exact.einsum(
+        '...ik,...jk->...ij',
+        blocks(q, size)[..., 1, :, :] * later,
+        blocks(k, size)[..., 0, :, :] * earlier,
+    )
+    sums = _with_halves(sums, across, size)
+    size *= 2
+  return sums[..., 0, :, :]
+
+
+def up_to(g: jax.Array, axis: int) -> jax.Array:
+  """What each token and all before it in the chunk come to: a running sum."""
+  return jnp.cumsum(g, axis=axis)
+
+
+def after(g: jax.Array, axis: int) -> jax.Array:
+  """What all tokens behind each in the chunk come to, itself not counted."""
+  g = jax.lax.slice_in_dim(g, 1, None, axis=axis)
+  padding = [(0, 0)] * g.ndim
+  padding[axis] = (0, 1)
+  return jnp.pad(jax.lax.cumsum(g, axis=axis % g.ndim, reverse=True), padding)
+
+
+def over_mesh(fn, x, operands, layouts, out_layouts):
+  """Runs `fn` on the rows and heads that each device holds; time is gathered.
+
+  Args:
+    fn: A function of the operands, independent per row and per head.
+    x: `[B, T, H, ...]`, decides how to split.
+    operands: Arrays, or `None`.
+    layouts: Of each a letter an axis: `b` batch, `d` heads, `k` anything else.
+    out_layouts: Likewise of each result.
+
+  Returns:
+    What `fn` returns.
+  """
+  run = lambda *operands, shards: fn(*operands)
+  operands = sharded.aligned(x, operands, layouts)
+  if sharded.is_partly_manual():
+    # JAX cannot lower the gradient of a shard_map inside another one.
+    return run(*operands, shards=None)
+  return sharded.over_mesh(run, x, operands, layouts, out_layouts)
+
+
+def _to_border(g, size):
+  """Sums of `g` `[..., Q, K]` between tokens and the border in their block.
+
+  Blocks are of `2 size` tokens. Returns `[..., blocks, size, K]` of the second
+  half, from the border on to each token, itself included; and of the first
+  half, from behind each token to the border.
+  """
+  halves = g.reshape(*g.shape[:-2], -1, 2, size, g.shape[-1])
+  return up_to(halves[..., 1, :, :], -2), after(halves[..., 0, :, :], -2)
+
+
+def _with_halves(sums, across, size):
+  """From `[..., 2n, s, s]` of halves and `[..., n, s, s]` across to both."""
+  sums = sums.reshape(*across.shape[:-2], 2, size, size)
+  first, second = sums[..., 0, :, :], sums[..., 1, :, :]
+  above = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+  below = jnp.concatenate([across, second], axis=-1)
+  return jnp.concatenate([above, below], axis=-2)
+
+
+def _sight(reset, length):
+  """`Sight` of a chunk of `length` tokens with `reset` `[B, Q]` or `None`."""
+  earlier = jnp.tri(length, dtype=bool)
+  if reset is None:
+    seen = jnp.ones((1, 1, length), bool)
+    return Sight(earlier[None, None], seen, seen, seen[..., 0])
+  sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)[:, None]
+  same = sequence[..., None] == sequence[..., None, :]
+  last = sequence[..., -1:]
+  return Sight(
+      earlier & same, sequence == 0, sequence == last, last[..., 0] == 0
+  )
+
+
+def _spoilt(bad, bad_state, reset):
+  """Where there is something bad since the start of the sequence `[B, T]`."""
+  time = jnp.arange(bad.shape[1])
+  latest = lambda flag, before: jnp.maximum(
+      jax.lax.cummax(jnp.where(flag, time, -3), axis=1), before
+  )
+  trouble = latest(bad, jnp.where(bad_state, -1, -3)[:, None])
+  return trouble >= (-2 if reset is None else latest(reset, -2))
+
+
+def _all_finite(tree, axes):
+  """Whether all numbers behind the first `axes` axes are finite."""
+  flags = [
+      jnp.isfinite(u).all(axis=tuple(range(axes, u.ndim)))
+      for u in jax.tree.leaves(tree)
+  ]
+  return jnp.stack(flags).all(axis=0)
+
+
+def _beside(flag, u):
+  """`flag`, of the leading axes of `u`, with axes for the others."""
+  return flag.reshape(flag.shape + (1,) * (u.ndim - flag.ndim))
+
