@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import sharded
 
@@ -72,11 +73,7 @@ def scan_chunks(
   """
   leaves = jax.tree.leaves(inputs)
   batch, time = leaves[0].shape[:2]
-  if chunk_size < 1 or chunk_size & (chunk_size - 1):
-    raise ValueError(
-        f'`chunk_size` must be a power of two, got {chunk_size}.'
-    )
-  length = min(chunk_size, 1 << max(time - 1, 0).bit_length())
+  length = chunk_length(time, chunk_size)
   count = -(-time // length)
 
   if not time:
@@ -126,6 +123,19 @@ def scan_chunks(
   return jax.tree.map(put_back, state), y
 
 
+def chunk_length(time: int, chunk_size: int) -> int:
+  """Tokens in a chunk: `chunk_size`, or fewer where there are not so many.
+
+  Raises:
+    ValueError: If `chunk_size` is not a power of two.
+  """
+  if chunk_size < 1 or chunk_size & (chunk_size - 1):
+    raise ValueError(
+        f'`chunk_size` must be a power of two, got {chunk_size}.'
+    )
+  return min(chunk_size, 1 << max(time - 1, 0).bit_length())
+
+
 def log_decay(g: jax.Array, dtype) -> jax.Array:
   """Log decays in `dtype`, minus infinity as a finite number that acts alike.
 
@@ -146,18 +156,17 @@ def pairs(g: jax.Array) -> jax.Array:
     g: Log decays `[..., Q]`, `Q` a power of two.
 
   Returns:
-    `[..., Q, Q]`: at `[i, j]` the sum of `g` over `j < l <= i`; meaningless
-    where `j > i`.
+    `[..., Q, Q]`: at `[i, j]` the sum of `g` over `j < l <= i`; 0 where `j >
+    i`.
   """
-  length = g.shape[-1]
-  sums = jnp.zeros(g.shape + (1, 1), g.dtype)  # [..., blocks, 1, 1]
-  size = 1
-  while size < length:
-    later, earlier = _to_border(g[..., None], size)
-    across = later + jnp.swapaxes(earlier, -1, -2)
-    sums = _with_halves(sums, across, size)
-    size *= 2
-  return sums[..., 0, :, :]
+  behind, before, parted = _partings(g.shape[-1])
+  later = exact.einsum('lit,...t->...li', behind.astype(g.dtype), g)
+  earlier = exact.einsum('ljt,...t->...lj', before.astype(g.dtype), g)
+  sums = jnp.zeros(g.shape + g.shape[-1:], g.dtype)
+  for level, here in enumerate(parted):
+    across = later[..., level, :, None] + earlier[..., level, None, :]
+    sums = jnp.where(here, across, sums)
+  return sums
 
 
 def scores(q: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
@@ -225,6 +234,30 @@ def over_mesh(fn, x, operands, layouts, out_layouts):
     # JAX cannot lower the gradient of a shard_map inside another one.
     return run(*operands, shards=None)
   return sharded.over_mesh(run, x, operands, layouts, out_layouts)
+
+
+def _partings(length):
+  """Where pairs are parted; all is 0 or 1, `[levels, Q, Q]`.
+
+  Returns:
+    Which tokens `t` lie between the border and token i of a second half, itself
+    included; which between token j of a first half and the border; and which
+    pairs `[i, j]` are parted at that level.
+  """
+  token = np.arange(length)
+  levels = []
+  for level in range(length.bit_length() - 1):
+    size = 1 << level
+    border = token // (2 * size) * (2 * size) + size
+    second = token >= border
+    from_border = (token >= border[:, None]) & (token <= token[:, None])
+    to_border = (token > token[:, None]) & (token < border[:, None])
+    levels.append((
+        from_border & second[:, None],
+        to_border & ~second[:, None],
+        (border == border[:, None]) & second[:, None] & ~second,
+    ))
+  return np.array(levels, bool).reshape(-1, 3, length, length).swapaxes(0, 1)
 
 
 def _to_border(g, size):
