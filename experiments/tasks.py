@@ -104,7 +104,12 @@ def open_workdir(workdir, config) -> pathlib.Path:
     # Without a checkpoint there is nothing yet that another config could spoil.
     checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
     if old is not None and any(name.isdecimal() for name in checkpoints):
-      checks.check_same_config(_parse(old, path), json.loads(new))
+      old_config = _parse(old, path)
+      # A field younger than the run had its default there.
+      old_config['model'] = (
+          dataclasses.asdict(models.ModelConfig()) | old_config.get('model', {})
+      )
+      checks.check_same_config(old_config, json.loads(new))
     if old != new + '\n' and jax.process_index() == 0:
       loop.write_text(path, new + '\n')
   except errors.UserError:

@@ -10,7 +10,7 @@ __version__ = '0.1.0'
 
 # Loaded on first use: they bring TFDS, Orbax and the like.
 _LAZY = (
-    'data', 'errors', 'generation', 'online', 'restoring', 'testing',
+    'data', 'errors', 'generation', 'linen', 'online', 'restoring', 'testing',
     'training',
 )
 

@@ -297,16 +297,102 @@ def rwkv4(case):
   return {'y': y}, states | {'x_prev': carry.previous}
 
 
+def delta_rule(case):
+  S, y = ops.delta_rule(
+      case.q, case.k, case.v, case.beta, case.st0['S'],
+      log_decay=getattr(case, 'g', None), scale=case.cfg['scale'],
+      chunk_size=8,
+  )
+  return {'y': y}, {'S': S}
+
+
+def rwkv7(case):
+  rank, shape = case.par['w1'].shape[1], case.st0['S'].shape[1:3]
+  layer = layers.RWKV7(
+      case.x.shape[2], head_features=shape[1], decay_rank=rank, rate_rank=rank,
+      value_rank=rank, gate_rank=rank, chunk_size=8, rngs=nnx.Rngs(0),
+  )
+  names = {'receptance': 'r', 'key': 'k', 'value': 'v', 'output': 'o'}
+  values = {f'{k}.kernel': case.par[f'W_{v}'].T for k, v in names.items()} | {
+      'r_k': case.par['r_k'].reshape(shape),
+      'norm.scale': case.par['ln_w'].reshape(shape),
+      'norm.bias': case.par['ln_b'].reshape(shape),
+  }
+  values |= {n: u for n, u in case.par.items() if n[:2] in ('mu', 'k_')}
+  values |= {n: u for n, u in case.par.items() if n[0] in 'wavg'}
+  carry = layers.RWKV7Carry(case.st0['x_prev'], transposed(case.st0['S']))
+  carry, y = with_parameters(layer, values)(case.x, carry, v_first=case.v_first)
+  return {'y': y}, {'S': transposed(carry.S), 'x_prev': carry.previous}
+
+
+def rwkv7_wkv(case):
+  S, y = ops.dplr_scan(
+      case.r, case.k, case.v, *rank_one(case), case.st0['S'],
+      log_decay=case.w, scale=case.cfg['scale'], chunk_size=8,
+  )
+  return {'y': y}, {'S': S}
+
+
+def mlstm(case):
+  state = None
+  if case.st0:
+    state = ops.MLSTMState(
+        case.st0['C'], case.st0['n'], case.st0['m'][..., 0]
+    )
+  state, h = ops.mlstm(
+      *time_second(case.q, case.k, case.v, case.i, case.f), state,
+      eps=case.cfg['eps'], chunk_size=8,
+  )
+  y, = time_second(h)
+  return {'y': y}, {'C': state.C, 'n': state.n, 'm': state.m[..., None]}
+
+
+def linear_attention(case):
+  S, y = ops.linear_attention(
+      case.q, case.k, case.v, case.st0['S'], scale=case.cfg['scale'],
+      log_decay=getattr(case, 'g', None), chunk_size=4,
+  )
+  return {'y': y}, {'S': S}
+
+
+def retention(case):
+  _, y = ops.linear_attention(
+      case.q, case.k, case.v, scale=case.cfg['scale'],
+      log_decay=layers.ret_net.log_decays(case.q.shape[2]), chunk_size=4,
+  )
+  return {'y': y}, {}
+
+
+def ssd(case):
+  state = transposed(case.st0['h']) if case.st0 else None
+  state, y = ops.linear_attention(
+      case.C, case.B, case.x, state, log_decay=case.A, chunk_size=4
+  )
+  return {'y': y}, {'h': transposed(state)}
+
+
+def rwkv6_wkv(case):
+  S, y = ops.linear_attention(
+      case.r, case.k, case.v, case.st0['S'], log_decay=case.w,
+      bonus=case.par['u'], scale=case.cfg['scale'], chunk_size=4,
+  )
+  return {'y': y}, {'S': S}
+
+
 ADAPTERS = dict(
     aaren=aaren,
     aaren__extreme=aaren,
     causal_conv1d__segments=causal_conv1d,
+    delta_rule=delta_rule,
     elman=elman,
+    gated_delta_rule=delta_rule,
+    gla=linear_attention,
     gru=gru,
     gru__flax_lengths=gru_flax_lengths,
     gru__flax_lengths_reverse=gru_flax_lengths,
     gru__reset_before=gru_reset_before,
     hgrn=hgrn,
+    linear_attention=linear_attention,
     linrec_complex=linrec_complex,
     linrec_complex__long=linrec_complex,
     linrec_complex__rev=linrec_complex,
@@ -323,6 +409,10 @@ ADAPTERS = dict(
     mingru__h0=min_gru,
     minlstm=min_lstm,
     minlstm__h0=min_lstm,
+    mlstm=mlstm,
+    mlstm__extreme=mlstm,
+    mlstm__h0=mlstm,
+    retention=retention,
     rglru=rg_lru,
     rglru__h0=rg_lru,
     rglru__reset=rg_lru,
@@ -332,10 +422,16 @@ ADAPTERS = dict(
     rwkv4_timemix=rwkv4,
     rwkv4_wkv=wkv,
     rwkv4_wkv__h0=wkv,
+    rwkv6_wkv=rwkv6_wkv,
+    rwkv7_timemix=rwkv7,
+    rwkv7_wkv=rwkv7_wkv,
     s6=s6,
     s6__plain=s6,
+    simple_gla=linear_attention,
     slstm=slstm,
     slstm__h0=slstm,
+    ssd=ssd,
+    ssd__h0=ssd,
 )
 
 
@@ -380,6 +476,20 @@ def split_heads(u, num_heads):
 def raw_decay(time_decay):
   """Weights are published as `d`, but inference code is given `-exp(d)`."""
   return jnp.log(-time_decay)
+
+
+def rank_one(case):
+  """What RWKV-7's own code gives its kernel for `kk` and `a`."""
+  return -case.kk, case.kk * case.a
+
+
+def time_second(*operands):
+  """Heads and time change places."""
+  return tuple(u.swapaxes(1, 2) for u in operands)
+
+
+def transposed(state):
+  return state.swapaxes(-1, -2)
 
 
 def channels_first(u):

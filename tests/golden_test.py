@@ -168,8 +168,9 @@ class AdaptersTest(parameterized.TestCase):
     allowed = (
         'layers.', 'ops.', 'nnx.Rngs', 'jnp.stack', 'jax.lax.complex', 'layer',
         'with_parameters', 'case.', 'stacked', 'total', 'parts', 'gru_',
-        'complex_state', 'channels_first', 'split_heads',
-        'raw_decay', 'state._asdict', 'getattr', 'names.',
+        'complex_state', 'channels_first', 'split_heads', 'transposed',
+        'time_second', 'raw_decay', 'rank_one', 'state._asdict', 'getattr',
+        'names.',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

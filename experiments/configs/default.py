@@ -42,7 +42,12 @@ def get_config():
           # Of selective_copying.
           variant='min_rnn',
           num_tokens=16,
-          vocab_size=16,
+          vocab_size=16,  # Of mqar, too.
+          # Of mqar.
+          num_pairs=4,
+          power=0.01,
+          random_non_queries=False,
+          # Of both.
           eval_examples=1024,
       ),
       optimizer=dict(

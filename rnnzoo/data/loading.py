@@ -3,12 +3,14 @@
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo.data import mqar
 from rnnzoo.data import pipeline
 from rnnzoo.data import selective_copying
 from rnnzoo.data import settings
 from rnnzoo.data import text
 
 LOADERS = {
+    'mqar': mqar.load,
     'python_docs': text.load,
     'selective_copying': selective_copying.load,
     'text_file': text.load,
@@ -29,7 +31,8 @@ def load(
   Args:
     config: The `data` part of a config, as a mapping or an object: `name`,
       `data_dir` (see `settings.data_directory`), `sequence_length`, and the
-      fields of the task, listed in `text.load` and `selective_copying.load`.
+      fields of the task, listed where they are loaded: `text.load`,
+      `selective_copying.load`, `mqar.load`.
     batch_size: Rows of the global batch, over all processes.
     seed: Fixes the training batches; evaluation text does not depend on it.
     process_index: Which rows of each batch to give, see `pipeline.Shard`.

@@ -22,6 +22,9 @@ Batch = dict[str, np.ndarray]
 # grain finds the length of a batched data set by a float division.
 ENDLESS = 2**53
 
+# Of random numbers, one for each split of a synthetic task.
+STREAMS = {'train': 0, 'validation': 1, 'test': 2}
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -98,6 +101,15 @@ def check_seed(seed: int) -> int:
   return int(seed)
 
 
+def generator(seed: int, split: str, number: int) -> np.random.Generator:
+  """Returns the random numbers of one example, the same in any order of use."""
+  # Philox is a function of (key, counter), and the counter counts upwards from
+  # its first word: with the example in the last, no two examples overlap.
+  key = np.array([seed, STREAMS[split]], np.uint64)
+  counter = np.array([0, 0, 0, number], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
 class Batches(Sequence):
   """A finite list of batches, each made when asked for, again and again."""
 
@@ -124,7 +136,7 @@ class Dataset:
 
   Attributes:
     name: The name in the config, e.g. `'tiny_shakespeare'`.
-    task: `'language_modelling'` or `'selective_copying'`.
+    task: `'language_modelling'`, `'selective_copying'` or `'mqar'`.
     vocab_size: Number of token ids.
     sequence_length: `T`, the length of the rows (selective copying adds the
       places of the answer to `config.sequence_length`).

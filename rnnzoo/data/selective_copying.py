@@ -16,16 +16,6 @@ from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 
 VARIANTS = ('min_rnn', 'mamba')
-STREAMS = {'train': 0, 'validation': 1, 'test': 2}
-
-
-def generator(seed: int, split: str, number: int) -> np.random.Generator:
-  """Returns the random numbers of one example, the same in any order of use."""
-  # Philox is a function of (key, counter), and the counter counts upwards from
-  # its first word: with the example in the last, no two examples overlap.
-  key = np.array([seed, STREAMS[split]], np.uint64)
-  counter = np.array([0, 0, 0, number], np.uint64)
-  return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def example(
@@ -93,7 +83,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
     def batch(numbers):
       pairs = [
           example(
-              generator(seed, split, number),
+              pipeline.generator(seed, split, number),
               variant, length, num_tokens, vocab_size,
           )
           for number in numbers

@@ -2,19 +2,31 @@
 
 from rnnzoo.layers.aaren import Aaren as Aaren
 from rnnzoo.layers.aaren import AarenCarry as AarenCarry
+from rnnzoo.layers.attention import Attention as Attention
+from rnnzoo.layers.attention import AttentionCarry as AttentionCarry
 from rnnzoo.layers.base import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.base import RecurrentCell as RecurrentCell
 from rnnzoo.layers.base import RecurrentLayer as RecurrentLayer
 from rnnzoo.layers.base import TimedRecurrence as TimedRecurrence
+from rnnzoo.layers.carries import batch_axes as batch_axes
+from rnnzoo.layers.carries import load_carry as load_carry
+from rnnzoo.layers.carries import put_rows as put_rows
+from rnnzoo.layers.carries import save_carry as save_carry
+from rnnzoo.layers.carries import take_rows as take_rows
 from rnnzoo.layers.cg_lru import CGLRU as CGLRU
 from rnnzoo.layers.conv_lstm import ConvLSTM as ConvLSTM
 from rnnzoo.layers.conv_lstm import ConvLSTMCarry as ConvLSTMCarry
 from rnnzoo.layers.conv_s5 import ConvS5 as ConvS5
+from rnnzoo.layers.delta_net import DeltaNet as DeltaNet
+from rnnzoo.layers.delta_net import DeltaNetCarry as DeltaNetCarry
 from rnnzoo.layers.elman import Elman as Elman
+from rnnzoo.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from rnnzoo.layers.gla import GLA as GLA
 from rnnzoo.layers.griffin import GriffinBlock as GriffinBlock
 from rnnzoo.layers.griffin import GriffinCarry as GriffinCarry
 from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
+from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
 from rnnzoo.layers.lmu import LMU as LMU
 from rnnzoo.layers.lmu import LMUCarry as LMUCarry
 from rnnzoo.layers.lru import LRU as LRU
@@ -22,14 +34,27 @@ from rnnzoo.layers.lstm import LSTM as LSTM
 from rnnzoo.layers.lstm import LSTMCarry as LSTMCarry
 from rnnzoo.layers.mamba import Mamba as Mamba
 from rnnzoo.layers.mamba import MambaCarry as MambaCarry
+from rnnzoo.layers.mamba2 import Mamba2 as Mamba2
+from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
+from rnnzoo.layers.mlstm import MLSTM as MLSTM
+from rnnzoo.layers.mlstm import MLSTMLarge as MLSTMLarge
+from rnnzoo.layers.mlstm_block import MLSTMBlock as MLSTMBlock
+from rnnzoo.layers.mlstm_block import MLSTMBlockCarry as MLSTMBlockCarry
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
+from rnnzoo.layers.ret_net import RetNet as RetNet
+from rnnzoo.layers.ret_net import RetNetCarry as RetNetCarry
 from rnnzoo.layers.rg_lru import RGLRU as RGLRU
 from rnnzoo.layers.rg_lru import RGLRUCarry as RGLRUCarry
 from rnnzoo.layers.rwkv4 import RWKV4 as RWKV4
 from rnnzoo.layers.rwkv4 import RWKV4Carry as RWKV4Carry
 from rnnzoo.layers.rwkv4 import RWKV4ChannelMix as RWKV4ChannelMix
+from rnnzoo.layers.rwkv6 import RWKV6 as RWKV6
+from rnnzoo.layers.rwkv6 import RWKV6Carry as RWKV6Carry
+from rnnzoo.layers.rwkv7 import RWKV7 as RWKV7
+from rnnzoo.layers.rwkv7 import RWKV7Carry as RWKV7Carry
+from rnnzoo.layers.rwkv7 import RWKV7ChannelMix as RWKV7ChannelMix
 from rnnzoo.layers.s4 import S4 as S4
 from rnnzoo.layers.s4d import S4D as S4D
 from rnnzoo.layers.s5 import S5 as S5
@@ -48,34 +73,45 @@ from rnnzoo.layers.wrappers import Reverse as Reverse
 from rnnzoo.layers.wrappers import as_rnn_cell as as_rnn_cell
 from rnnzoo.layers.wrappers import mask_from_lengths as mask_from_lengths
 from rnnzoo.layers.wrappers import pack as pack
-from rnnzoo.layers.wrappers import put_rows as put_rows
 from rnnzoo.layers.wrappers import reset_from_done as reset_from_done
 from rnnzoo.layers.wrappers import (
     reset_from_segment_ids as reset_from_segment_ids,
 )
-from rnnzoo.layers.wrappers import take_rows as take_rows
 from rnnzoo.layers.wrappers import time_major as time_major
 
 # By the names used in configs, one per architecture.
 LAYERS = dict(
     aaren=Aaren,
+    attention=Attention,
     cg_lru=CGLRU,
     conv_lstm=ConvLSTM,
     conv_s5=ConvS5,
+    delta_net=DeltaNet,
     elman=Elman,
+    gated_delta_net=GatedDeltaNet,
+    gla=GLA,
     griffin=GriffinBlock,
     gru=GRU,
     hgrn=HGRN,
+    linear_attention=LinearAttention,
     lmu=LMU,
     lru=LRU,
     lstm=LSTM,
     mamba=Mamba,
+    mamba2=Mamba2,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
+    mlstm=MLSTM,
+    mlstm_block=MLSTMBlock,
+    mlstm_large=MLSTMLarge,
     parallel_lmu=ParallelLMU,
+    ret_net=RetNet,
     rg_lru=RGLRU,
     rwkv4=RWKV4,
     rwkv4_channel_mix=RWKV4ChannelMix,
+    rwkv6=RWKV6,
+    rwkv7=RWKV7,
+    rwkv7_channel_mix=RWKV7ChannelMix,
     s4=S4,
     s4d=S4D,
     s5=S5,

@@ -225,6 +225,74 @@ class LayerNorm(nnx.Module):
     return (f32 * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class HeadNorm(nnx.Module):
+  """A norm of each head's features by themselves, in float32 at least.
+
+  Takes `[..., H, V]` and gives the same in the dtype of its input. As `rms` it
+  divides by the root of the mean square; as `layer` it takes off the mean
+  first, and is then what is elsewhere called a group norm with a group a head.
+
+  >>> import jax.numpy as jnp
+  >>> norm = HeadNorm(2, 2, kind='layer', epsilon=0., use_bias=True)
+  >>> norm(jnp.array([[1., 3.], [50., 10.]]))
+  Array([[-1.,  1.],
+         [ 1., -1.]], dtype=float32)
+  """
+
+  def __init__(
+      self,
+      num_heads: int,
+      head_features: int,
+      *,
+      kind: str = 'rms',
+      epsilon: float = 1e-5,
+      use_scale: bool = True,
+      use_bias: bool = False,
+      share: bool = False,
+      param_dtype=jnp.float32,
+      rngs=None,
+  ):
+    """Creates the norm.
+
+    Args:
+      num_heads: `H`.
+      head_features: `V`.
+      kind: `rms` or `layer`.
+      epsilon: Added to what the root is taken of.
+      use_scale: Whether what comes out is multiplied by a parameter `scale`.
+      use_bias: Whether a parameter `bias` is added.
+      share: Whether scale and bias are `[V]`, the same for all heads; `[H, V]`
+        if not.
+      param_dtype: Dtype of the parameters.
+      rngs: Not used.
+
+    Raises:
+      ValueError: If `kind` is neither.
+    """
+    if kind not in ('rms', 'layer'):
+      raise ValueError(f"`kind` must be 'rms' or 'layer', got {kind!r}.")
+    self.kind, self.epsilon = kind, epsilon
+    shape, axes = (num_heads, head_features), ('heads', None)
+    if share:
+      shape, axes = shape[1:], axes[1:]
+    param = lambda u: nnx.Param(u, axes=axes)
+    self.scale = param(jnp.ones(shape, param_dtype)) if use_scale else None
+    self.bias = param(jnp.zeros(shape, param_dtype)) if use_bias else None
+
+  def __call__(self, x):
+    y = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    if self.kind == 'layer':
+      y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(
+        jnp.square(y).mean(-1, keepdims=True) + self.epsilon
+    )
+    if self.scale is not None:
+      y = y * self.scale[...]
+    if self.bias is not None:
+      y = y + self.bias[...]
+    return y.astype(x.dtype)
+
+
 class BatchNorm(nnx.Module):
   """Normalises each feature over the batch and time axes, padding excluded.
 

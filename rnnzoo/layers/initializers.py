@@ -25,6 +25,42 @@ def uniform_fan_in(fan_in: int, shift=0.0):
   return init
 
 
+def small(features: int):
+  """Normal, of variance `2 / (5 features)`: Nguyen and Salazar (2019).
+
+  Args:
+    features: Width of the model.
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+  """
+  return jax.nn.initializers.normal(math.sqrt(2 / (5 * features)))
+
+
+def wang(features: int, num_layers: int):
+  """Normal, of deviation `2 / (num_layers sqrt(features))`, after Ben Wang.
+
+  Args:
+    features: Width of the model.
+    num_layers: Its depth.
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+  """
+  return jax.nn.initializers.normal(2 / (num_layers * math.sqrt(features)))
+
+
+def small_glorot():
+  """Glorot uniform with a gain of `2**-2.5`, for maps that are multiplied.
+
+  The authors of RetNet and GLA have it for queries and keys.
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+  """
+  return jax.nn.initializers.variance_scaling(2**-5, 'fan_avg', 'uniform')
+
+
 def ring(r_min: float, r_max: float):
   """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring.
 

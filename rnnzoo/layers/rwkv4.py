@@ -41,9 +41,9 @@ class RWKV4(base.RecurrentLayer):
   In the published model this and `RWKV4ChannelMix` take turns, each behind a
   LayerNorm and with a residual connection: `layer='rwkv4,rwkv4_channel_mix'`,
   `norm='layer'`, `mlp='none'`; it also has a LayerNorm right after the
-  embedding. Weights are published with the parameter `time_decay`, which
-  inference code replaces once by `-exp(time_decay)`. Where others start `pp` at
-  -1e38 instead of -1e30, nothing is different.
+  embedding, `embed_norm=True`. Weights are published with the parameter
+  `time_decay`, which inference code replaces once by `-exp(time_decay)`. Where
+  others start `pp` at -1e38 instead of -1e30, nothing is different.
 
   Example::
 
@@ -175,7 +175,8 @@ class RWKV4ChannelMix(base.RecurrentLayer):
 
   It takes turns with `RWKV4`. The state is the last token, `D` numbers a
   sequence; nothing older is remembered. Cost a token: `2 D H + D^2`
-  multiplications, `9 D^2` at the published `H = 4 D`.
+  multiplications, `9 D^2` at the published `H = 4 D`. That of RWKV-6 is the
+  same with `H = 3.5 D` and a `key_gain` of 1.
 
   Example::
 
@@ -200,6 +201,7 @@ class RWKV4ChannelMix(base.RecurrentLayer):
       layer_index: int = 0,
       num_layers: int = 1,
       zero_init: bool = True,
+      key_gain: float | None = None,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -213,6 +215,8 @@ class RWKV4ChannelMix(base.RecurrentLayer):
       num_layers: How many of them there are.
       zero_init: Whether the maps to values and receptances start at zero, as
         published; orthogonal if not.
+      key_gain: Gain of the initial map to keys, which is orthogonal;
+        `sqrt(H / D)`, but 1 at least, if `None`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -229,7 +233,9 @@ class RWKV4ChannelMix(base.RecurrentLayer):
     self.mu_k = nnx.Param(mu, axes=(None,))
     self.mu_r = nnx.Param(mu, axes=(None,))
     options = dict(param_dtype=param_dtype, rngs=rngs)
-    self.key = _linear(d, h, ('embed', 'mlp'), False, **options)
+    self.key = _linear(
+        d, h, ('embed', 'mlp'), False, gain=key_gain, **options
+    )
     self.value = _linear(h, d, ('mlp', 'embed'), zero_init, **options)
     self.receptance = _linear(d, d, ('embed', None), zero_init, **options)
 
@@ -261,9 +267,10 @@ def _mix(x, shifted, mu):
   return (x * mu + shifted * (1 - mu)).astype(x.dtype)
 
 
-def _linear(n, m, axes, zero, *, param_dtype, rngs):
+def _linear(n, m, axes, zero, *, gain=None, param_dtype, rngs):
   """A map `[n] -> [m]`, zero, or orthogonal with gain `sqrt(m / n)` or 1."""
-  orthogonal = nnx.initializers.orthogonal(math.sqrt(max(m / n, 1)))
+  gain = math.sqrt(max(m / n, 1)) if gain is None else gain
+  orthogonal = nnx.initializers.orthogonal(gain)
 
   def init(key, shape, dtype):  # No QR decomposition has less than float32.
     return orthogonal(key, shape, base.state_dtype(dtype)).astype(dtype)

@@ -1,6 +1,5 @@
 """sLSTM and its block (Beck et al., 2024), https://arxiv.org/abs/2405.04517."""
 
-import math
 from typing import Any, Literal, NamedTuple
 
 from flax import nnx
@@ -202,9 +201,9 @@ class SLSTM(_Recurrence):
         hidden_features or in_features, num_heads, forget_gate, recurrent_init,
         bias_init, relative_depth, dtype, param_dtype, rngs,
     )
+    shape = in_features, 4, self.hidden_features
     self.W = nnx.Param(
-        _small(rngs, (in_features, 4, self.hidden_features), in_features,
-               param_dtype),
+        initializers.small(in_features)(rngs.params(), shape, param_dtype),
         axes=('embed', None, 'hidden'),
     )
 
@@ -229,8 +228,9 @@ class _HeadwiseCell(_Recurrence):
     param_dtype, rngs = args[-2:]
     self.in_features = 2 * features
     size = features // self.num_heads
+    shape = 4, self.num_heads, size, size
     self.W = nnx.Param(
-        _small(rngs, (4, self.num_heads, size, size), features, param_dtype),
+        initializers.small(features)(rngs.params(), shape, param_dtype),
         axes=(None, 'heads', None, None),
     )
 
@@ -334,7 +334,6 @@ class SLSTMBlock(base.RecurrentLayer):
       )
     self.in_features = self.hidden_features = self.out_features = in_features
     self.conv_kernel = conv_kernel
-    self.norm_epsilon = norm_epsilon
     self.dtype = dtype
     self.cell = _HeadwiseCell(
         in_features, num_heads, forget_gate, recurrent_init, bias_init,
@@ -349,8 +348,9 @@ class SLSTMBlock(base.RecurrentLayer):
       self.bias = nnx.Param(
           init(rngs.params(), (in_features,), param_dtype), axes=('hidden',)
       )
-    self.scale = nnx.Param(
-        jnp.ones((in_features,), param_dtype), axes=('hidden',)
+    self.norm = common.HeadNorm(
+        num_heads, in_features // num_heads, kind='layer', epsilon=norm_epsilon,
+        param_dtype=param_dtype,
     )
 
   def initialize_carry(self, batch_size: int, dtype=None) -> SLSTMBlockCarry:
@@ -386,16 +386,5 @@ class SLSTMBlock(base.RecurrentLayer):
     return tail, jnp.concatenate([jax.nn.silu(u), x], axis=-1)
 
   def _normed(self, h):
-    """Takes the mean of each head and divides by its deviation, `[..., D]`."""
     heads = self.cell.R.shape[:2]
-    wide = h.astype(base.state_dtype(h.dtype)).reshape(h.shape[:-1] + heads)
-    wide = wide - wide.mean(-1, keepdims=True)
-    variance = jnp.square(wide).mean(-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(variance + self.norm_epsilon)
-    return (wide.reshape(h.shape) * self.scale[...]).astype(h.dtype)
-
-
-def _small(rngs, shape, features, dtype):
-  """Normal numbers of variance `2 / (5 features)`, Nguyen, Salazar (2019)."""
-  draw = jax.random.normal(rngs.params(), shape, dtype)
-  return draw * math.sqrt(2 / (5 * features))
+    return self.norm(h.reshape(h.shape[:-1] + heads)).reshape(h.shape)

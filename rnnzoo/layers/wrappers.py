@@ -2,8 +2,8 @@
 
 `Reverse` and `Bidirectional` are layers of the same contract (`base.py`) but
 not causal. `as_rnn_cell` and `time_major` present a layer to Flax's `nnx.RNN`
-and to reinforcement learning. The rest makes the flags `reset` and `mask`,
-packs sequences into rows, and moves rows of carries.
+and to reinforcement learning. The rest makes the flags `reset` and `mask`, and
+packs sequences into rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -408,53 +408,6 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
   return dict(inputs=inputs, reset=reset, mask=mask)
 
 
-def take_rows(carry: base.Carry, rows: jax.Array, *, axis: int = 0):
-  """Returns rows of a carry, say the beams that live on.
-
-  >>> take_rows(jnp.arange(4), jnp.array([3, 0, 0]))
-  Array([3, 0, 0], dtype=int32)
-
-  Args:
-    carry: A pytree of arrays.
-    rows: Integers `[K]`, which may repeat; each within the batch.
-    axis: The batch axis: 0 of a layer's carry, 1 of a model's.
-
-  Returns:
-    A carry of `K` rows.
-
-  Raises:
-    ValueError: If `rows` are not integers `[K]`.
-  """
-  rows = _checked_rows(rows)
-  return jax.tree.map(lambda u: jnp.take(u, rows, axis), carry)
-
-
-def put_rows(carry: base.Carry, rows: jax.Array, new: base.Carry, *, axis=0):
-  """Replaces rows of a carry, say those of a server's requests that are done.
-
-  >>> put_rows(jnp.zeros(4), jnp.array([2]), jnp.ones(1))
-  Array([0., 0., 1., 0.], dtype=float32)
-
-  Args:
-    carry: A pytree of arrays.
-    rows: Integers `[K]`, all different, each within the batch.
-    new: A carry of `K` rows.
-    axis: The batch axis: 0 of a layer's carry, 1 of a model's.
-
-  Returns:
-    `carry` with `new` in its `rows`.
-
-  Raises:
-    ValueError: If `rows` are not integers `[K]`, or `new` does not fit.
-  """
-  rows = _checked_rows(rows)
-  base.check_carry(new, jax.eval_shape(
-      lambda carry: take_rows(carry, rows, axis=axis), carry
-  ))
-  here = (slice(None),) * axis + (rows,)
-  return jax.tree.map(lambda u, n: u.at[here].set(n), carry, new)
-
-
 def starts_of_reversed(
     reset: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
@@ -493,12 +446,3 @@ def _reshape_batch(carry, axes, batch):
 
 def _is_integer(u):
   return jnp.issubdtype(u.dtype, jnp.integer)
-
-
-def _checked_rows(rows):
-  rows = jnp.asarray(rows)
-  if rows.ndim != 1 or not _is_integer(rows):
-    raise ValueError(
-        f'`rows` must be integers [K], got {rows.dtype} {rows.shape}.'
-    )
-  return rows

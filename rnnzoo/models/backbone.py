@@ -41,10 +41,9 @@ class Backbone(nnx.Module):
     period = min(config.layer.count(',') + 1, config.num_layers)
     self.config = config
     self.stacks = nnx.List([
-        _stack([
-            blocks.Block(config, make_layer(config, d, known, rngs), rngs=rngs)
-            for d in range(position, config.num_layers, period)
-        ])
+        _make_stack(
+            config, range(position, config.num_layers, period), known, rngs
+        )
         for position in range(period)
     ])
 
@@ -65,18 +64,18 @@ class Backbone(nnx.Module):
   ):
     """Maps `[B, T, D]` to the next carry and `[B, T, D]`."""
 
-    def run(block, carry, x, depth):
+    def run(block, carry, x, v_first, depth):
       layer_key = None if key is None else jax.random.fold_in(key, depth)
       return block(
-          x, carry, reset=reset, mask=mask, train=train, key=layer_key
+          x, carry, v_first, reset=reset, mask=mask, train=train, key=layer_key
       )
 
     return self._run(run, carry, x, train)
 
   def step(self, carry, x, *, reset=None, mask=None):
     """Maps `[B, D]` to the next carry and `[B, D]`."""
-    run = lambda block, carry, x, _: block.step(
-        carry, x, reset=reset, mask=mask
+    run = lambda block, carry, x, v_first, _: block.step(
+        carry, x, v_first, reset=reset, mask=mask
     )
     return self._run(run, carry, x)
 
@@ -87,10 +86,10 @@ class Backbone(nnx.Module):
     stats, states = [s[1] for s in split], [s[2] for s in split]
     period, depth = len(split), self.config.num_layers
 
-    def one_block(position, x, index, stats, state, carry):
+    def one_block(position, x, v_first, index, stats, state, carry):
       block = nnx.merge(graphdefs[position], stats, state)
-      carry, x = run(block, carry, x, index)
-      return x, carry, nnx.state(block, nnx.BatchStat)
+      carry, x, v_first = run(block, carry, x, v_first, index)
+      return x, v_first, carry, nnx.state(block, nnx.BatchStat)
 
     if self.config.remat != 'none':
       one_block = jax.checkpoint(
@@ -99,36 +98,50 @@ class Backbone(nnx.Module):
           policy=_REMAT_POLICIES[self.config.remat],
       )
 
-    def one_period(x, inputs):
-      start, parts = inputs
+    def one_period(x, v_first, start, parts):
       outputs = []
       for position, part in enumerate(parts):
-        x, *out = one_block(position, x, start + position, *part)
+        x, v_first, *out = one_block(
+            position, x, v_first, start + position, *part
+        )
         outputs.append(tuple(out))
-      return x, tuple(outputs)
+      return x, v_first, tuple(outputs)
 
     parts = tuple(zip(stats, states, carry))
-    at = lambda i, tree: jax.tree.map(lambda u: u[i], tree)
     rounds, rest = divmod(depth, period)
-    if self.config.scan_layers and rounds > 1:
-      whole = jax.tree.map(lambda u: u[:rounds], parts)
-      x, outputs = jax.lax.scan(
-          one_period, x, (jnp.arange(rounds) * period, whole)
+    looped = range(0)
+    if self.config.scan_layers:
+      # Until the first of them has run there is nothing to tell the others.
+      tells = any(hasattr(stack.layer, 'first_value') for stack in self.stacks)
+      looped = range(1 if tells else 0, rounds)
+    done = []
+
+    def one_round(i, x, v_first):
+      here = parts if i < rounds else parts[:rest]
+      x, v_first, outputs = one_period(
+          x, v_first, i * period, jax.tree.map(lambda u: u[i], here)
       )
-      done = [[o] for o in outputs]
-    else:
-      done = [[] for _ in range(period)]
-      for i in range(rounds):
-        x, outputs = one_period(x, (i * period, at(i, parts)))
-        for position, out in enumerate(outputs):
-          done[position].append(jax.tree.map(lambda u: u[None], out))
-    if rest:
-      x, outputs = one_period(x, (rounds * period, at(rounds, parts[:rest])))
-      for position, out in enumerate(outputs):
-        done[position].append(jax.tree.map(lambda u: u[None], out))
+      done.append(jax.tree.map(lambda u: u[None], outputs))
+      return x, v_first
+
+    v_first = None
+    for i in range(looped.start):
+      x, v_first = one_round(i, x, v_first)
+    if looped:
+
+      def body(x, inputs):
+        x, _, outputs = one_period(x, v_first, *inputs)
+        return x, outputs
+
+      here = jax.tree.map(lambda u: u[looped.start : looped.stop], parts)
+      x, outputs = jax.lax.scan(body, x, (jnp.asarray(looped) * period, here))
+      done.append(outputs)
+    for i in range(looped.stop, rounds + bool(rest)):
+      x, v_first = one_round(i, x, v_first)
 
     new_carry = []
-    for stack, outs in zip(self.stacks, done):
+    for position, stack in enumerate(self.stacks):
+      outs = [outputs[position] for outputs in done if position < len(outputs)]
       carry, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *outs)
       if train:  # Otherwise a jitted closure over the model may be read only.
         nnx.update(stack, new_stats)
@@ -142,6 +155,29 @@ def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
   Raises:
     UserValueError: If the layer or an option does not exist.
   """
+  name = config.layer_names[depth]
+  options = _layer_options(config, depth, known)
+  build = functools.partial(
+      known[name],
+      config.features,
+      param_dtype=jnp.dtype(config.param_dtype),
+      dtype=jnp.dtype(config.dtype),
+      rngs=rngs,
+      **options,
+  )
+  layer = build()
+  if not config.bidirectional:
+    return layer
+  if hasattr(layer, 'first_value'):
+    raise errors.UserValueError(
+        f'model.bidirectional does not go with layer {name}, which looks at '
+        'the values of the first of its kind.'
+    )
+  return zoo.Bidirectional(layer, build())
+
+
+def _layer_options(config, depth, known):
+  """Returns the options of the layer at `depth`; raises `UserValueError`."""
   name = config.layer_names[depth]
   if name not in known:
     raise errors.UserValueError(
@@ -178,27 +214,41 @@ def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
       layer_index=index, num_layers=count,
       relative_depth=index / max(count - 1, 1),
   )
-  options = {k: v for k, v in place.items() if k in allowed} | options
-  build = functools.partial(
-      make,
-      config.features,
-      param_dtype=jnp.dtype(config.param_dtype),
-      dtype=jnp.dtype(config.dtype),
-      rngs=rngs,
-      **options,
-  )
-  if config.bidirectional:
-    return zoo.Bidirectional(build(), build())
-  return build()
+  return {k: v for k, v in place.items() if k in allowed} | options
 
 
-def _stack(modules):
+def _make_stack(config, depths, known, rngs):
+  """Makes the blocks at `depths` one module; see `_stacked`."""
+
+  def block(depth, rngs):
+    layer = make_layer(config, depth, known, rngs)
+    return blocks.Block(config.at_depth(depth), layer, rngs=rngs)
+
+  options = [_layer_options(config, depth, known) for depth in depths]
+  if not config.scan_layers or options.count(options[0]) < len(options):
+    made = [nnx.split(block(depth, rngs)) for depth in depths]
+    states = jax.tree.map(lambda *u: jnp.stack(u), *(s for _, s in made))
+    return _stacked(made[0][0], states)
+
+  # All of them differ in nothing but their random numbers, which are drawn in
+  # the same order: a program that makes many is as quick to compile as for one.
+  streams, drawn = nnx.split(rngs)
+  graphdef = None
+
+  def one(drawn, _):
+    nonlocal graphdef
+    rngs = nnx.merge(streams, drawn)
+    graphdef, state = nnx.split(block(depths[0], rngs))
+    return nnx.state(rngs), state
+
+  drawn, states = jax.lax.scan(one, drawn, length=len(depths))
+  nnx.update(rngs, drawn)
+  return _stacked(graphdef, states)
+
+
+def _stacked(graphdef, states):
   """Makes one module of equal ones; its variables get an axis `layers`."""
-  graphdef = nnx.graphdef(modules[0])
-  state = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), *(nnx.state(m) for m in modules)
-  )
-  stacked = nnx.merge(graphdef, state)
+  stacked = nnx.merge(graphdef, states)
   for _, variable in nnx.iter_graph(stacked):
     if isinstance(variable, nnx.Variable) and variable.has_metadata('axes'):
       variable.set_metadata(axes=('layers', *variable.get_metadata('axes')))

@@ -26,14 +26,13 @@ class Block(nnx.Module):
     """Wraps `layer`, a `RecurrentLayer` of `config.features` inputs."""
     features = config.features
     param_dtype = jnp.dtype(config.param_dtype)
-    linear = lambda n, m, **k: _linear(n, m, param_dtype, rngs, **k)
-    norm = lambda: common.NORMS[config.norm](
-        features, param_dtype=param_dtype, rngs=rngs
+    linear = lambda n, m, **k: _linear(
+        n, m, param_dtype, rngs, use_bias=config.use_bias, **k
     )
     self.config = config
     if config.conv_kernel:
       self.conv = CausalConv(features, config.conv_kernel, param_dtype, rngs)
-    self.norm = norm()
+    self.norm = make_norm(config, rngs)
     self.layer = layer
     if layer.out_features != features:
       self.project = linear(layer.out_features, features)
@@ -42,8 +41,9 @@ class Block(nnx.Module):
     if config.gate == 'glu':
       self.value = linear(features, features)
     if config.mlp != 'none':
-      hidden = int(features * config.mlp_factor)
-      self.mlp_norm = norm()
+      multiple = config.mlp_multiple
+      hidden = -(-int(features * config.mlp_factor) // multiple) * multiple
+      self.mlp_norm = make_norm(config, rngs)
       self.mlp_in = linear(features, hidden, into='mlp')
       if config.mlp != 'gelu':
         self.mlp_gate = linear(features, hidden, into='mlp')
@@ -59,16 +59,31 @@ class Block(nnx.Module):
     return BlockCarry(conv, self.layer.initialize_carry(batch_size, dtype))
 
   def __call__(
-      self, x, carry, *, reset=None, mask=None, train=False, key=None
+      self, x, carry, v_first=None, *, reset=None, mask=None, train=False,
+      key=None,
   ):
-    """Maps `[B, T, D]` to the next carry and `[B, T, D]`."""
-    return self._run(x, carry, reset, mask, train, key, step=False)
+    """Runs whole sequences.
 
-  def step(self, carry, x, *, reset=None, mask=None):
-    """Maps `[B, D]` to the next carry and `[B, D]`."""
-    return self._run(x, carry, reset, mask, False, None, step=True)
+    Args:
+      x: Residual stream `[B, T, D]`.
+      carry: State left by earlier tokens.
+      v_first: What the first layer that has a `first_value` gave for these
+        tokens; `None` before.
+      reset: Booleans `[B, T]`, `True` on the first token of each sequence.
+      mask: Booleans `[B, T]`, `False` on tokens to be skipped.
+      train: Whether batch norms use and update the batch's statistics.
+      key: For dropout; `None` means none.
 
-  def _run(self, x, carry, reset, mask, train, key, *, step):
+    Returns:
+      The next carry, `[B, T, D]`, and `v_first` for the next block.
+    """
+    return self._run(x, carry, v_first, reset, mask, train, key, step=False)
+
+  def step(self, carry, x, v_first=None, *, reset=None, mask=None):
+    """Runs one token `[B, D]`: next carry, `[B, D]`, and `v_first`."""
+    return self._run(x, carry, v_first, reset, mask, False, None, step=True)
+
+  def _run(self, x, carry, v_first, reset, mask, train, key, *, step):
     config = self.config
     keys = [None] * 3 if key is None else jax.random.split(key, 3)
     drop = lambda u, k: dropout(
@@ -87,22 +102,28 @@ class Block(nnx.Module):
         return x + function(normed(x))
       return normed(x + function(x))
 
-    next_carry = carry.layer
+    next_carry, told = carry.layer, v_first
 
     def mix(u):
-      nonlocal next_carry
+      nonlocal next_carry, told
+      options = flags
+      if hasattr(self.layer, 'first_value'):
+        options = dict(flags, v_first=v_first)
+        if v_first is None:
+          told = self.layer.first_value(u, carry.layer, **flags)
       if step:
-        next_carry, y = self.layer.step(carry.layer, u, **flags)
+        next_carry, y = self.layer.step(carry.layer, u, **options)
       else:
-        next_carry, y = self.layer(u, carry.layer, **flags)
+        next_carry, y = self.layer(u, carry.layer, **options)
       if self.layer.out_features != config.features:
         y = common.project(self.project, y)
       if config.gate != 'none':
-        y = drop(jax.nn.gelu(y), keys[0])
-        opened = jax.nn.sigmoid(common.project(self.gate, y))
+        active = drop(jax.nn.gelu(y), keys[0])
         if config.gate == 'glu':
-          y = common.project(self.value, y)
-        y = opened * y
+          y = common.project(self.value, active)
+        elif config.gate == 'half_glu':
+          y = active
+        y = jax.nn.sigmoid(common.project(self.gate, active)) * y
       return drop(base.masked(y, mask), keys[1])
 
     def mlp(u):
@@ -117,7 +138,7 @@ class Block(nnx.Module):
     x = branch(x, self.norm, mix)
     if config.mlp != 'none':
       x = branch(x, self.mlp_norm, mlp)
-    return BlockCarry(conv, next_carry), x
+    return BlockCarry(conv, next_carry), x, told
 
 
 class CausalConv(nnx.Module):
@@ -142,6 +163,15 @@ class CausalConv(nnx.Module):
     return tail, base.masked(common.project(self.pointwise, y), mask)
 
 
+def make_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+  """Returns the norm of a model, over its features."""
+  options = dict(epsilon=config.norm_epsilon) if config.norm_epsilon else {}
+  return common.NORMS[config.norm](
+      config.features, param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+      **options,
+  )
+
+
 def dropout(x, rate, key, *, over_time=False):
   """Zeroes elements of `x` `[B, ..., D]` at random, and scales the rest.
 
@@ -162,13 +192,16 @@ def dropout(x, rate, key, *, over_time=False):
   return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
 
 
-def _linear(n, m, param_dtype, rngs, *, out_of='embed', into=None):
+def _linear(
+    n, m, param_dtype, rngs, *, use_bias=True, out_of='embed', into=None
+):
   if into is None and out_of != 'embed':
     into = 'embed'
   init = initializers.uniform_fan_in(n)
   return nnx.Linear(
       n,
       m,
+      use_bias=use_bias,
       kernel_init=init,
       bias_init=init,
       kernel_metadata=dict(axes=(out_of, into)),

@@ -21,14 +21,17 @@ class ModelConfig:
 
   That is the block of minGRU and minLSTM with `mlp='geglu'`, and of LRU, S4D
   and S5 with `gate='glu'` and without `mlp`. With `norm_position='post'` each
-  sum is normalised instead of each branch's input.
+  sum is normalised instead of each branch's input. Maps of the block start as
+  PyTorch's do, whatever the published model; layers start as published.
 
   >>> ModelConfig.tiny().replace(layer='lru').layer_names
   ('lru', 'lru')
+  >>> ModelConfig(layer=('lru', 'lru', 'gru'), num_layers=4).layer
+  'lru,lru,gru'
 
   Attributes:
-    layer: A name in `rnnzoo.layers.LAYERS`, or several joined by commas: a
-      pattern that is repeated over depth.
+    layer: A name in `rnnzoo.layers.LAYERS`, or several, joined by commas or in
+      a tuple: a pattern that is repeated over depth.
     num_layers: Number of blocks.
     features: Width of the residual stream.
     layer_options: Keyword arguments of the layers; those under a key that is a
@@ -37,11 +40,19 @@ class ModelConfig:
       (classifiers only).
     norm: `rms`, `layer` or `batch`.
     norm_position: `pre` or `post`.
+    norm_epsilon: Added to what a norm divides by, under the root; 0 for the
+      norm's own: 1e-6, 1e-5 of `batch`.
     conv_kernel: Width of the causal convolution, 0 for none.
     gate: After the layer: `none`, or GELU, dropout and `glu` (`W1 u *
-      sigmoid(W2 u)`) or `half_glu` (`u * sigmoid(W u)`).
+      sigmoid(W2 u)`), `half_glu` (`u * sigmoid(W u)`) or `half_glu2` (the same
+      but for the first `u`, which is the layer's output as it came).
     mlp: `none`, `gelu`, `geglu` or `swiglu`.
     mlp_factor: Hidden features of the MLP per feature.
+    mlp_multiple: They are rounded up to a multiple of it.
+    mlp_layers: Names of the layers that an MLP follows, joined by commas or in
+      a tuple; all of them if empty.
+    use_bias: Whether the maps of gate and MLP have biases. Those of the layers
+      are `layer_options`.
     dropout: Rate, after the embedding, the layer and the MLP.
     dropout_over_time: Whether one dropout mask serves all time steps.
     vocab_size: Number of tokens; 0 for a classifier of vectors.
@@ -50,6 +61,11 @@ class ModelConfig:
     pooling: Of a classifier, over the steps that exist: `mean`, `last`,
       `first`.
     tie_embeddings: Whether the head is the embedding, transposed.
+    scale_embeddings: Whether embeddings are multiplied by the root of
+      `features`.
+    embed_norm: Whether there is a norm right after the embedding, too.
+    embed_std: Standard deviation of initial embeddings; if 0, 1, or
+      `features ** -0.5` where they are the head, too.
     soft_cap: If positive, logits are `soft_cap * tanh(logits / soft_cap)`.
     dtype: Of activations: `float32`, `bfloat16` or `float64`.
     param_dtype: Of parameters.
@@ -67,10 +83,14 @@ class ModelConfig:
   bidirectional: bool = False
   norm: Literal['rms', 'layer', 'batch'] = 'rms'
   norm_position: Literal['pre', 'post'] = 'pre'
+  norm_epsilon: float = 0.0
   conv_kernel: int = 0
-  gate: Literal['none', 'glu', 'half_glu'] = 'none'
+  gate: Literal['none', 'glu', 'half_glu', 'half_glu2'] = 'none'
   mlp: Literal['none', 'gelu', 'geglu', 'swiglu'] = 'geglu'
   mlp_factor: float = 2.0
+  mlp_multiple: int = 1
+  mlp_layers: str = ''
+  use_bias: bool = True
   dropout: float = 0.0
   dropout_over_time: bool = False
   vocab_size: int = 0
@@ -78,6 +98,9 @@ class ModelConfig:
   num_classes: int = 0
   pooling: Literal['mean', 'last', 'first'] = 'mean'
   tie_embeddings: bool = False
+  scale_embeddings: bool = False
+  embed_norm: bool = False
+  embed_std: float = 0.0
   soft_cap: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
@@ -85,6 +108,10 @@ class ModelConfig:
   scan_layers: bool = False
 
   def __post_init__(self):
+    for name in ('layer', 'mlp_layers'):
+      value = getattr(self, name)
+      if not isinstance(value, str):
+        object.__setattr__(self, name, ','.join(value))
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       choices = getattr(field.type, '__args__', None)
@@ -93,12 +120,15 @@ class ModelConfig:
             f'model.{field.name} must be one of {", ".join(choices)}, got '
             f'{value!r}.{errors.suggest(str(value), choices)}'
         )
-    for name in ('num_layers', 'features'):
+    for name in ('num_layers', 'features', 'mlp_multiple'):
       if getattr(self, name) < 1:
         raise errors.UserValueError(
             f'model.{name} must be at least 1, got {getattr(self, name)}.'
         )
-    for name in ('conv_kernel', 'vocab_size', 'in_features', 'num_classes'):
+    for name in (
+        'conv_kernel', 'vocab_size', 'in_features', 'num_classes',
+        'norm_epsilon', 'embed_std',
+    ):
       if getattr(self, name) < 0:
         raise errors.UserValueError(
             f'model.{name} must not be negative, got {getattr(self, name)}.'
@@ -107,12 +137,25 @@ class ModelConfig:
       raise errors.UserValueError(
           f'model.dropout must be in [0, 1), got {self.dropout}.'
       )
+    for name in _split(self.mlp_layers):
+      if name not in _split(self.layer):
+        raise errors.UserValueError(
+            f'model.mlp_layers names {name!r}, which is not in model.layer, '
+            f'{self.layer!r}.{errors.suggest(name, _split(self.layer))}'
+        )
 
   @property
   def layer_names(self) -> tuple[str, ...]:
     """The name of each block's layer, first to last."""
-    pattern = tuple(name.strip() for name in self.layer.split(','))
+    pattern = _split(self.layer)
     return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+  def at_depth(self, depth: int) -> 'ModelConfig':
+    """Returns the config of the block at `depth`: this, but for its MLP."""
+    followed = _split(self.mlp_layers) or self.layer_names
+    if self.layer_names[depth] in followed:
+      return self
+    return self.replace(mlp='none', mlp_layers='')
 
   def replace(self, **changes) -> 'ModelConfig':
     """Returns a copy with some fields changed."""
@@ -140,165 +183,5 @@ class ModelConfig:
     return cls(num_layers=2, features=8, vocab_size=16)
 
 
-def _lra(features, state_features, dropout, r_min, r_max, **fields):
-  """An LRU classifier of table 9 of the LRU paper."""
-  options = dict(state_features=state_features, r_min=r_min, r_max=r_max)
-  if 'max_phase' in fields:
-    options['max_phase'] = fields.pop('max_phase')
-  return ModelConfig(
-      layer='lru', num_layers=6, features=features, layer_options=options,
-      norm='batch', mlp='none', dropout=dropout, dropout_over_time=True,
-      **dict(dict(gate='glu'), **fields),
-  )
-
-
-def _hawk(features, hidden_features, num_layers):
-  """A language model of table 2 of the Griffin paper, all of it recurrent."""
-  options = dict(hidden_features=hidden_features, output_scale=2 / num_layers)
-  return ModelConfig(
-      layer='griffin', num_layers=num_layers, features=features, mlp_factor=3,
-      tie_embeddings=True, layer_options=options,
-  )
-
-
-def _mamba(num_layers, features, **fields):
-  """A language model of the Mamba paper: the layer is all there is."""
-  return ModelConfig(
-      layer='mamba', num_layers=num_layers, features=features, mlp='none',
-      layer_options=dict(num_layers=num_layers),
-      **dict(dict(tie_embeddings=True, scan_layers=True), **fields),
-  )
-
-
-def _psmnist(layer, features, order):
-  """A classifier of pixel sequences by an LMU and its last output."""
-  return ModelConfig(
-      layer=layer, num_layers=1, features=features, mlp='none',
-      layer_options=dict(order=order, theta=784.0), in_features=1,
-      num_classes=10, pooling='last',
-  )
-
-
-def _rwkv4(num_layers, features):
-  """A language model of RWKV-4: two of our blocks are one layer of theirs."""
-  return ModelConfig(
-      layer='rwkv4,rwkv4_channel_mix', num_layers=2 * num_layers,
-      features=features, norm='layer', mlp='none', scan_layers=True,
-  )
-
-
-def _s5(features, state_features, blocks, c_init, dropout, **fields):
-  """An S5 classifier of the official scripts, those with `half_glu`."""
-  options = dict(
-      state_features=state_features, blocks=blocks, c_init=c_init,
-      bidirectional=True, **fields.pop('options', {}),
-  )
-  return ModelConfig(
-      layer='s5', num_layers=6, features=features, layer_options=options,
-      norm='batch', gate='half_glu', mlp='none', dropout=dropout,
-      dropout_over_time=True, **fields,
-  )
-
-
-def _s4(features, state_features, norm_position, **fields):
-  """An S4 classifier of the official configs of the long range arena.
-
-  Theirs adds the two directions up; here a linear map brings them together.
-  """
-  options = dict(
-      state_features=state_features, output_map='none',
-      **fields.pop('options', {}),
-  )
-  return ModelConfig(
-      layer='s4', num_layers=6, features=features, layer_options=options,
-      bidirectional=True, norm='batch', norm_position=norm_position,
-      gate='glu', mlp='none', **fields,
-  )
-
-
-# Published models, by name. Vocabularies and classes belong to the data.
-PRESETS = dict(
-    hawk_100m=_hawk(768, 1024, 12),
-    hawk_200m=_hawk(1024, 1536, 12),
-    hawk_400m=_hawk(1536, 2048, 12),
-    hawk_1_3b=_hawk(2048, 2560, 24),
-    hawk_3b=_hawk(3072, 4096, 24),
-    hawk_7b=_hawk(4096, 5632, 32),
-    min_gru_shakespeare=ModelConfig(
-        layer='min_gru', num_layers=3, features=384,
-        layer_options=dict(expansion_factor=2), dropout=0.2,
-    ),
-    min_lstm_shakespeare=ModelConfig(
-        layer='min_lstm', num_layers=3, features=384,
-        layer_options=dict(expansion_factor=2), dropout=0.2,
-    ),
-    min_gru_selective_copying=ModelConfig(
-        layer='min_gru', num_layers=3, features=64, mlp='none', vocab_size=16,
-        layer_options=dict(expansion_factor=6, learn_initial_state=True),
-    ),
-    min_lstm_selective_copying=ModelConfig(
-        layer='min_lstm', num_layers=3, features=64, mlp='none', vocab_size=16,
-        layer_options=dict(
-            expansion_factor=6, normalize=False, learn_initial_state=True
-        ),
-    ),
-    # xLSTM[0:1] of the official code; its MLP has 1.3 * 64 features, rounded up
-    # to a multiple of 64.
-    slstm_parity=ModelConfig(
-        layer='slstm_block', num_layers=2, features=64, norm='layer',
-        mlp='geglu', mlp_factor=2.0, vocab_size=3,
-        layer_options=dict(num_heads=1),
-    ),
-    mamba_130m=_mamba(24, 768),
-    mamba_370m=_mamba(48, 1024),
-    mamba_790m=_mamba(48, 1536),
-    mamba_1p4b=_mamba(48, 2048),
-    mamba_2p8b=_mamba(64, 2560),
-    mamba_selective_copying=_mamba(
-        2, 64, vocab_size=16, tie_embeddings=False, scan_layers=False
-    ),
-    # One layer on permuted images, one pixel a token; here, as in every model,
-    # with an encoder, a norm and a residual connection that it does not have.
-    lmu_psmnist=_psmnist('lmu', 212, 256),
-    parallel_lmu_psmnist=_psmnist('parallel_lmu', 346, 468),
-    rwkv4_169m=_rwkv4(12, 768),
-    rwkv4_430m=_rwkv4(24, 1024),
-    rwkv4_1p5b=_rwkv4(24, 2048),
-    rwkv4_3b=_rwkv4(32, 2560),
-    rwkv4_7b=_rwkv4(32, 4096),
-    rwkv4_14b=_rwkv4(40, 5120),
-    s4_listops=_s4(256, 4, 'post', num_classes=10),
-    s4_text=_s4(256, 4, 'pre', num_classes=2),
-    s4_image=_s4(512, 64, 'post', dropout=0.1, in_features=1, num_classes=10),
-    s4_pathfinder=_s4(256, 64, 'pre', in_features=1, num_classes=2),
-    s4_pathx=_s4(
-        256, 64, 'pre', in_features=1, num_classes=2,
-        options=dict(dt_min=1e-4),
-    ),
-    s5_image=_s5(
-        512, 384, 3, 'lecun_normal', 0.1, in_features=1, num_classes=10,
-        options=dict(clip_eigs=True),
-    ),
-    s5_pathfinder=_s5(
-        192, 256, 8, 'trunc_standard_normal', 0.05, in_features=1,
-        num_classes=2,
-    ),
-    s5_pathx=_s5(
-        128, 256, 16, 'complex_normal', 0.0, in_features=1, num_classes=2,
-        options=dict(dt_min=1e-4),
-    ),
-    s5_speech=_s5(
-        96, 128, 16, 'lecun_normal', 0.1, in_features=1, num_classes=35
-    ),
-    lru_scifar=_lra(512, 384, 0.1, 0.9, 0.999, in_features=3, num_classes=10),
-    lru_listops=_lra(128, 256, 0.0, 0.0, 0.99, num_classes=10),
-    lru_text=_lra(256, 192, 0.1, 0.5, 0.9, num_classes=2),
-    lru_pathfinder=_lra(
-        192, 256, 0.0, 0.9, 0.999, in_features=1, num_classes=2,
-        bidirectional=True,
-    ),
-    lru_pathx=_lra(
-        128, 256, 0.0, 0.999, 0.9999, in_features=1, num_classes=2,
-        bidirectional=True, gate='half_glu', max_phase=0.314159265,
-    ),
-)
+def _split(names):
+  return tuple(name.strip() for name in names.split(',') if name.strip())

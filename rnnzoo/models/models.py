@@ -47,6 +47,8 @@ class LanguageModel(nnx.Module):
       )
     self.config = config
     self.embed = _embedding(config, rngs)
+    if config.embed_norm:
+      self.embed_norm = blocks.make_norm(config, rngs)
     self.backbone = Backbone(config, layers, rngs=rngs)
     for stack in self.backbone.stacks:
       if not stack.layer.causal:
@@ -55,9 +57,7 @@ class LanguageModel(nnx.Module):
             f'{type(stack.layer).__name__} with these layer_options sees the '
             'next token.'
         )
-    self.norm = common.NORMS[config.norm](
-        config.features, param_dtype=jnp.dtype(config.param_dtype), rngs=rngs
-    )
+    self.norm = blocks.make_norm(config, rngs)
     if not config.tie_embeddings:
       self.head = _head(config, config.vocab_size, False, rngs)
 
@@ -90,7 +90,7 @@ class LanguageModel(nnx.Module):
     embed_key = None
     if key is not None:
       key, embed_key = jax.random.split(key)
-    x = base.masked(_look_up(self.embed, tokens, self.config), mask)
+    x = _embed(self, tokens, mask, train)
     x = blocks.dropout(
         x, self.config.dropout, embed_key,
         over_time=self.config.dropout_over_time,
@@ -104,7 +104,7 @@ class LanguageModel(nnx.Module):
   def step(self, carry, tokens, *, reset=None, mask=None):
     """Runs one token `[B]`: the next carry, and logits `[B, vocab_size]`."""
     _check_tokens(tokens, 1)
-    x = base.masked(_look_up(self.embed, tokens, self.config), mask)
+    x = _embed(self, tokens, mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
     x = self.norm(base.masked(x, mask), mask=mask)
     return carry, base.masked(self._logits(x), mask)
@@ -165,7 +165,6 @@ class SequenceClassifier(nnx.Module):
           f'must be set, got {config.vocab_size} and {config.in_features}.'
       )
     self.config = config
-    param_dtype = jnp.dtype(config.param_dtype)
     if config.vocab_size:
       self.embed = _embedding(config, rngs)
     else:
@@ -173,13 +172,13 @@ class SequenceClassifier(nnx.Module):
           config.in_features, config.features,
           kernel_metadata=dict(axes=(None, 'embed')),
           bias_metadata=dict(axes=(None,)),
-          param_dtype=param_dtype, rngs=rngs,
+          param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
       )
+    if config.embed_norm:
+      self.embed_norm = blocks.make_norm(config, rngs)
     self.backbone = Backbone(config, layers, rngs=rngs)
     if config.norm_position == 'pre':
-      self.norm = common.NORMS[config.norm](
-          config.features, param_dtype=param_dtype, rngs=rngs
-      )
+      self.norm = blocks.make_norm(config, rngs)
     self.head = _head(config, config.num_classes, True, rngs)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> ClassifierCarry:
@@ -211,7 +210,7 @@ class SequenceClassifier(nnx.Module):
     Raises:
       ValueError: If shapes or dtypes disagree.
     """
-    x = self._encode(inputs, mask, 2)
+    x = self._encode(inputs, mask, 2, train)
     if carry is None:
       carry = self.initialize_carry(x.shape[0])
     embed_key = None
@@ -244,17 +243,17 @@ class SequenceClassifier(nnx.Module):
     )
     return carry, self._logits(carry.pooled, x.dtype)
 
-  def _encode(self, inputs, mask, axes):
+  def _encode(self, inputs, mask, axes, train=False):
     if self.config.vocab_size:
       _check_tokens(inputs, axes)
-      return base.masked(_look_up(self.embed, inputs, self.config), mask)
+      return _embed(self, inputs, mask, train)
     if inputs.ndim != axes + 1 or inputs.shape[-1] != self.config.in_features:
       raise ValueError(
           f'`inputs` must have {axes + 1} axes, the last of size '
           f'{self.config.in_features}, got {inputs.shape}.'
       )
     x = base.masked(inputs.astype(self.config.dtype), mask)
-    return common.project(self.encoder, x)
+    return _normed(self, common.project(self.encoder, x), mask, train)
 
   def _logits(self, pooled, dtype):
     return common.project(self.head, pooled.astype(dtype), pooled.dtype)
@@ -289,6 +288,7 @@ def _pool(pooling, x, carry, reset, mask):
 def _embedding(config, rngs):
   # As in the minRNN code; where the table is the head too, logits start near 1.
   scale = config.features**-0.5 if config.tie_embeddings else 1.0
+  scale = config.embed_std or scale
   return nnx.Embed(
       config.vocab_size, config.features,
       embedding_init=nnx.initializers.normal(scale),
@@ -308,8 +308,19 @@ def _head(config, outputs, use_bias, rngs):
   )
 
 
-def _look_up(embed, tokens, config):
-  return embed.embedding[...].astype(config.dtype)[tokens]
+def _embed(model, tokens, mask, train=False):
+  """Maps tokens `[...]` to what the first block reads, `[..., D]`."""
+  config = model.config
+  x = model.embed.embedding[...].astype(config.dtype)[tokens]
+  if config.scale_embeddings:
+    x = x * jnp.asarray(config.features**0.5, x.dtype)
+  return _normed(model, base.masked(x, mask), mask, train)
+
+
+def _normed(model, x, mask, train):
+  if model.config.embed_norm:
+    x = base.masked(model.embed_norm(x, mask=mask, train=train), mask)
+  return x
 
 
 def _check_tokens(tokens, axes):

@@ -2,6 +2,10 @@
 
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
+from rnnzoo.ops.delta_rule import delta_rule as delta_rule
+from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
+from rnnzoo.ops.delta_rule import dplr_scan as dplr_scan
+from rnnzoo.ops.delta_rule import dplr_step as dplr_step
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
@@ -12,12 +16,29 @@ from rnnzoo.ops.gated_scan import positive as positive
 from rnnzoo.ops.gated_scan import rg_lru_gate as rg_lru_gate
 from rnnzoo.ops.hgrn import hgrn_gate as hgrn_gate
 from rnnzoo.ops.hgrn import log_decay_gate as log_decay_gate
+from rnnzoo.ops.linear_attention import linear_attention as linear_attention
+from rnnzoo.ops.linear_attention import (
+    linear_attention_step as linear_attention_step,
+)
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.core import Implementation as Implementation
 from rnnzoo.ops.linear_scan.core import implementation as implementation
+from rnnzoo.ops.local_attention import AttentionCache as AttentionCache
+from rnnzoo.ops.local_attention import (
+    empty_attention_cache as empty_attention_cache,
+)
+from rnnzoo.ops.local_attention import local_attention as local_attention
+from rnnzoo.ops.local_attention import (
+    local_attention_step as local_attention_step,
+)
+from rnnzoo.ops.local_attention import sequence_positions as sequence_positions
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
 from rnnzoo.ops.lti_scan import lti_scan as lti_scan
 from rnnzoo.ops.max_plus_scan import max_plus_scan as max_plus_scan
+from rnnzoo.ops.mlstm import MLSTMState as MLSTMState
+from rnnzoo.ops.mlstm import empty_mlstm_state as empty_mlstm_state
+from rnnzoo.ops.mlstm import mlstm as mlstm
+from rnnzoo.ops.mlstm import mlstm_step as mlstm_step
 from rnnzoo.ops.selective_scan import selective_scan as selective_scan
 from rnnzoo.ops.softmax_scan import SoftmaxState as SoftmaxState
 from rnnzoo.ops.softmax_scan import empty_softmax_state as empty_softmax_state

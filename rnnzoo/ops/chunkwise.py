@@ -13,6 +13,7 @@ within a chunk `[B, H, Q, ...]`.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -87,40 +88,125 @@ def scan_chunks(
     shape = (batch, 0, y.shape[1], y.shape[3])
     return state, jnp.zeros_like(leaves[0], y.dtype, shape=shape)
 
-  select = lambda flag, u: jnp.where(_beside(flag, u), u, 0)
   if mask is not None:
-    inputs = jax.tree.map(lambda u: select(mask, u), inputs)
     reset = None if reset is None else reset & mask
-  good = _all_finite(inputs, 2)
-  inputs = jax.tree.map(lambda u: select(good, u), inputs)
+  # XLA would look for a NaN in constant zeros while it compiles, for seconds.
+  state = jax.lax.optimization_barrier(state)
+  finite = _all_finite(inputs, 2)
   good_state = _all_finite(state, 1)
-  state = jax.tree.map(lambda u: select(good_state, u), state)
-  spoilt = _spoilt(~good, ~good_state, reset)
-
-  def split(u):  # [n, B, H, Q, ...], or [n, B, Q] of flags.
-    u = jnp.pad(
-        u, ((0, 0), (0, count * length - time)) + ((0, 0),) * (u.ndim - 2)
-    )
-    u = u.reshape(batch, count, length, *u.shape[2:])
-    order = (1, 0, 3, 2) if u.ndim > 3 else (1, 0, 2)
-    return u.transpose(order + tuple(range(4, u.ndim)))
-
-  def one_chunk(state, chunk):
-    inputs, reset = chunk
-    return body(state, inputs, _sight(reset, length))
-
-  state, y = jax.lax.scan(
-      jax.checkpoint(one_chunk, prevent_cse=False),
-      state,
-      jax.tree.map(split, (inputs, reset)),
+  bad = ~finite if mask is None else ~finite & mask
+  spoilt = _spoilt(bad, ~good_state, reset)
+  state = jax.tree.map(
+      lambda u: jnp.where(_beside(good_state, u), u, 0), state
   )
-  # [n, B, H, Q, V] -> [B, T, H, V]
-  y = y.transpose(1, 0, 3, 2, 4).reshape(batch, -1, y.shape[2], y.shape[4])
-  y = jnp.where(spoilt[..., None, None], jnp.nan, y[:, :time])
-  if mask is not None:
-    y = select(mask, y)
+  real = finite if mask is None else finite & mask
+
+  def one_chunk(state, inputs, flags):
+    real, spoilt, reset, mask = flags
+    heads_first = lambda u: jnp.swapaxes(u, 1, 2)
+    inputs = jax.tree.map(
+        lambda u: heads_first(jnp.where(_beside(real, u), u, 0)), inputs
+    )
+    state, y = body(state, inputs, _sight(reset, length))
+    y = jnp.where(spoilt[..., None, None], jnp.nan, heads_first(y))
+    if mask is not None:
+      y = jnp.where(mask[..., None, None], y, 0)
+    return state, y
+
+  fill = lambda u: jnp.pad(
+      u, ((0, 0), (0, count * length - time)) + ((0, 0),) * (u.ndim - 2)
+  )
+  chunks = jax.tree.map(fill, (inputs, (real, spoilt, reset, mask)))
+  first = jax.tree.map(lambda u: u[:, :length], chunks)
+  # What `body` has of its surroundings has gradients, too.
+  one_chunk, constants = jax.closure_convert(one_chunk, state, *first)
+  leaves, structure = jax.tree.flatten((state, *chunks, tuple(constants)))
+  state, inputs, flags, constants = structure.unflatten(
+      sharded.same_varying(*leaves)
+  )
+  state, y = _loop(one_chunk, length, state, inputs, flags, constants)
   put_back = lambda u: jnp.where(_beside(spoilt[:, -1], u), jnp.nan, u)
-  return jax.tree.map(put_back, state), y
+  return jax.tree.map(put_back, state), y[:, :time]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loop(one_chunk, length, state, inputs, flags, constants):
+  """Runs `one_chunk` over pieces of `length` of inputs and flags.
+
+  The gradient is written out for the sake of memory: the inputs are read, and
+  their gradients written, where they lie, so that there is no second copy of
+  anything that is as long as time.
+  """
+  return _scan(one_chunk, length, state, inputs, flags, constants)[0]
+
+
+def _forward(one_chunk, length, state, inputs, flags, constants):
+  results, before = _scan(
+      one_chunk, length, state, inputs, flags, constants, keep=True
+  )
+  return results, (before, inputs, flags, constants)
+
+
+def _scan(one_chunk, length, state, inputs, flags, constants, keep=False):
+  """Returns the results and, if `keep`, the states that entered the chunks."""
+  at = _pieces(length, (inputs, flags))
+  _, like = jax.eval_shape(one_chunk, state, *at(0), *constants)
+  time = jax.tree.leaves(inputs)[0].shape[1]
+
+  def body(carry, i):
+    state, y = carry
+    new, piece = one_chunk(state, *at(i), *constants)
+    y = jax.lax.dynamic_update_slice_in_dim(y, piece, i * length, 1)
+    return (new, y), state if keep else None
+
+  y = jnp.zeros((like.shape[0], time, *like.shape[2:]), like.dtype)
+  first, y = _as_varying(inputs, state, y)
+  return jax.lax.scan(body, (first, y), jnp.arange(time // length))
+
+
+def _backward(one_chunk, length, saved, cotangents):
+  before, inputs, flags, constants = saved
+  d_state, d_y = cotangents
+  at = _pieces(length, (inputs, flags, d_y))
+
+  def body(carry, step):
+    d_state, d_inputs, d_constants = carry
+    i, state = step
+    piece, flag, d_piece = at(i)
+    run = lambda state, inputs, constants: one_chunk(
+        state, inputs, flag, *constants
+    )
+    _, pull = jax.vjp(run, state, piece, constants)
+    d_state, new, more = pull((d_state, d_piece))
+    d_inputs = jax.tree.map(
+        lambda u, v: jax.lax.dynamic_update_slice_in_dim(u, v, i * length, 1),
+        d_inputs, new,
+    )
+    return (d_state, d_inputs, jax.tree.map(jnp.add, d_constants, more)), None
+
+  zeros = jax.tree.map(jnp.zeros_like, (inputs, constants))
+  first = _as_varying(inputs, d_state, *zeros)
+  count = jax.tree.leaves(before)[0].shape[0]
+  (d_state, d_inputs, d_constants), _ = jax.lax.scan(
+      body, first, (jnp.arange(count), before), reverse=True
+  )
+  return d_state, d_inputs, None, d_constants
+
+
+_loop.defvjp(_forward, _backward)
+
+
+def _pieces(length, tree):
+  """Returns a function from `i` to the i-th pieces of arrays `[B, T, ...]`."""
+  cut = lambda u, i: jax.lax.dynamic_slice_in_dim(u, i * length, length, 1)
+  return lambda i: jax.tree.map(lambda u: cut(u, i), tree)
+
+
+def _as_varying(like, *trees):
+  """Marks what a loop carries as `like` is, inside a `jax.shard_map`."""
+  leaves, structure = jax.tree.flatten(trees)
+  some = jax.tree.leaves(like)[0]
+  return structure.unflatten(sharded.same_varying(*leaves, some)[:-1])
 
 
 def chunk_length(time: int, chunk_size: int) -> int:
@@ -184,22 +270,46 @@ def scores(q: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
     `[..., Q, Q]`: at `[i, j]` the sum over features of `q_i k_j` times e to the
     sum of `g` over `j < l <= i`; 0 where `j > i`.
   """
+  return all_scores((q,), (k,), g)[0][0]
+
+
+def all_scores(queries, keys, g: jax.Array) -> list[list[jax.Array]]:
+  """`scores` of every one of some queries with every one of some keys.
+
+  The decays, and what their gradients come to, are made once for all.
+
+  Args:
+    queries: Arrays `[..., Q, K]`.
+    keys: Arrays `[..., Q, K]`.
+    g: Log decays `[..., Q, K]`.
+
+  Returns:
+    A list for each of the queries, of an array `[..., Q, Q]` for each of the
+    keys.
+  """
   length = g.shape[-2]
-  blocks = lambda u, size: u.reshape(
-      *u.shape[:-2], length // (2 * size), 2, size, u.shape[-1]
-  )
-  sums = (q * k).sum(-1)[..., None, None]
+  sums = [[(q * k).sum(-1)[..., None, None] for k in keys] for q in queries]
   size = 1
   while size < length:
     later, earlier = map(jnp.exp, _to_border(g, size))
-    across = exact.einsum(
-        '...ik,...jk->...ij',
-        blocks(q, size)[..., 1, :, :] * later,
-        blocks(k, size)[..., 0, :, :] * earlier,
+    halves = lambda u: u.reshape(
+        *u.shape[:-2], length // (2 * size), 2, size, u.shape[-1]
     )
-    sums = _with_halves(sums, across, size)
+    behind = [halves(q)[..., 1, :, :] * later for q in queries]
+    before = [halves(k)[..., 0, :, :] * earlier for k in keys]
+    # Products one by one: as one product of arrays with more axes XLA:CPU of
+    # JAX 0.10.2 crashes on their gradient.
+    sums = [
+        [
+            _with_halves(
+                inner, exact.einsum('...ik,...jk->...ij', q, k), size
+            )
+            for inner, k in zip(row, before)
+        ]
+        for row, q in zip(sums, behind)
+    ]
     size *= 2
-  return sums[..., 0, :, :]
+  return [[u[..., 0, :, :] for u in row] for row in sums]
 
 
 def up_to(g: jax.Array, axis: int) -> jax.Array:

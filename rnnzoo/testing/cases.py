@@ -192,7 +192,7 @@ def separate(layer, x, carry, index, used):
   initial = layer.initialize_carry(x.shape[0], layer.dtype or x.dtype)
   slots = [base.select(used[:, 0], carry, initial)]
   slots += [initial] * (index.shape[1] - 1)
-  flat = lambda u: u.reshape((-1,) + u.shape[2:])
+  flat = lambda u: u.reshape((u.shape[0] * u.shape[1],) + u.shape[2:])
   carries, y = layer(
       flat(pieces), jax.tree.map(lambda *u: flat(jnp.stack(u, axis=1)), *slots)
   )

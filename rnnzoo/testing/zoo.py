@@ -7,21 +7,54 @@ from rnnzoo.layers import min_gru
 # A layer joins the zoo by joining this list: `make(rngs)` gives a small one.
 LAYERS = dict(
     aaren=lambda rngs: layers.Aaren(6, num_heads=2, rngs=rngs),
+    attention=lambda rngs: layers.Attention(
+        8, num_heads=4, num_kv_heads=2, window=5, chunk_size=2, rngs=rngs
+    ),
     cg_lru=lambda rngs: layers.CGLRU(8, num_heads=2, rngs=rngs),
     conv_lstm=lambda rngs: layers.ConvLSTM((3, 4, 2), 3, rngs=rngs),
     conv_s5=lambda rngs: layers.ConvS5((3, 4, 2), 4, rngs=rngs),
+    delta_net=lambda rngs: layers.DeltaNet(
+        6, num_heads=2, chunk_size=4, rngs=rngs
+    ),
     elman=lambda rngs: layers.Elman(6, 5, rngs=rngs),
+    gated_delta_net=lambda rngs: layers.GatedDeltaNet(
+        4, num_heads=1, chunk_size=4, rngs=rngs
+    ),
+    gla=lambda rngs: layers.GLA(
+        8, num_heads=2, decay_rank=3, chunk_size=4, rngs=rngs
+    ),
     griffin=lambda rngs: layers.GriffinBlock(6, 8, num_heads=2, rngs=rngs),
     gru=lambda rngs: layers.GRU(6, 5, rngs=rngs),
+    linear_attention=lambda rngs: layers.LinearAttention(
+        6, num_heads=2, value_features=2, chunk_size=4, rngs=rngs
+    ),
     lmu=lambda rngs: layers.LMU(6, 5, order=4, theta=10, rngs=rngs),
     hgrn=lambda rngs: layers.HGRN(6, lower_bound=0.3, rngs=rngs),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
     lstm=lambda rngs: layers.LSTM(6, 5, rngs=rngs),
     mamba=lambda rngs: layers.Mamba(4, state_features=3, rngs=rngs),
+    mamba2=lambda rngs: layers.Mamba2(
+        4, head_features=2, num_groups=2, state_features=3, chunk_size=4,
+        rngs=rngs,
+    ),
     min_gru=lambda rngs: layers.MinGRU(6, rngs=rngs),
     min_lstm=lambda rngs: layers.MinLSTM(6, rngs=rngs),
+    mlstm=lambda rngs: layers.MLSTM(
+        6, 4, num_heads=2, use_bias=False, chunk_size=4, rngs=rngs
+    ),
+    # Else their norms leave all but no gradient to what `n` divides by.
+    mlstm_block=lambda rngs: layers.MLSTMBlock(
+        6, num_heads=2, norm_epsilon=0.1, chunk_size=4, rngs=rngs
+    ),
+    mlstm_large=lambda rngs: layers.MLSTMLarge(
+        8, num_heads=2, input_gate_bias=0.0, zero_init=False, norm='rms',
+        norm_epsilon=0.1, use_bias=True, chunk_size=4, rngs=rngs,
+    ),
     parallel_lmu=lambda rngs: layers.ParallelLMU(
         6, 5, order=4, theta=10, rngs=rngs
+    ),
+    ret_net=lambda rngs: layers.RetNet(
+        8, num_heads=2, value_features=3, chunk_size=4, rngs=rngs
     ),
     rg_lru=lambda rngs: layers.RGLRU(6, num_heads=2, rngs=rngs),
     s4=lambda rngs: layers.S4(6, 4, rngs=rngs),
@@ -33,6 +66,18 @@ LAYERS = dict(
     ),
     rwkv4_channel_mix=lambda rngs: layers.RWKV4ChannelMix(
         6, layer_index=1, num_layers=3, zero_init=False, rngs=rngs
+    ),
+    rwkv7=lambda rngs: layers.RWKV7(
+        6, head_features=3, decay_rank=2, rate_rank=2, value_rank=2,
+        gate_rank=2, layer_index=1, num_layers=3, zero_init=False,
+        chunk_size=4, rngs=rngs,
+    ),
+    rwkv7_channel_mix=lambda rngs: layers.RWKV7ChannelMix(
+        6, layer_index=1, num_layers=3, zero_init=False, rngs=rngs
+    ),
+    rwkv6=lambda rngs: layers.RWKV6(
+        6, head_features=3, mix_rank=2, decay_rank=3, layer_index=1,
+        num_layers=3, zero_init=False, chunk_size=4, rngs=rngs,
     ),
     slstm=lambda rngs: layers.SLSTM(
         6, 4, num_heads=2, recurrent_init='uniform', rngs=rngs
@@ -51,6 +96,11 @@ VARIANTS = dict(
         6, num_heads=2, head_features=4, use_projection=False, use_bias=True,
         rngs=rngs,
     ),
+    attention_multi_query=lambda rngs: layers.Attention(
+        6, num_heads=2, num_kv_heads=1, head_features=4, window=20,
+        rotary_fraction=0.5, normalize_qk=True, use_bias=True,
+        use_output_bias=True, rngs=rngs,
+    ),
     bidirectional=lambda rngs: layers.Bidirectional(
         layers.MinGRU(6, learn_initial_state=True, rngs=rngs),
         layers.LSTM(6, 5, rngs=rngs),
@@ -62,6 +112,10 @@ VARIANTS = dict(
         (5, 3, 2), 4, blocks=2, b_kernel_size=1, c_kernel_size=5,
         d_kernel_size=0, clip_eigs=False, rngs=rngs,
     ),
+    delta_net_negative=lambda rngs: layers.DeltaNet(
+        4, key_features=2, value_features=1, conv_kernel=2, activation='elu',
+        allow_negative_eigenvalues=True, dtype=jnp.bfloat16, rngs=rngs,
+    ),
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
     ),
@@ -70,6 +124,10 @@ VARIANTS = dict(
     ),
     gru_reset_before=lambda rngs: layers.GRU(
         6, 5, reset_after=False, rngs=rngs
+    ),
+    linear_attention_norm=lambda rngs: layers.LinearAttention(
+        6, num_heads=2, feature_map='identity', use_normalizer=False,
+        norm='layer', use_bias=False, chunk_size=4, rngs=rngs,
     ),
     lmu_trainable=lambda rngs: layers.LMU(
         6, 5, order=2, theta=10, discretization='euler', trainable=True,
@@ -92,6 +150,17 @@ VARIANTS = dict(
         use_conv_bias=False,
         use_bias=True,
         dtype=jnp.bfloat16,
+        rngs=rngs,
+    ),
+    mamba2_one_group=lambda rngs: layers.Mamba2(
+        4,
+        state_features=3,
+        head_features=4,
+        conv_kernel=2,
+        use_conv_bias=False,
+        use_bias=True,
+        chunk_size=4,
+        param_dtype=jnp.bfloat16,
         rngs=rngs,
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
@@ -117,6 +186,10 @@ VARIANTS = dict(
     parallel_lmu_channels=lambda rngs: layers.ParallelLMU(
         6, 5, memory_features=3, order=2, theta=10, discretization='euler',
         memory_activation_fn=jnp.tanh, trainable=True, rngs=rngs,
+    ),
+    ret_net_rms=lambda rngs: layers.RetNet(
+        6, num_heads=2, use_rotation=False, norm='rms', use_norm_scale=True,
+        chunk_size=4, rngs=rngs,
     ),
     reverse=lambda rngs: layers.Reverse(layers.GRU(6, 5, rngs=rngs)),
     s4d_legs=lambda rngs: layers.S4D(

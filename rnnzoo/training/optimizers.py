@@ -1,8 +1,8 @@
 """optax optimisers by name, with what recurrent parameters need.
 
 The papers of this field train the parameters that set the recurrence with a
-rate of their own and without weight decay; vectors (biases, norms) are not
-decayed either, as usual.
+rate of their own and without weight decay; biases, scales of norms and other
+vectors, also those of one a head, are not decayed either, as usual.
 """
 
 import inspect
@@ -87,8 +87,8 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
           f'{errors.suggest(option, allowed)}'
       )
   is_axes = lambda a: isinstance(a, tuple)
-  decayed = jax.tree.map(
-      lambda a, r: not r and sum(name != 'layers' for name in a) > 1,
+  decayed = jax.tree_util.tree_map_with_path(
+      lambda path, a, r: not r and _is_matrix(path, a),
       axes, recurrent, is_leaf=is_axes,
   )
   if 'weight_decay' in allowed:
@@ -108,6 +108,14 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
     frozen = frozen_parameters(recurrent, tuple(config.freeze))
     parts.append(optax.masked(optax.set_to_zero(), frozen))
   return optax.chain(*parts)
+
+
+def _is_matrix(path, axes):
+  """Whether a parameter at `path` of a tree is neither vectors nor a number."""
+  axes = [name for name in axes if name != 'layers']
+  if axes[:1] == ['heads']:
+    axes = axes[1:]
+  return len(axes) > 1 and path[-1].key not in ('bias', 'scale')
 
 
 def frozen_parameters(tree, prefixes):

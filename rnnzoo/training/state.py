@@ -41,7 +41,8 @@ class Functional:
       constants = lambda: nnx.split(
           build(nnx.Rngs(0)), nnx.Param, nnx.BatchStat, ...
       )[3]
-      rest = jax.jit(constants)()
+      # Compiled ahead of time: in the midst of a trace, too, they are arrays.
+      rest = jax.jit(constants).lower().compile()()
     self._rest = rest
     self.params, self.batch_stats = _nested(self._params), _nested(self._stats)
     self.axes = _nested(self._params, lambda v: _metadata(v, 'axes', ()))

@@ -36,6 +36,35 @@ class AbilitiesTest(parameterized.TestCase):
     self.assertTrue(out.with_suffix('.png').exists())
 
 
+class RecallTest(parameterized.TestCase):
+
+  def test_runs_and_goes_on_where_it_was(self):
+    out = commands.temporary_directory(self) / 'result.json'
+    flags = (
+        f'--out={out}', '--steps=2', '--batch=4', '--features=8', '--pairs=2',
+        '--length=12', '--vocab=16',
+    )
+    run = lambda *words: commands.Command(
+        'experiments.benchmarks.recall', *flags, *words
+    ).wait()
+    done = run('--layers=min_gru')
+    self.assertEqual(done.code, 0, done.stdout + done.stderr)
+    (first,) = json.loads(out.read_text())['rows']
+    done = run('--layers=min_gru', '--layers=attention')
+    self.assertEqual(done.code, 0, done.stdout + done.stderr)
+    rows = json.loads(out.read_text())['rows']
+    attention, same = rows
+    self.assertEqual(same, first)
+    self.assertEqual(attention['layer'], 'attention')
+    for row in rows:
+      self.assertEqual(row['steps'], 2)
+      self.assertBetween(row['accuracy'], 0, 1)
+    # Keys and values of 12 tokens, and the convolution's last inputs, in each
+    # of two blocks.
+    self.assertEqual(attention['state'], 2 * (2 * 12 * 8 + 2 * 8))
+    self.assertTrue(out.with_suffix('.png').exists())
+
+
 class OnlineErrorTest(parameterized.TestCase):
 
   def test_the_last_layer_is_exact(self):

@@ -196,6 +196,16 @@ class BadInputTest(parameterized.TestCase):
     saved = json.loads((self.workdir / 'config.json').read_text())
     self.assertEqual(saved['batch_size'], 32)
 
+  def test_a_run_older_than_a_field_of_the_model_goes_on(self):
+    config = default.get_config()
+    old = json.loads(config.to_json())
+    del old['model']['norm_epsilon']
+    (self.workdir / 'checkpoints' / '1').mkdir(parents=True)
+    (self.workdir / 'config.json').write_text(json.dumps(old))
+    tasks.open_workdir(self.workdir, config)
+    saved = json.loads((self.workdir / 'config.json').read_text())
+    self.assertEqual(saved['model']['norm_epsilon'], 0)
+
   def test_full_disk(self):
     disk = self.directory / 'disk'
     disk.mkdir()

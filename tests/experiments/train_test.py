@@ -102,10 +102,10 @@ class TrainTest(parameterized.TestCase):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = pathlib.Path(directory) / 'deep' / 'run'
 
-  @parameterized.parameters('selective_copying', 'tiny_shakespeare')
+  @parameterized.parameters('mqar', 'selective_copying', 'tiny_shakespeare')
   def test_config(self, name):
     data = settings.data_directory() / name
-    if name != 'selective_copying' and not data.exists():
+    if name == 'tiny_shakespeare' and not data.exists():
       self.skipTest(f'{name} is not prepared on this machine.')
     done = commands.train(
         self.workdir, '--config.smoke=True', '--config.data.eval_examples=16',

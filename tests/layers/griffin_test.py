@@ -15,7 +15,7 @@ from tests.layers import transcription
 # recurrence, depth.
 _SIZES = dict(
     hawk_100m=(768, 1024, 12), hawk_200m=(1024, 1536, 12),
-    hawk_400m=(1536, 2048, 12), hawk_1_3b=(2048, 2560, 24),
+    hawk_400m=(1536, 2048, 12), hawk_1p3b=(2048, 2560, 24),
     hawk_3b=(3072, 4096, 24), hawk_7b=(4096, 5632, 32),
 )
 
@@ -120,7 +120,7 @@ class HawkTest(parameterized.TestCase):
     self.assertEqual(
         sum(leaf.size for leaf in leaves), mixing + mlp + 3 * d + 32 * d
     )
-    in_name = float(name[5:-1].replace('_', '.')) * dict(m=1e6, b=1e9)[name[-1]]
+    in_name = float(name[5:-1].replace('p', '.')) * dict(m=1e6, b=1e9)[name[-1]]
     self.assertAlmostEqual(depth * (mixing + mlp) / in_name, 1, delta=0.15)
 
   def test_output_variance_falls_with_depth(self):

@@ -76,7 +76,7 @@ def slstm_block(p, x, carry, taps=4, epsilon=1e-5):
     head = h.reshape(-1, heads, size)
     head = head - head.mean(-1, keepdims=True)
     head = head / np.sqrt((head**2).mean(-1, keepdims=True) + epsilon)
-    ys.append(p['scale'] * head.reshape(h.shape))
+    ys.append((p['norm/scale'] * head).reshape(h.shape))
   return layers.SLSTMBlockCarry(tail, carry), ys
 
 

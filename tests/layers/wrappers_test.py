@@ -1,4 +1,4 @@
-"""Directions, adapters to Flax and RL, flags, packing, rows of carries."""
+"""Directions, adapters to Flax and RL, flags, packing."""
 
 import functools
 
@@ -295,43 +295,3 @@ class PackTest(parameterized.TestCase):
   def test_refuses(self, sequences, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.pack(sequences, 4)
-
-
-class RowsTest(parameterized.TestCase):
-
-  @parameterized.named_parameters(testing.LAYERS.items())
-  def test_requests_come_and_go(self, make_layer):
-    layer = make_layer(nnx.Rngs(0))
-    full = lambda *values: jax.tree.map(
-        lambda u: jnp.broadcast_to(
-            np.asarray(values, u.dtype).reshape((-1,) + (1,) * (u.ndim - 1)),
-            u.shape,
-        ),
-        layer.initialize_carry(len(values)),
-    )
-    # Request 1 ends, another takes its place; then beams 2, 1, 2 live on.
-    carry = layers.put_rows(full(0, 1, 2), np.array([1]), full(7))
-    testing.assert_close(carry, full(0, 7, 2))
-    carry = layers.take_rows(carry, np.array([2, 1, 2]))
-    testing.assert_close(carry, full(2, 7, 2))
-
-  def test_axis_one_for_stacked_layers(self):
-    carry = {'h': jnp.arange(12.0).reshape(2, 3, 2)}
-    rows = np.array([2, 0])
-    taken = layers.take_rows(carry, rows, axis=1)
-    np.testing.assert_array_equal(taken['h'], carry['h'][:, rows])
-    back = layers.put_rows(
-        {'h': jnp.zeros((2, 3, 2))}, rows, taken, axis=1
-    )
-    np.testing.assert_array_equal(
-        back['h'], carry['h'].at[:, 1].set(0)
-    )
-
-  def test_refuses_what_does_not_fit(self):
-    carry = jnp.zeros((3, 2))
-    with self.assertRaisesRegex(ValueError, r'float32 \(1, 2\), got .*\(2,\)'):
-      layers.put_rows(carry, np.array([1]), jnp.ones(2))
-    with self.assertRaisesRegex(ValueError, 'bfloat16'):
-      layers.put_rows(carry, np.array([1]), jnp.ones((1, 2), jnp.bfloat16))
-    with self.assertRaisesRegex(ValueError, 'integers'):
-      layers.take_rows(carry, np.array([True, False, True]))

@@ -1,5 +1,7 @@
 """Models obey the contract of layers, and depth is laid out in one way only."""
 
+import functools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -9,6 +11,8 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo import layers
 from rnnzoo import models
+from rnnzoo.layers import base
+from rnnzoo.models import blocks
 
 B, T, V = 2, 9, 16
 CONFIGS = dict(
@@ -73,9 +77,11 @@ class LanguageModelTest(parameterized.TestCase):
     tokens, flags = inputs()
     for changes in (CONFIGS['pattern'], CONFIGS['lru_paper']):
       results = []
+      _, params, rest = nnx.split(make(**changes), nnx.Param, ...)
       for scan in (False, True):
-        model = make(**changes, scan_layers=scan, dropout=0.2)
-        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        graphdef = nnx.graphdef(nnx.eval_shape(
+            lambda: make(**changes, scan_layers=scan, dropout=0.2)
+        ))
 
         def loss(params):
           model = nnx.merge(graphdef, params, rest, copy=True)
@@ -86,6 +92,61 @@ class LanguageModelTest(parameterized.TestCase):
 
         results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
       assert_trees_close(results[0], results[1], atol=3e-5)
+
+  def test_recomputing_changes_neither_values_nor_gradients(self):
+    tokens, flags = inputs()
+    results, state = [], None
+    for remat in ('none', 'full', 'dots'):
+      graphdef, shapes = nnx.split(nnx.eval_shape(lambda: make(
+          layer='elman', num_layers=3, scan_layers=True, remat=remat
+      )))
+      if state is None:
+        random = np.random.default_rng(0)
+        state = jax.tree.map(
+            lambda u: 0.3 * random.standard_normal(u.shape, u.dtype), shapes
+        )
+
+      def loss(state):
+        return (nnx.merge(graphdef, state)(tokens, **flags)[1] ** 2).sum()
+
+      results.append(jax.jit(jax.value_and_grad(loss))(state))
+    assert_trees_close(results[1], results[0], atol=1e-5)
+    assert_trees_close(results[2], results[0], atol=1e-5)
+
+  @parameterized.parameters('none', 'full')
+  def test_programs_do_not_grow_with_depth(self, remat):
+
+    def lines(num_layers):
+      build = lambda: make(
+          layer='gru,min_gru', num_layers=num_layers, remat=remat,
+          scan_layers=True,
+      )
+      graphdef, state = nnx.split(nnx.eval_shape(build))
+      tokens, flags = inputs()
+
+      def loss(state):
+        _, y = nnx.merge(graphdef, state)(tokens, **flags)
+        return (y**2).sum()
+
+      step = jax.jit(jax.grad(loss)).lower(state).as_text()
+      start = jax.jit(lambda: nnx.state(build())).lower().as_text()
+      return step.count('\n'), start.count('\n')
+
+    self.assertEqual(lines(20), lines(6))
+
+  def test_scanning_depth_starts_from_the_same_numbers(self):
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def start(scan):
+      rngs = nnx.Rngs(jax.random.key(0, impl='unsafe_rbg'))  # Quick to compile.
+      config = models.ModelConfig.tiny().replace(
+          layer='elman,slstm_block', num_layers=5, scan_layers=scan, mlp='none',
+          layer_options=dict(slstm_block=dict(num_heads=2)),
+      )
+      state = nnx.state(models.LanguageModel(config, rngs=rngs))
+      return jax.tree.leaves(state), rngs.default.count[...]
+
+    assert_trees_close(start(True), start(False), atol=1e-6)
 
   def test_later_tokens_do_not_matter(self):
     model = make(**CONFIGS['pattern'])
@@ -113,8 +174,6 @@ class LanguageModelTest(parameterized.TestCase):
     )
 
   def test_dropout_has_its_rate_and_one_mask_over_time(self):
-    from rnnzoo.models import blocks
-
     x = jnp.ones((4, 50, 64))
     y = blocks.dropout(x, 0.25, jax.random.key(0))
     self.assertAlmostEqual(float((y == 0).mean()), 0.25, delta=0.02)
@@ -141,6 +200,8 @@ class LanguageModelTest(parameterized.TestCase):
   @parameterized.parameters(sorted(layers.LAYERS))
   def test_every_layer_fits(self, name):
     config = models.ModelConfig.tiny().replace(layer=name)
+    if name == 'mlstm_large':  # Made for large ones.
+      config = config.replace(layer_options=dict(num_heads=2))
     if name.startswith('conv_'):
       with self.assertRaisesRegex(errors.UserValueError, 'reads images'):
         models.LanguageModel(config, rngs=nnx.Rngs(0))
@@ -194,6 +255,10 @@ class LanguageModelTest(parameterized.TestCase):
       (dict(vocab_size=0), 'vocab_size must be set'),
       (dict(bidirectional=True), 'for classifiers'),
       (dict(dropout=1.5), r'dropout must be in \[0, 1\)'),
+      (dict(mlp_multiple=0), 'mlp_multiple must be at least 1'),
+      (dict(norm_epsilon=-1.0), 'norm_epsilon must not be negative'),
+      (dict(mlp_layers='min_gro'), 'not in model.layer.*"min_gru"'),
+      (dict(layer='rwkv7', num_classes=2, bidirectional=True), 'first of its'),
   )
   def test_errors_say_what_to_do(self, changes, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
@@ -204,6 +269,80 @@ class LanguageModelTest(parameterized.TestCase):
       models.ModelConfig.from_dict(dict(feature=3))
     with self.assertRaisesRegex(ValueError, 'must be integers with 2 axes'):
       make()(jnp.ones((2, 3)))
+
+
+class BlockTest(parameterized.TestCase):
+
+  def test_an_mlp_follows_the_layers_that_are_named(self):
+    model = nnx.eval_shape(lambda: make(
+        layer=('min_gru', 'lru', 'gru'), num_layers=5, mlp_layers=('lru',),
+        mlp_factor=1.3, mlp_multiple=8, use_bias=False,
+    ))
+    self.assertEqual(model.config.layer, 'min_gru,lru,gru')
+    self.assertEqual(model.config.mlp_layers, 'lru')
+    widths = [
+        stack.mlp_in.kernel.shape if hasattr(stack, 'mlp_in') else None
+        for stack in model.backbone.stacks
+    ]
+    self.assertEqual(widths, [None, (2, 8, 16), None])
+    self.assertIsNone(model.backbone.stacks[1].mlp_gate.bias)
+
+  @parameterized.parameters('glu', 'half_glu', 'half_glu2')
+  def test_gates(self, gate):
+
+    class Same(base.RecurrentLayer):
+      in_features = out_features = 8
+
+      def __call__(self, x, carry=None, *, reset=None, mask=None):
+        return carry, x
+
+    config = models.ModelConfig.tiny().replace(gate=gate, mlp='none')
+    block = blocks.Block(config, Same(), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    _, y, _ = block(x, blocks.BlockCarry(None, None))
+    normed = block.norm(x)
+    active = jax.nn.gelu(normed)
+    value = dict(half_glu=active, half_glu2=normed)
+    if gate == 'glu':
+      value['glu'] = block.value(active)
+    want = x + value[gate] * jax.nn.sigmoid(block.gate(active))
+    np.testing.assert_allclose(y, want, atol=1e-6)
+
+  def test_epsilon_of_norms(self):
+    config = models.ModelConfig.tiny()
+    for epsilon, value in ((0.0, 1.0), (3.0, 0.5)):
+      norm = blocks.make_norm(
+          config.replace(norm_epsilon=epsilon), nnx.Rngs(0)
+      )
+      np.testing.assert_allclose(norm(jnp.ones((1, 8))), value, atol=1e-6)
+
+  def test_embeddings(self):
+    tokens = jnp.arange(16)[None]
+    small = dict(layer='elman', num_layers=1, mlp='none')
+    model = make(**small, embed_std=0.02, vocab_size=1000)
+    self.assertAlmostEqual(model.embed.embedding[...].std(), 0.02, delta=1e-3)
+
+    logits = {}
+    for name, changes in dict(
+        plain={}, scaled=dict(scale_embeddings=True),
+        normed=dict(embed_norm=True),
+    ).items():
+      model = make(**small, **changes)
+      if name == 'plain':
+        model.embed.embedding[...] *= 8**0.5
+      logits[name] = model(tokens)[1]
+    np.testing.assert_allclose(logits['scaled'], logits['plain'], atol=1e-5)
+    model.embed.embedding[...] *= 8  # A norm does not care.
+    np.testing.assert_allclose(model(tokens)[1], logits['normed'], atol=1e-4)
+
+    vectors = make(
+        **small, in_features=3, vocab_size=0, num_classes=2, embed_norm=True
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 5, 3))
+    want = vectors(x)[1]
+    vectors.encoder.kernel[...] *= 2
+    vectors.encoder.bias[...] *= 2
+    np.testing.assert_allclose(vectors(x)[1], want, atol=1e-4)
 
 
 class SequenceClassifierTest(parameterized.TestCase):

@@ -30,7 +30,7 @@ RECURRENT = dict(
 )
 
 
-def make(total_steps=10, **fields):
+def make(total_steps=10, axes=AXES, recurrent=RECURRENT, **fields):
   config = ConfigDict(dict(
       dict(
           name='sgd', learning_rate=0.5, end_learning_rate=0.1, warmup_steps=0,
@@ -40,7 +40,7 @@ def make(total_steps=10, **fields):
       **fields,
   ))
   return optimizers.make_optimizer(
-      config, total_steps, axes=AXES, recurrent=RECURRENT
+      config, total_steps, axes=axes, recurrent=recurrent
   )
 
 
@@ -66,6 +66,23 @@ class OptimizersTest(parameterized.TestCase):
     self.assertEqual(
         found, dict(decay=[0], kernel=[-0.25], table=[-0.25], scale=[0])
     )
+
+  @parameterized.parameters(
+      ('kernel', ('embed', 'heads'), True),
+      ('kernel', ('layers', 'heads', None, None), True),
+      ('bonus', ('layers', 'heads', None), False),
+      ('scale', (None, 'hidden'), False),
+      ('bias', ('layers', None, 'hidden'), False),
+  )
+  def test_only_matrices_are_decayed(self, name, axes, decayed):
+    params = {name: jnp.ones((2,) * len(axes))}
+    tx = make(
+        name='adamw', weight_decay=0.5, axes={name: axes},
+        recurrent={name: False},
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    self.assertEqual(bool((updates[name] != 0).all()), decayed)
 
   def test_clips_the_global_norm(self):
     grads = jax.tree.map(lambda p: 100 * p, PARAMS)

@@ -1,0 +1,276 @@
+"""Which layers recall: multi-query associative recall, one layer after another.
+
+  python -m experiments.benchmarks.recall \
+      --out=experiments/results/recall.json
+
+Four pairs of a key and a value, then four keys whose values are asked for, in
+64 tokens (`rnnzoo/data/mqar.py`). The model has two blocks of a short causal
+convolution and the layer, without MLP, and one table for embedding and head, as
+in "Zoology" (https://arxiv.org/abs/2312.04927). The convolution puts a key
+beside its value; without it a layer has to do that, too. Here the vocabulary is
+256, which takes a few hundred steps; theirs, `--vocab=8192`, takes attention
+half as many more, and others several times as many.
+
+A layer whose state is a matrix, or attention, can store a value under its key;
+one whose state is a vector has to find room for all pairs it is told. Each goes
+on until it is right 97 times of 100, on sequences it was not trained with, or
+until `--steps`. The JSON is written as training goes; what it holds is not
+trained again, so that a run that was stopped goes on with the same command,
+unless its settings changed.
+"""
+
+import json
+import math
+import pathlib
+import time
+
+from absl import app
+from absl import flags
+from absl import logging
+from experiments import tasks
+from experiments.benchmarks import timing
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+from rnnzoo import data
+from rnnzoo import models
+from rnnzoo.training import losses
+from rnnzoo.training import metrics
+from rnnzoo.training import optimizers
+from rnnzoo.training import state as state_lib
+from rnnzoo.training import step as step_lib
+
+# What they remember in.
+_MEMORY = dict(
+    attention='all tokens',
+    delta_net='matrix',
+    gated_delta_net='matrix',
+    gla='matrix',
+    linear_attention='matrix',
+    mamba2='matrix',
+    mlstm='matrix',
+    ret_net='matrix',
+    rwkv6='matrix',
+    rwkv7='matrix',
+    mamba='vector a channel',
+    min_gru='vector',
+    rg_lru='vector',
+)
+_LAYERS = flags.DEFINE_multi_enum(
+    'layers', list(_MEMORY), list(_MEMORY), 'Which ones to train.'
+)
+_STEPS = flags.DEFINE_integer('steps', 2000, 'At most.', lower_bound=1)
+_BATCH = flags.DEFINE_integer('batch', 64, 'Sequences a step.', lower_bound=1)
+_FEATURES = flags.DEFINE_integer('features', 64, 'Width.', lower_bound=1)
+_LENGTH = flags.DEFINE_integer('length', 64, 'Tokens.', lower_bound=4)
+_PAIRS = flags.DEFINE_integer('pairs', 4, 'Keys and values.', lower_bound=1)
+_VOCAB = flags.DEFINE_integer('vocab', 256, 'Token ids.', lower_bound=4)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/recall.json', 'Where to write.'
+)
+
+_ENOUGH = 0.97
+_EVAL_EVERY, _EVAL_SEQUENCES = 50, 512
+
+# Learning rates and options where the common ones do not serve.
+_COMMON = dict(learning_rate=1e-2, layer_options={})
+_SETTINGS = dict(
+    # At 1e-2 it knows after 250 steps no more than which tokens are values.
+    mamba2=dict(learning_rate=3e-3),
+)
+
+_COLUMNS = {
+    'layer': '{layer}',
+    'remembers in': '{memory}',
+    'state': '{state}',
+    'accuracy %': '{percent:.1f}',
+    'steps': '{steps}',
+    's': '{seconds:.0f}',
+    'parameters': '{parameters}',
+}
+
+
+def settings_of(layer):
+  """What a layer is trained with."""
+  settings = _COMMON | _SETTINGS.get(layer, {})
+  if layer == 'attention':
+    settings = settings | dict(layer_options=dict(window=_LENGTH.value))
+  return settings | dict(
+      batch=_BATCH.value, features=_FEATURES.value, length=_LENGTH.value,
+      pairs=_PAIRS.value, vocab=_VOCAB.value, seed=_SEED.value,
+  )
+
+
+def is_done(row):
+  """Whether more training of a row would be in vain or against the flags."""
+  settings = settings_of(row['layer'])
+  if any(row.get(name) != value for name, value in settings.items()):
+    return False
+  return row['accuracy'] >= _ENOUGH or row['steps'] >= _STEPS.value
+
+
+def logits_at(model, tokens, places):
+  """The logits `[B, M, V]` of `LanguageModel` at `places` `[B, M]` alone.
+
+  At all 64 of them they would cost more than the rest of the model.
+  """
+  table = model.embed.embedding[...]
+  carry = model.initialize_carry(tokens.shape[0])
+  _, x = model.backbone(table[tokens], carry)
+  x = model.norm(jnp.take_along_axis(x, places[..., None], axis=1))
+  return jnp.einsum('bmd,vd->bmv', x, table)
+
+
+def question(batch):
+  """From a batch of the data set to `inputs`, and `places` and `targets`."""
+  places = np.nonzero(batch['mask'])[1].reshape(len(batch['inputs']), -1)
+  targets = np.take_along_axis(batch['targets'], places, axis=1)
+  return dict(inputs=batch['inputs'], places=places, targets=targets)
+
+
+def train(layer, save):
+  """Trains one layer; returns its row.
+
+  Args:
+    layer: Its name.
+    save: Called with the row after each evaluation.
+  """
+  settings = settings_of(layer)
+  config = models.ModelConfig(
+      layer=layer, num_layers=2, features=_FEATURES.value, conv_kernel=3,
+      mlp='none', vocab_size=_VOCAB.value, tie_embeddings=True,
+      layer_options=settings['layer_options'],
+  )
+  functional = state_lib.Functional(tasks.build_model(config))
+  tx = optimizers.make_optimizer(
+      ConfigDict(dict(
+          name='adam', learning_rate=settings['learning_rate'],
+          end_learning_rate=settings['learning_rate'], schedule='constant',
+          warmup_steps=50, weight_decay=0.0, recurrent_rate_factor=1.0,
+          clip=1.0, options={}, freeze=(),
+      )),
+      _STEPS.value, axes=functional.axes, recurrent=functional.recurrent,
+  )
+
+  def loss(params, batch_stats, batch, carry, key):
+    del carry, key
+    model = functional.merge(params, batch_stats)
+    logits = logits_at(model, batch['inputs'], batch['places'])
+    sums = losses.cross_entropy(logits, batch['targets'])
+    return sums['loss'], (sums, batch_stats, None)
+
+  train_step = jax.jit(
+      step_lib.make_train_step(loss, tx, seed=_SEED.value), donate_argnums=0
+  )
+
+  @jax.jit
+  def correct(state, batch):
+    model = functional.merge(state['params'], state['batch_stats'])
+    logits = logits_at(model, batch['inputs'], batch['places'])
+    return (logits.argmax(-1) == batch['targets']).mean()
+
+  state = step_lib.initial_state(functional, tx, _SEED.value)
+  dataset = data.load(
+      dict(
+          name='mqar', sequence_length=_LENGTH.value, num_pairs=_PAIRS.value,
+          vocab_size=_VOCAB.value, eval_examples=_EVAL_SEQUENCES,
+      ),
+      batch_size=_BATCH.value, seed=_SEED.value,
+  )
+  whole = _EVAL_SEQUENCES // _BATCH.value  # What is left over has no answers.
+  tests = [question(u) for u in dataset.eval_batches('test')[:whole]]
+  row = dict(
+      layer=layer, memory=_MEMORY[layer], accuracy=0.0, steps=0, seconds=0.0,
+      parameters=state_lib.count_parameters(state['params']),
+      state=numbers_in_state(functional, state), history=[], **settings,
+  )
+  start = time.monotonic()
+  batches = dataset.train_iterator()
+  with metrics.Progress(_STEPS.value) as progress:
+    for step in range(1, _STEPS.value + 1):
+      state, result = train_step(state, question(next(batches)))
+      if step % _EVAL_EVERY and step < _STEPS.value:
+        progress.update(step)
+        continue
+      progress.update(step, result['loss'])
+      accuracy = float(np.mean([correct(state, test) for test in tests]))
+      row['accuracy'] = accuracy
+      row['steps'], row['seconds'] = step, time.monotonic() - start
+      row['history'].append([step, float(result['loss']), accuracy])
+      save(row)
+      if is_done(row):
+        break
+  batches.close()
+  return row
+
+
+def numbers_in_state(functional, state):
+  """How many floating numbers a model remembers of one sequence."""
+  carry = jax.eval_shape(
+      lambda params, stats: functional.merge(params, stats).initialize_carry(1),
+      state['params'], state['batch_stats'],
+  )
+  return sum(
+      math.prod(u.shape)
+      for u in jax.tree.leaves(carry)
+      if jnp.issubdtype(u.dtype, jnp.inexact)
+  )
+
+
+def draw_curves(plt, record):
+  """Draws accuracy over steps, a line a layer."""
+  figure, panel = plt.subplots(figsize=(8, 5))
+  for k, row in enumerate(record['rows']):
+    steps, _, accuracies = zip(*row['history'])
+    panel.plot(
+        steps, 100 * np.array(accuracies),
+        '-' if row['memory'] == 'matrix' else '--',
+        color=plt.get_cmap('tab20')(k % 20), label=row['layer'],
+    )
+  panel.axhline(95, color='gray', linestyle=':')
+  panel.set(xlabel='step', ylabel='right answers, %')
+  panel.legend(fontsize=8)
+  panel.grid(alpha=0.3)
+  return figure
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  logging.set_verbosity(logging.INFO)
+  out = pathlib.Path(_OUT.value)
+  rows = json.loads(out.read_text())['rows'] if out.exists() else []
+  rows = {row['layer']: row for row in rows if is_done(row)}
+
+  def record():
+    order = list(_MEMORY)
+    return dict(
+        timing.environment(),
+        rows=sorted(rows.values(), key=lambda row: order.index(row['layer'])),
+    )
+
+  def save(row):
+    rows[row['layer']] = row
+    timing.write(record(), _OUT.value)
+
+  for layer in _LAYERS.value:
+    if layer in rows:
+      continue
+    logging.info('%s', layer)
+    row = train(layer, save)
+    logging.info(
+        '%s: %.1f %% of the answers right after %d steps, %.0f s',
+        layer, 100 * row['accuracy'], row['steps'], row['seconds'],
+    )
+  done = record()
+  timing.print_table(
+      [dict(row, percent=100 * row['accuracy']) for row in done['rows']],
+      _COLUMNS,
+  )
+  timing.save(done, _OUT.value, draw_curves)
+
+
+if __name__ == '__main__':
+  app.run(main)

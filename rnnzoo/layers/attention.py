@@ -1,0 +1,266 @@
+"""Causal attention over a sliding window, with rotary positions."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+AttentionCarry = ops.AttentionCache
+
+
+class Attention(base.RecurrentLayer):
+  r"""Softmax attention of a token to itself and to the `W - 1` before it.
+
+  .. math::
+      q_t &= R_t W_q x_t, \quad k_t = R_t W_k x_t, \quad v_t = W_v x_t \\
+      o_t &= \sum_{t - W < j \le t} \operatorname{softmax}_j
+             \bigl(\langle q_t, k_j \rangle / \sqrt{K}\bigr) v_j \\
+      y_t &= W_o o_t
+
+  in each of `H` heads of `K` features; `G` groups of heads share keys and
+  values (https://arxiv.org/abs/1706.03762, https://arxiv.org/abs/2305.13245).
+  `R_t` rotates pairs of features by angles that grow with the position
+  (https://arxiv.org/abs/2104.09864), so that scores depend on distances.
+
+  For a Transformer: whose window is as long as its context sees all of it. For
+  local attention, as in Griffin (https://arxiv.org/abs/2402.19427): that of
+  RecurrentGemma has one group, rotates half of the features, and sees 2048
+  tokens beside the token itself, which is `window=2049` here; the last map
+  alone has a bias.
+
+  The carry is a ring of the last `W` keys, rotated, and values in the compute
+  dtype, `2 W G K` numbers a sequence, and how many tokens there were: it has
+  one shape, however much of it is filled. Cost a token: `2 D H K + 2 D G K`
+  multiplications in maps and `2 H K` for each token seen. Whole sequences go in
+  chunks of queries (`ops.local_attention`): nothing is quadratic in `T`, and
+  only one chunk's weights are ever in memory.
+
+  A NaN among the keys or values makes NaN of all outputs that see it, and of no
+  others: `W` tokens later it is forgotten.
+
+  Maps start with variance 1 / fan-in, the last with `output_scale` times that
+  (RecurrentGemma: 2 / depth). GPT-2 has `init_std=0.02`, biases everywhere, no
+  rotation and `output_scale=1 / (2 * depth)`.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = Attention(16, num_heads=4, num_kv_heads=1, window=8,
+    ...                   rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.key.shape, carry.count, y.shape
+    ((2, 8, 1, 4), Array([11, 11], dtype=int32), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    num_heads: Number `H` of heads.
+    num_kv_heads: Number `G` of heads that have keys and values of their own.
+    head_features: Size `K` of a query, a key, a value.
+    hidden_features: `H K`.
+    window: Tokens `W` that a token sees, itself included.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      num_heads: int = 4,
+      num_kv_heads: int | None = None,
+      head_features: int | None = None,
+      window: int = 1024,
+      rotary_fraction: float = 1.0,
+      max_wavelength: float = 10_000.0,
+      normalize_qk: bool = False,
+      use_bias: bool = False,
+      use_output_bias: bool = False,
+      init_std: float | None = None,
+      output_scale: float = 1.0,
+      chunk_size: int = 256,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      num_heads: Number `H` of heads.
+      num_kv_heads: Number `G` of heads with keys and values of their own, which
+        divides `H`: 1 is multi-query attention; `H` if `None`.
+      head_features: Size `K` of a head; `D / H` if `None`.
+      window: Tokens `W` that a token sees, itself included.
+      rotary_fraction: The part of a head's features, its first ones, that are
+        rotated; 0 for none.
+      max_wavelength: Of the rotations, in tokens, divided by 2 pi; the shortest
+        one is 1.
+      normalize_qk: Whether queries and keys are normalised, before they are
+        rotated: RMSNorm over each head, one scale for all heads.
+      use_bias: Whether the maps to queries, keys and values have biases.
+      use_output_bias: Whether the last map has one.
+      init_std: Standard deviation of the initial maps; `fan_in**-0.5` if
+        `None`.
+      output_scale: Initial variance of the last map, as a multiple of that.
+      chunk_size: Queries whose weights are in memory at the same time.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If a size is out of range, or does not divide another one.
+    """
+    if head_features is None:
+      if num_heads < 1 or in_features % num_heads:
+        raise ValueError(
+            f'`num_heads` must divide `in_features` = {in_features}, got '
+            f'{num_heads}; or give `head_features`.'
+        )
+      head_features = in_features // num_heads
+    groups = num_heads if num_kv_heads is None else num_kv_heads
+    if groups < 1 or num_heads % groups:
+      raise ValueError(
+          f'`num_kv_heads` must divide `num_heads` = {num_heads}, got {groups}.'
+      )
+    for name, value in dict(
+        num_heads=num_heads, head_features=head_features, window=window,
+        chunk_size=chunk_size,
+    ).items():
+      if value < 1:
+        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    rotated = rotary_fraction * head_features
+    if not 0 <= rotary_fraction <= 1 or rotated % 2:
+      raise ValueError(
+          '`rotary_fraction` must be in [0, 1] and give an even number of '
+          f'{head_features} features, got {rotary_fraction}.'
+      )
+    self.in_features = self.out_features = in_features
+    self.num_heads, self.num_kv_heads = num_heads, groups
+    self.head_features = head_features
+    self.hidden_features = hidden = num_heads * head_features
+    self.window = window
+    self.rotary_features = int(rotated)
+    self.max_wavelength = max_wavelength
+    self.chunk_size = chunk_size
+    self.dtype = dtype
+
+    def linear(n, m, axes, use_bias, scale=1.0):
+      std = n**-0.5 if init_std is None else init_std
+      return nnx.Linear(
+          n,
+          m,
+          use_bias=use_bias,
+          kernel_init=nnx.initializers.normal(std * math.sqrt(scale)),
+          kernel_metadata=dict(axes=axes),
+          bias_metadata=dict(axes=axes[1:]),
+          param_dtype=param_dtype,
+          rngs=rngs,
+      )
+
+    into, back = ('embed', 'hidden'), ('hidden', 'embed')
+    shared = groups * head_features
+    self.query = linear(in_features, hidden, into, use_bias)
+    self.key = linear(in_features, shared, into, use_bias)
+    self.value = linear(in_features, shared, into, use_bias)
+    self.output = linear(
+        hidden, in_features, back, use_output_bias, output_scale
+    )
+    norm = lambda: common.RMSNorm(head_features, param_dtype=param_dtype)
+    self.query_norm = norm() if normalize_qk else None
+    self.key_norm = norm() if normalize_qk else None
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> AttentionCarry:
+    """Returns the carry before the first token: zeros.
+
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype, that of keys and values.
+    """
+    return ops.empty_attention_cache(
+        batch_size, self.window, self.num_kv_heads, self.head_features,
+        jnp.dtype(dtype or self.dtype or jnp.float32),
+    )
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    positions = ops.sequence_positions(
+        carry.count, x.shape[1], reset=reset, mask=mask
+    )
+    carry, y = ops.local_attention(
+        *self._tokens(x, positions), carry, reset=reset, mask=mask,
+        chunk_size=self.chunk_size,
+    )
+    return carry, self._readout(y, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    old = carry if reset is None else base.select(reset, initial, carry)
+    new, y = ops.local_attention_step(*self._tokens(x, old.count), old)
+    if mask is not None:
+      new = base.select(mask, new, carry)
+    return new, self._readout(y, mask)
+
+  def _tokens(self, x, positions):
+    """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""
+    def heads(linear, number):
+      return common.project(linear, x).reshape(
+          *x.shape[:-1], number, self.head_features
+      )
+
+    q = heads(self.query, self.num_heads)
+    k = heads(self.key, self.num_kv_heads)
+    v = heads(self.value, self.num_kv_heads)
+    if self.query_norm is not None:
+      q, k = self.query_norm(q), self.key_norm(k)
+    if self.rotary_features:
+      rotate = lambda u: rotary(
+          u, positions, self.rotary_features, self.max_wavelength
+      )
+      q, k = rotate(q), rotate(k)
+    return q, k, v
+
+  def _readout(self, y, mask):
+    y = y.reshape(*y.shape[:-2], self.hidden_features)
+    return base.masked(common.project(self.output, y), mask)
+
+
+def rotary(
+    u: jax.Array,
+    positions: jax.Array,
+    features: int,
+    max_wavelength: float = 10_000.0,
+) -> jax.Array:
+  """Rotates pairs of features by the position over their wavelength.
+
+  Feature `i` of the first half of those rotated is paired with feature `i` of
+  the second half. Angles are float32 at least.
+
+  Args:
+    u: `[..., H, K]`.
+    positions: `[...]`, integers.
+    features: How many of the `K` are rotated, the first ones; even.
+    max_wavelength: Pair `i` of `n` has the wavelength `max_wavelength**(i/n)`
+      times 2 pi.
+
+  Returns:
+    An array like `u`.
+  """
+  dtype, half = base.state_dtype(u.dtype), features // 2
+  wavelengths = max_wavelength ** (jnp.arange(half, dtype=dtype) / half)
+  angles = positions[..., None, None].astype(dtype) / wavelengths
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  first, second = (
+      part.astype(dtype) for part in jnp.split(u[..., :features], 2, axis=-1)
+  )
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(
+      [*(part.astype(u.dtype) for part in rotated), u[..., features:]], axis=-1
+  )

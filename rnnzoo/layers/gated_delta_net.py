@@ -1,0 +1,147 @@
+"""Gated DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2412.06464."""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import delta_net
+
+
+class GatedDeltaNet(delta_net.DeltaNet):
+  r"""`DeltaNet` whose state fades as that of Mamba-2, with an output gate.
+
+  With queries, keys, values and :math:`\beta` as there, for each head
+
+  .. math::
+      g_t &= -e^{A_{\log}} \, \mathrm{softplus}(W_a x_t + b_a) \\
+      S'_t &= e^{g_t} S_{t-1} \\
+      S_t &= S'_t + k_t \beta_t (v_t - S_t'^\top k_t)^\top \\
+      y_t &= W_o \bigl(\mathrm{norm}(S_t^\top q_t / \sqrt{K})
+             \odot \mathrm{silu}(W_g x_t)\bigr)
+
+  A correction reads the state after the decay. Keys have `0.75 D` features in
+  all, and values twice as many, so that the layer has about `6 D^2`
+  parameters, as a block of Mamba-2 has. The state is `H K V` numbers a
+  sequence, and `(C - 1) H (2 K + V)` for the convolutions (24576 + 2304 where
+  `D` is 256). Cost a token: `D H (2 K + 3 V)` multiplications in maps, and
+  around the state as `DeltaNet`: a decay for a whole head costs next to
+  nothing.
+
+  The two published codes disagree in small things: here `beta` has no bias, as
+  in flash-linear-attention (NVIDIA's has one), and the initial rates
+  :math:`e^{A_{\log}}` are uniform up to 16, as in both, from 1e-3 on, since
+  their logarithms are stored.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = GatedDeltaNet(16, num_heads=2, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.conv.shape, carry.S.shape, y.shape
+    ((2, 3, 48), (2, 2, 6, 12), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input and of an output.
+    out_features: `D`.
+    num_heads: Number `H` of heads.
+    key_features: Features `K` of a query and of a key of a head.
+    value_features: Features `V` of a value of a head.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      num_heads: int | None = None,
+      key_features: int | None = None,
+      value_features: int | None = None,
+      conv_kernel: int = 4,
+      activation: str = 'silu',
+      allow_negative_eigenvalues: bool = False,
+      dt_min: float = 1e-3,
+      dt_max: float = 0.1,
+      norm_epsilon: float = 1e-5,
+      chunk_size: int | None = None,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      num_heads: Number `H` of heads; `0.75 D / K` if `None`.
+      key_features: Features `K` of a key; if `None` `0.75 D / H`, or without
+        either 256, or the largest power of two below that divides `0.75 D`.
+      value_features: Features `V` of a value; `2 K` if `None`.
+      conv_kernel: Taps `C` of the convolutions.
+      activation: Of queries and keys: `silu`, `relu`, `elu` (plus 1) or
+        `identity`.
+      allow_negative_eigenvalues: Whether `beta` is in (0, 2) instead of (0, 1).
+      dt_min: Smallest initial `softplus(b_a)`.
+      dt_max: Largest.
+      norm_epsilon: Added to the mean squares in the norm.
+      chunk_size: Tokens that are worked on at once, a power of two; that of
+        `ops.delta_rule` if `None`. Changes no number but for rounding.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for those of the
+        decay: `A_log` and `dt_bias`.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If sizes do not fit, or there is no such activation.
+    """
+    num_heads, key_features = delta_net.heads_of(
+        3 * in_features // 4, 256, num_heads, key_features
+    )
+    if value_features is None:
+      value_features = 2 * key_features
+    if not 0 < dt_min <= dt_max:
+      raise ValueError(
+          '`dt_min`, `dt_max` must be positive and in order, got '
+          f'{dt_min}, {dt_max}.'
+      )
+    super().__init__(
+        in_features,
+        num_heads=num_heads,
+        key_features=key_features,
+        value_features=value_features,
+        conv_kernel=conv_kernel,
+        activation=activation,
+        allow_negative_eigenvalues=allow_negative_eigenvalues,
+        norm_epsilon=norm_epsilon,
+        chunk_size=chunk_size,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+    options = dict(param_dtype=param_dtype, rngs=rngs)
+    self.decay = delta_net.linear(
+        in_features, num_heads, ('embed', 'heads'), **options
+    )
+    self.gate = delta_net.linear(
+        in_features, num_heads * value_features, ('embed', 'hidden'), **options
+    )
+    # What keeps time is never stored below float32, and never decayed.
+    per_head = dict(axes=('heads',), recurrent=True)
+    uniform = lambda low, high: jax.random.uniform(
+        rngs.params(), (num_heads,), base.state_dtype(param_dtype), low, high
+    )
+    self.A_log = nnx.Param(jnp.log(uniform(1e-3, 16.0)), **per_head)
+    dt = jnp.exp(uniform(math.log(dt_min), math.log(dt_max)))
+    self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)), **per_head)
+
+  def _log_decay(self, x):
+    dtype = base.state_dtype(x.dtype)
+    dt = common.project(self.decay, x, dtype) + self.dt_bias[...].astype(dtype)
+    return -jnp.exp(self.A_log[...].astype(dtype)) * jax.nn.softplus(dt)
+
+  def _gate(self, y, x):
+    gate = common.project(self.gate, x).reshape(y.shape)
+    return y * jax.nn.silu(gate)

@@ -1,0 +1,255 @@
+"""Linear attention, https://arxiv.org/abs/2006.16236."""
+
+from typing import Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+
+_FEATURE_MAPS = dict(
+    elu=lambda u: jax.nn.elu(u) + 1,
+    relu=jax.nn.relu,
+    identity=lambda u: u,
+)
+
+
+class LinearAttention(base.RecurrentLayer):
+  r"""Attention without the softmax: one matrix remembers all tokens alike.
+
+  Katharopoulos et al. (2020): for each of `H` heads,
+
+  .. math::
+      q_t &= \phi(W_q x_t), \quad k_t = \phi(W_k x_t), \quad v_t = W_v x_t \\
+      S_t &= S_{t-1} + k_t v_t^\top, \quad z_t = z_{t-1} + k_t \\
+      y_t &= W_o \frac{S_t^\top q_t}{z_t^\top q_t + \epsilon}
+
+  with :math:`\phi(u) = \mathrm{elu}(u) + 1`. The normaliser `z` is one more
+  column of `S`, whose value is always 1: the state is `H K (V + 1)` numbers a
+  sequence (16640 where `D` is 256, with four heads). Cost a token: `2 D H (K +
+  V)` multiplications in maps, and around the state `2 H K V` in a step, or
+  about `H (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
+  (`ops.linear_attention`).
+
+  Nothing is ever forgotten. Later work leaves the normaliser out, and divides
+  each head by its own size instead (https://arxiv.org/abs/2210.10340):
+  `use_normalizer=False` and a `norm`; queries are then multiplied by
+  `K**-0.5`. Biases, initial maps (PyTorch's) and epsilon are those of the
+  authors' code.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = LinearAttention(16, num_heads=2, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> S, y = layer(x)                               # y: [B, T, D]
+    >>> S, y_next = layer.step(S, x[:, -1])           # [B, D]
+    >>> S.shape, y.shape
+    ((2, 2, 8, 9), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input and of an output.
+    out_features: `D`.
+    num_heads: Number `H` of heads.
+    key_features: Features `K` of a query and of a key of a head.
+    value_features: Features `V` of a value of a head.
+    hidden_features: `H V`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      num_heads: int = 4,
+      key_features: int | None = None,
+      value_features: int | None = None,
+      feature_map: Literal['elu', 'relu', 'identity'] = 'elu',
+      use_normalizer: bool = True,
+      norm: Literal['rms', 'layer'] | None = None,
+      epsilon: float = 1e-6,
+      norm_epsilon: float = 1e-5,
+      use_bias: bool = True,
+      chunk_size: int | None = None,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      num_heads: Number `H` of heads.
+      key_features: Features `K` of a key; `D / H` if `None`.
+      value_features: Features `V` of a value; `D / H` if `None`.
+      feature_map: Of queries and keys: `elu` (plus 1), `relu` or `identity`.
+      use_normalizer: Whether what is read is divided by the sum of the weights,
+        which must not be negative then.
+      norm: Norm of each head, with one scale for all: `rms`, `layer` or `None`.
+      epsilon: Added to the sum of the weights.
+      norm_epsilon: Added to what the norm takes the root of.
+      use_bias: Whether the maps have biases.
+      chunk_size: Tokens that are worked on at once, a power of two; that of
+        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If the heads do not divide `D` where they must, or an option
+        is unknown or does not go with another.
+    """
+    if feature_map not in _FEATURE_MAPS:
+      raise ValueError(
+          f'`feature_map` must be one of {", ".join(_FEATURE_MAPS)}, got '
+          f'{feature_map!r}.'
+      )
+    if use_normalizer and feature_map == 'identity':
+      raise ValueError(
+          "`use_normalizer` divides by a sum that `feature_map='identity'` "
+          'lets be zero.'
+      )
+    self.in_features = self.out_features = d = in_features
+    self.num_heads = num_heads
+    self.key_features = head_size('key_features', key_features, d, num_heads)
+    self.value_features = head_size(
+        'value_features', value_features, d, num_heads
+    )
+    self.hidden_features = num_heads * self.value_features
+    self.feature_map = _FEATURE_MAPS[feature_map]
+    self.use_normalizer = use_normalizer
+    self.epsilon = epsilon
+    self.chunk_size = chunk_size
+    self.dtype = dtype
+    init = initializers.uniform_fan_in
+    options = dict(use_bias=use_bias, param_dtype=param_dtype, rngs=rngs)
+    into = lambda features: into_heads(
+        d, num_heads, features, init(d), bias_init=init(d), **options
+    )
+    self.query = into(self.key_features)
+    self.key = into(self.key_features)
+    self.value = into(self.value_features)
+    self.norm = None if norm is None else common.HeadNorm(
+        num_heads, self.value_features, kind=norm, epsilon=norm_epsilon,
+        share=True, param_dtype=param_dtype,
+    )
+    hidden = self.hidden_features
+    self.output = out_of_heads(
+        hidden, d, init(hidden), bias_init=init(hidden), **options
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the state before the first token: zeros `[B, H, K, V]`.
+
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype; the state is float32 at least. With a normaliser
+        it is `[B, H, K, V + 1]`.
+    """
+    columns = self.value_features + self.use_normalizer
+    shape = (batch_size, self.num_heads, self.key_features, columns)
+    return jnp.zeros(shape, base.state_dtype(dtype or self.dtype))
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    S, y = ops.linear_attention(
+        *self._tokens(x), carry, scale=self._scale(), reset=reset, mask=mask,
+        chunk_size=self.chunk_size,
+    )
+    return S, self._readout(y, x.dtype, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    old = carry if reset is None else base.select(reset, initial, carry)
+    S, y = ops.linear_attention_step(
+        *self._tokens(x), old, scale=self._scale()
+    )
+    if mask is not None:
+      S = base.select(mask, S, carry)
+    return S, self._readout(y, x.dtype, mask)
+
+  def _tokens(self, x):
+    """Maps `[..., D]` to queries and keys `[..., H, K]`, values `[..., H, V]`.
+    """
+    q, k, v = (
+        common.project(linear, x)
+        for linear in (self.query, self.key, self.value)
+    )
+    q, k = self.feature_map(q), self.feature_map(k)
+    if self.use_normalizer:
+      # Both sums need their digits: they are to be divided.
+      v = v.astype(base.state_dtype(x.dtype))
+      v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    return q, k, v
+
+  def _scale(self):
+    return 1.0 if self.use_normalizer else self.key_features**-0.5
+
+  def _readout(self, y, dtype, mask):
+    """Maps what heads read `[..., H, V]` to `[..., D]`."""
+    if self.use_normalizer:
+      y = y[..., :-1] / (y[..., -1:] + self.epsilon)
+    if self.norm is not None:
+      y = self.norm(y)
+    y = y.astype(dtype).reshape(*y.shape[:-2], self.hidden_features)
+    return base.masked(common.project(self.output, y), mask)
+
+
+def head_size(name, features, total, num_heads):
+  """`features` of a head, or that part of `total` if `None`.
+
+  Raises:
+    ValueError: If there is no such number.
+  """
+  if num_heads < 1:
+    raise ValueError(f'`num_heads` must be at least 1, got {num_heads}.')
+  if features is None:
+    if total % num_heads:
+      raise ValueError(
+          f'`num_heads` must divide {total}, got {num_heads}; or give `{name}`.'
+      )
+    return total // num_heads
+  if features < 1:
+    raise ValueError(f'`{name}` must be at least 1, got {features}.')
+  return features
+
+
+def into_heads(
+    in_features, num_heads, features, kernel_init, *, axis='embed',
+    bias_init=None, use_bias=False, param_dtype, rngs,
+):
+  """A map `[D] -> [H, features]`; the initialiser sees `[D, H features]`."""
+  return nnx.LinearGeneral(
+      in_features,
+      (num_heads, features),
+      use_bias=use_bias,
+      kernel_init=kernel_init,
+      bias_init=bias_init or nnx.initializers.zeros,
+      kernel_metadata=dict(axes=(axis, 'heads', None)),
+      bias_metadata=dict(axes=('heads', None)),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def out_of_heads(
+    hidden_features, out_features, kernel_init, *, bias_init=None,
+    use_bias=False, param_dtype, rngs,
+):
+  """A map `[H V] -> [D]`."""
+  return nnx.Linear(
+      hidden_features,
+      out_features,
+      use_bias=use_bias,
+      kernel_init=kernel_init,
+      bias_init=bias_init or nnx.initializers.zeros,
+      kernel_metadata=dict(axes=('hidden', 'embed')),
+      bias_metadata=dict(axes=(None,)),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )

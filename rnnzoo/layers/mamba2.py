@@ -1,0 +1,307 @@
+"""Mamba-2 (Dao & Gu, 2024), https://arxiv.org/abs/2405.21060."""
+
+import math
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+
+
+class Mamba2Carry(NamedTuple):
+  """State of `Mamba2`.
+
+  Attributes:
+    conv: The last inputs of the convolution over x, `[B, K-1, H P]`.
+    conv_bc: Likewise over B and C, `[B, K-1, 2 G N]`.
+    ssm: The state `[B, H, N, P]`, float32 at least.
+  """
+
+  conv: jax.Array
+  conv_bc: jax.Array
+  ssm: jax.Array
+
+
+class Mamba2(base.RecurrentLayer):
+  r"""A selective state space model with heads: one decay for each (SSD).
+
+  .. math::
+      (z_t, x'_t, B'_t, C'_t, \delta_t) &= W_{in} u_t \\
+      (x_t, B_t, C_t) &= \mathrm{silu}(\mathrm{conv}(x', B', C')_t), \quad
+      \Delta_t = \mathrm{softplus}(\delta_t + b_\delta) \\
+      S_t &= e^{\Delta_t A} S_{t-1} + B_t (\Delta_t x_t)^\top,
+      \quad A = -e^{A_{\log}} \\
+      y_t &= W_{out}\, \mathrm{norm}\bigl((S_t^\top C_t + D x_t)
+             \odot \mathrm{silu}(z_t)\bigr)
+
+  for every head, of `P` features; :math:`\Delta_t`, A and D are one number a
+  head, B and C are shared by the heads of a group. The norm divides by the root
+  of the mean square of each group's features. The state is `H N P + (K - 1)
+  (H P + 2 G N)` numbers a sequence, transposed in comparison with the published
+  code (196608 + 5376 where `D` is 768). Cost a token: `D (3 H P + 2 G N + H)`
+  multiplications in matrices, `2 H N P` for the state and, in parallel, about
+  `Q (G N + H P)` within a chunk of `Q`. Whole sequences are chunks of matrix
+  products, `ops.linear_attention` with C for queries, B for keys and
+  :math:`\Delta x` for values.
+
+  This is the whole block of the paper: nothing but a norm and a residual
+  connection goes around it, and no MLP. The published map in is one matrix with
+  columns for z, x, B, C and the step sizes, in this order; here they are three,
+  `in_proj`, `bc_proj`, `dt_proj`, and the convolution two, so that heads can be
+  spread over devices. The published models divide the initial `out_proj` by the
+  square root of their depth: `num_layers`. They store the last K inputs of the
+  convolution; K - 1 is what the next token needs.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = Mamba2(16, head_features=8, state_features=4, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.conv.shape, carry.conv_bc.shape, carry.ssm.shape, y.shape
+    ((2, 3, 32), (2, 3, 8), (2, 4, 4, 8), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Number `H P` of channels, `int(D * expansion_factor)`.
+    num_heads: `H`.
+    head_features: Channels `P` of a head.
+    num_groups: `G`.
+    state_features: Size `N` of the state of a channel.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      state_features: int = 128,
+      expansion_factor: float = 2.0,
+      head_features: int | None = None,
+      num_groups: int = 1,
+      conv_kernel: int = 4,
+      a_min: float = 1.0,
+      a_max: float = 16.0,
+      dt_min: float = 1e-3,
+      dt_max: float = 0.1,
+      dt_floor: float = 1e-4,
+      norm_epsilon: float = 1e-5,
+      use_conv_bias: bool = True,
+      use_bias: bool = False,
+      num_layers: int = 1,
+      chunk_size: int | None = None,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      state_features: Size `N` of the state of a channel.
+      expansion_factor: Channels per input feature.
+      head_features: Channels `P` of a head; if `None` 64 as published, or all
+        where there are not so many.
+      num_groups: Number `G` of groups of heads with B and C in common.
+      conv_kernel: Taps `K` of the convolution.
+      a_min: Smallest initial rate `-A`.
+      a_max: Largest initial rate.
+      dt_min: Smallest initial step size.
+      dt_max: Largest initial step size.
+      dt_floor: Initial step sizes below are raised to it.
+      norm_epsilon: Added to the mean squares in the norm.
+      use_conv_bias: Whether the convolution has a bias.
+      use_bias: Whether the maps in and out have biases; that of the step sizes
+        has its own in any case.
+      num_layers: Depth of the model; the initial `out_proj` is divided by its
+        square root (twice the depth where there are MLPs).
+      chunk_size: Tokens that are worked on at once, a power of two; that of
+        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for those of the
+        state: `A_log`, `D` and `dt_bias`.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If a size, a rate or a step size is out of range.
+    """
+    self.in_features = self.out_features = d = in_features
+    self.hidden_features = hidden = int(in_features * expansion_factor)
+    self.state_features = state_features
+    self.num_groups = num_groups
+    self.conv_kernel = conv_kernel
+    self.chunk_size = chunk_size
+    self.dtype = dtype
+    self.head_features = min(64, hidden)
+    if head_features is not None:
+      self.head_features = head_features
+    for name, value in dict(
+        state_features=state_features, head_features=self.head_features,
+        num_groups=num_groups, conv_kernel=conv_kernel, num_layers=num_layers,
+    ).items():
+      if value < 1:
+        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    if hidden % self.head_features:
+      raise ValueError(
+          f'`head_features` must divide the {hidden} channels, got '
+          f'{self.head_features}.'
+      )
+    self.num_heads = heads = hidden // self.head_features
+    if heads % num_groups:
+      raise ValueError(
+          f'`num_groups` must divide the {heads} heads, got {num_groups}.'
+      )
+    if not 0 < a_min <= a_max:
+      raise ValueError(
+          f'`a_min`, `a_max` must be positive and in order, got {a_min}, '
+          f'{a_max}.'
+      )
+    if not 0 < dt_min <= dt_max or not dt_floor > 0:
+      raise ValueError(
+          '`dt_min`, `dt_max`, `dt_floor` must be positive and in order, got '
+          f'{dt_min}, {dt_max}, {dt_floor}.'
+      )
+
+    def linear(fan_in, out, axes, *, use_bias=use_bias, scale=1.0):
+      init = initializers.uniform_fan_in(fan_in)
+      return nnx.LinearGeneral(
+          fan_in,
+          out,
+          use_bias=use_bias,
+          kernel_init=lambda *args: init(*args) * scale,
+          bias_init=init,
+          kernel_metadata=dict(axes=axes),
+          bias_metadata=dict(axes=axes[1:]),
+          param_dtype=param_dtype,
+          rngs=rngs,
+      )
+
+    taps = initializers.uniform_fan_in(conv_kernel)
+    filters = lambda *shape, axes: nnx.Param(
+        taps(rngs.params(), shape, param_dtype), axes=axes
+    )
+    shared = 2 * num_groups * state_features
+    # Two maps, [D] -> [2, H P]: the gate, and into the convolution.
+    self.in_proj = linear(d, (2, hidden), ('embed', None, 'hidden'))
+    self.bc_proj = linear(d, shared, ('embed', None))
+    self.dt_proj = linear(d, heads, ('embed', 'heads'), use_bias=False)
+    self.conv = filters(conv_kernel, hidden, axes=(None, 'hidden'))
+    self.conv_bc = filters(conv_kernel, shared, axes=(None, None))
+    if use_conv_bias:
+      self.conv_bias = filters(hidden, axes=('hidden',))
+      self.conv_bc_bias = filters(shared, axes=(None,))
+    else:
+      self.conv_bias = self.conv_bc_bias = None
+    # What keeps time is never stored below float32, and never decayed.
+    per_head = dict(axes=('heads',), recurrent=True)
+    state_dtype = base.state_dtype(param_dtype)
+    dt = jnp.exp(jax.random.uniform(
+        rngs.params(), (heads,), state_dtype, math.log(dt_min), math.log(dt_max)
+    ))
+    dt = jnp.maximum(dt, dt_floor)
+    self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)), **per_head)
+    rates = jax.random.uniform(
+        rngs.params(), (heads,), state_dtype, a_min, a_max
+    )
+    self.A_log = nnx.Param(jnp.log(rates), **per_head)
+    self.D = nnx.Param(jnp.ones((heads,), state_dtype), **per_head)
+    self.norm = common.HeadNorm(
+        num_groups, hidden // num_groups, epsilon=norm_epsilon,
+        param_dtype=param_dtype,
+    )
+    self.out_proj = linear(
+        hidden, d, ('hidden', 'embed'), scale=1 / math.sqrt(num_layers)
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> Mamba2Carry:
+    """Returns the carry before the first token: zeros.
+
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype, that of `conv` and `conv_bc`; `ssm` is float32
+        at least.
+    """
+    dtype = jnp.dtype(dtype or self.dtype or jnp.float32)
+    tail = (batch_size, self.conv_kernel - 1)
+    return Mamba2Carry(
+        conv=jnp.zeros((*tail, self.hidden_features), dtype),
+        conv_bc=jnp.zeros(
+            (*tail, 2 * self.num_groups * self.state_features), dtype
+        ),
+        ssm=jnp.zeros(
+            (
+                batch_size, self.num_heads, self.state_features,
+                self.head_features,
+            ),
+            base.state_dtype(dtype),
+        ),
+    )
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    flags = dict(reset=reset, mask=mask)
+    tails, z, u, b, c = self._convolved(ops.causal_conv1d, x, carry, flags)
+    delta, decay = self._steps(x)
+    ssm, y = ops.linear_attention(
+        c, b, u * delta[..., None], carry.ssm, log_decay=decay,
+        chunk_size=self.chunk_size, **flags,
+    )
+    return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    flags = dict(reset=reset, mask=mask)
+    tails, z, u, b, c = self._convolved(ops.causal_conv1d_step, x, carry, flags)
+    delta, decay = self._steps(x)
+    ssm = carry.ssm
+    if reset is not None:
+      ssm = base.select(reset, initial.ssm, ssm)
+    ssm, y = ops.linear_attention_step(
+        c, b, u * delta[..., None], ssm, log_decay=decay
+    )
+    if mask is not None:
+      ssm = base.select(mask, ssm, carry.ssm)
+    return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
+
+  def _convolved(self, convolve, x, carry, flags):
+    """Returns both tails, the gate `[..., H P]`, and of the heads x, B and C.
+
+    These are `[..., H, P]`, `[..., G, N]` and `[..., G, N]`.
+    """
+    z, u = common.project_each(self.in_proj, x)
+    bc = common.project(self.bc_proj, x)
+    bias = lambda b: None if b is None else b[...]
+    tail, u = convolve(
+        u, self.conv[...], bias(self.conv_bias), carry.conv, **flags
+    )
+    tail_bc, bc = convolve(
+        bc, self.conv_bc[...], bias(self.conv_bc_bias), carry.conv_bc, **flags
+    )
+    u = jax.nn.silu(u)
+    u = u.reshape(*x.shape[:-1], self.num_heads, self.head_features)
+    bc = jax.nn.silu(bc)
+    bc = bc.reshape(*x.shape[:-1], 2, self.num_groups, self.state_features)
+    return (tail, tail_bc), z, u, bc[..., 0, :, :], bc[..., 1, :, :]
+
+  def _steps(self, x):
+    """Returns step sizes and log decays `[..., H]`."""
+    dtype = base.state_dtype(x.dtype)
+    delta = common.project(self.dt_proj, x, dtype)
+    delta = jax.nn.softplus(delta + self.dt_bias[...].astype(dtype))
+    return delta, -jnp.exp(self.A_log[...].astype(dtype)) * delta
+
+  def _readout(self, y, u, z, mask):
+    """Maps what was read `[..., H, P]` to outputs `[..., D]`."""
+    y = y + self.D[...].astype(y.dtype)[:, None] * u
+    y = y.reshape(z.shape) * jax.nn.silu(z.astype(y.dtype))
+    groups = z.shape[:-1] + (self.num_groups, z.shape[-1] // self.num_groups)
+    y = self.norm(y.reshape(groups)).reshape(z.shape).astype(z.dtype)
+    return base.masked(common.project(self.out_proj, y), mask)

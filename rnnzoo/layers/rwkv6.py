@@ -1,0 +1,285 @@
+"""RWKV-6, or Finch (Peng et al., 2024), https://arxiv.org/abs/2404.05892."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+
+
+class RWKV6Carry(NamedTuple):
+  """State of `RWKV6`: the last token `[B, D]`, and the state `[B, H, N, N]`."""
+
+  previous: jax.Array
+  wkv: jax.Array
+
+
+class RWKV6(base.RecurrentLayer):
+  r"""The time mixing of RWKV-6: linear attention that forgets as it reads.
+
+  .. math::
+      s_t &= x_{t-1} - x_t, \quad
+      l_t = \tanh((x_t + \mu_x \odot s_t) A) \\
+      x^j_t &= x_t + (\mu_j + l^j_t B_j) \odot s_t,
+      \quad j \in \{w, k, v, r, g\} \\
+      r_t &= W_r x^r_t, \quad k_t = W_k x^k_t, \quad v_t = W_v x^v_t, \quad
+      w_t = e^{-\exp(d + \tanh(x^w_t A_d) B_d)} \\
+      o_t &= (S_{t-1} + \mathrm{diag}(u) k_t v_t^\top)^\top r_t, \quad
+      S_t = \mathrm{diag}(w_t) S_{t-1} + k_t v_t^\top \\
+      y_t &= W_o (\mathrm{norm}(o_t) \odot \mathrm{silu}(W_g x^g_t))
+
+  with :math:`d` the parameter `time_decay` and :math:`u` `bonus`, which weighs
+  the current token alone; states, decays and norm are those of a head of `N`
+  features. How much of the token before goes into what, and how fast is
+  forgotten, depends on the tokens, by maps of low rank. The state is `D N + D`
+  numbers a sequence (49152 + 768 where `D` is 768). Cost a token: `5 D^2 + D
+  (10 R + 2 R_d)` multiplications in matrices, and `3 D N` for the state. Whole
+  sequences are chunks of matrix products (`ops.linear_attention`).
+
+  In the published model it takes turns with the channel mixing of RWKV-4 (an
+  `expansion_factor` of 3.5, a `key_gain` of 1), each behind a LayerNorm and
+  with a residual connection: `layer='rwkv6,rwkv4_channel_mix'`, `norm='layer'`,
+  `mlp='none'`; it also has a LayerNorm right after the embedding. Here mu
+  weighs the token before, as in the paper, and not the current one as in
+  `RWKV4`. All starts as in the published training code, not everything of which
+  is in the paper; an earlier version draws both halves of the low-rank maps
+  from +-1e-4, where now the first is zero and the second from +-0.01. Both
+  ranks are doubled for a `D` of 4096. There is no weight decay on low-rank maps
+  and `bonus`, and twice the rate for `time_decay`: all of these are
+  `recurrent`.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RWKV6(16, head_features=8, layer_index=1, num_layers=4,
+    ...               rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.previous.shape, carry.wkv.shape, y.shape
+    ((2, 16), (2, 2, 8, 8), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input and of an output.
+    num_heads: `H`.
+    head_features: Features `N` of a head.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      head_features: int | None = None,
+      mix_rank: int = 32,
+      decay_rank: int = 64,
+      norm_epsilon: float = 64e-5,
+      layer_index: int = 0,
+      num_layers: int = 1,
+      zero_init: bool = True,
+      chunk_size: int | None = None,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      head_features: Features `N` of a head; if `None` 64 as published, or all
+        where there are not so many.
+      mix_rank: Rank `R` of what makes each of the five shifts depend on tokens.
+      decay_rank: Rank `R_d` of what makes decays depend on tokens.
+      norm_epsilon: Added to the variances in the norm.
+      layer_index: Its number among the time mixings of the model, from 0: it
+        decides how initial decays, shifts and norms spread over channels.
+      num_layers: How many of them there are.
+      zero_init: Whether the map out and the first halves of the low-rank maps
+        start at zero, as published; orthogonal, and uniform in +-0.01, if not.
+      chunk_size: Tokens that are worked on at once, a power of two; that of
+        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for `time_decay`
+        and `bonus`.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If a size is out of range, or if there is no such layer.
+    """
+    self.in_features = self.out_features = d = in_features
+    self.head_features = min(64, d) if head_features is None else head_features
+    self.chunk_size = chunk_size
+    self.dtype = dtype
+    for name, value in dict(
+        head_features=self.head_features, mix_rank=mix_rank,
+        decay_rank=decay_rank,
+    ).items():
+      if value < 1:
+        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    if d % self.head_features:
+      raise ValueError(
+          f'`head_features` must divide the {d} features, got '
+          f'{self.head_features}.'
+      )
+    if not 0 <= layer_index < num_layers:
+      raise ValueError(
+          f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
+      )
+    self.num_heads = heads = d // self.head_features
+
+    r01 = layer_index / max(num_layers - 1, 1)
+    r10 = 1 - layer_index / num_layers
+    channel = jnp.arange(d)
+    share, place = channel / d, channel / max(d - 1, 1)
+    shift = lambda u: nnx.Param((1 - u).astype(param_dtype), axes=(None,))
+    self.mu_x = shift(share**r10)
+    self.mu_w = shift(share**r10)
+    self.mu_k = shift(share**r10)
+    self.mu_v = shift(share**r10 + 0.3 * r01)
+    self.mu_r = shift(share ** (0.5 * r10))
+    self.mu_g = shift(share ** (0.5 * r10))
+
+    def low_rank(*shape, axes, first):
+      if first and zero_init:
+        value = jnp.zeros(shape, param_dtype)
+      else:
+        value = jax.random.uniform(
+            rngs.params(), shape, param_dtype, -0.01, 0.01
+        )
+      return nnx.Param(value, axes=axes, recurrent=True)
+
+    # Of w, k, v, r and g, in this order.
+    self.mix_A = low_rank(
+        d, 5, mix_rank, axes=('embed', None, None), first=True
+    )
+    self.mix_B = low_rank(
+        5, mix_rank, d, axes=(None, None, 'embed'), first=False
+    )
+    self.decay_A = low_rank(d, decay_rank, axes=('embed', None), first=True)
+    self.decay_B = low_rank(decay_rank, d, axes=(None, 'hidden'), first=False)
+    # What keeps time is never stored below float32.
+    state_dtype = base.state_dtype(param_dtype)
+    self.time_decay = nnx.Param(
+        (-6 + 5 * place ** (0.7 + 1.3 * r01)).astype(state_dtype),
+        axes=('hidden',), recurrent=True,
+    )
+    zigzag = 0.1 * ((channel + 1) % 3 - 1)
+    self.bonus = nnx.Param(
+        (r01 * (1 - place) + zigzag).astype(state_dtype).reshape(heads, -1),
+        axes=('heads', None), recurrent=True,
+    )
+
+    def linear(axes, gain):
+      orthogonal = nnx.initializers.orthogonal(gain)
+
+      def init(key, shape, dtype):  # No QR decomposition below float32.
+        return orthogonal(key, shape, base.state_dtype(dtype)).astype(dtype)
+
+      return nnx.Linear(
+          d,
+          d,
+          use_bias=False,
+          kernel_init=init if gain else nnx.initializers.zeros,
+          kernel_metadata=dict(axes=axes),
+          param_dtype=param_dtype,
+          rngs=rngs,
+      )
+
+    into = ('embed', 'hidden')
+    self.receptance = linear(into, 1.0)
+    self.key = linear(into, 0.1)
+    self.value = linear(into, 1.0)
+    self.gate = linear(into, 0.1)
+    self.output = linear(('hidden', 'embed'), 0.0 if zero_init else 1.0)
+    self.norm = common.HeadNorm(
+        heads, self.head_features, kind='layer', epsilon=norm_epsilon,
+        use_bias=True, param_dtype=param_dtype,
+    )
+    self.norm.scale[...] *= ((1 + layer_index) / num_layers) ** 0.7
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> RWKV6Carry:
+    """Returns the carry before the first token: zeros, float32 at least."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    n = self.head_features
+    return RWKV6Carry(
+        previous=jnp.zeros((batch_size, self.in_features), dtype),
+        wkv=jnp.zeros((batch_size, self.num_heads, n, n), dtype),
+    )
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    previous, r, k, v, gate, decay = self._project(x, carry, reset, mask)
+    wkv, y = ops.linear_attention(
+        r, k, v, carry.wkv, log_decay=decay, bonus=self._bonus(decay.dtype),
+        reset=reset, mask=mask, chunk_size=self.chunk_size,
+    )
+    return RWKV6Carry(previous, wkv), self._readout(y, gate, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    previous, r, k, v, gate, decay = self._project(x, carry, reset, mask)
+    wkv = carry.wkv
+    if reset is not None:
+      wkv = base.select(reset, initial.wkv, wkv)
+    wkv, y = ops.linear_attention_step(
+        r, k, v, wkv, log_decay=decay, bonus=self._bonus(decay.dtype)
+    )
+    if mask is not None:
+      wkv = base.select(mask, wkv, carry.wkv)
+    return RWKV6Carry(previous, wkv), self._readout(y, gate, mask)
+
+  def _project(self, x, carry, reset, mask):
+    """Returns the last token, and of all tokens what the state needs.
+
+    That is receptances, keys and values `[..., H, N]`, gates `[..., D]`, and
+    log decays `[..., H, N]`, these in the dtype of states.
+    """
+    previous, shifted = common.token_shift(
+        x, carry.previous, reset=reset, mask=mask
+    )
+    dtype = base.state_dtype(x.dtype)
+    wide = x.astype(dtype)
+    change = shifted.astype(dtype) - wide
+    mixed = lambda mu: (wide + change * mu).astype(x.dtype)
+
+    def product(u, kernel):
+      kernel = kernel.astype(x.dtype)
+      return jnp.tensordot(
+          u.astype(x.dtype), kernel, 1, preferred_element_type=dtype
+      )
+
+    low = product(mixed(self.mu_x[...].astype(dtype)), self.mix_A[...])
+    low = jnp.tanh(low)
+    mu = (self.mu_w, self.mu_k, self.mu_v, self.mu_r, self.mu_g)
+    x_w, x_k, x_v, x_r, x_g = (
+        mixed(m[...].astype(dtype) + product(low[..., i, :], self.mix_B[i]))
+        for i, m in enumerate(mu)
+    )
+    decay = jnp.tanh(product(x_w, self.decay_A[...]))
+    decay = product(decay, self.decay_B[...])
+    decay = -jnp.exp(self.time_decay[...].astype(dtype) + decay)
+    by_head = lambda u: u.reshape(
+        *u.shape[:-1], self.num_heads, self.head_features
+    )
+    r, k, v = (
+        by_head(common.project(linear, u))
+        for linear, u in (
+            (self.receptance, x_r), (self.key, x_k), (self.value, x_v)
+        )
+    )
+    gate = jax.nn.silu(common.project(self.gate, x_g))
+    return previous, r, k, v, gate, by_head(decay)
+
+  def _bonus(self, dtype):
+    return self.bonus[...].astype(dtype)
+
+  def _readout(self, y, gate, mask):
+    """Maps what was read `[..., H, N]` to outputs `[..., D]`."""
+    y = self.norm(y).reshape(gate.shape)
+    return base.masked(common.project(self.output, y * gate), mask)

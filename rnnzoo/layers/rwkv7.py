@@ -1,0 +1,478 @@
+"""RWKV-7 (Peng et al., 2025), https://arxiv.org/abs/2503.14456."""
+
+import math
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+
+
+class RWKV7Carry(NamedTuple):
+  """State of `RWKV7`: the last token `[B, D]`, and matrices `[B, H, K, K]`."""
+
+  previous: jax.Array
+  S: jax.Array
+
+
+class RWKV7(base.RecurrentLayer):
+  r"""The time mixing of RWKV-7: a generalised delta rule with vector decays.
+
+  With :math:`x^j_t = x_t + \mu_j (x_{t-1} - x_t)`, and for each head
+
+  .. math::
+      r_t &= W_r x^r_t, \quad k_t = W_k x^k_t, \quad
+      a_t = \sigma(a_0 + x^a_t a_1 a_2), \quad
+      g_t = \sigma(x^g_t g_1) g_2 \\
+      v_t &= v'_t + (v^{first}_t - v'_t) \, \sigma(v_0 + x^v_t v_1 v_2),
+      \quad v'_t = W_v x^v_t \\
+      w_t &= \exp(-e^{-1/2} \sigma(w_0 + \tanh(x^w_t w_1) w_2)) \\
+      \hat k_t &= \frac{k_t \odot \kappa}{\|k_t \odot \kappa\|}, \quad
+      \tilde k_t = k_t \odot (1 + (a_t - 1) \odot \alpha) \\
+      S_t &= \mathrm{diag}(w_t) S_{t-1}
+             - (\hat k_t \odot a_t) (S_{t-1}^\top \hat k_t)^\top
+             + \tilde k_t v_t^\top \\
+      y_t &= W_o \bigl((\mathrm{norm}(S_t^\top r_t)
+             + (r_t \odot \rho)^\top \tilde k_t \, v_t) \odot g_t\bigr)
+
+  with :math:`\kappa, \alpha, \rho` the parameters `k_k`, `k_a`, `r_k`. What a
+  token writes replaces what its key gave before, as far as `a` says, and every
+  feature of a key fades at a rate of its own, of at least 0.545. The norm is
+  one over the features of a head, with epsilon 64e-5 as published for `K` = 64.
+  The state is `D K + D` numbers a sequence: a matrix for each head, and the
+  last token. Cost a token: `4 D^2` multiplications, about `2 D R` for each of
+  four maps of low rank `R`, and around the state `5 D K` in a step, or about
+  `D (4 K + 6 Q)` in parallel, in chunks of `Q` tokens (`ops.dplr_scan`).
+
+  The values of the first time mixing of a model take part in those of all
+  others: `v_first`, which `first_value` of that first one gives. `None` means
+  that this is the first. All have the parameters `v0`, `v1`, `v2`, which in the
+  first one are not used; published weights leave them out there.
+
+  In the published model this and `RWKV7ChannelMix` take turns, each behind a
+  LayerNorm and with a residual connection: `layer='rwkv7,rwkv7_channel_mix'`,
+  `norm='layer'`, `mlp='none'`; it also has a LayerNorm right after the
+  embedding, `embed_norm=True`. The state is stored as (key, value); published
+  inference code has (value, key). Initial values are those of the published
+  module. The published training script then draws `receptance`, `key` and
+  `value` anew (orthogonal, of gain 1, 0.1 and 1) and starts the scale of the
+  norm of layer l of n from `((1 + l) / n)^0.7`.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RWKV7(16, head_features=8, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((2, 10, 16))                     # [B, T, D]
+    >>> carry, y = layer(x)                           # [B, T, D]
+    >>> carry, y_next = layer.step(carry, x[:, -1])   # [B, D]
+    >>> carry.previous.shape, carry.S.shape, y.shape
+    ((2, 16), (2, 2, 8, 8), (2, 10, 16))
+    >>> later = RWKV7(
+    ...     16, head_features=8, layer_index=1, num_layers=2, rngs=nnx.Rngs(1)
+    ... )
+    >>> v_first = layer.first_value(x)                # [B, T, D]
+    >>> carry, y = later(y, v_first=v_first)
+
+  Attributes:
+    in_features: Size `D` of an input and of an output.
+    out_features: `D`.
+    num_heads: Number `H` of heads, `D / K`.
+    head_features: Features `K` of a key and of a value of a head.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      head_features: int | None = None,
+      decay_rank: int | None = None,
+      rate_rank: int | None = None,
+      value_rank: int | None = None,
+      gate_rank: int | None = None,
+      layer_index: int = 0,
+      num_layers: int = 1,
+      zero_init: bool = True,
+      chunk_size: int | None = None,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      head_features: Features `K` of a head, which divide `D`; if `None` the
+        published 64, or the largest power of two below that divides `D`.
+      decay_rank: Of `w1` and `w2`; if `None` what the published code suggests,
+        `2.5 sqrt(D)` rounded to a multiple of 32, and at least 32.
+      rate_rank: Of `a1` and `a2`; likewise.
+      value_rank: Of `v1` and `v2`; likewise with 1.7.
+      gate_rank: Of `g1` and `g2`; likewise with 5.
+      layer_index: Its number among the time mixings of the model, from 0: it
+        decides how the initial decays and shifts spread over channels.
+      num_layers: How many of them there are.
+      zero_init: Whether `output` and the first factors of the maps of low rank
+        start at zero, as published; uniform if not.
+      chunk_size: Tokens that are worked on at once, a power of two; that of
+        `ops.dplr_scan` if `None`. Changes no number but for rounding.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters, float32 at least for `w0`.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If there is no such layer, or sizes do not fit.
+    """
+    _check_depth(layer_index, num_layers)
+    self.in_features = self.out_features = d = in_features
+    if head_features is None:
+      head_features = math.gcd(d, 64)
+    if head_features < 1 or d % head_features:
+      raise ValueError(
+          f'`head_features` must divide `in_features` = {d}, got '
+          f'{head_features}.'
+      )
+    self.head_features, self.num_heads = head_features, d // head_features
+    self.chunk_size = chunk_size
+    self.dtype = dtype
+
+    r01 = layer_index / max(num_layers - 1, 1)
+    r10 = 1 - layer_index / num_layers
+    channel = jnp.arange(d)
+    shift = lambda power: nnx.Param(
+        (1 - (channel / d) ** (power * r10)).astype(param_dtype), axes=(None,)
+    )
+    self.mu_r, self.mu_w, self.mu_k = shift(0.2), shift(0.9), shift(0.7)
+    self.mu_v, self.mu_a, self.mu_g = shift(0.7), shift(0.9), shift(0.2)
+
+    place = channel / max(d - 1, 1)
+    linear = place - 0.5
+    middle = (head_features - 1) / 2
+    zigzag = (channel % head_features - middle) / max(middle, 0.5)
+    zigzag = zigzag * abs(zigzag)
+    ramp = -6 + 6 * place ** (1 + r01**0.3)
+    hidden = lambda u, dtype=param_dtype, **metadata: nnx.Param(
+        (u + jnp.zeros(d)).astype(dtype), axes=('hidden',), **metadata
+    )
+    self.w0 = hidden(
+        ramp + 0.5 + 2.5 * zigzag, base.state_dtype(param_dtype),
+        recurrent=True,
+    )
+    self.a0 = hidden(-0.19 + 0.3 * zigzag + 0.4 * linear)
+    self.v0 = hidden(0.73 - 0.4 * linear)
+    self.k_k = hidden(0.71 - 0.1 * linear)
+    self.k_a = hidden(1.02)
+    self.r_k = nnx.Param(
+        jnp.full((self.num_heads, head_features), -0.04, param_dtype),
+        axes=('heads', None),
+    )
+
+    def low_rank(name, rank, factor):
+      if rank is None:
+        rank = max(32, round(factor * d**0.5 / 32) * 32)
+      if rank < 1:
+        raise ValueError(f'`{name}` must be at least 1, got {rank}.')
+      first = nnx.initializers.zeros
+      if not zero_init:
+        first = initializers.uniform_fan_in(d)
+      orthogonal = nnx.initializers.orthogonal(0.1 * max(rank / d, 1) ** 0.5)
+      wide = base.state_dtype(param_dtype)  # No QR decomposition has less.
+      second = orthogonal(rngs.params(), (rank, d), wide).astype(param_dtype)
+      return (
+          nnx.Param(
+              first(rngs.params(), (d, rank), param_dtype),
+              axes=('embed', None),
+          ),
+          nnx.Param(second, axes=(None, 'hidden')),
+      )
+
+    self.w1, self.w2 = low_rank('decay_rank', decay_rank, 2.5)
+    self.a1, self.a2 = low_rank('rate_rank', rate_rank, 2.5)
+    self.v1, self.v2 = low_rank('value_rank', value_rank, 1.7)
+    self.g1, self.g2 = low_rank('gate_rank', gate_rank, 5.0)
+    options = dict(param_dtype=param_dtype, rngs=rngs)
+    into, out = ('embed', 'hidden'), ('hidden', 'embed')
+    self.receptance = _linear(d, d, into, 0.5, **options)
+    self.key = _linear(d, d, into, 0.05, **options)
+    self.value = _linear(d, d, into, 0.5, **options)
+    self.output = _linear(d, d, out, 0 if zero_init else 0.5, **options)
+    self.norm = common.HeadNorm(
+        self.num_heads, head_features, kind='layer', epsilon=64e-5,
+        use_bias=True, param_dtype=param_dtype,
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> RWKV7Carry:
+    """Returns the carry before the first token: zeros, float32 at least."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    head = self.num_heads, self.head_features, self.head_features
+    return RWKV7Carry(
+        jnp.zeros((batch_size, self.in_features), dtype),
+        jnp.zeros((batch_size, *head), dtype),
+    )
+
+  def first_value(self, x, carry=None, *, reset=None, mask=None) -> jax.Array:
+    """What the other time mixings of a model get as `v_first` from this one.
+
+    Args:
+      x: Inputs of this layer `[B, T, D]`, or `[B, D]` of a step.
+      carry: Its carry before them; `initialize_carry` if `None`.
+      reset: As in a call, or in a step.
+      mask: Likewise.
+
+    Returns:
+      Its values, like `x` in the compute dtype; 0 where masked.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    x, carry, _, reset = base.prepare(
+        self, x, carry, reset, mask, step=x.ndim == 2
+    )
+    _, shifted = common.token_shift(x, carry.previous, reset=reset, mask=mask)
+    v = common.project(self.value, _mix(x, shifted, self.mu_v))
+    return base.masked(v, mask)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None, v_first=None):
+    """Runs a whole sequence; see `RecurrentLayer`.
+
+    Args:
+      x: Inputs `[B, T, D]`.
+      carry: The state left by earlier tokens.
+      reset: Booleans `[B, T]`.
+      mask: Booleans `[B, T]`.
+      v_first: `first_value` of the first time mixing of the model for these
+        tokens `[B, T, D]`, or `None` if this is that one.
+
+    Returns:
+      `(carry, y)`.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    previous, operands, log_decay, g = self._project(
+        x, carry, reset, mask, v_first
+    )
+    S, y = ops.dplr_scan(
+        *operands, carry.S, log_decay=log_decay, reset=reset, mask=mask,
+        chunk_size=self.chunk_size,
+    )
+    return RWKV7Carry(previous, S), self._readout(y, operands, g, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None, v_first=None):
+    """Runs one token: `x` and `v_first` `[B, D]`, `reset` and `mask` `[B]`."""
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    previous, operands, log_decay, g = self._project(
+        x, carry, reset, mask, v_first
+    )
+    S = carry.S
+    if reset is not None:
+      S = base.select(reset, initial.S, S)
+    S, y = ops.dplr_step(*operands, S, log_decay=log_decay)
+    if mask is not None:
+      S = base.select(mask, S, carry.S)
+    return RWKV7Carry(previous, S), self._readout(y, operands, g, mask)
+
+  def _project(self, x, carry, reset, mask, v_first):
+    """All that looks at no matrix state.
+
+    Returns:
+      `(previous, (r, k, v, a, b), log_decay, g)`: the last token, operands of
+      `ops.dplr_scan`, all `[..., H, K]`, and the gate `[..., D]`.
+    """
+    previous, shifted = common.token_shift(
+        x, carry.previous, reset=reset, mask=mask
+    )
+    dtype = base.state_dtype(x.dtype)
+    mixed = lambda mu: _mix(x, shifted, mu)
+    heads = lambda u: u.reshape(
+        *u.shape[:-1], self.num_heads, self.head_features
+    )
+    wide = lambda p: p[...].astype(dtype)
+    r = common.project(self.receptance, mixed(self.mu_r))
+    k = common.project(self.key, mixed(self.mu_k), dtype)
+    of_v = mixed(self.mu_v)
+    v = common.project(self.value, of_v)
+    if v_first is not None:
+      v_first = base.masked(_checked_like(x, v_first), mask)
+      share = jax.nn.sigmoid(wide(self.v0) + _low_rank(of_v, self.v1, self.v2))
+      v = (v + (v_first - v) * share).astype(x.dtype)
+    w = wide(self.w0) + _low_rank(
+        mixed(self.mu_w), self.w1, self.w2, jnp.tanh
+    )
+    log_decay = -math.exp(-0.5) * jax.nn.sigmoid(w)
+    a = jax.nn.sigmoid(
+        wide(self.a0) + _low_rank(mixed(self.mu_a), self.a1, self.a2)
+    )
+    g = _low_rank(mixed(self.mu_g), self.g1, self.g2, jax.nn.sigmoid)
+    removed = _unit(heads(k * wide(self.k_k)))
+    k = k * (1 + (a - 1) * wide(self.k_a))
+    operands = (
+        heads(r), heads(k), heads(v), -removed, removed * heads(a)
+    )
+    operands = tuple(u.astype(x.dtype) for u in operands)
+    return previous, operands, heads(log_decay), g
+
+  def _readout(self, y, operands, g, mask):
+    """Maps what was read `[..., H, K]` to outputs `[..., D]`."""
+    r, k, v = operands[:3]
+    dtype = g.dtype
+    own = r.astype(dtype) * k.astype(dtype) * self.r_k[...].astype(dtype)
+    y = self.norm(y) + own.sum(-1, keepdims=True) * v.astype(dtype)
+    y = (y.reshape(g.shape) * g).astype(v.dtype)
+    return base.masked(common.project(self.output, y), mask)
+
+
+class RWKV7ChannelMix(base.RecurrentLayer):
+  r"""The channel mixing of RWKV-7: an MLP that also sees the token before.
+
+  .. math::
+      y_t = W_v \max(0, W_k (x_t + \mu_k (x_{t-1} - x_t)))^2
+
+  It takes turns with `RWKV7`. Other than that of RWKV-4 it has no receptance,
+  and its :math:`\mu` weighs the token before. The state is the last token, `D`
+  numbers a sequence. Cost a token: `2 D H` multiplications, `8 D^2` at the
+  published `H = 4 D`.
+
+  Example::
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> layer = RWKV7ChannelMix(16, rngs=nnx.Rngs(0))
+    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # [B, D], [B, T, D]
+    >>> carry.shape, y.shape
+    ((2, 16), (2, 10, 16))
+
+  Attributes:
+    in_features: Size `D` of an input.
+    hidden_features: Size `H`, `int(D * expansion_factor)`.
+    out_features: `D`.
+  """
+
+  def __init__(
+      self,
+      in_features: int,
+      *,
+      expansion_factor: float = 4.0,
+      layer_index: int = 0,
+      num_layers: int = 1,
+      zero_init: bool = True,
+      dtype: jnp.dtype | None = None,
+      param_dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Creates the layer.
+
+    Args:
+      in_features: Size `D` of an input.
+      expansion_factor: Hidden features per input feature.
+      layer_index: Its number among the channel mixings of the model, from 0.
+      num_layers: How many of them there are.
+      zero_init: Whether the map to outputs starts at zero, as published;
+        uniform if not.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If there is no such layer.
+    """
+    _check_depth(layer_index, num_layers)
+    self.in_features = self.out_features = d = in_features
+    self.hidden_features = h = int(in_features * expansion_factor)
+    self.dtype = dtype
+    power = (1 - layer_index / num_layers) ** 4
+    mu = 1 - (jnp.arange(d) / d) ** power
+    self.mu_k = nnx.Param(mu.astype(param_dtype), axes=(None,))
+    options = dict(param_dtype=param_dtype, rngs=rngs)
+    self.key = _linear(d, h, ('embed', 'mlp'), 0.5, **options)
+    self.value = _linear(
+        h, d, ('mlp', 'embed'), 0 if zero_init else 0.5, **options
+    )
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
+    """Returns the token before the first: zeros `[B, D]`, float32 at least."""
+    dtype = base.state_dtype(dtype or self.dtype)
+    return jnp.zeros((batch_size, self.in_features), dtype)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    return self._run(x, carry, reset, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask, step=True)
+    return self._run(x, carry, reset, mask)
+
+  def _run(self, x, carry, reset, mask):
+    carry, shifted = common.token_shift(x, carry, reset=reset, mask=mask)
+    k = common.project(self.key, _mix(x, shifted, self.mu_k))
+    y = common.project(self.value, jnp.square(jax.nn.relu(k)))
+    return carry, base.masked(y, mask)
+
+
+def _mix(x, shifted, mu):
+  """`x_t + mu (x_{t-1} - x_t)`, in the dtype of `x`."""
+  mu = mu[...].astype(base.state_dtype(x.dtype))
+  return (x + (shifted - x) * mu).astype(x.dtype)
+
+
+def _low_rank(x, first, second, activation_fn=lambda u: u):
+  """Maps `[..., D]` by `[D, R]`, a function, and `[R, D]`, summing wide."""
+  dtype = base.state_dtype(x.dtype)
+  times = lambda u, p: jnp.matmul(
+      u, p[...].astype(u.dtype), preferred_element_type=dtype
+  )
+  return times(activation_fn(times(x, first)).astype(x.dtype), second)
+
+
+def _unit(u):
+  """`u` with the features of each head of length 1.
+
+  Below 1e-12 there is no direction, and no gradient: it is 0.
+  """
+  square = jnp.square(u).sum(-1, keepdims=True)
+  some = square > 1e-24
+  return jnp.where(some, u * jax.lax.rsqrt(jnp.where(some, square, 1)), 0)
+
+
+def _checked_like(x, v_first):
+  if v_first.shape != x.shape or not jnp.issubdtype(
+      v_first.dtype, jnp.floating
+  ):
+    raise ValueError(
+        f'`v_first` must be floating {x.shape}, got {v_first.dtype} '
+        f'{v_first.shape}.'
+    )
+  return v_first.astype(x.dtype)
+
+
+def _linear(n, m, axes, gain, *, param_dtype, rngs):
+  """A map `[n] -> [m]`, uniform up to `gain / sqrt(d)`, `d` the features."""
+  width = min(n, m)  # `d` on either side of a channel mixing.
+  bound = gain / math.sqrt(width)
+
+  def init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return nnx.Linear(
+      n,
+      m,
+      use_bias=False,
+      kernel_init=init if gain else nnx.initializers.zeros,
+      kernel_metadata=dict(axes=axes),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def _check_depth(layer_index, num_layers):
+  if not 0 <= layer_index < num_layers:
+    raise ValueError(
+        f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
+    )

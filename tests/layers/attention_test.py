@@ -1,0 +1,137 @@
+"""Attention: its equations in float64 NumPy, rotations, initial values."""
+
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import layers
+from rnnzoo.layers import attention
+from tests.layers import transcription
+
+_COUNT = 7  # Tokens before the first one.
+
+
+def equations(p, x, carry):
+  """Su et al. (2021), section 3.2: pairs of features are complex numbers."""
+  heads, groups, size, window = 4, 2, 8, 5
+  keys, values, _ = carry
+  past = [
+      (keys[:, t % window], values[:, t % window])
+      for t in range(_COUNT - window, _COUNT)
+  ]
+
+  def rotated(u, t):
+    turned = u[..., :2] + 1j * u[..., 2:4]  # Half of the features, in pairs.
+    turned = turned * np.exp(1j * t / 100.0 ** (np.arange(2) / 2))
+    return np.concatenate([turned.real, turned.imag, u[..., 4:]], axis=-1)
+
+  def normalised(u, scale):
+    return u / np.sqrt((u**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+  ys = []
+  for t, x_t in enumerate(x, start=_COUNT):
+    q, k, v = (
+        (x_t @ p[f'{name}/kernel'] + p[f'{name}/bias']).reshape(-1, n, size)
+        for name, n in (('query', heads), ('key', groups), ('value', groups))
+    )
+    q = rotated(normalised(q, p['query_norm/scale']), t)
+    k = rotated(normalised(k, p['key_norm/scale']), t)
+    past = past[1:] + [(k, v)]
+    k, v = (
+        np.repeat(np.stack(u, axis=1), heads // groups, axis=2)
+        for u in zip(*past)
+    )
+    scores = (q[:, None] * k).sum(-1) / np.sqrt(size)  # [B, W, H]
+    weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    o = (weights[..., None] * v).sum(1).reshape(len(x_t), -1)
+    ys.append(o @ p['output/kernel'] + p['output/bias'])
+  count = _COUNT + len(x)
+  ring = [past[(slot - count) % window] for slot in range(window)]
+  keys, values = (np.stack(u, axis=1) for u in zip(*ring))
+  return (keys, values, np.full(x.shape[1], count)), ys
+
+
+class AttentionTest(parameterized.TestCase):
+
+  def test_equations(self):
+    def carry_of(initial):
+      random = np.random.default_rng(1)
+      normal = lambda u: random.standard_normal(u.shape)
+      return attention.AttentionCarry(
+          normal(initial.key), normal(initial.value), initial.count + _COUNT
+      )
+
+    transcription.check(
+        equations,
+        lambda rngs: layers.Attention(
+            6, num_heads=4, num_kv_heads=2, head_features=8, window=5,
+            rotary_fraction=0.5, max_wavelength=100.0, normalize_qk=True,
+            use_bias=True, use_output_bias=True, chunk_size=2, rngs=rngs,
+        ),
+        carry_of=carry_of,
+    )
+
+  def test_outputs_depend_on_distances_and_rotation_on_the_order(self):
+    normal = lambda *shape: np.random.default_rng(0).standard_normal(
+        shape
+    ).astype(np.float32)
+    q, k = normal(2, 5, 2, 6)
+
+    @jax.jit
+    def scores(start):
+      turned = (
+          attention.rotary(u, start + jnp.arange(5), 4) for u in (q, k)
+      )
+      return jnp.einsum('thk,shk->hts', *turned)
+
+    np.testing.assert_allclose(scores(0), scores(1000), atol=2e-3)
+    x = normal(2, 6, 8)
+    x[1] = x[0, [1, 0, 2, 3, 4, 5]]
+    for fraction in (0.0, 1.0):
+      layer = layers.Attention(
+          8, num_heads=2, window=6, rotary_fraction=fraction, rngs=nnx.Rngs(0)
+      )
+      _, y = jax.jit(lambda x: layer(x))(x)
+      gap = np.abs(y[0, 2:] - y[1, 2:]).max()
+      self.assertEqual(gap > 1e-3, fraction > 0)
+
+  def test_initial_maps(self):
+    layer = layers.Attention(
+        400, num_heads=2, num_kv_heads=1, head_features=100, output_scale=0.5,
+        use_output_bias=True, rngs=nnx.Rngs(0),
+    )
+    gpt2 = layers.Attention(
+        400, num_heads=2, use_bias=True, init_std=0.02, output_scale=1 / 24,
+        rngs=nnx.Rngs(0),
+    )
+    for kernel, std in (
+        (layer.query.kernel, 400**-0.5),
+        (layer.key.kernel, 400**-0.5),
+        (layer.value.kernel, 400**-0.5),
+        (layer.output.kernel, (0.5 / 200) ** 0.5),
+        (gpt2.key.kernel, 0.02),
+        (gpt2.output.kernel, 0.02 / 24**0.5),
+    ):
+      values = kernel[...]
+      error = std / np.sqrt(values.size)
+      self.assertAlmostEqual(values.mean(), 0, delta=4 * error)
+      self.assertAlmostEqual(values.std(), std, delta=4 * error)
+      # Not a uniform distribution of that width.
+      self.assertGreater(np.abs(values).max(), 3 * std)
+    self.assertIsNone(layer.query.bias)
+    np.testing.assert_array_equal(layer.output.bias[...], 0)
+    np.testing.assert_array_equal(gpt2.value.bias[...], 0)
+
+  def test_sizes_that_make_no_layer_are_refused(self):
+    for options, message in (
+        (dict(num_heads=3), '`num_heads` must divide'),
+        (dict(num_kv_heads=3), '`num_kv_heads` must divide'),
+        (dict(num_kv_heads=0), '`num_kv_heads` must divide'),
+        (dict(window=0), '`window` must be at least 1, got 0'),
+        (dict(chunk_size=0), '`chunk_size` must be at least 1, got 0'),
+        (dict(head_features=3), '`rotary_fraction` must be'),
+        (dict(rotary_fraction=1.5), '`rotary_fraction` must be'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        layers.Attention(8, **options, rngs=nnx.Rngs(0))

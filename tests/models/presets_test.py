@@ -1,0 +1,223 @@
+"""Published models have the published size, and keep the promise of layers."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import models
+
+# Sizes as printed: the last digit that is not 0 is rounded. Those of files of
+# weights are exact. Beside them the vocabulary, 0 to leave the embedding out.
+PUBLISHED = dict(
+    gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
+    griffin_100m=('100M', 0),
+    griffin_200m=('200M', 0),
+    griffin_400m=('400M', 0),
+    griffin_3b=('3B', 0),
+    griffin_7b=('7B', 0),
+    griffin_14b=('14B', 0),
+    hawk_100m=('100M', 0),
+    hawk_200m=('200M', 0),
+    hawk_400m=('400M', 0),
+    hawk_1p3b=('1.3B', 0),
+    hawk_3b=('3B', 0),
+    hawk_7b=('7B', 0),
+    mamba_130m=(129_135_360, 50_280),
+    mamba_370m=(371_516_416, 50_280),
+    mamba_790m=(793_204_224, 50_280),
+    mamba_1p4b=(1_372_178_432, 50_280),
+    mamba_2p8b=(2_768_345_600, 50_280),
+    mamba2_130m=('130M', 50_288),
+    mamba2_370m=('370M', 50_288),
+    mamba2_780m=('780M', 50_288),
+    mamba2_1p3b=('1.3B', 50_288),
+    mamba2_2p7b=('2.7B', 50_288),
+    nano_gpt_shakespeare=('10.65M', 65),
+    recurrentgemma_2b=('2B', 0),
+    recurrentgemma_9b=('9B', 256_000),
+    rwkv4_169m=(169_342_464, 50_277),
+    rwkv4_430m=(430_397_440, 50_277),
+    rwkv4_1p5b=(1_515_106_304, 50_277),
+    rwkv4_3b=(2_984_627_200, 50_277),
+    rwkv4_7b=('7B', 50_277),
+    rwkv4_14b=('14B', 50_277),
+    rwkv7_0p19b=('0.19B', 65_536),
+    # Without the v0, v1 and v2 of the first layer: in the test.
+    rwkv7_1p5b=(1_527_404_544, 65_536),
+    rwkv7_2p9b=('2.9B', 65_536),
+    xlstm_1_0_350m=('409M', 50_304),
+    xlstm_7_1_350m=('408M', 50_304),
+    xlstm_7b=(6_865_424_896, 50_304),
+)
+
+# What makes a preset tiny, and which tokens its layers look at together.
+TINY = dict(
+    gpt2_124m=dict(num_heads=2, window=4),
+    recurrentgemma_2b=dict(
+        num_layers=4,
+        griffin=dict(hidden_features=8, num_heads=2),
+        attention=dict(num_heads=2, window=3),
+    ),
+    mamba2_130m=dict(state_features=4, head_features=8, chunk_size=4),
+    rwkv4_169m=dict(num_layers=4),
+    rwkv7_0p19b=dict(
+        num_layers=6,
+        rwkv7=dict(
+            head_features=4, decay_rank=2, rate_rank=2, value_rank=2,
+            gate_rank=2, chunk_size=4,
+        ),
+    ),
+    xlstm_7_1_350m=dict(
+        layer='mlstm_block,slstm_block', num_layers=3,
+        mlstm_block=dict(chunk_size=4, num_heads=2),
+        slstm_block=dict(num_heads=2),
+    ),
+    xlstm_7b=dict(num_heads=2, chunk_size=4),
+)
+B, T, D, V = 2, 9, 8, 16
+
+
+@functools.cache
+def tiny(name):
+  """Returns a small model of the family of a preset."""
+  config, options = models.PRESETS[name], dict(TINY[name])
+  fields = {k: options.pop(k) for k in ('layer', 'num_layers') if k in options}
+  layer_options = dict(config.layer_options)
+  for key, value in options.items():
+    if isinstance(value, dict):
+      value = {**layer_options.get(key, {}), **value}
+    layer_options[key] = value
+  config = config.replace(**dict(
+      dict(num_layers=2, features=D, vocab_size=V, mlp_multiple=4), **fields,
+      layer_options=layer_options,
+  ))
+  # Initial values take a while to compile, and have zeros in places.
+  graphdef, state = nnx.split(build(config))
+  random = np.random.default_rng(0)
+  state = jax.tree.map(
+      lambda u: jnp.asarray(0.4 * random.standard_normal(u.shape), u.dtype),
+      state,
+  )
+  return nnx.merge(graphdef, state)
+
+
+def build(config):
+  make = models.LanguageModel
+  if config.num_classes:
+    make = models.SequenceClassifier
+  return nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
+
+
+def size(module):
+  return sum(u.size for u in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def count_parameters(config):
+  """Counts without building every block: those of one position are alike."""
+  period = min(config.layer.count(',') + 1, config.num_layers)
+  model = build(config.replace(num_layers=period))
+  blocks = sum(
+      size(stack) * len(range(position, config.num_layers, period))
+      for position, stack in enumerate(model.backbone.stacks)
+  )
+  return blocks + size(model) - size(model.backbone)
+
+
+class PresetsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*models.PRESETS)
+  def test_has_the_published_size(self, name):
+    config = models.PRESETS[name]
+    published, vocab_size = PUBLISHED.get(name, (None, 0))
+    if not config.in_features:
+      config = config.replace(vocab_size=vocab_size or 1)
+    count = count_parameters(config)
+    if name.startswith('rwkv7'):
+      value_rank = config.layer_options['rwkv7']['value_rank']
+      count -= (1 + 2 * value_rank) * config.features
+    if isinstance(published, int):
+      self.assertEqual(count, published)
+    elif published:
+      number = float(published[:-1]) * dict(M=1e6, B=1e9)[published[-1]]
+      digits = published[:-1].replace('.', '').strip('0')
+      unit = number / int(digits)
+      self.assertLessEqual(abs(count - number), unit / 2, f'{count:,}')
+    else:
+      self.assertGreater(count, 0)
+
+  def test_counting_by_position_is_counting(self):
+    config = models.PRESETS['griffin_100m'].replace(vocab_size=7, features=256)
+    config = config.replace(num_layers=5)
+    self.assertEqual(count_parameters(config), size(build(config)))
+
+  def test_only_the_griffin_of_1_3b_is_smaller_than_its_name(self):
+    # The paper's name is that of its class: attention has fewer parameters.
+    config = models.PRESETS['griffin_1p3b'].replace(vocab_size=1)
+    count = count_parameters(config)
+    self.assertEqual(round(count / 1e9, 2), 1.24)
+
+  @parameterized.parameters(*TINY)
+  def test_whole_sequences_and_steps_agree(self, name):
+    model = tiny(name)
+    tokens = jax.random.randint(jax.random.key(0), (B, T), 0, V)
+    reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
+    mask = jnp.ones((B, T), bool).at[0, 5:7].set(False).at[1, :2].set(False)
+    carry, logits = jax.jit(
+        lambda t, r, m: model(t, reset=r, mask=m)
+    )(tokens, reset, mask)
+
+    def step(carry, inputs):
+      token, reset, mask = inputs
+      return model.step(carry, token, reset=reset, mask=mask)
+
+    by_time = jax.tree.map(lambda u: u.T, (tokens, reset, mask))
+    stepped, each = jax.jit(lambda *u: jax.lax.scan(step, *u))(
+        model.initialize_carry(B), by_time
+    )
+    scale = float(np.abs(logits).max())
+    np.testing.assert_allclose(
+        each.swapaxes(0, 1), logits, rtol=0, atol=1e-5 * max(scale, 1)
+    )
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5),
+        stepped, carry,
+    )
+
+  def test_mlps_are_where_they_were_published(self):
+    stacks = tiny('xlstm_7_1_350m').backbone.stacks
+    self.assertFalse(hasattr(stacks[0], 'mlp_in'))
+    # 1.3 * 8, up to a multiple of 4, and no bias.
+    self.assertEqual(stacks[1].mlp_in.kernel.shape, (1, D, 12))
+    self.assertIsNone(stacks[1].mlp_in.bias)
+
+  def test_values_of_the_first_layer_reach_all_others(self):
+    model = tiny('rwkv7_0p19b')
+    carry = model.initialize_carry(B)
+    tokens = jnp.arange(B)
+
+    @jax.jit
+    def by_hand(carry):
+      x, v_first = model.embed_norm(model.embed.embedding[...][tokens]), None
+      for depth in range(model.config.num_layers):
+        graphdef, state = nnx.split(model.backbone.stacks[depth % 2])
+        here = lambda u: u[depth // 2]
+        block = nnx.merge(graphdef, jax.tree.map(here, state))
+        old = jax.tree.map(here, carry[depth % 2].layer)
+        normed, options = block.norm(x), {}
+        if depth % 2 == 0:
+          options = dict(v_first=v_first)
+        if depth == 0:
+          v_first = block.layer.first_value(normed, old)
+        x = x + block.layer.step(old, normed, **options)[1]
+      return model.head(model.norm(x))
+
+    _, logits = jax.jit(model.step)(carry, tokens)
+    np.testing.assert_allclose(logits, by_hand(carry), atol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
