@@ -435,7 +435,7 @@ ADAPTERS = dict(
 )
 
 
-# What adapters share: names and axes, but for one sum and one logarithm.
+# What adapters share: names and axes, but for a sum, a product, a logarithm.
 
 
 def with_parameters(layer, values):

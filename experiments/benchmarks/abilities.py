@@ -80,7 +80,9 @@ _SETTINGS = dict(
 )
 
 # Tokens of these are images; the last one looks at one token before, no more.
-_NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix')
+_NOT_ASKED = (
+    'conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix'
+)
 
 # Whether a layer can tell parity at any length, where theory has a word on it.
 _PARITY = dict(
@@ -90,9 +92,14 @@ _PARITY = dict(
     # Decays in (0, 1) that depend on the input alone, or means over the past.
     aaren='cannot', griffin='cannot', hgrn='cannot', mamba='cannot',
     min_gru='cannot', min_lstm='cannot', rg_lru='cannot', rwkv4='cannot',
+    delta_net='cannot', gated_delta_net='cannot', gla='cannot',
+    mamba2='cannot', mlstm='cannot', mlstm_block='cannot',
+    mlstm_large='cannot', rwkv6='cannot',
+    # A softmax is a mean, too, of more and more bits.
+    attention='cannot',
     # Decays that do not even depend on that.
-    lru='cannot', parallel_lmu='cannot', s4='cannot', s4d='cannot',
-    s5='cannot',
+    linear_attention='cannot', lru='cannot', parallel_lmu='cannot',
+    ret_net='cannot', s4='cannot', s4d='cannot', s5='cannot',
 )
 _COLUMNS = {
     'layer': '{layer}',

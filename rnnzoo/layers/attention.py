@@ -3,7 +3,6 @@
 import math
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
@@ -221,7 +220,7 @@ class Attention(base.RecurrentLayer):
     if self.query_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary_features:
-      rotate = lambda u: rotary(
+      rotate = lambda u: common.rotary(
           u, positions, self.rotary_features, self.max_wavelength
       )
       q, k = rotate(q), rotate(k)
@@ -230,37 +229,3 @@ class Attention(base.RecurrentLayer):
   def _readout(self, y, mask):
     y = y.reshape(*y.shape[:-2], self.hidden_features)
     return base.masked(common.project(self.output, y), mask)
-
-
-def rotary(
-    u: jax.Array,
-    positions: jax.Array,
-    features: int,
-    max_wavelength: float = 10_000.0,
-) -> jax.Array:
-  """Rotates pairs of features by the position over their wavelength.
-
-  Feature `i` of the first half of those rotated is paired with feature `i` of
-  the second half. Angles are float32 at least.
-
-  Args:
-    u: `[..., H, K]`.
-    positions: `[...]`, integers.
-    features: How many of the `K` are rotated, the first ones; even.
-    max_wavelength: Pair `i` of `n` has the wavelength `max_wavelength**(i/n)`
-      times 2 pi.
-
-  Returns:
-    An array like `u`.
-  """
-  dtype, half = base.state_dtype(u.dtype), features // 2
-  wavelengths = max_wavelength ** (jnp.arange(half, dtype=dtype) / half)
-  angles = positions[..., None, None].astype(dtype) / wavelengths
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = (
-      part.astype(dtype) for part in jnp.split(u[..., :features], 2, axis=-1)
-  )
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(
-      [*(part.astype(u.dtype) for part in rotated), u[..., features:]], axis=-1
-  )

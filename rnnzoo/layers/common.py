@@ -1,4 +1,4 @@
-"""What is not the architecture: projections, norms."""
+"""What is not the architecture: projections, norms, positions."""
 
 from flax import nnx
 import jax
@@ -189,6 +189,40 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
   return y.reshape(x.shape[:-1] + y.shape[-1:])
+
+
+def rotary(
+    u: jax.Array,
+    positions: jax.Array,
+    features: int,
+    max_wavelength: float = 10_000.0,
+) -> jax.Array:
+  """Rotates pairs of features by the position over their wavelength.
+
+  Feature `i` of the first half of those rotated is paired with feature `i` of
+  the second half. Angles are float32 at least.
+
+  Args:
+    u: `[..., H, K]`.
+    positions: `[...]`, integers.
+    features: How many of the `K` are rotated, the first ones; even.
+    max_wavelength: Pair `i` of `n` has the wavelength `max_wavelength**(i/n)`
+      times 2 pi.
+
+  Returns:
+    An array like `u`.
+  """
+  dtype, half = jnp.promote_types(jnp.float32, u.dtype), features // 2
+  wavelengths = max_wavelength ** (jnp.arange(half, dtype=dtype) / half)
+  angles = positions[..., None, None].astype(dtype) / wavelengths
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  first, second = (
+      part.astype(dtype) for part in jnp.split(u[..., :features], 2, axis=-1)
+  )
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(
+      [*(part.astype(u.dtype) for part in rotated), u[..., features:]], axis=-1
+  )
 
 
 class RMSNorm(nnx.Module):

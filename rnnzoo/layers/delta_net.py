@@ -57,10 +57,10 @@ class DeltaNet(base.RecurrentLayer):
   `allow_negative_eigenvalues` doubles `beta`, and then they are in (-1, 1), and
   a layer can count modulo 2 (https://arxiv.org/abs/2411.12537).
 
-  Heads of 128 features are those of the published model of 1.3B parameters. The
-  authors' code adds 1e-6 to the squared length, and so does this; initial maps
-  and filters are those of its modules (PyTorch's), which its training code
-  draws anew (normal, of deviation 0.02).
+  Published models are said to have heads of 128 features. The authors' code
+  adds 1e-6 to the squared length, and so does this; initial maps and filters
+  are those of its modules (PyTorch's), which its training code draws anew
+  (normal, of deviation 0.02).
 
   Example::
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
-from rnnzoo.layers import attention
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
@@ -222,7 +221,7 @@ class RetNet(base.RecurrentLayer):
       # The last pair has the longest wavelength, not the one behind it.
       longest = self.max_wavelength ** (pairs / max(pairs - 1, 1))
       q, k = (
-          attention.rotary(u, positions, 2 * pairs, longest) for u in (q, k)
+          common.rotary(u, positions, 2 * pairs, longest) for u in (q, k)
       )
     return q, k, v
 

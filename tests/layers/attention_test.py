@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers
 from rnnzoo.layers import attention
+from rnnzoo.layers import common
 from tests.layers import transcription
 
 _COUNT = 7  # Tokens before the first one.
@@ -81,7 +82,7 @@ class AttentionTest(parameterized.TestCase):
     @jax.jit
     def scores(start):
       turned = (
-          attention.rotary(u, start + jnp.arange(5), 4) for u in (q, k)
+          common.rotary(u, start + jnp.arange(5), 4) for u in (q, k)
       )
       return jnp.einsum('thk,shk->hts', *turned)
 
