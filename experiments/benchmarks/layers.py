@@ -6,9 +6,11 @@
 For each layer and length: the whole sequence forwards, a training step (the
 gradients of parameters and input), the same training step by a `jax.lax.scan`
 of `layer.step`, interleaved, which the parallel form is there to beat, and one
-token with the state at hand. Rows in the file that were measured with the same
-JAX on the same device are kept, so a long run can be made in parts. Prints the
-table that README.md shows, and draws it.
+token with the state at hand. That scan keeps the state of every token; where it
+would be 8 GiB and more it is timed over fewer of them, in proportion
+(`steps_length`). Rows in the file that were measured with the same JAX on the
+same device are kept, so a long run can be made in parts. Prints the table that
+README.md shows, and draws it.
 """
 
 import functools
@@ -44,6 +46,9 @@ _REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/layers_cpu.json', 'Where to write.'
 )
+
+# Bytes that a scan of `step` may take.
+_TOO_MUCH = 8 * 2**30
 
 _COLUMNS = {
     'layer': '{layer}',
@@ -106,18 +111,25 @@ def measure(name, length):
       layer, base.RecurrentCell
   )
   functions, params = programs_of(layer, by_step)
-  programs = {}
+  programs, inputs = {}, dict.fromkeys(functions, x)
   for what, function in functions.items():
-    program, compile_seconds = timing.compiled(function, params, x)
-    programs[what] = program, compile_seconds
+    programs[what] = timing.compiled(function, params, x)
+  while by_step and timing.temporary_bytes(programs['steps'][0]) > _TOO_MUCH:
+    inputs['steps'] = inputs['steps'][:, : inputs['steps'].shape[1] // 2]
+    programs['steps'] = timing.compiled(
+        functions['steps'], params, inputs['steps']
+    )
   durations = timing.interleaved_medians(
       {
-          what: functools.partial(program, params, x)
+          what: functools.partial(program, params, inputs[what])
           for what, (program, _) in programs.items()
       },
       _REPEATS.value,
   )
   ms = {what: d.seconds * 1e3 for what, d in durations.items()}
+  steps_length = inputs['steps'].shape[1] if by_step else None
+  if by_step:
+    ms['steps'] *= length / steps_length
   mib = lambda what: timing.temporary_bytes(programs[what][0]) / 2**20
   return dict(
       layer=name,
@@ -129,6 +141,7 @@ def measure(name, length):
       training_ms=ms['training'],
       training_cpu_ms=durations['training'].cpu_seconds * 1e3,
       steps_ms=ms.get('steps'),
+      steps_length=steps_length,
       over_steps=by_step and round(ms['steps'] / ms['training'], 1) or None,
       token_us=ms['token'] * 1e3,
       forward_mib=mib('forward'),

@@ -166,7 +166,7 @@ def dplr_scan(
       so that a NaN before it reaches nothing after it.
     mask: Booleans `[B, T]`; a `False` token is absent: its output is 0, and the
       state stays.
-    chunk_size: A power of two; 32 if `None`.
+    chunk_size: A power of two; 16 if `None`.
 
   Returns:
     `(S_last, y)`: the state after the last step, in `promote_types(float32,
@@ -178,7 +178,7 @@ def dplr_scan(
   """
   operands = dict(q=q, k=k, v=v, a=a, b=b, log_decay=log_decay, S0=S0)
   operands, reset, mask = _checked(operands, 'BTH', reset, mask)
-  chunk_size = 32 if chunk_size is None else chunk_size
+  chunk_size = 16 if chunk_size is None else chunk_size
   run = functools.partial(_run_dplr, scale=scale, chunk_size=chunk_size)
   return _over_mesh(run, operands, reset, mask)
 
