@@ -166,6 +166,14 @@ def _per_gate(init, gates):
   return fused
 
 
+def check_depth(layer_index: int, num_layers: int) -> None:
+  """Raises `ValueError` unless there is such a layer among so many."""
+  if not 0 <= layer_index < num_layers:
+    raise ValueError(
+        f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
+    )
+
+
 def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   """A convolution over images, zeros around them, so that their size stays.
 

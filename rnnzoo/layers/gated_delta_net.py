@@ -1,13 +1,12 @@
 """Gated DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2412.06464."""
 
-import math
-
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import delta_net
+from rnnzoo.layers import initializers
 
 
 class GatedDeltaNet(delta_net.DeltaNet):
@@ -102,11 +101,7 @@ class GatedDeltaNet(delta_net.DeltaNet):
     )
     if value_features is None:
       value_features = 2 * key_features
-    if not 0 < dt_min <= dt_max:
-      raise ValueError(
-          '`dt_min`, `dt_max` must be positive and in order, got '
-          f'{dt_min}, {dt_max}.'
-      )
+    step_sizes = initializers.step_size_bias(dt_min, dt_max)
     super().__init__(
         in_features,
         num_heads=num_heads,
@@ -130,12 +125,12 @@ class GatedDeltaNet(delta_net.DeltaNet):
     )
     # What keeps time is never stored below float32, and never decayed.
     per_head = dict(axes=('heads',), recurrent=True)
-    uniform = lambda low, high: jax.random.uniform(
-        rngs.params(), (num_heads,), base.state_dtype(param_dtype), low, high
+    shape, state_dtype = (num_heads,), base.state_dtype(param_dtype)
+    rates = jax.random.uniform(rngs.params(), shape, state_dtype, 1e-3, 16.0)
+    self.A_log = nnx.Param(jnp.log(rates), **per_head)
+    self.dt_bias = nnx.Param(
+        step_sizes(rngs.params(), shape, state_dtype), **per_head
     )
-    self.A_log = nnx.Param(jnp.log(uniform(1e-3, 16.0)), **per_head)
-    dt = jnp.exp(uniform(math.log(dt_min), math.log(dt_max)))
-    self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)), **per_head)
 
   def _log_decay(self, x):
     dtype = base.state_dtype(x.dtype)

@@ -61,6 +61,41 @@ def small_glorot():
   return jax.nn.initializers.variance_scaling(2**-5, 'fan_avg', 'uniform')
 
 
+def step_size_bias(dt_min: float, dt_max: float, dt_floor: float | None = None):
+  """`b` such that `softplus(b)` is log-uniform in `[dt_min, dt_max]`.
+
+  Gu and Dao (2023), through the inverse of the softplus.
+
+  Args:
+    dt_min: Smallest step size, positive.
+    dt_max: Largest.
+    dt_floor: Smaller ones are raised to it, if given; positive.
+
+  Returns:
+    An initializer `(key, shape, dtype) -> array`.
+
+  Raises:
+    ValueError: If a number is not positive, or they are not in order.
+  """
+  given = dict(dt_min=dt_min, dt_max=dt_max)
+  if dt_floor is not None:
+    given['dt_floor'] = dt_floor
+  if not 0 < dt_min <= dt_max or not all(u > 0 for u in given.values()):
+    raise ValueError(
+        f'{", ".join(f"`{name}`" for name in given)} must be positive and in '
+        f'order, got {", ".join(map(str, given.values()))}.'
+    )
+
+  def init(key, shape, dtype=jnp.float32):
+    low, high = math.log(dt_min), math.log(dt_max)
+    dt = jnp.exp(jax.random.uniform(key, shape, dtype, low, high))
+    if dt_floor is not None:
+      dt = jnp.maximum(dt, dt_floor)
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+  return init
+
+
 def ring(r_min: float, r_max: float):
   """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring.
 

@@ -116,11 +116,7 @@ class Mamba(base.RecurrentLayer):
     ).items():
       if value < 1:
         raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if not 0 < dt_min <= dt_max or not dt_floor > 0:
-      raise ValueError(
-          '`dt_min`, `dt_max`, `dt_floor` must be positive and in order, got '
-          f'{dt_min}, {dt_max}, {dt_floor}.'
-      )
+    step_sizes = initializers.step_size_bias(dt_min, dt_max, dt_floor)
 
     def linear(fan_in, fan_out, axes, *, use_bias=use_bias, scale=1.0):
       init = initializers.uniform_fan_in(fan_in)
@@ -167,12 +163,9 @@ class Mamba(base.RecurrentLayer):
     )
     # What keeps time is never stored below float32, and never decayed.
     state_dtype = base.state_dtype(param_dtype)
-    dt = jnp.exp(jax.random.uniform(
-        rngs.params(), (h,), state_dtype, math.log(dt_min), math.log(dt_max)
-    ))
-    dt = jnp.maximum(dt, dt_floor)
     self.dt_bias = nnx.Param(
-        dt + jnp.log(-jnp.expm1(-dt)), axes=('hidden',), recurrent=True
+        step_sizes(rngs.params(), (h,), state_dtype),
+        axes=('hidden',), recurrent=True,
     )
     rates = jnp.log(jnp.arange(1, n + 1, dtype=state_dtype))
     self.A_log = nnx.Param(

@@ -162,11 +162,7 @@ class Mamba2(base.RecurrentLayer):
           f'`a_min`, `a_max` must be positive and in order, got {a_min}, '
           f'{a_max}.'
       )
-    if not 0 < dt_min <= dt_max or not dt_floor > 0:
-      raise ValueError(
-          '`dt_min`, `dt_max`, `dt_floor` must be positive and in order, got '
-          f'{dt_min}, {dt_max}, {dt_floor}.'
-      )
+    step_sizes = initializers.step_size_bias(dt_min, dt_max, dt_floor)
 
     def linear(fan_in, out, axes, *, use_bias=use_bias, scale=1.0):
       init = initializers.uniform_fan_in(fan_in)
@@ -201,11 +197,9 @@ class Mamba2(base.RecurrentLayer):
     # What keeps time is never stored below float32, and never decayed.
     per_head = dict(axes=('heads',), recurrent=True)
     state_dtype = base.state_dtype(param_dtype)
-    dt = jnp.exp(jax.random.uniform(
-        rngs.params(), (heads,), state_dtype, math.log(dt_min), math.log(dt_max)
-    ))
-    dt = jnp.maximum(dt, dt_floor)
-    self.dt_bias = nnx.Param(dt + jnp.log(-jnp.expm1(-dt)), **per_head)
+    self.dt_bias = nnx.Param(
+        step_sizes(rngs.params(), (heads,), state_dtype), **per_head
+    )
     rates = jax.random.uniform(
         rngs.params(), (heads,), state_dtype, a_min, a_max
     )

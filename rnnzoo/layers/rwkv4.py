@@ -89,7 +89,7 @@ class RWKV4(base.RecurrentLayer):
     Raises:
       ValueError: If there is no such layer.
     """
-    _check_depth(layer_index, num_layers)
+    common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
     self.dtype = dtype
     r01 = layer_index / max(num_layers - 1, 1)
@@ -224,7 +224,7 @@ class RWKV4ChannelMix(base.RecurrentLayer):
     Raises:
       ValueError: If there is no such layer.
     """
-    _check_depth(layer_index, num_layers)
+    common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
     self.hidden_features = h = int(in_features * expansion_factor)
     self.dtype = dtype
@@ -284,10 +284,3 @@ def _linear(n, m, axes, zero, *, gain=None, param_dtype, rngs):
       param_dtype=param_dtype,
       rngs=rngs,
   )
-
-
-def _check_depth(layer_index, num_layers):
-  if not 0 <= layer_index < num_layers:
-    raise ValueError(
-        f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
-    )

@@ -125,10 +125,7 @@ class RWKV6(base.RecurrentLayer):
           f'`head_features` must divide the {d} features, got '
           f'{self.head_features}.'
       )
-    if not 0 <= layer_index < num_layers:
-      raise ValueError(
-          f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
-      )
+    common.check_depth(layer_index, num_layers)
     self.num_heads = heads = d // self.head_features
 
     r01 = layer_index / max(num_layers - 1, 1)

@@ -127,7 +127,7 @@ class RWKV7(base.RecurrentLayer):
     Raises:
       ValueError: If there is no such layer, or sizes do not fit.
     """
-    _check_depth(layer_index, num_layers)
+    common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
     if head_features is None:
       head_features = math.gcd(d, 64)
@@ -383,7 +383,7 @@ class RWKV7ChannelMix(base.RecurrentLayer):
     Raises:
       ValueError: If there is no such layer.
     """
-    _check_depth(layer_index, num_layers)
+    common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
     self.hidden_features = h = int(in_features * expansion_factor)
     self.dtype = dtype
@@ -469,10 +469,3 @@ def _linear(n, m, axes, gain, *, param_dtype, rngs):
       param_dtype=param_dtype,
       rngs=rngs,
   )
-
-
-def _check_depth(layer_index, num_layers):
-  if not 0 <= layer_index < num_layers:
-    raise ValueError(
-        f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
-    )

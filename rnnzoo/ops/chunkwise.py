@@ -325,6 +325,14 @@ def after(g: jax.Array, axis: int) -> jax.Array:
   return jnp.pad(jax.lax.cumsum(g, axis=axis % g.ndim, reverse=True), padding)
 
 
+def delayed(u: jax.Array, axis: int, first=0) -> jax.Array:
+  """What the token before has, along `axis`; `first` for the first token."""
+  padding = [(0, 0)] * u.ndim
+  padding[axis] = (1, 0)
+  u = jnp.pad(u, padding, constant_values=first)
+  return jax.lax.slice_in_dim(u, 0, -1, axis=axis)
+
+
 def over_mesh(fn, x, operands, layouts, out_layouts):
   """Runs `fn` on the rows and heads that each device holds; time is gathered.
 

@@ -260,7 +260,7 @@ def _run_dplr(q, k, v, a, b, g, S0, reset, mask, *, scale, chunk_size):
     of_q, of_a = chunkwise.all_scores((q, _later(a)), (k, b), g)
     qk, qb = (jnp.where(sight.pairs, u, 0) for u in of_q)
     earlier = sight.pairs & _below_diagonal(q.shape[-2])
-    ak, ab = (jnp.where(earlier, _earlier(u, 0), 0) for u in of_a)
+    ak, ab = (jnp.where(earlier, chunkwise.delayed(u, -2), 0) for u in of_a)
     state = jnp.exp(chunkwise.up_to(g, -2))
     last = jnp.where(
         sight.last[..., None], jnp.exp(chunkwise.after(g, -2)), 0
@@ -268,7 +268,7 @@ def _run_dplr(q, k, v, a, b, g, S0, reset, mask, *, scale, chunk_size):
     of_state = lambda u, decay: _matmul(
         jnp.where(sight.state[..., None], u * decay, 0), S
     )
-    found = of_state(a, _earlier(state, 1)) + _matmul(ak, v)
+    found = of_state(a, chunkwise.delayed(state, -2, first=1)) + _matmul(ak, v)
     found = _matmul(unit_lower_inverse(ab), found)
     y = of_state(q, state) + _matmul(qk, v) + _matmul(qb, found)
     through = jnp.where(sight.through[..., None], state[..., -1, :], 0)
@@ -315,12 +315,6 @@ def _later(u):
   """`[..., Q, K]`: each token gets what the next one has; the last one 0."""
   padding = [(0, 0)] * (u.ndim - 2) + [(0, 1), (0, 0)]
   return jnp.pad(u[..., 1:, :], padding)
-
-
-def _earlier(u, first):
-  """`[..., Q, K]`: each token gets what the one before has; or `first`."""
-  padding = [(0, 0)] * (u.ndim - 2) + [(1, 0), (0, 0)]
-  return jnp.pad(u[..., :-1, :], padding, constant_values=first)
 
 
 def _read(q, S):

@@ -236,8 +236,8 @@ def _features_fade(S, q, k, v, g, bonus, sight):
   else:
     # A token reads what the one before it would with this query.
     earlier = jnp.concatenate([q[..., 1:, :], q[..., :1, :]], axis=-2)
-    weights = _delayed(chunkwise.scores(earlier, k, g), -2)
-    before = _delayed(before, -2)
+    weights = chunkwise.delayed(chunkwise.scores(earlier, k, g), -2)
+    before = chunkwise.delayed(before, -2)
     sight, _ = _of_those_before(sight, None)
   weights = jnp.where(sight.pairs, weights, 0)
   faded = q * jnp.where(sight.state[..., None], jnp.exp(before), 0)
@@ -291,18 +291,10 @@ def _of_those_before(sight, decays):
   sight = sight._replace(pairs=sight.pairs & strictly)
   if decays is not None:
     decays = decays._replace(
-        pairs=_delayed(decays.pairs, -2),
-        state=_delayed(decays.state, -1, first=1),
+        pairs=chunkwise.delayed(decays.pairs, -2),
+        state=chunkwise.delayed(decays.state, -1, first=1),
     )
   return sight, decays
-
-
-def _delayed(u, axis, first=0):
-  """`u` of the token before, and `first` for the first."""
-  padding = [(0, 0)] * u.ndim
-  padding[axis] = (1, 0)
-  u = jnp.pad(u, padding, constant_values=first)
-  return jax.lax.slice_in_dim(u, 0, -1, axis=axis)
 
 
 def _checked(q, k, v, S, g, bonus, leading):
