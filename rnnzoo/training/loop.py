@@ -18,7 +18,7 @@ from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import host
 from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training import optimizers
+from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
@@ -83,11 +83,8 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     saver = stack.enter_context(
         checkpoint.Checkpointer(workdir / 'checkpoints', keep=config.keep)
     )
-    tx = optimizers.make_optimizer(
-        config.optimizer, config.total_steps,
-        axes=task.functional.axes, recurrent=task.functional.recurrent,
-    )
-    state = _start(task, config, tx, mesh, saver)
+    program = program_lib.make_program(task, config, mesh)
+    state = _start(task, config, program, saver)
     first = int(state['step'])
     summary = workdir / 'summary.json'
     if first >= config.total_steps and summary.exists():
@@ -107,7 +104,9 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     profiler = stack.enter_context(
         contextlib.closing(_Profiler(window, workdir / 'profile'))
     )
-    run = _Run(task, config, tx, mesh, saver, writer, progress, profiler, stop)
+    run = _Run(
+        task, config, program, mesh, saver, writer, progress, profiler, stop
+    )
     run.to_the_end(state, first)
     del state  # Given away, all of it.
     values = _summarize(run, workdir)
@@ -121,21 +120,13 @@ class _Run:
   """One process's part in one run: the compiled steps and where results go."""
 
   def __init__(
-      self, task, config, tx, mesh, saver, writer, progress, profiler, stop
+      self, task, config, program, mesh, saver, writer, progress, profiler, stop
   ):
     self.task, self.config, self.mesh = task, config, mesh
     self.saver, self.writer, self.progress = saver, writer, progress
     self.profiler, self.stop = profiler, stop
-    train_step = step_lib.make_train_step(
-        task.loss(task.functional, train=True), tx,
-        seed=config.seed,
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
     self.steps_at_once = config.steps_per_dispatch
-    if self.steps_at_once > 1:
-      train_step = step_lib.several_steps(train_step)
-    self.train_step = jax.jit(train_step, donate_argnums=0)
+    self.train_step = program.train_step
     self.eval_step = _eval_step(task)
     self.all_finite = jax.jit(_all_finite)
 
@@ -309,26 +300,15 @@ def write_text(path: pathlib.Path, text: str):
     raise
 
 
-def _start(task, config, tx, mesh, saver):
+def _start(task, config, program, saver):
   """Returns the state to go on from: restored, taken over, or new."""
-  make = lambda: step_lib.initial_state(
-      task.functional, tx, config.seed,
-      ema=config.ema_decay > 0, carry=task.initial_carry,
-  )
-  abstract = jax.eval_shape(make)
-  shardings = sharding.state_shardings(
-      mesh, abstract, tx, task.functional.axes
-  )
-  abstract = jax.tree.map(
-      lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-      abstract, shardings,
-  )
+  abstract = program.abstract_state
   if saver.latest_step() is not None:
     step, state, meta = saver.restore(abstract)
     checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
     logging.info('Going on after step %d.', step)
     return state
-  state = jax.jit(make, out_shardings=shardings)()
+  state = jax.jit(program.make_state, out_shardings=program.shardings)()
   if config.init_from:
     found = _take_over(task, config.init_from, abstract)
     state |= found

@@ -1,0 +1,82 @@
+"""What a config compiles to: the training state, where it lies, and the step.
+
+The loop runs it; planning compiles it for devices that are not there.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from rnnzoo.training import optimizers
+from rnnzoo.training import sharding
+from rnnzoo.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A training step and the state it maps to the next.
+
+  Attributes:
+    tx: The optimiser.
+    abstract_state: The state as `jax.ShapeDtypeStruct`s with their shardings.
+    make_state: Makes the state before the first step; to be jitted with the
+      shardings of `abstract_state`.
+    train_step: Jitted: `(state, batch) -> (state, metrics)`; the state given to
+      it is donated. With `config.steps_per_dispatch` more than 1, batches and
+      metrics of so many steps are stacked.
+  """
+
+  tx: optax.GradientTransformation
+  abstract_state: Any
+  make_state: Callable[[], Any]
+  train_step: Any
+
+  @property
+  def shardings(self):
+    """Where each array of the state lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+
+def make_program(task, config, mesh) -> Program:
+  """Builds the program of a task.
+
+  Args:
+    task: A `training.loop.Task`.
+    config: See `experiments/configs/default.py`.
+    mesh: The devices, of which none is used yet.
+
+  Returns:
+    A `Program`; nothing has been compiled.
+
+  Raises:
+    UserError: If the optimiser's config is at fault.
+  """
+  functional = task.functional
+  tx = optimizers.make_optimizer(
+      config.optimizer, config.total_steps,
+      axes=functional.axes, recurrent=functional.recurrent,
+  )
+  make_state = lambda: step_lib.initial_state(
+      functional, tx, config.seed,
+      ema=config.ema_decay > 0, carry=task.initial_carry,
+  )
+  abstract = jax.eval_shape(make_state)
+  shardings = sharding.state_shardings(mesh, abstract, tx, functional.axes)
+  abstract = jax.tree.map(
+      lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+      abstract, shardings,
+  )
+  train_step = step_lib.make_train_step(
+      task.loss(functional, train=True), tx,
+      seed=config.seed,
+      accumulate_steps=config.accumulate_steps,
+      ema_decay=config.ema_decay,
+  )
+  if config.steps_per_dispatch > 1:
+    train_step = step_lib.several_steps(train_step)
+  train_step = jax.jit(
+      train_step, donate_argnums=0, out_shardings=(shardings, None)
+  )
+  return Program(tx, abstract, make_state, train_step)
