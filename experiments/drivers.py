@@ -13,9 +13,11 @@ import traceback
 from absl import app
 from absl import flags
 from absl import logging
+from experiments import hosts
 from ml_collections import ConfigDict
 from rnnzoo import errors
-from rnnzoo.training import loop
+from rnnzoo.training import peers
+from rnnzoo.training import signals
 
 
 def run(main):
@@ -29,9 +31,10 @@ def run(main):
   python_logging.getLogger('jax').setLevel(python_logging.WARNING)
 
   def guarded(argv):
-    with _readable_errors():
+    with peers.leaving_on_errors(), _readable_errors():
       main(argv)
       sys.stdout.flush()
+      peers.finish(0)
 
   app.run(guarded, flags_parser=_parse_flags)
 
@@ -65,8 +68,12 @@ def _readable_errors():
     _exit(2, f'Error: {error}')
   except errors.UserError as error:
     _exit(1, f'Error: {error}')
-  except loop.Interrupted as stopped:
-    _exit(128 + stopped.signum, stopped)
+  except signals.Interrupted as stopped:
+    # All processes of a run stop after the same step, and one says so.
+    if hosts.is_first():
+      print(_line(stopped), file=sys.stderr, flush=True)
+    peers.finish(128 + stopped.signum)
+    sys.exit(128 + stopped.signum)
   except KeyboardInterrupt:
     _exit(130, 'Interrupted.')
   except BrokenPipeError:
@@ -81,8 +88,14 @@ def _readable_errors():
 
 
 def _exit(code, message):
-  print(' '.join(str(message).split()), file=sys.stderr)
+  if peers.watched():
+    peers.leave(code, _line(message))
+  print(_line(message), file=sys.stderr)
   sys.exit(code)
+
+
+def _line(message):
+  return ' '.join(str(message).split())
 
 
 def _parse_flags(argv):

@@ -7,13 +7,14 @@ import math
 
 from absl import flags
 from experiments import drivers
+from experiments import hosts
 from experiments import tasks
-import jax
 from ml_collections import ConfigDict
 from rnnzoo import restoring
 from rnnzoo.training import checks
+from rnnzoo.training import evaluation
 from rnnzoo.training import host
-from rnnzoo.training import loop
+from rnnzoo.training import multihost
 from rnnzoo.training import sharding
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
@@ -30,21 +31,26 @@ def main(argv):
   drivers.check_usage(argv, workdir=_WORKDIR.value, split=_SPLIT.value)
   host.pin_malloc()
   host.enable_compilation_cache()
+  hosts.join()
   layers = drivers.layers_of(_LAYERS.value)
   run = restoring.restore_run(_WORKDIR.value, layers=layers)
   config = ConfigDict(run.config)
   if _DATA_DIR.value is not None:
     config.data.data_dir = _DATA_DIR.value
-  task, dataset = tasks.make_task(config, layers)
+  mesh = sharding.make_mesh(
+      dict(data=-1, fsdp=1, model=1, sequence=1),
+      multihost.sharing_devices(config.batch_size),
+  )
+  index, count = multihost.data_shard(mesh)
+  task, dataset = tasks.make_task(
+      config, layers, process_index=index, process_count=count
+  )
   checks.check_vocabulary(
       task.meta['vocabulary'], run.vocabulary and run.vocabulary.to_json()
   )
-  # As many devices as share a batch evenly.
-  devices = jax.devices()[: math.gcd(config.batch_size, len(jax.devices()))]
-  mesh = sharding.make_mesh(
-      dict(data=-1, fsdp=1, model=1, sequence=1), devices
-  )
-  means = loop.evaluate_model(task, run.model, _SPLIT.value, mesh)
+  means = evaluation.evaluate_model(task, run.model, _SPLIT.value, mesh)
+  if not hosts.is_first():
+    return
   loss = means['loss']
   print(
       f'{dataset.name}, {_SPLIT.value}, step {run.step}: loss {loss:.4f} nats, '

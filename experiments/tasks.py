@@ -1,16 +1,21 @@
 """From a config to a model and its data: where the floors meet."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
+from absl import logging
+from experiments.configs import default
 import jax
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib
 from rnnzoo import errors
+from rnnzoo import layers as layers_lib
 from rnnzoo import models
 from rnnzoo import restoring
 from rnnzoo.training import checks
+from rnnzoo.training import files
 from rnnzoo.training import loop
 from rnnzoo.training import losses
 from rnnzoo.training import state as state_lib
@@ -42,8 +47,8 @@ def make_task(config, layers=None, *, process_index=0, process_count=1):
   Args:
     config: A resolved config; `model.vocab_size` is set from the data.
     layers: Layers by name, beside those of the zoo.
-    process_index: This process.
-    process_count: Of so many.
+    process_index: Which rows of each batch to read, see `multihost.data_shard`.
+    process_count: Of so many parts.
 
   Returns:
     `(task, dataset)`.
@@ -65,28 +70,62 @@ def make_task(config, layers=None, *, process_index=0, process_count=1):
           f'{", ".join(dataset.eval_splits)}.'
       )
   config.model.vocab_size = dataset.vocab_size
+  task = model_task(config, layers)
   model_config = models.ModelConfig.from_dict(config.model.to_dict())
-  functional = state_lib.Functional(build_model(model_config, layers))
-  initial_carry = None
-  if config.stateful:
-    if not config.data.get('contiguous'):
-      raise errors.UserValueError('stateful needs data.contiguous=True.')
-    initial_carry = lambda model: model.initialize_carry(config.batch_size)
   meta = dict(
       config=config.to_dict(),
       vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
       model=dataclasses.asdict(model_config),
       layers=restoring.describe_layers(model_config.layer_names, layers),
   )
-  task = loop.Task(
-      functional=functional,
-      loss=losses.next_token_loss,
+  task = dataclasses.replace(
+      task,
       train_iterator=dataset.train_iterator,
       eval_batches=dataset.eval_batches,
-      initial_carry=initial_carry,
       meta=meta,
   )
   return task, dataset
+
+
+def model_task(config, layers=None) -> loop.Task:
+  """Returns the task of a config, `model.vocab_size` set, without its data.
+
+  Raises:
+    UserError: If the config is at fault.
+  """
+  model_config = models.ModelConfig.from_dict(config.model.to_dict())
+  initial_carry = None
+  if config.stateful:
+    if not config.data.get('contiguous'):
+      raise errors.UserValueError('stateful needs data.contiguous=True.')
+    initial_carry = lambda model: model.initialize_carry(config.batch_size)
+  if config.mesh.sequence != 1:
+    _warn_of_gathers(config.mesh.sequence, model_config.layer_names, layers)
+  return loop.Task(
+      functional=state_lib.Functional(build_model(model_config, layers)),
+      loss=functools.partial(
+          losses.next_token_loss, chunk=config.loss_chunk
+      ),
+      train_iterator=None,
+      eval_batches=None,
+      initial_carry=initial_carry,
+      meta={},
+  )
+
+
+def _warn_of_gathers(devices, names, layers):
+  known = dict(layers_lib.LAYERS, **(layers or {}))
+  gather = sorted(
+      name for name in set(names)
+      if getattr(known.get(name), 'gathers_time', False)
+  )
+  if gather:
+    logging.warning(
+        'mesh.sequence=%d: %s cannot be computed in stretches of time, so '
+        'every device gathers whole sequences for it. Only what lies between '
+        'is shared; mesh.data, mesh.fsdp and mesh.model share all.',
+        devices, ', '.join(gather),
+    )
 
 
 def open_workdir(workdir, config) -> pathlib.Path:
@@ -104,14 +143,12 @@ def open_workdir(workdir, config) -> pathlib.Path:
     # Without a checkpoint there is nothing yet that another config could spoil.
     checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
     if old is not None and any(name.isdecimal() for name in checkpoints):
-      old_config = _parse(old, path)
       # A field younger than the run had its default there.
-      old_config['model'] = (
-          dataclasses.asdict(models.ModelConfig()) | old_config.get('model', {})
-      )
+      defaults = json.loads(default.get_config().to_json())
+      old_config = _filled_up(_parse(old, path), json.loads(new), defaults)
       checks.check_same_config(old_config, json.loads(new))
     if old != new + '\n' and jax.process_index() == 0:
-      loop.write_text(path, new + '\n')
+      files.write_text(path, new + '\n')
   except errors.UserError:
     raise
   except (FileExistsError, NotADirectoryError) as error:
@@ -123,6 +160,17 @@ def open_workdir(workdir, config) -> pathlib.Path:
         f'--workdir={workdir} cannot be used: {error.strerror}.'
     ) from error
   return workdir
+
+
+def _filled_up(old, new, defaults):
+  """Returns `old` with the default of each field that only `new` has."""
+  filled = dict(old)
+  for name in new.keys() & defaults.keys():
+    if isinstance(defaults[name], dict):
+      filled[name] = _filled_up(old.get(name, {}), new[name], defaults[name])
+    elif name not in old:
+      filled[name] = defaults[name]
+  return filled
 
 
 def _parse(text, path):

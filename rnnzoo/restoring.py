@@ -17,7 +17,7 @@ from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.training import checkpoint
-from rnnzoo.training import loop
+from rnnzoo.training import evaluation
 from rnnzoo.training import state as state_lib
 
 Layers = Mapping[str, Callable[..., Any]]
@@ -105,7 +105,7 @@ def restore_run(
     functional = state_lib.Functional(
         lambda rngs: models.LanguageModel(model_config, own, rngs=rngs)
     )
-    params = loop.parameters_name(meta['config'])
+    params = evaluation.parameters_name(meta['config'])
     abstract = {
         params: functional.params, 'batch_stats': functional.batch_stats
     }

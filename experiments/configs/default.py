@@ -23,14 +23,24 @@ def get_config():
       eval_splits=('validation',),  # The first one chooses the best checkpoint.
       accumulate_steps=1,  # Parts a batch is run in, one after another.
       steps_per_dispatch=1,  # Steps in one compiled program: for tiny models.
+      # Tokens whose logits a device holds at once; 0 for all of its tokens. -1:
+      # all if the logits take up to 256 MiB, else as many as take that much.
+      loss_chunk=-1,
       stateful=False,  # Carry the state across windows (data.contiguous).
       ema_decay=0.0,  # If positive, a moving average is evaluated.
       init_from='',  # A workdir whose best parameters to start from.
+      # At a loss or gradient that is not finite: 'stop'; 'skip' the update; or
+      # 'rollback' to the last checkpoint and go on after the bad batch.
+      on_nan='stop',
+      nan_limit=10,  # Skips in a row, or rollbacks to one step, and it is over.
+      nan_rate_factor=0.5,  # Of the learning rate, at each rollback.
       profile_steps='',  # Such as '10:15': a trace for a profiler.
       tensorboard=True,  # Event files too, where tensorboardX is installed.
       sample_characters=0,  # Text to generate at the end, into sample.txt.
       must_beat_gzip=False,  # Fail if the test loss does not.
       mesh=dict(data=-1, fsdp=1, model=1, sequence=1),
+      # Axes of parameters, such as 'vocab', that are whole on every device.
+      whole_axes=(),
       model=model(models.ModelConfig()),
       data=dict(
           name='tiny_shakespeare',

@@ -23,7 +23,7 @@ def load(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
+    process_index: int | tuple[int, ...] = 0,
     process_count: int = 1,
 ) -> pipeline.Dataset:
   """Returns the data set that `config` describes.

@@ -32,12 +32,13 @@ class Shard:
 
   Attributes:
     batch_size: Rows `B` of the global batch.
-    process_index: This process, `p`.
+    process_index: This process, `p`; or several numbers in ascending order, for
+      a process that holds the rows of each.
     process_count: All processes, `P`; `p` holds rows `[p * B/P, (p+1) * B/P)`.
   """
 
   batch_size: int
-  process_index: int = 0
+  process_index: int | tuple[int, ...] = 0
   process_count: int = 1
 
   def __post_init__(self):
@@ -47,7 +48,7 @@ class Shard:
         raise errors.UserValueError(
             f'{name} must be a positive integer, got {value!r}.'
         )
-    if not 0 <= self.process_index < self.process_count:
+    if not all(0 <= part < self.process_count for part in self.parts):
       raise errors.UserValueError(
           f'process_index must be in [0, {self.process_count}), got '
           f'{self.process_index!r}.'
@@ -60,18 +61,29 @@ class Shard:
       )
 
   @property
+  def parts(self) -> tuple[int, ...]:
+    """The parts, of `P`, that this process holds."""
+    several = isinstance(self.process_index, tuple)
+    return self.process_index if several else (self.process_index,)
+
+  @property
   def rows(self) -> int:
     """Rows of a batch on this process, `b`."""
-    return self.batch_size // self.process_count
+    return self.batch_size // self.process_count * len(self.parts)
 
   def take(self, numbers: grain.MapDataset) -> grain.MapDataset:
     """Turns a data set of numbers into one of int64 arrays `[b]`, this shard's.
 
-    Blocks of `b` numbers go round the processes, so the blocks that meet in a
+    Blocks of `B/P` numbers go round the processes, so the blocks that meet in a
     global batch are the same `B` numbers in the same order for any `P`.
     """
-    blocks = numbers.batch(self.rows)
-    return blocks[self.process_index :: self.process_count]
+    blocks = numbers.batch(self.batch_size // self.process_count)
+    if len(self.parts) == 1:
+      return blocks[self.parts[0] :: self.process_count]
+    # Equally many of each; what is endless does not miss the last.
+    end = len(blocks) // self.process_count * self.process_count
+    held = [blocks[part : end : self.process_count] for part in self.parts]
+    return grain.experimental.ZipMapDataset(held).map(np.concatenate)
 
   def train(self) -> grain.MapDataset:
     """Returns arrays `[b]` of the numbers 0, 1, 2, ... without end."""
@@ -168,12 +180,13 @@ class Dataset:
   def train_iterator(self, start_step: int = 1) -> grain.DatasetIterator:
     """Returns the endless iterator over the batches of `start_step` onwards.
 
-    One thread prepares the next batches in the background. `close()` ends it
-    early; it also ends with the iterator or the interpreter.
+    Each is made when it is asked for: the loop asks while the device computes
+    the step before. `close()` ends the iterator.
     """
     batches = self.train[_check_step(start_step) - 1 :]
-    # One thread: the work is numpy under the interpreter lock, and it is small.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    # No thread: the work is numpy, small, and under the interpreter lock, which
+    # a thread of its own makes the loop wait for.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(batches.to_iter_dataset(options))
 
   def eval_batches(self, split: str) -> Batches:

@@ -67,6 +67,8 @@ class Attention(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,

@@ -44,6 +44,8 @@ class RecurrentLayer(nnx.Module):
     out_features: Size `D_out` of an output token.
     dtype: Compute dtype, or `None` for that of the input.
     causal: Whether outputs depend on no later input; else there is no `step`.
+    gathers_time: Whether on a mesh that splits time every device computes all
+      of it, and so needs the whole sequence, instead of a stretch of it.
     input_shape: Of layers only whose token is no vector: its sizes, the last of
       them `in_features`, `[H, W, C]` of an image. Read `[B, T, H, W, C]` for
       `[B, T, D_in]` then; outputs differ from that in their last axis only.
@@ -53,6 +55,7 @@ class RecurrentLayer(nnx.Module):
   out_features: int
   dtype: Any = None
   causal: bool = True
+  gathers_time: bool = False
 
   def initialize_carry(self, batch_size: int, dtype=None) -> Carry:
     """Returns the carry before the first token.
@@ -117,6 +120,8 @@ class RecurrentCell(RecurrentLayer):
   (one matmul for the whole sequence), and `update`, the rest.
   """
 
+  gathers_time = True
+
   def project(self, x: jax.Array) -> Any:
     """Maps `[..., D_in]` to a pytree of `[..., ...]`."""
     raise TypeError(f'{type(self).__name__} does not define project.')
@@ -133,18 +138,30 @@ class RecurrentCell(RecurrentLayer):
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, initial, reset = prepare(self, x, carry, reset, mask)
+    graphdef, weights = nnx.split(self)
+    run = lambda weights, rows: nnx.merge(graphdef, weights)._scan(
+        *rows, x.dtype
+    )
+    # Weights are gathered, and their gradients added up, once and not for every
+    # token.
+    carry, y = sharded.over_rows(
+        run, weights, (carry, self.project(x), initial, reset, mask)
+    )
+    return carry, y.astype(x.dtype)
+
+  def _scan(self, carry, projected, initial, reset, mask, dtype):
     by_time = lambda u: jnp.moveaxis(u, 1, 0)
-    inputs = jax.tree.map(by_time, (self.project(x), reset, mask))
 
     def body(carry, inputs):
       projected, reset_t, mask_t = inputs
       carry, y = self._guarded(
-          carry, projected, initial, reset_t, mask_t, x.dtype
+          carry, projected, initial, reset_t, mask_t, dtype
       )
-      return carry, y.astype(state_dtype(x.dtype)) if _STACK_WIDE else y
+      return carry, y.astype(state_dtype(dtype)) if _STACK_WIDE else y
 
+    inputs = jax.tree.map(by_time, (projected, reset, mask))
     carry, y = jax.lax.scan(body, carry, inputs)
-    return carry, jnp.moveaxis(y, 0, 1).astype(x.dtype)
+    return carry, jnp.moveaxis(y, 0, 1)
 
   def step(self, carry, x, *, reset=None, mask=None):
     x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)

@@ -283,7 +283,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
 def _read(path):
   """Returns the arrays in a file by name, and the names of their dtypes."""
   try:
-    with np.load(path) as entries:
+    with np.load(path, allow_pickle=False) as entries:
       record = json.loads(str(entries[_RECORD]))
       dtypes = record['dtypes']
       arrays = {name: entries[name] for name in dtypes}

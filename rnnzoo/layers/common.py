@@ -45,13 +45,41 @@ def project_each(
 
 
 def _affine(x, kernel, bias, dtype):
-  y = jax.lax.dot_general(
+  y = product(x, kernel, dtype)
+  return y if bias is None else y + bias.astype(dtype)
+
+
+def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
+  """`x @ kernel`, for `[..., D]` and `[D, ...]`, in `x.dtype`.
+
+  Args:
+    x: `[..., D]`.
+    kernel: `[D, ...]`.
+    dtype: Dtype of the result, in which products are also summed; `x.dtype` if
+      `None`.
+
+  Returns:
+    `[..., *kernel.shape[1:]]`.
+  """
+  if x.ndim > 2 and not _is_on_a_mesh(x):
+    # As one matrix of all tokens: where a gradient sums over several axes,
+    # XLA:CPU computes what comes in a second time, across the grain of memory.
+    # On a mesh axes stay what they are, since each may be split.
+    y = product(x.reshape(-1, x.shape[-1]), kernel, dtype)
+    return y.reshape(x.shape[:-1] + kernel.shape[1:])
+  return jax.lax.dot_general(
       x,
       kernel.astype(x.dtype),
       (((x.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=dtype,
+      preferred_element_type=dtype or x.dtype,
   )
-  return y if bias is None else y + bias.astype(dtype)
+
+
+def _is_on_a_mesh(x):
+  """Whether several devices may hold parts of `x`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  mesh = jax.typeof(x).sharding.mesh if mesh.empty else mesh
+  return not mesh.empty and mesh.size > 1
 
 
 def block_diagonal(
@@ -148,7 +176,7 @@ def cell_hidden(gates, hidden_features, use_bias, param_dtype, rngs):
       (gates, hidden_features),
       use_bias=use_bias,
       kernel_init=_per_gate(nnx.initializers.orthogonal(), gates),
-      kernel_metadata=dict(axes=(None, None, 'hidden'), recurrent=True),
+      kernel_metadata=dict(axes=('state', None, 'hidden'), recurrent=True),
       bias_metadata=dict(axes=(None, 'hidden'), recurrent=True),
       param_dtype=param_dtype,
       rngs=rngs,
@@ -161,7 +189,9 @@ def _per_gate(init, gates):
   def fused(key, shape, dtype):  # Flax asks for [in, G * H].
     keys = jax.random.split(key, gates)
     shape = (shape[0], shape[1] // gates)
-    return jnp.concatenate([init(k, shape, dtype) for k in keys], axis=1)
+    wide = jnp.promote_types(jnp.float32, dtype)  # No QR below float32.
+    drawn = [init(k, shape, wide) for k in keys]
+    return jnp.concatenate(drawn, axis=1).astype(dtype)
 
   return fused
 

@@ -102,14 +102,14 @@ class ConvLSTM(base.RecurrentCell):
     )
     self.W_h = nnx.Param(
         draw(nnx.initializers.orthogonal(), f),
-        axes=(None, None, None, 'hidden'), recurrent=True,
+        axes=(None, None, 'state', 'hidden'), recurrent=True,
     )
     bias = jnp.zeros((4, f), param_dtype).at[1].set(forget_bias)
     self.b = nnx.Param(bias.reshape(-1), axes=('hidden',))
     if use_peepholes:  # Gates in the order i, f, o.
       self.W_c = nnx.Param(
           jnp.zeros((3, *self.image_shape, f), param_dtype),
-          axes=(None, None, None, 'hidden'), recurrent=True,
+          axes=(None, 'inner', None, 'hidden'), recurrent=True,
       )
     else:
       self.W_c = None

@@ -56,6 +56,8 @@ class ConvS5(base.RecurrentLayer):
     input_shape: `(H, W, C)`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       input_shape: Sequence[int],
@@ -139,7 +141,7 @@ class ConvS5(base.RecurrentLayer):
     self.C_im = param(out_of.imag, **out)
     if d_kernel_size:
       self.D = param(
-          draw(d_kernel_size, c, c), axes=(None, None, 'embed', None)
+          draw(d_kernel_size, c, c), axes=(None, None, 'embed', 'hidden')
       )
     else:
       self.D = None

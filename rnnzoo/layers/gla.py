@@ -59,6 +59,8 @@ class GLA(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -130,7 +132,7 @@ class GLA(base.RecurrentLayer):
         **options,
     )
     self.decay_out = into(
-        decay_rank, num_heads, self.key_features, small, axis=None, **options
+        decay_rank, num_heads, self.key_features, small, axis='inner', **options
     )
     # What keeps time is never stored below float32.
     self.decay_bias = nnx.Param(

@@ -60,6 +60,8 @@ class LinearAttention(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,

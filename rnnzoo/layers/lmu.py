@@ -107,9 +107,9 @@ class LMU(base.RecurrentCell):
     )
     self.W_x = nnx.Param(draw(kernel, h, d), axes=('hidden', 'embed'))
     self.W_h = nnx.Param(
-        draw(kernel, h, h), axes=('hidden', None), recurrent=True
+        draw(kernel, h, h), axes=('hidden', 'state'), recurrent=True
     )
-    self.W_m = nnx.Param(draw(kernel, h, n), axes=('hidden', None))
+    self.W_m = nnx.Param(draw(kernel, h, n), axes=('hidden', 'inner'))
 
   def initialize_carry(self, batch_size: int, dtype=None) -> LMUCarry:
     """Returns the state before the first token: zeros."""

@@ -63,6 +63,8 @@ class Mamba(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -156,10 +158,10 @@ class Mamba(base.RecurrentLayer):
     else:
       self.conv_bias = None
     self.x_proj = linear(
-        h, self.dt_rank + 2 * n, ('hidden', None), use_bias=False
+        h, self.dt_rank + 2 * n, ('hidden', 'inner'), use_bias=False
     )
     self.dt_proj = linear(
-        self.dt_rank, h, (None, 'hidden'), use_bias=False
+        self.dt_rank, h, ('inner', 'hidden'), use_bias=False
     )
     # What keeps time is never stored below float32, and never decayed.
     state_dtype = base.state_dtype(param_dtype)
@@ -169,7 +171,7 @@ class Mamba(base.RecurrentLayer):
     )
     rates = jnp.log(jnp.arange(1, n + 1, dtype=state_dtype))
     self.A_log = nnx.Param(
-        jnp.tile(rates, (h, 1)), axes=('hidden', None), recurrent=True
+        jnp.tile(rates, (h, 1)), axes=('hidden', 'inner'), recurrent=True
     )
     self.D = nnx.Param(
         jnp.ones((h,), state_dtype), axes=('hidden',), recurrent=True

@@ -53,6 +53,8 @@ class ParallelLMU(base.RecurrentLayer):
     state_features: Size `N` of the memory of each.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -111,7 +113,7 @@ class ParallelLMU(base.RecurrentLayer):
     both = draw(h, m * n + d)
     self.W_u = nnx.Param(draw(m, d), axes=(None, 'embed'))
     self.b_u = nnx.Param(zeros(m), axes=(None,))
-    self.W_m = nnx.Param(both[:, : m * n], axes=('hidden', None))
+    self.W_m = nnx.Param(both[:, : m * n], axes=('hidden', 'inner'))
     self.W_x = nnx.Param(both[:, m * n :], axes=('hidden', 'embed'))
     self.b_h = nnx.Param(zeros(h), axes=('hidden',))
 

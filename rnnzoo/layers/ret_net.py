@@ -81,6 +81,8 @@ class RetNet(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,

@@ -203,7 +203,7 @@ def make_parameters(
   fan_in = kernel[1] if initialization == 'paper' else width
   normal = lambda: jax.random.normal(rngs.params(), kernel, param_dtype)
   blocks = lambda: nnx.Param(
-      normal() / math.sqrt(fan_in), axes=('heads', None, None)
+      normal() / math.sqrt(fan_in), axes=('heads', 'inner', None)
   )
   zeros = lambda: nnx.Param(
       jnp.zeros(kernel[::2], param_dtype), axes=('heads', None)

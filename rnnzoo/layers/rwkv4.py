@@ -237,7 +237,8 @@ class RWKV4ChannelMix(base.RecurrentLayer):
         d, h, ('embed', 'mlp'), False, gain=key_gain, **options
     )
     self.value = _linear(h, d, ('mlp', 'embed'), zero_init, **options)
-    self.receptance = _linear(d, d, ('embed', None), zero_init, **options)
+    into = 'embed', 'hidden'
+    self.receptance = _linear(d, d, into, zero_init, **options)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
     """Returns the token before the first: zeros `[B, D]`, float32 at least."""

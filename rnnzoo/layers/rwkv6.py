@@ -70,6 +70,8 @@ class RWKV6(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -157,7 +159,9 @@ class RWKV6(base.RecurrentLayer):
         5, mix_rank, d, axes=(None, None, 'embed'), first=False
     )
     self.decay_A = low_rank(d, decay_rank, axes=('embed', None), first=True)
-    self.decay_B = low_rank(decay_rank, d, axes=(None, 'hidden'), first=False)
+    self.decay_B = low_rank(
+        decay_rank, d, axes=('inner', 'hidden'), first=False
+    )
     # What keeps time is never stored below float32.
     state_dtype = base.state_dtype(param_dtype)
     self.time_decay = nnx.Param(

@@ -85,6 +85,8 @@ class RWKV7(base.RecurrentLayer):
     head_features: Features `K` of a key and of a value of a head.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -187,7 +189,7 @@ class RWKV7(base.RecurrentLayer):
               first(rngs.params(), (d, rank), param_dtype),
               axes=('embed', None),
           ),
-          nnx.Param(second, axes=(None, 'hidden')),
+          nnx.Param(second, axes=('inner', 'hidden')),
       )
 
     self.w1, self.w2 = low_rank('decay_rank', decay_rank, 2.5)
@@ -425,9 +427,7 @@ def _mix(x, shifted, mu):
 def _low_rank(x, first, second, activation_fn=lambda u: u):
   """Maps `[..., D]` by `[D, R]`, a function, and `[R, D]`, summing wide."""
   dtype = base.state_dtype(x.dtype)
-  times = lambda u, p: jnp.matmul(
-      u, p[...].astype(u.dtype), preferred_element_type=dtype
-  )
+  times = lambda u, p: common.product(u, p[...], dtype)
   return times(activation_fn(times(x, first)).astype(x.dtype), second)
 
 

@@ -72,6 +72,8 @@ class S4(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -119,7 +121,7 @@ class S4(base.RecurrentLayer):
     p, b = turned[n // 2 :].T  # The positive half of each pair.
     system = lambda u: nnx.Param(
         jnp.tile(jnp.asarray(u, decay_dtype), (d, 1)),
-        axes=('hidden', None), recurrent=True,
+        axes=('hidden', 'inner'), recurrent=True,
     )
     self.log_dt = nnx.Param(
         log_dt(rngs.params(), (d,), decay_dtype), axes=('hidden',),
@@ -132,7 +134,7 @@ class S4(base.RecurrentLayer):
     normal = lambda *shape: jax.random.normal(rngs.params(), shape, param_dtype)
     # Complex normal: each part has half the variance.
     self.C_re, self.C_im = (
-        nnx.Param(math.sqrt(0.5) * normal(d, n // 2), axes=('hidden', None))
+        nnx.Param(math.sqrt(0.5) * normal(d, n // 2), axes=('hidden', 'inner'))
         for _ in range(2)
     )
     self.D = nnx.Param(normal(d), axes=(None,))

@@ -92,6 +92,8 @@ class S4D(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  gathers_time = True
+
   def __init__(
       self,
       in_features: int,
@@ -146,7 +148,7 @@ class S4D(base.RecurrentLayer):
     n = len(lambda_)
     of_all = lambda u, dtype: jnp.tile(jnp.asarray(u, dtype), (d, 1))
     normal = lambda *shape: jax.random.normal(rngs.params(), shape, param_dtype)
-    system = dict(axes=('hidden', None), recurrent=True)
+    system = dict(axes=('hidden', 'inner'), recurrent=True)
     real = init == 'real'
     self.log_dt = nnx.Param(
         log_dt(rngs.params(), (d,), decay_dtype), axes=('hidden',),
@@ -166,9 +168,9 @@ class S4D(base.RecurrentLayer):
     )
     # Complex normal: each part has half the variance.
     scale = 1 if real else math.sqrt(0.5)
-    self.C_re = nnx.Param(scale * normal(d, n), axes=('hidden', None))
+    self.C_re = nnx.Param(scale * normal(d, n), axes=('hidden', 'inner'))
     self.C_im = None if real else nnx.Param(
-        scale * normal(d, n), axes=('hidden', None)
+        scale * normal(d, n), axes=('hidden', 'inner')
     )
     self.D = nnx.Param(normal(d), axes=(None,))
     self.output = (
@@ -255,8 +257,8 @@ def output_glu(features, param_dtype, rngs):
       2 * features,
       kernel_init=init,
       bias_init=init,
-      kernel_metadata=dict(axes=('hidden', None)),
-      bias_metadata=dict(axes=(None,)),
+      kernel_metadata=dict(axes=('hidden', 'embed')),
+      bias_metadata=dict(axes=('embed',)),
       param_dtype=param_dtype,
       rngs=rngs,
   )

@@ -77,7 +77,7 @@ class _Recurrence(base.RecurrentCell):
       recurrent = init(rngs.params(), shape, param_dtype)
     # Gates in the order i, f, z, o. The bias of f sets how fast is forgotten.
     self.R = nnx.Param(
-        recurrent, axes=('heads', None, None, None), recurrent=True
+        recurrent, axes=('heads', 'inner', None, None), recurrent=True
     )
     if bias_init == 'linspace':
       forget_bias = jnp.linspace(3, 6, size)
@@ -231,7 +231,7 @@ class _HeadwiseCell(_Recurrence):
     shape = 4, self.num_heads, size, size
     self.W = nnx.Param(
         initializers.small(features)(rngs.params(), shape, param_dtype),
-        axes=(None, 'heads', None, None),
+        axes=(None, 'heads', 'inner', None),
     )
 
   def project(self, x):
@@ -290,6 +290,8 @@ class SLSTMBlock(base.RecurrentLayer):
     out_features: `D`.
     cell: The sLSTM.
   """
+
+  gathers_time = True
 
   def __init__(
       self,

@@ -45,6 +45,7 @@ class Reverse(base.RecurrentLayer):
   def __init__(self, layer: base.RecurrentLayer):
     """Wraps `layer`."""
     self.layer = layer
+    self.gathers_time = layer.gathers_time
     self.in_features = layer.in_features
     self.out_features = layer.out_features
     self.dtype = layer.dtype
@@ -144,6 +145,7 @@ class Bidirectional(base.RecurrentLayer):
     self.forward = forward
     self.backward = Reverse(backward)
     self.merge = merge
+    self.gathers_time = forward.gathers_time or backward.gathers_time
     self.in_features = forward.in_features
     self.out_features = forward.out_features
     if merge == 'concat':

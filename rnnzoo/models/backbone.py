@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import errors
 from rnnzoo import layers as zoo
+from rnnzoo import ops
 from rnnzoo.models import blocks
 from rnnzoo.models.config import ModelConfig
 
@@ -88,6 +89,7 @@ class Backbone(nnx.Module):
 
     def one_block(position, x, v_first, index, stats, state, carry):
       block = nnx.merge(graphdefs[position], stats, state)
+      x = ops.spread_rows(x)
       carry, x, v_first = run(block, carry, x, v_first, index)
       return x, v_first, carry, nnx.state(block, nnx.BatchStat)
 

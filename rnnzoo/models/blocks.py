@@ -35,7 +35,9 @@ class Block(nnx.Module):
     self.norm = make_norm(config, rngs)
     self.layer = layer
     if layer.out_features != features:
-      self.project = linear(layer.out_features, features)
+      self.project = linear(
+          layer.out_features, features, out_of='hidden', into='embed'
+      )
     if config.gate != 'none':
       self.gate = linear(features, features)
     if config.gate == 'glu':
@@ -47,7 +49,7 @@ class Block(nnx.Module):
       self.mlp_in = linear(features, hidden, into='mlp')
       if config.mlp != 'gelu':
         self.mlp_gate = linear(features, hidden, into='mlp')
-      self.mlp_out = linear(hidden, features, out_of='mlp')
+      self.mlp_out = linear(hidden, features, out_of='mlp', into='embed')
 
   def initialize_carry(self, batch_size: int, dtype=None) -> BlockCarry:
     """Returns the carry before the first token."""
@@ -93,13 +95,15 @@ class Block(nnx.Module):
     conv = carry.conv
     if config.conv_kernel:
       conv, y = self.conv(x, conv, step=step, **flags)
-      x = x + y
+      x = ops.spread_rows(x + y)
 
     def branch(x, norm, function):
       # Padding may hold anything; a norm must not spread it.
-      normed = lambda u: norm(base.masked(u, mask), mask=mask, train=train)
+      normed = lambda u: ops.spread_rows(
+          norm(base.masked(u, mask), mask=mask, train=train)
+      )
       if config.norm_position == 'pre':
-        return x + function(normed(x))
+        return ops.spread_rows(x + function(normed(x)))
       return normed(x + function(x))
 
     next_carry, told = carry.layer, v_first
@@ -193,10 +197,8 @@ def dropout(x, rate, key, *, over_time=False):
 
 
 def _linear(
-    n, m, param_dtype, rngs, *, use_bias=True, out_of='embed', into=None
+    n, m, param_dtype, rngs, *, use_bias=True, out_of='embed', into='hidden'
 ):
-  if into is None and out_of != 'embed':
-    into = 'embed'
   init = initializers.uniform_fan_in(n)
   return nnx.Linear(
       n,

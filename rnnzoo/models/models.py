@@ -6,12 +6,22 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.models import blocks
 from rnnzoo.models.backbone import Backbone
 from rnnzoo.models.config import ModelConfig
+
+
+class OutputMap(NamedTuple):
+  """What makes logits of features `[..., D]`, cast to the features' dtype."""
+
+  kernel: jax.Array  # [D, V]; or [V, D], where it is the embedding.
+  vocab_axis: int  # Of the kernel.
+  bias: jax.Array | None  # [V].
+  soft_cap: float  # See `ModelConfig`.
 
 
 class LanguageModel(nnx.Module):
@@ -84,6 +94,33 @@ class LanguageModel(nnx.Module):
     Raises:
       ValueError: If shapes or dtypes disagree.
     """
+    carry, x = self.features(
+        tokens, carry, reset=reset, mask=mask, train=train, key=key
+    )
+    return carry, base.masked(self._logits(x), mask)
+
+  def features(
+      self, tokens, carry=None, *, reset=None, mask=None, train=False, key=None
+  ):
+    """Runs whole sequences, but for the map to logits.
+
+    For losses over vocabularies so large that all logits at once are too many.
+    The logits are `output_map` of these features.
+
+    Args:
+      tokens: See `__call__`, like all the others.
+      carry: State left by earlier tokens.
+      reset: Where sequences start.
+      mask: Which tokens count.
+      train: Whether batch norms use and update the batch's statistics.
+      key: For dropout.
+
+    Returns:
+      `(carry, features)`: features `[B, T, features]` of `config.dtype`.
+
+    Raises:
+      ValueError: If shapes or dtypes disagree.
+    """
     _check_tokens(tokens, 2)
     if carry is None:
       carry = self.initialize_carry(tokens.shape[0])
@@ -99,7 +136,15 @@ class LanguageModel(nnx.Module):
         x, carry, reset=reset, mask=mask, train=train, key=key
     )
     x = self.norm(base.masked(x, mask), mask=mask, train=train)
-    return carry, base.masked(self._logits(x), mask)
+    return carry, ops.spread_rows(x)
+
+  def output_map(self) -> OutputMap:
+    """Returns the map from features to logits, as arrays."""
+    cap = self.config.soft_cap
+    if self.config.tie_embeddings:
+      return OutputMap(self.embed.embedding[...], 0, None, cap)
+    bias = None if self.head.bias is None else self.head.bias[...]
+    return OutputMap(self.head.kernel[...], 1, bias, cap)
 
   def step(self, carry, tokens, *, reset=None, mask=None):
     """Runs one token `[B]`: the next carry, and logits `[B, vocab_size]`."""
@@ -311,7 +356,8 @@ def _head(config, outputs, use_bias, rngs):
 def _embed(model, tokens, mask, train=False):
   """Maps tokens `[...]` to what the first block reads, `[..., D]`."""
   config = model.config
-  x = model.embed.embedding[...].astype(config.dtype)[tokens]
+  table = ops.whole_rows(model.embed.embedding[...].astype(config.dtype))
+  x = ops.spread_rows(table[tokens])
   if config.scale_embeddings:
     x = x * jnp.asarray(config.features**0.5, x.dtype)
   return _normed(model, base.masked(x, mask), mask, train)

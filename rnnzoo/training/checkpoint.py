@@ -52,6 +52,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo.training import hashing
+from rnnzoo.training import paths
 
 FORMAT = 1
 
@@ -117,6 +118,8 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
           '`state` must be a dictionary whose paths, joined by "/", are all '
           f'different; got {name!r} ' + ('twice.' if name else 'as a path.')
       )
+    if paths.leads_out(name):
+      raise ValueError(f'`state` has a path that leads out of it: {name!r}.')
     if not isinstance(getattr(leaf, 'dtype', None), np.dtype):
       raise ValueError(
           f'`state` must hold arrays of numbers, got {leaf!r} at {name}.'
@@ -191,6 +194,21 @@ def _differences(leaves, saved, *, partial: bool) -> list[str]:
         if name not in leaves
     ]
   return found
+
+
+def _on_the_first_device() -> jax.sharding.Sharding:
+  """Where an array goes of which nobody says where.
+
+  In each of several processes to its own first device; while it is one array of
+  all processes, it is on one device of each.
+  """
+  if jax.process_count() == 1:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  first = {}
+  for device in jax.devices():
+    first.setdefault(device.process_index, device)
+  mesh = jax.sharding.Mesh(np.array(list(first.values())), ('process',))
+  return jax.NamedSharding(mesh, jax.P())
 
 
 class _DamagedError(Exception):
@@ -318,7 +336,8 @@ class Checkpointer:
     self.wait()
     if step in self.all_steps():
       if best_metric is not None:
-        self._note_metric(step, best_metric)
+        self._metrics[step] = best_metric
+        self._rewrite(step, metric=best_metric)
       return False
     if self.all_steps() and step < self.latest_step():
       raise ValueError(
@@ -360,6 +379,19 @@ class Checkpointer:
     except Exception as e:
       raise self._save_failed(e) from e
     return True
+
+  def note(self, step: int, meta: dict[str, Any]) -> None:
+    """Gives a checkpoint that is there another `meta`.
+
+    Args:
+      step: Which one.
+      meta: As for `save`.
+
+    Raises:
+      errors.UserError: If it cannot be written; the old one is intact then.
+    """
+    self.wait()
+    self._rewrite(step, meta=meta)
 
   def wait(self) -> None:
     """Blocks until the save under way is on disk.
@@ -489,16 +521,23 @@ class Checkpointer:
         f'{_reason(error)}. {kept if self.all_steps() else ""}'.rstrip()
     )
 
-  def _note_metric(self, step: int, metric: float) -> None:
-    record = self._read_record(step)
-    record['metric'] = metric
+  def _rewrite(self, step: int, **entries) -> None:
+    """Changes entries of a checkpoint's record, in one moment."""
+    record = self._read_record(step) | entries
     record['sha256'] = _checksum(record)
-    self._metrics[step] = metric
     if jax.process_index() == 0:
       path = self.directory / str(step) / 'meta' / 'metadata'
       new = path.parent / 'metadata.new'
-      new.write_text(json.dumps(record))
-      new.replace(path)
+      try:
+        new.write_text(json.dumps(record))
+        new.replace(path)
+      except OSError as e:
+        with contextlib.suppress(OSError):
+          new.unlink(missing_ok=True)
+        raise errors.UserError(
+            f'Cannot note {", ".join(entries)} in checkpoint {step} in '
+            f'{self.directory}: {_reason(e)}.'
+        ) from e
 
   def _first_sound(self, read, step, best, *, move):
     """Returns `read` of the first checkpoint that is not damaged."""
@@ -546,6 +585,9 @@ class Checkpointer:
       raise _DamagedError('meta/metadata is not what was written') from e
     if not sound or record['step'] != step:
       raise _DamagedError('meta/metadata is not what was written')
+    for name in record['leaves']:
+      if paths.leads_out(name):
+        raise _DamagedError(f'meta/metadata names {name!r}')
     if record['format'] != FORMAT:
       raise errors.UserValueError(
           f'{path} has format {record["format"]}; this version of rnnzoo reads '
@@ -555,7 +597,7 @@ class Checkpointer:
 
   def _read_leaves(self, step, leaves, saved) -> list[jax.Array]:
     """Restores the named leaves and compares their digests."""
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    first = _on_the_first_device()
     targets = {
         name: jax.ShapeDtypeStruct(
             leaf.shape,
@@ -574,6 +616,7 @@ class Checkpointer:
     with warnings.catch_warnings():  # See `_drop_leftovers`.
       warnings.simplefilter('ignore', RuntimeWarning)
       try:
+        paths.check_metadata(self.directory / str(step) / 'state')
         # Without the manager, whose barriers would wait for ever, or for other
         # calls', where a file is damaged that only some processes read.
         read = ocp.PyTreeCheckpointHandler().restore(
@@ -597,6 +640,11 @@ class Checkpointer:
     for name, digest in zip(leaves, digests):
       if saved[name]['digest'] != f'{digest:016x}':
         raise _DamagedError(f'{name} is not what was written')
+    if jax.process_count() > 1:
+      restored = [
+          x if getattr(leaf, 'sharding', None) else x.addressable_data(0)
+          for x, leaf in zip(restored, leaves.values())
+      ]
     return restored
 
   def _set_aside(self, step: int) -> epath.Path:

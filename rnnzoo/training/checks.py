@@ -3,11 +3,13 @@
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo.training import recovery
 
 # What may differ between a run and its continuation.
 FREE_FIELDS = (
-    'mesh', 'log_every', 'eval_every', 'save_every', 'keep', 'tensorboard',
-    'data.data_dir', 'profile_steps',
+    'mesh', 'whole_axes', 'log_every', 'eval_every', 'save_every', 'keep',
+    'tensorboard', 'data.data_dir', 'profile_steps', 'loss_chunk', 'on_nan',
+    'nan_limit', 'nan_rate_factor',
 )
 
 
@@ -26,6 +28,23 @@ def check_intervals(config):
           f'{name} {config[name]} must be a multiple of steps_per_dispatch '
           f'{config.steps_per_dispatch}.'
       )
+
+
+def check_policies(config):
+  """Raises `UserValueError` on a policy for bad numbers that is none."""
+  if config.on_nan not in recovery.POLICIES:
+    raise errors.UserValueError(
+        f'on_nan must be one of {", ".join(recovery.POLICIES)}, got '
+        f'{config.on_nan!r}.{errors.suggest(config.on_nan, recovery.POLICIES)}'
+    )
+  if config.nan_limit < 1:
+    raise errors.UserValueError(
+        f'nan_limit must be at least 1, got {config.nan_limit}.'
+    )
+  if not 0 < config.nan_rate_factor <= 1:
+    raise errors.UserValueError(
+        f'nan_rate_factor must be in (0, 1], got {config.nan_rate_factor}.'
+    )
 
 
 def profile_window(text: str) -> tuple[int, int] | None:

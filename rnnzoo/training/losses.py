@@ -1,11 +1,32 @@
-"""Losses as sums and weights, so that parts of a batch add up exactly."""
+"""Losses as sums and weights, so that parts of a batch add up exactly.
+
+Logits are the largest array of a language model: a vocabulary of 32,768 times
+four bytes for every token of the batch, and as much again for the gradient.
+`chunked_cross_entropy` makes them for a part of the tokens at a time. On a mesh
+that has to be done by hand: left to the compiler, the head's gradient is
+reduced over the devices once per chunk.
+"""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import errors
+from rnnzoo.training import sharding
+
+AUTOMATIC = -1
+
+# So many logits a device may hold at once if it is for us to say: 256 MiB.
+LOGITS_AT_ONCE = 2**26
 
 
 def cross_entropy(
-    logits: jax.Array, targets: jax.Array, mask: jax.Array | None = None
+    logits: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    split_over: tuple[str, ...] = (),
 ) -> dict[str, jax.Array]:
   """Cross-entropy of integer targets, in nats, summed.
 
@@ -16,47 +37,282 @@ def cross_entropy(
 
   Args:
     logits: `[..., V]`.
-    targets: Class or token ids `[...]`.
+    targets: Class or token ids `[...]`; of one that there is not the loss is
+      NaN.
     mask: Booleans `[...]`, `False` on positions that do not count.
+    split_over: Inside `jax.shard_map`, the mesh axes whose devices hold `V`
+      classes each, in order.
 
   Returns:
     float32 scalars: `loss`, the sum; `correct`, the number of targets with the
-    largest logit; `weight`, the number of positions that count.
+    largest logit, the first one of equals; `weight`, the number of positions
+    that count.
   """
   logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
-  normalizer = jax.nn.logsumexp(logits, axis=-1)
-  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  classes = jax.lax.broadcasted_iota(
+      targets.dtype, logits.shape, logits.ndim - 1
+  )
+  count = logits.shape[-1]
+  if split_over:
+    classes += jax.lax.axis_index(split_over) * count
+    count *= jax.lax.psum(1, split_over)
+  top = jax.lax.stop_gradient(logits).max(-1)
+  top = jax.lax.pmax(top, split_over) if split_over else top
+  # A target's logit is a sum of one number and zeros: no device needs to know
+  # who has it, and no gradient is scattered.
+  is_target = classes == targets[..., None]
+  is_better = (logits == top[..., None]) & (classes < targets[..., None])
+  parts = jnp.stack([
+      jnp.exp(logits - top[..., None]).sum(-1),
+      jnp.where(is_target, logits, 0).sum(-1),
+      is_better.sum(-1, dtype=logits.dtype),
+  ])
+  parts = jax.lax.psum(parts, split_over) if split_over else parts
+  normalizer, chosen, better = jnp.log(parts[0]) + top, parts[1], parts[2]
+  chosen = jnp.where((0 <= targets) & (targets < count), chosen, jnp.nan)
   valid = jnp.ones(targets.shape, bool) if mask is None else mask
   total = lambda u: jnp.where(valid, u, 0).sum(dtype=logits.dtype)
   return dict(
       loss=total(normalizer - chosen),
-      correct=total(logits.argmax(-1) == targets),
+      correct=total((chosen == top) & (better == 0)),
       weight=total(jnp.ones_like(normalizer)),
   )
 
 
-def next_token_loss(functional, *, train: bool):
+def chunked_cross_entropy(
+    features: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    vocab_axis: int = 1,
+    bias: jax.Array | None = None,
+    soft_cap: float = 0.0,
+    chunk: int = AUTOMATIC,
+) -> dict[str, jax.Array]:
+  """`cross_entropy` of a linear map of features, never all logits at once.
+
+  Where there is more than one chunk the gradients are made together with the
+  loss, chunk by chunk, and no logits are computed twice. That of the kernel is
+  summed over chunks in float32 at least.
+
+  On a mesh (that of `jax.set_mesh`, with Auto axes) each device works on the
+  rows, the stretch of time and the part of the vocabulary that it holds; it
+  gathers its part of the kernel once, and its gradient is reduced once.
+
+  >>> import jax.numpy as jnp
+  >>> features, kernel = jnp.zeros((1, 3, 2)), jnp.ones((2, 4))
+  >>> sums = chunked_cross_entropy(
+  ...     features, kernel, jnp.array([[0, 1, 2]]), chunk=2
+  ... )
+  >>> (sums['loss'] / sums['weight']).round(4)  # log 4
+  Array(1.3863, dtype=float32)
+
+  Args:
+    features: `[B, T, D]`.
+    kernel: `[D, V]`, or `[V, D]` if `vocab_axis` is 0; cast to `features`'
+      dtype.
+    targets: Token ids `[B, T]`.
+    mask: Booleans `[B, T]`, `False` on positions that do not count.
+    vocab_axis: Of the kernel.
+    bias: `[V]`, or `None`.
+    soft_cap: If positive, logits are `soft_cap * tanh(logits / soft_cap)`.
+    chunk: How many tokens, at most, a device has logits of at once; 0 for all
+      of its tokens; -1 for as many as make `LOGITS_AT_ONCE`.
+
+  Returns:
+    See `cross_entropy`.
+  """
+  batch, time, width = features.shape
+  vocab_size = kernel.shape[vocab_axis]
+  if mask is None:
+    mask = jnp.ones(targets.shape, bool)
+  sums = functools.partial(
+      _sums, vocab_axis=vocab_axis, soft_cap=soft_cap, chunk=chunk
+  )
+  operands = features, kernel, bias, targets, mask
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = _dividing(mesh, ('data', 'fsdp'), batch)
+  times = _dividing(mesh, ('sequence',), time)
+  vocab = _dividing(mesh, (sharding.RULES['vocab'],), vocab_size)
+  # The devices that share the kernel's other axis must differ in rows.
+  embed = _dividing(mesh, (sharding.RULES['embed'],), width)
+  embed = tuple(name for name in embed if name in rows)
+  here = rows + times
+  if not here + vocab:
+    return sums(*operands, split_over=())
+
+  def local(x, kernel, bias, targets, mask):
+    # Marked so outside of the loop, or gradients would be reduced inside it.
+    x = _varying(x, vocab)
+    kernel = _varying(kernel.astype(x.dtype), here)
+    if embed:
+      kernel = jax.lax.all_gather(
+          kernel, embed, axis=1 - vocab_axis, tiled=True
+      )
+    bias = None if bias is None else _varying(bias, here)
+    found = sums(x, kernel, bias, targets, mask, split_over=vocab)
+    return jax.lax.psum(found, here)
+
+  spec = lambda *names: jax.P(*(n or None for n in names))
+  by_token = spec(rows, times)
+  return jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(
+          spec(rows, times, ()),
+          spec(embed, vocab) if vocab_axis else spec(vocab, embed),
+          jax.P() if bias is None else spec(vocab),
+          by_token,
+          by_token,
+      ),
+      out_specs=jax.P(),
+      axis_names=_auto_axes(mesh),
+  )(*operands)
+
+
+def next_token_loss(functional, *, train: bool, chunk: int = 0):
   """Builds the loss function of models that map tokens to logits.
 
   Args:
     functional: The model, as `training.state.Functional`; called as
-      `model(inputs, carry, reset=, train=, key=) -> (carry, logits)`.
+      `model(inputs, carry, reset=, train=, key=) -> (carry, logits)`. If
+      `chunk` is not 0, its methods `features` and `output_map` are, see
+      `models.LanguageModel`.
     train: Whether batch norms use the batch's statistics.
+    chunk: 0 for all logits at once, else see `chunked_cross_entropy`.
 
   Returns:
     A function `(params, batch_stats, batch, carry, key) -> (loss, (sums,
     batch_stats, carry))`, see `training.step`. `carry` `None` starts anew and
     gives `None`.
+
+  Raises:
+    UserValueError: If `chunk` is no size.
   """
+  if chunk < AUTOMATIC:
+    raise errors.UserValueError(
+        'loss_chunk must be a number of tokens, 0 for all of them or '
+        f'{AUTOMATIC} for as many as fit, got {chunk}.'
+    )
 
   def loss_fn(params, batch_stats, batch, carry, key):
     model = functional.merge(params, batch_stats)
-    new_carry, logits = model(
+    run = model.features if chunk else model
+    new_carry, outputs = run(
         batch['inputs'], carry, reset=batch.get('reset'), train=train, key=key
     )
-    sums = cross_entropy(logits, batch['targets'], batch.get('mask'))
+    targets, mask = batch['targets'], batch.get('mask')
+    if chunk:
+      last = model.output_map()
+      sums = chunked_cross_entropy(
+          outputs, last.kernel, targets, mask,
+          vocab_axis=last.vocab_axis, bias=last.bias, soft_cap=last.soft_cap,
+          chunk=chunk,
+      )
+    else:
+      sums = cross_entropy(outputs, targets, mask)
     _, batch_stats = functional.variables(model)
     carry = None if carry is None else new_carry
     return sums['loss'], (sums, batch_stats, carry)
 
   return loss_fn
+
+
+def _sums(
+    x, kernel, bias, targets, mask, *, vocab_axis, soft_cap, chunk, split_over
+):
+  """The sums over `[B, T]` tokens, in as many chunks as needed."""
+  count = targets.size
+  several = 1
+  if chunk == AUTOMATIC:
+    several = math.ceil(count * kernel.shape[vocab_axis] / LOGITS_AT_ONCE)
+  elif chunk:
+    several = math.ceil(count / chunk)
+
+  def one(x, kernel, bias, targets, mask):
+    logits = jax.lax.dot_general(
+        x, kernel.astype(x.dtype), (((1,), (1 - vocab_axis,)), ((), ())),
+        preferred_element_type=jnp.promote_types(jnp.float32, x.dtype),
+    )
+    if bias is not None:
+      logits += bias.astype(logits.dtype)
+    if soft_cap > 0:
+      logits = soft_cap * jnp.tanh(logits / soft_cap)
+    return cross_entropy(logits, targets, mask, split_over=split_over)
+
+  tokens = x.reshape(count, x.shape[-1]), targets.reshape(-1), mask.reshape(-1)
+  if several <= 1:
+    return one(tokens[0], kernel, bias, *tokens[1:])
+  size = math.ceil(count / several)
+  chunks = [
+      jnp.pad(u, [(0, several * size - count)] + [(0, 0)] * (u.ndim - 1))
+      .reshape(several, size, *u.shape[1:])
+      for u in tokens
+  ]
+  return _in_chunks(one, chunks[0], (kernel, bias), *chunks[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_chunks(one, xs, head, targets, masks):
+  """Adds up `one(x, *head, target, mask)` over the leading axis."""
+  body = lambda x, y, m: one(x, *head, y, m)
+  sums = jax.lax.map(lambda chunk: body(*chunk), (xs, targets, masks))
+  return jax.tree.map(lambda u: u.sum(0), sums)
+
+
+def _in_chunks_forwards(one, xs, head, targets, masks):
+  """The same, and the gradients of the loss while its logits are there."""
+
+  def body(totals, chunk):
+    x, target, mask = chunk
+
+    def loss(x, head):
+      sums = one(x, *head, target, mask)
+      return sums['loss'], sums
+
+    value, pull, sums = jax.vjp(loss, x, head, has_aux=True)
+    grad_x, grads = pull(jnp.ones_like(value))
+    return jax.tree.map(jnp.add, totals, grads), (sums, grad_x)
+
+  wide = lambda u: jnp.promote_types(jnp.float32, u.dtype)
+  zeros = jax.tree.map(
+      lambda u: _varying(
+          jnp.zeros(u.shape, wide(u)), jax.typeof(u).mat.varying
+      ),
+      head,
+  )
+  grads, (sums, grad_xs) = jax.lax.scan(body, zeros, (xs, targets, masks))
+  return jax.tree.map(lambda u: u.sum(0), sums), (grad_xs, grads, head)
+
+
+def _in_chunks_backwards(one, saved, cotangents):
+  del one
+  grad_xs, grads, head = saved
+  scaled = lambda u, like: (u * cotangents['loss']).astype(like.dtype)
+  return (
+      scaled(grad_xs, grad_xs), jax.tree.map(scaled, grads, head), None, None
+  )
+
+
+_in_chunks.defvjp(_in_chunks_forwards, _in_chunks_backwards)
+
+
+def _auto_axes(mesh):
+  kinds = zip(mesh.axis_names, mesh.axis_types)
+  return {n for n, kind in kinds if kind == jax.sharding.AxisType.Auto}
+
+
+def _dividing(mesh, names, length):
+  """The longest prefix of `names` whose mesh sizes together divide `length`."""
+  auto = _auto_axes(mesh)
+  chosen = tuple(n for n in names if n in auto and mesh.shape[n] > 1)
+  while chosen and length % math.prod(mesh.shape[n] for n in chosen):
+    chosen = chosen[:-1]
+  return chosen
+
+
+def _varying(u, names):
+  """Marks `u` as different on the devices along these mesh axes."""
+  more = tuple(n for n in names if n not in jax.typeof(u).mat.varying)
+  return jax.lax.pcast(u, more, to='varying') if more else u

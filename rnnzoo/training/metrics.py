@@ -105,6 +105,7 @@ class MetricsWriter:
     self._path = workdir / 'metrics.jsonl'
     self._file = None
     self._board = None
+    self._rest = b''  # What a full disk did not take.
     if jax.process_index() != 0:
       return
     with self._readable_errors():
@@ -121,16 +122,25 @@ class MetricsWriter:
               purge_step=None if resume_step is None else resume_step + 1,
               # The rest of the name only tells runs of different seconds apart.
               filename_suffix=f'.{resume_step or 0}',
+              flush_secs=10,  # A flush waits for the disk, milliseconds.
           )
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, error_type, error, traceback):
+    try:
+      self.close()
+    except errors.UserError as e:
+      if error is None:
+        raise
+      logging.warning('%s', e)  # The first error is the one to report.
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Writes one line, which is on disk when this returns.
+
+    A line that cannot be written, as on a full disk, is kept for the next call:
+    a run is worth more than its records.
 
     Args:
       step: The step after which the values hold.
@@ -138,7 +148,6 @@ class MetricsWriter:
 
     Raises:
       ValueError: If a value is none of these, or named `step` or `wall_time`.
-      errors.UserError: If the line cannot be written, as on a full disk.
     """
     if reserved := {'step', 'wall_time'} & set(values):
       raise ValueError(f'`values` must not contain {min(reserved)!r}.')
@@ -147,22 +156,37 @@ class MetricsWriter:
       return
     now = time.time()
     line = json.dumps({'step': int(step), **row, 'wall_time': now}) + '\n'
-    with self._readable_errors():
-      rest = line.encode()
-      while rest:  # A full disk takes a part first, and fails at the next.
-        rest = rest[self._file.write(rest) :]
+    waited = bool(self._rest)
+    self._rest += line.encode()
+    try:
+      self._write_rest()
       if self._board is not None:
         for key, value in row.items():
           if value is not None and not isinstance(value, str):
             self._board.add_scalar(key, float(value), step, walltime=now)
-        self._board.flush()
+    except errors.UserError as e:
+      if not waited:  # Once is enough.
+        logging.warning('%s The lines wait in memory.', e)
 
   def close(self) -> None:
-    """Closes the files; `write` must not be called after."""
-    if self._file is not None:
+    """Closes the files; `write` must not be called after.
+
+    Raises:
+      errors.UserError: If there are lines that still cannot be written.
+    """
+    if self._file is None:
+      return
+    try:
+      self._write_rest()
+    finally:
       self._file.close()
-    if self._board is not None:
-      self._board.close()
+      if self._board is not None:
+        self._board.close()
+
+  def _write_rest(self) -> None:
+    with self._readable_errors():
+      while self._rest:  # A full disk takes a part first, fails at the next.
+        self._rest = self._rest[self._file.write(self._rest) :]
 
   def _cut(self, resume_step: int | None) -> None:
     if not self._path.exists():
@@ -224,13 +248,29 @@ def _title(workdir: pathlib.Path) -> str:
   return title
 
 
+def _plot_speed(axes, rows) -> None:
+  """Draws tokens a second, and what of the time the devices had to wait."""
+  steps, speeds = _column(rows, 'tokens_per_second_per_device')
+  axes.plot(steps, speeds, color=_COLORS['train'], linewidth=0.8)
+  axes.set_ylabel('tokens/s/device', fontsize='x-small')
+  steps, waits = _column(rows, 'input_wait')
+  other = axes.twinx()
+  other.plot(steps, 100 * waits, color=_COLORS['eval'][0], linewidth=0.8)
+  other.set_ylabel('% input wait', fontsize='x-small')
+  for each in (axes, other):
+    each.set_ylim(bottom=0)
+    each.tick_params(labelsize='x-small')
+    each.spines['top'].set_visible(False)
+  axes.grid(alpha=0.25)
+
+
 def plot_curves(workdir) -> pathlib.Path:
   """Draws `curve.png` from `metrics.jsonl`.
 
   The training loss is drawn thin and, when there are enough points, smoothed;
   every evaluation loss (`eval_loss`, `eval_..._loss`) has its own colour, and
-  the lowest `eval_loss` a mark. The title comes from `config.json` and
-  `summary.json`, as far as they exist.
+  the lowest `eval_loss` a mark. Below lies the speed, where it was measured.
+  The title comes from `config.json` and `summary.json`, as far as they exist.
 
   Args:
     workdir: The run's directory. With no metrics the axes stay empty.
@@ -250,9 +290,13 @@ def plot_curves(workdir) -> pathlib.Path:
   canvas = backend_agg.FigureCanvasAgg(
       figure.Figure(figsize=(8, 4.5), layout='constrained')
   )
-  axes = canvas.figure.add_subplot()
+  if any('tokens_per_second_per_device' in row for row in rows):
+    axes, below = canvas.figure.subplots(2, sharex=True, height_ratios=(5, 1))
+    _plot_speed(below, rows)
+  else:
+    axes = below = canvas.figure.add_subplot()
   axes.set_title(_title(workdir), loc='left')
-  axes.set_xlabel('step')
+  below.set_xlabel('step')
   axes.set_ylabel('loss (nats per token)')
   axes.spines['top'].set_visible(False)
   axes.grid(alpha=0.25)
@@ -386,13 +430,14 @@ class Progress:
   def __exit__(self, *_):
     self.close()
 
-  def update(self, step: int, loss=None) -> None:
+  def update(self, step: int, loss=None, *, notes: str = '') -> None:
     """Moves to `step`; with a loss, shows that, the speed and the time left.
 
     Args:
       step: Steps done, counted over the whole run.
       loss: The step's loss, a number or an array of one. Reading it waits for
         the device, so give it only every so many steps.
+      notes: What else to show beside the loss.
     """
     if loss is not None:
       loss = float(loss)
@@ -411,6 +456,8 @@ class Progress:
       if self.tokens_per_second is not None:
         rate = tqdm.tqdm.format_sizeof(self.tokens_per_second)
         text += f', {rate} tokens/s'
+      if notes:
+        text += f', {notes}'
       if self._seconds_per_step is not None:
         left = self._seconds_per_step * (self._total - step)
         text += f', {tqdm.tqdm.format_interval(left)} left'

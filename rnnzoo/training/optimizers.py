@@ -88,7 +88,7 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
       )
   is_axes = lambda a: isinstance(a, tuple)
   decayed = jax.tree_util.tree_map_with_path(
-      lambda path, a, r: not r and _is_matrix(path, a),
+      lambda path, a, r: not r and is_matrix(path, a),
       axes, recurrent, is_leaf=is_axes,
   )
   if 'weight_decay' in allowed:
@@ -110,7 +110,7 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
   return optax.chain(*parts)
 
 
-def _is_matrix(path, axes):
+def is_matrix(path, axes):
   """Whether a parameter at `path` of a tree is neither vectors nor a number."""
   axes = [name for name in axes if name != 'layers']
   if axes[:1] == ['heads']:

@@ -5,8 +5,10 @@ The loop runs it; planning compiles it for devices that are not there.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
+from absl import logging
 import jax
 import optax
 from rnnzoo.training import optimizers
@@ -51,7 +53,8 @@ def make_program(task, config, mesh) -> Program:
     A `Program`; nothing has been compiled.
 
   Raises:
-    UserError: If the optimiser's config is at fault.
+    UserError: If the optimiser's config is at fault, or a parameter cannot be
+      shared as the mesh asks.
   """
   functional = task.functional
   tx = optimizers.make_optimizer(
@@ -63,7 +66,16 @@ def make_program(task, config, mesh) -> Program:
       ema=config.ema_decay > 0, carry=task.initial_carry,
   )
   abstract = jax.eval_shape(make_state)
-  shardings = sharding.state_shardings(mesh, abstract, tx, functional.axes)
+  whole = tuple(config.whole_axes)
+  sharding.check_parameters(mesh, functional.params, functional.axes, whole)
+  if config.model.dtype == 'bfloat16':
+    for line in sharding.tile_warnings(
+        mesh, functional.params, functional.axes, whole
+    ):
+      _warn(line)
+  shardings = sharding.state_shardings(
+      mesh, abstract, tx, functional.axes, whole
+  )
   abstract = jax.tree.map(
       lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
       abstract, shardings,
@@ -73,10 +85,19 @@ def make_program(task, config, mesh) -> Program:
       seed=config.seed,
       accumulate_steps=config.accumulate_steps,
       ema_decay=config.ema_decay,
+      skip_bad=config.on_nan == 'skip',
   )
   if config.steps_per_dispatch > 1:
     train_step = step_lib.several_steps(train_step)
   train_step = jax.jit(
-      train_step, donate_argnums=0, out_shardings=(shardings, None)
+      train_step,
+      donate_argnums=0,
+      # The numbers that decide how a run goes on are the same everywhere.
+      out_shardings=(shardings, jax.NamedSharding(mesh, jax.P())),
   )
   return Program(tx, abstract, make_state, train_step)
+
+
+@functools.cache  # A run may make its program more than once.
+def _warn(line):
+  logging.warning('%s', line)

@@ -1,21 +1,31 @@
 """Where arrays live: one mesh, and one table from logical axes to its axes."""
 
+import functools
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 from rnnzoo import errors
+from rnnzoo.training import optimizers
 
 MESH_AXES = ('data', 'fsdp', 'model', 'sequence')
 
-# Logical axis of a parameter -> mesh axis. An axis that does not divide stays
-# whole, and so does one whose mesh axis an earlier axis has taken.
+# Logical axis of a parameter -> mesh axis. A mesh axis that an earlier axis of
+# the parameter has taken is not used again.
 RULES = dict(
-    embed='fsdp', heads='model', hidden='model', mlp='model', vocab='model'
+    embed='fsdp', state='fsdp', inner='fsdp',
+    heads='model', hidden='model', mlp='model', vocab='model',
 )
+# Ranks, states of a channel, inputs of a head: shared only where they divide.
+# All others must divide, or be named in `config.whole_axes`.
+WHERE_IT_DIVIDES = ('inner',)
+# Rows of a tile of bfloat16 on a TPU. Parts of another size are padded, and
+# their gathers and gradients are no longer those of parts.
+TILE_ROWS = 16
 
 
 def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
@@ -47,8 +57,13 @@ def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
         f'mesh sizes {text} do not make up the {len(devices)} devices there '
         'are.'
     )
-  return jax.make_mesh(
-      tuple(shape), MESH_AXES, devices=devices,
+  # Unlike `jax.make_mesh`, whatever the sizes: an axis may be a part of one of
+  # the torus that a pod is.
+  placed = mesh_utils.create_device_mesh(
+      shape, devices, allow_split_physical_axes=True
+  )
+  return jax.sharding.Mesh(
+      placed, MESH_AXES,
       axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
   )
 
@@ -67,23 +82,36 @@ def check_batch_size(batch_size: int, mesh, accumulate: int = 1):
 def check_sequence_length(length: int, mesh):
   """Raises `UserValueError` unless time splits evenly over the devices."""
   parts = mesh.shape['sequence']
+  if parts == 1:  # Of every batch of most runs.
+    return
   if length % parts:
     raise errors.UserValueError(
         f'sequences of {length} tokens (data.sequence_length) do not split '
         f'into mesh.sequence={parts} equal stretches.'
     )
-  if mesh.local_mesh.shape['sequence'] != parts:
+  owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  if (owners != owners[..., :1]).any():  # `sequence` is the last axis.
     # Each process reads rows of its own, and whole ones.
     raise errors.UserValueError(
         f'mesh.sequence={parts} must not reach beyond one process.'
     )
 
 
-def parameter_sharding(mesh, shape, axes) -> NamedSharding:
-  """The sharding of one parameter, from its logical `axes`."""
+def parameter_sharding(mesh, shape, axes, whole=()) -> NamedSharding:
+  """The sharding of one parameter.
+
+  Args:
+    mesh: The mesh.
+    shape: Of the parameter.
+    axes: Its logical axes.
+    whole: Logical axes that every device is to have all of.
+
+  Returns:
+    The sharding; axes that do not divide are whole, see `check_parameters`.
+  """
   spec, taken = [], set()
   for size, name in zip(shape, axes):
-    axis = RULES.get(name)
+    axis = None if name in whole else RULES.get(name)
     if axis in taken or axis is None or size % mesh.shape[axis]:
       axis = None
     taken.add(axis)
@@ -91,7 +119,100 @@ def parameter_sharding(mesh, shape, axes) -> NamedSharding:
   return NamedSharding(mesh, P(*spec))
 
 
-def state_shardings(mesh, state, tx, axes):
+def parameter_shardings(mesh, params, axes, whole=()):
+  """`parameter_sharding` of every leaf of a tree of parameters."""
+  return jax.tree.map(
+      lambda leaf, a: parameter_sharding(mesh, leaf.shape, a, whole),
+      params, axes,
+  )
+
+
+def check_parameters(mesh, params, axes, whole=()):
+  """Checks that the matrices of a model can be shared as the mesh asks.
+
+  Vectors, such as biases and scales, are whole where they do not divide.
+
+  Args:
+    mesh: The mesh.
+    params: Abstract parameters.
+    axes: Logical axes of every parameter.
+    whole: Logical axes that every device is to have all of.
+
+  Raises:
+    UserValueError: If a size does not divide, naming it, the parameter and the
+      mesh axis; or if there is no such axis in `whole`.
+  """
+  for name in whole:
+    if name not in RULES:
+      raise errors.UserValueError(
+          f'whole_axes: there is no axis {name!r}.'
+          f'{errors.suggest(name, RULES)} The axes are: {", ".join(RULES)}.'
+      )
+  bad = {}
+  for path, shape, names in _matrices(params, axes):
+    for size, name in zip(shape, names):
+      axis = RULES.get(name)
+      optional = name in WHERE_IT_DIVIDES or name in whole
+      if axis and not optional and size % mesh.shape[axis]:
+        bad.setdefault((name, size, axis), []).append(f'{path} {shape}')
+  if bad:
+    lines = [
+        f"The size {size} of axis '{name}' does not divide by mesh.{axis}="
+        f'{mesh.shape[axis]}: {_some(places)}.'
+        for (name, size, axis), places in bad.items()
+    ]
+    names = tuple(dict.fromkeys(name for name, _, _ in bad))
+    raise errors.UserValueError(
+        f'{" ".join(lines)} Choose sizes that divide; or, with --config.'
+        f'whole_axes="{names}", let every device have all of it.'
+    )
+
+
+def tile_warnings(mesh, params, axes, whole=()) -> list[str]:
+  """Says which matrices have parts that are no whole tiles of bfloat16.
+
+  Args:
+    mesh: The mesh.
+    params: Abstract parameters.
+    axes: Logical axes of every parameter.
+    whole: Logical axes that every device has all of.
+
+  Returns:
+    A line for each size and mesh axis.
+  """
+  found = {}
+  for path, shape, names in _matrices(params, axes):
+    spec = parameter_sharding(mesh, shape, names, whole).spec
+    for size, name, axis in list(zip(shape, names, spec))[-2:]:
+      small = name in WHERE_IT_DIVIDES or name == 'heads'
+      if axis and not small and size // mesh.shape[axis] % TILE_ROWS:
+        found.setdefault((name, size, axis), []).append(path)
+  return [
+      f"mesh.{axis}={mesh.shape[axis]} leaves {size // mesh.shape[axis]} of "
+      f"the {size} of axis '{name}' on a device ({_some(places)}), not a "
+      f'multiple of {TILE_ROWS}, the rows of a bfloat16 tile: TPUs pad it, and '
+      'may sum up whole gradients instead of parts. Fewer devices along that '
+      'axis, or larger sizes, are quicker.'
+      for (name, size, axis), places in found.items()
+      if mesh.shape[axis] > 1
+  ]
+
+
+def _matrices(params, axes):
+  """Yields the dotted path, the shape and the axes of every matrix."""
+  leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+  names = jax.tree.leaves(axes, is_leaf=lambda a: isinstance(a, tuple))
+  for (path, leaf), axes in zip(leaves, names):
+    if optimizers.is_matrix(path, axes):
+      yield '.'.join(str(key.key) for key in path), leaf.shape, axes
+
+
+def _some(places):
+  rest = f' and {len(places) - 1} more' if places[1:] else ''
+  return f'{places[0]}{rest}'
+
+
+def state_shardings(mesh, state, tx, axes, whole=()):
   """The shardings of a whole training state.
 
   Args:
@@ -100,6 +221,7 @@ def state_shardings(mesh, state, tx, axes):
       perhaps `ema` and `carry`.
     tx: The optimiser that made `opt_state`.
     axes: Logical axes of every parameter.
+    whole: Logical axes that every device is to have all of.
 
   Returns:
     A tree of `NamedSharding` like `state`: whatever is shaped like the
@@ -107,10 +229,7 @@ def state_shardings(mesh, state, tx, axes):
     the rest is replicated.
   """
   everywhere = NamedSharding(mesh, P())
-  params = jax.tree.map(
-      lambda leaf, a: parameter_sharding(mesh, leaf.shape, a),
-      state['params'], axes,
-  )
+  params = parameter_shardings(mesh, state['params'], axes, whole)
   shardings = jax.tree.map(lambda _: everywhere, dict(state))
   shardings['params'] = params
   if 'ema' in state:
@@ -144,19 +263,36 @@ def global_batch(mesh, batch, *, stacked=False):
   Raises:
     UserValueError: If time does not split evenly over the devices.
   """
-  time_axis = 2 if stacked else 1
-  length = lambda part: part.shape[time_axis : time_axis + 1]
   batch = {name: np.asarray(part) for name, part in batch.items()}
-  times = length(batch['inputs'])
+  shapes = tuple((name, part.shape) for name, part in batch.items())
+  shardings = batch_shardings(mesh, shapes, stacked)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, shardings)  # One call: this is every step.
+  return {
+      name: jax.make_array_from_process_local_data(shardings[name], part)
+      for name, part in batch.items()
+  }
+
+
+@functools.lru_cache
+def batch_shardings(mesh, shapes, stacked):
+  """Returns the shardings of the arrays of a batch; see `global_batch`.
+
+  Args:
+    mesh: The mesh.
+    shapes: Pairs of a name and a shape.
+    stacked: Whether the batches of several steps are stacked.
+  """
+  shapes, time_axis = dict(shapes), 2 if stacked else 1
+  length = lambda shape: shape[time_axis : time_axis + 1]
+  times = length(shapes['inputs'])
   for time in times:
     check_sequence_length(time, mesh)
 
-  def place(part):
+  def of(shape):
     spec = [None] * (time_axis - 1) + [('data', 'fsdp')]
-    if times and length(part) == times:
+    if times and length(shape) == times:
       spec.append('sequence')
-    return jax.make_array_from_process_local_data(
-        NamedSharding(mesh, P(*spec)), part
-    )
+    return NamedSharding(mesh, P(*spec))
 
-  return {name: place(part) for name, part in batch.items()}
+  return {name: of(shape) for name, shape in shapes.items()}

@@ -43,7 +43,13 @@ def initial_state(functional, tx, seed, *, ema=False, carry=None):
 
 
 def make_train_step(
-    loss_fn: LossFn, tx, *, seed: int, accumulate_steps=1, ema_decay=0.0
+    loss_fn: LossFn,
+    tx,
+    *,
+    seed: int,
+    accumulate_steps=1,
+    ema_decay=0.0,
+    skip_bad=False,
 ):
   """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -54,10 +60,13 @@ def make_train_step(
     accumulate_steps: Number of parts that a batch is run in, one after another;
       the gradient is that of the whole batch.
     ema_decay: Of the moving average of the parameters, if the state has one.
+    skip_bad: Whether a step counts and does nothing else if its loss or its
+      gradient is not finite, or there is NaN in what it would carry on.
 
   Returns:
     A function to be jitted. Its metrics are scalars: `loss` (mean over the
-    positions that count), `accuracy`, `grad_norm`.
+    positions that count), `accuracy`, `grad_norm`, and with `skip_bad` the bool
+    `skipped`.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -102,6 +111,15 @@ def make_train_step(
       )
     if 'carry' in state:
       new_state['carry'] = carry
+    if skip_bad:
+      good = _is_good(metrics, batch_stats, carry)
+      metrics['skipped'] = ~good
+      # A selection, which XLA makes a part of the update, and not `lax.cond`,
+      # for which a GPU would have to ask the host.
+      new_state = jax.tree.map(
+          lambda new, old: jnp.where(good, new, old),
+          new_state, dict(state, step=step),
+      )
     return new_state, metrics
 
   return train_step
@@ -124,6 +142,14 @@ def make_eval_step(loss_fn: LossFn):
     return sums
 
   return eval_step
+
+
+def _is_good(metrics, *kept):
+  """Whether loss and gradient are finite, and nothing of `kept` is NaN."""
+  good = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+  for leaf in jax.tree.leaves(kept):
+    good &= ~jnp.isnan(leaf).any()
+  return good
 
 
 def _accumulate(part, count, batch_stats, batch, carry, key):

@@ -24,27 +24,14 @@ import pytest
 from rnnzoo import ops
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_gpu
+from rnnzoo.training import hardware
+from rnnzoo.training import targets
 
 pytestmark = pytest.mark.aot
 
 f32, bf16, c64 = jnp.float32, jnp.bfloat16, jnp.complex64
 
-_H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 4800000000000
-  l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H200"
-"""
+_H200 = targets.gpu_config(hardware.HARDWARE['h200'])
 
 # Bytes of reads under way on a multiprocessor: two thirds of its share of what
 # 4.8 TB/s at 0.8 microseconds keep under way are 20 KB; here twice that.

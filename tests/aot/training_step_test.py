@@ -3,6 +3,7 @@
 import collections
 
 from absl.testing import absltest
+from experiments.configs import default
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,7 +15,6 @@ from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
 from tests import collectives
 from tests.aot import tpu_test
-from tests.models import mesh_test
 
 pytestmark = pytest.mark.aot
 
@@ -31,7 +31,7 @@ def compiled_step(mesh):
       lambda rngs: models.LanguageModel(config, rngs=rngs)
   )
   tx = optimizers.make_optimizer(
-      mesh_test.OPTIMIZER, 10,
+      default.get_config().optimizer, 10,
       axes=functional.axes, recurrent=functional.recurrent,
   )
   state = jax.eval_shape(lambda: step_lib.initial_state(functional, tx, 0))

@@ -14,6 +14,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import tasks
 from experiments.configs import default
+from rnnzoo import errors
 from tests.experiments import commands
 
 # Name, words (with `{dir}` for a temporary directory), exit code, what it says.
@@ -83,6 +84,7 @@ VALUES = (
     ('no_steps', ['total_steps=0'], 'total_steps must be at least 1'),
     ('dispatch', ['steps_per_dispatch=2'], 'log_every 1 must be a multiple of'),
     ('profile', ['profile_steps=3-5'], 'profile_steps must be two steps'),
+    ('on_nan', ['on_nan=skp'], 'Did you mean "skip"?'),
     ('seed', ['seed=-1'], 'seed must be an integer'),
     ('init_from', ['init_from={dir}/nowhere'], 'init_from: there is no run'),
     ('stateful', ['stateful=True'], 'stateful needs data.contiguous'),
@@ -196,15 +198,20 @@ class BadInputTest(parameterized.TestCase):
     saved = json.loads((self.workdir / 'config.json').read_text())
     self.assertEqual(saved['batch_size'], 32)
 
-  def test_a_run_older_than_a_field_of_the_model_goes_on(self):
+  def test_a_run_older_than_a_field_goes_on(self):
     config = default.get_config()
     old = json.loads(config.to_json())
-    del old['model']['norm_epsilon']
+    del old['model']['norm_epsilon'], old['optimizer']['clip'], old['ema_decay']
     (self.workdir / 'checkpoints' / '1').mkdir(parents=True)
     (self.workdir / 'config.json').write_text(json.dumps(old))
     tasks.open_workdir(self.workdir, config)
     saved = json.loads((self.workdir / 'config.json').read_text())
-    self.assertEqual(saved['model']['norm_epsilon'], 0)
+    self.assertEqual(saved, json.loads(config.to_json()))
+    # But what it had was the default.
+    config.ema_decay = 0.9
+    (self.workdir / 'config.json').write_text(json.dumps(old))
+    with self.assertRaisesRegex(errors.UserError, 'ema_decay: 0.0 there, 0.9'):
+      tasks.open_workdir(self.workdir, config)
 
   def test_full_disk(self):
     disk = self.directory / 'disk'

@@ -1,24 +1,16 @@
-"""Runs the command lines as processes of their own, quickly.
-
-Each is a fork of a server process that has imported everything, which saves the
-seconds that importing JAX takes; what runs then is `python -m MODULE WORDS`.
-"""
+"""Runs the command lines as processes of their own, see processes.py."""
 
 import json
-import multiprocessing
 import os
 import pathlib
-import runpy
-import sys
 import tempfile
 import time
+
+from experiments import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Small enough to train in a second; see there.
 TINY = '--config=tests/experiments/tiny.py'
-
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['tests.experiments.preload'])
 
 
 def temporary_directory(test) -> pathlib.Path:
@@ -39,16 +31,17 @@ class Command:
     stderr: Likewise.
   """
 
-  def __init__(self, module, *words, devices=1, cwd=ROOT):
+  def __init__(self, module, *words, devices=1, cwd=ROOT, xla_flags=''):
     """Starts `python -m module words`, on so many CPU devices."""
     self._words = [module, *map(str, words)]
     self._output = tempfile.TemporaryDirectory()
-    paths = [os.path.join(self._output.name, name) for name in ('out', 'err')]
-    self._paths = [pathlib.Path(path) for path in paths]
-    self.process = _CONTEXT.Process(
-        target=_run, args=(self._words, paths, devices, str(cwd))
+    self._paths = [
+        pathlib.Path(self._output.name, name) for name in ('out', 'err')
+    ]
+    self.process = processes.start(
+        *self._words, stdout=self._paths[0], stderr=self._paths[1],
+        devices=devices, cwd=cwd, xla_flags=xla_flags,
     )
-    self.process.start()
 
   def wait(self, timeout=300):
     """Waits until it ends; returns itself."""
@@ -82,11 +75,11 @@ class Command:
     return text
 
 
-def train(workdir, *words, config=TINY, devices=1, cwd=ROOT):
+def train(workdir, *words, config=TINY, devices=1, cwd=ROOT, xla_flags=''):
   """Starts a training run."""
   return Command(
       'experiments.train', config, f'--workdir={workdir}', *words,
-      devices=devices, cwd=cwd,
+      devices=devices, cwd=cwd, xla_flags=xla_flags,
   )
 
 
@@ -114,17 +107,3 @@ def saved_steps(workdir):
   directory = pathlib.Path(workdir) / 'checkpoints'
   names = [p.name for p in directory.iterdir()] if directory.exists() else []
   return sorted(int(name) for name in names if name.isdecimal())
-
-
-def _run(words, paths, devices, cwd):
-  """Becomes the command."""
-  for number, path in zip((1, 2), paths):
-    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, number)
-    os.close(file)
-  os.environ['XLA_FLAGS'] = (
-      f'--xla_force_host_platform_device_count={devices}'
-  )
-  os.chdir(cwd)
-  sys.argv = words
-  runpy.run_module(words[0], run_name='__main__', alter_sys=True)

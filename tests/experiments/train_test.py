@@ -136,6 +136,22 @@ class TrainTest(parameterized.TestCase):
     self.assertIn(f'The last good checkpoint is step {kept[-1]}', last)
     self.assertFalse((self.workdir / 'summary.json').exists())
 
+  def test_deterministic(self):
+    # With dropout, on several devices.
+    workdirs = self.workdir / 'one', self.workdir / 'two'
+    for workdir in workdirs:
+      done = commands.train(
+          workdir, '--deterministic', '--config.total_steps=2',
+          '--config.eval_every=2', devices=2,
+      ).wait()
+      self.assertEqual(done.code, 0, done)
+    for name in ('train_loss', 'grad_norm', 'eval_loss'):
+      one, two = (commands.metrics(workdir, name) for workdir in workdirs)
+      self.assertNotEmpty(one)
+      self.assertEqual(one, two)
+    one, two = (commands.digests(workdir, 2) for workdir in workdirs)
+    self.assertEqual(one, two)
+
   def test_must_beat_gzip(self):
     done = commands.train(
         self.workdir, '--config.total_steps=1', '--config.must_beat_gzip=True'

@@ -13,8 +13,10 @@ from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo.layers import base
 from rnnzoo.models import blocks
+from tests import collectives
 
 B, T, V = 2, 9, 16
+_jit = functools.partial(jax.jit, compiler_options=collectives.QUICKLY)
 CONFIGS = dict(
     min_gru=dict(layer='min_gru', conv_kernel=3),
     lru_paper=dict(layer='lru', norm='batch', gate='glu', mlp='none'),
@@ -65,7 +67,7 @@ class LanguageModelTest(parameterized.TestCase):
     self.assertEqual(empty.shape, (B, 0, V))
     assert_trees_close((carry, jnp.concatenate([first, second], 1)), want)
 
-    step = jax.jit(lambda c, t, f: model.step(c, t, **f))
+    step = _jit(lambda c, t, f: model.step(c, t, **f))
     carry, logits = model.initialize_carry(B), []
     for t in range(T):
       carry, y = step(carry, tokens[:, t], part(flags, t))
@@ -90,7 +92,7 @@ class LanguageModelTest(parameterized.TestCase):
           )
           return (y**2).sum(), (carry, nnx.state(model, nnx.BatchStat))
 
-        results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
+        results.append(_jit(jax.value_and_grad(loss, has_aux=True))(params))
       assert_trees_close(results[0], results[1], atol=3e-5)
 
   def test_recomputing_changes_neither_values_nor_gradients(self):
@@ -109,7 +111,7 @@ class LanguageModelTest(parameterized.TestCase):
       def loss(state):
         return (nnx.merge(graphdef, state)(tokens, **flags)[1] ** 2).sum()
 
-      results.append(jax.jit(jax.value_and_grad(loss))(state))
+      results.append(_jit(jax.value_and_grad(loss))(state))
     assert_trees_close(results[1], results[0], atol=1e-5)
     assert_trees_close(results[2], results[0], atol=1e-5)
 
@@ -136,7 +138,7 @@ class LanguageModelTest(parameterized.TestCase):
 
   def test_scanning_depth_starts_from_the_same_numbers(self):
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(_jit, static_argnums=0)
     def start(scan):
       rngs = nnx.Rngs(jax.random.key(0, impl='unsafe_rbg'))  # Quick to compile.
       config = models.ModelConfig.tiny().replace(
@@ -360,7 +362,7 @@ class SequenceClassifierTest(parameterized.TestCase):
     half, _ = model(x[:, :6], **part(flags, slice(0, 6)))
     got = model(x[:, 6:], half, **part(flags, slice(6, None)))
     assert_trees_close(got, (carry, want))
-    step = jax.jit(lambda c, u, f: model.step(c, u, **f))
+    step = _jit(lambda c, u, f: model.step(c, u, **f))
     stepped = model.initialize_carry(B)
     for t in range(T):
       stepped, logits = step(stepped, x[:, t], part(flags, t))

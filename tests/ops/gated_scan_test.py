@@ -1,12 +1,14 @@
 """`gated_scan` against gates in NumPy and the loop in float64."""
 
 import contextlib
+from unittest import mock
 
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.ops.linear_scan import core
 from tests import tolerance
 from tests.ops import oracle
 
@@ -275,3 +277,35 @@ class GatesTest(parameterized.TestCase):
     np.testing.assert_allclose(slope(1e-2), np.exp(-1e-2) / 2 / np.sqrt(
         -np.expm1(-1e-2)), rtol=1e-5)
     np.testing.assert_allclose(slope(0.0), 1000, rtol=1e-5)
+
+
+class BranchesTest(parameterized.TestCase):
+  """A program holds the kernels of all platforms whose compiler is there."""
+
+  @parameterized.product(
+      case=('rg_lru', 'constant', 'one_feature', 'complex'), dtype=(f32, bf16)
+  )
+  def test_their_gradients_are_of_one_type(self, case, dtype):
+    shape = _, _, features = 2, 16, 128
+    x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
+    rate = jnp.linspace(0.1, 0.9, features).reshape(1, 1, features)
+    if case == 'rg_lru':
+      gate, inputs = ops.rg_lru_gate, [rate, x, x, x]
+    elif case == 'one_feature':
+      gate, inputs = None, [jax.nn.sigmoid(x[..., :1]), x]
+    elif case == 'constant':
+      gate, inputs = None, [rate.astype(dtype), x]
+    else:
+      gate, inputs = None, [rate, jax.lax.complex(*[x.astype(f32)] * 2)]
+
+    def loss(*inputs):
+      scan = ops.linear_scan
+      if gate is not None:
+        scan = lambda *inputs: ops.gated_scan(gate, inputs)
+      last, h = scan(*inputs)
+      return jnp.abs(last).sum() + jnp.abs(h.astype(last.dtype)).sum()
+
+    gradients = lambda: jax.grad(loss, range(len(inputs)))(*inputs)
+    want = gradients()
+    with mock.patch.object(core, '_can_compile_for_tpu', lambda: True):
+      jax.tree.map(np.testing.assert_array_equal, gradients(), want)

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -78,6 +79,17 @@ print(sum(name.endswith('/cache_hits') for name in hits))
       self.assertEqual(output[:3], [str(cache), '7.0', '16.0'])
       self.assertEqual(int(output[3]), len(files) - 1)
       self.assertEmpty(messages)
+
+  @parameterized.parameters(
+      ('', '--xla_gpu_deterministic_ops=true'),
+      ('--xla_a=1', '--xla_a=1 --xla_gpu_deterministic_ops=true'),
+      ('--xla_gpu_deterministic_ops=false',) * 2,
+  )
+  def test_make_deterministic(self, before, after):
+    with mock.patch.dict(os.environ, XLA_FLAGS=before):
+      host.make_deterministic()
+      host.make_deterministic()
+      self.assertEqual(os.environ['XLA_FLAGS'], after)
 
   def test_a_cache_that_cannot_be_made_is_done_without(self):
     with tempfile.NamedTemporaryFile() as file:

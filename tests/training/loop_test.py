@@ -13,7 +13,11 @@ import numpy as np
 import rnnzoo
 from rnnzoo import errors
 from rnnzoo.training import checks
+from rnnzoo.training import evaluation
 from rnnzoo.training import loop
+from rnnzoo.training import metrics
+from rnnzoo.training import sharding
+from rnnzoo.training import signals
 from tests.experiments import commands
 from tests.experiments import tiny
 
@@ -74,7 +78,7 @@ class LoopTest(parameterized.TestCase):
 
   def test_the_carry_is_saved_and_goes_on(self):
     workdir = self.directory / 'stopped'
-    with self.assertRaisesRegex(loop.Interrupted, 'SIGINT; step 3 is saved'):
+    with self.assertRaisesRegex(signals.Interrupted, 'SIGINT; step 3 is saved'):
       self.train(workdir, stop_at=3)
     self.assertIs(
         signal.getsignal(signal.SIGINT), signal.default_int_handler
@@ -106,6 +110,18 @@ class LoopTest(parameterized.TestCase):
       np.testing.assert_allclose(loss, self.losses[step], rtol=1e-5)
     self.assertNotEmpty(list((workdir / 'profile').rglob('*.xplane.pb')))
 
+  def test_where_the_time_goes(self):
+    rows = metrics.read_metrics(self.reference)
+    rows = [row for row in rows if 'device_seconds' in row]
+    # Not of the first, in which all is compiled.
+    self.assertGreaterEqual(len(rows), 4)
+    self.assertGreater(sum(row['input_seconds'] for row in rows), 0)
+    for row in rows:
+      self.assertBetween(row['input_wait'], 0, 1)
+      self.assertGreater(row['device_seconds'], 0)
+      self.assertGreater(row['tokens_per_second_per_device'], 0)
+      self.assertNotIn('model_flops_utilization', row)  # Not known of a CPU.
+
   def test_accumulation(self):
     workdir = self.directory / 'accumulated'
     self.train(workdir, accumulate_steps=2)
@@ -122,8 +138,8 @@ class LoopTest(parameterized.TestCase):
     model = rnnzoo.restore(first)
     config = make_config(ema_decay=0.9, total_steps=2)
     task, _ = tasks.make_task(config)
-    mesh = loop.sharding.make_mesh(config.mesh)
-    found = loop.evaluate_model(task, model, 'test', mesh)
+    mesh = sharding.make_mesh(config.mesh)
+    found = evaluation.evaluate_model(task, model, 'test', mesh)
     self.assertAlmostEqual(found['loss'], summary['test_loss'], places=5)
     self.train(
         second, init_from=str(first), optimizer__freeze=('embed',),
@@ -168,7 +184,7 @@ class ConfigTest(parameterized.TestCase):
     self.check(
         mesh__fsdp=2, log_every=3, eval_every=3, save_every=3, keep=1,
         data__data_dir='x', profile_steps='1:2', tensorboard=True,
-        total_steps=99,
+        total_steps=99, on_nan='skip', nan_limit=1, nan_rate_factor=0.1,
     )
 
   @parameterized.parameters(

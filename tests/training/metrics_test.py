@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 
+from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
@@ -131,16 +132,27 @@ class MetricsWriterTest(MetricsTestCase):
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       limit = self.path.stat().st_size + 10
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+      said = 'Cannot write metrics to .*: File too large'
       try:
-        with self.assertRaisesRegex(
-            errors.UserError, 'Cannot write metrics to .*: File too large'
-        ):
+        with self.assertLogs(logging.get_absl_logger()) as logs:
           writer.write(2, {'train_loss': 1.0})
+          writer.write(3, {'train_loss': 1.0})
+        self.assertLen(logs.output, 1)
+        self.assertRegex(logs.output[0], said)
+        self.assertEqual(self.steps(), [1])
+        other = metrics.MetricsWriter(
+            self.workdir / 'other', tensorboard=False
+        )
+        for step in (1, 2, 3):
+          other.write(step, {'train_loss': 1.0})
+        with self.assertRaisesRegex(errors.UserError, said):
+          other.close()
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    self.assertEqual(self.steps(), [1])
-    self.write([2])
-    self.assertEqual(self.steps(), [1, 2])
+      writer.write(4, {'train_loss': 1.0})  # Room again.
+      self.assertEqual(self.steps(), [1, 2, 3, 4])
+    self.write([5])
+    self.assertEqual(self.steps(), [1, 2, 3, 4, 5])
 
 
 class PlotCurvesTest(MetricsTestCase):
@@ -168,6 +180,11 @@ class PlotCurvesTest(MetricsTestCase):
         '{"model": {"layer": "min_gru"}, "data": {"name": "python_docs"}}'
     )
     (self.workdir / 'summary.json').write_text('{"parameters": 651264}')
+    images.append(self.draw())
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      speed = {'tokens_per_second_per_device': 1e5, 'input_wait': 0.01}
+      writer.write(301, speed)
+      writer.write(302, speed)
     images.append(self.draw())
     for before, after in zip(images, images[1:]):
       self.assertFalse(np.array_equal(before, after))
@@ -207,6 +224,14 @@ class ProgressTest(MetricsTestCase):
           line,
           rf'^step {step}/4, loss 2\.5000, [\d.]+k tokens/s, 00:00 left$',
       )
+
+  def test_notes(self):
+    with self.assertLogs('absl', 'INFO') as logs:
+      with metrics.Progress(4, file=io.StringIO()) as progress:
+        progress.update(2, 2.5, notes='1.0% input')
+    self.assertEqual(
+        logs.records[0].getMessage(), 'step 2/4, loss 2.5000, 1.0% input'
+    )
 
   def test_pauses_do_not_count(self):
     progress = metrics.Progress(9, tokens_per_step=1000, file=io.StringIO())

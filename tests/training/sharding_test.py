@@ -67,6 +67,56 @@ class ShardingTest(parameterized.TestCase):
     found = sharding.parameter_sharding(mesh, shape, axes)
     self.assertEqual(found.spec, expected)
 
+  def test_an_axis_left_whole(self):
+    mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
+    found = sharding.parameter_sharding(
+        mesh, (8, 6), ('vocab', 'embed'), whole=('vocab',)
+    )
+    self.assertEqual(found.spec, P(None, 'fsdp'))
+
+  def test_what_does_not_divide_is_an_error(self):
+    mesh = sharding.make_mesh(sizes(fsdp=2, model=4))
+    shape = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+    params = dict(
+        embed=dict(embedding=shape(65, 8)),
+        head=dict(kernel=shape(8, 65), bias=shape(65)),
+        norm=dict(scale=shape(2, 3)),
+        layer=dict(low=shape(5, 8)),
+    )
+    axes = dict(
+        embed=dict(embedding=('vocab', 'embed')),
+        head=dict(kernel=('embed', 'vocab'), bias=('vocab',)),
+        norm=dict(scale=('heads', None)),  # Vectors are not asked.
+        layer=dict(low=('inner', 'hidden')),  # Nor are ranks.
+    )
+    with self.assertRaisesRegex(
+        errors.UserValueError,
+        r"size 65 of axis 'vocab' does not divide by mesh.model=4: "
+        r"embed.embedding \(65, 8\) and 1 more.*\('vocab',\)",
+    ):
+      sharding.check_parameters(mesh, params, axes)
+    sharding.check_parameters(mesh, params, axes, whole=('vocab',))
+    with self.assertRaisesRegex(errors.UserValueError, 'Did you mean "vocab"'):
+      sharding.check_parameters(mesh, params, axes, whole=('vocabs',))
+
+  def test_parts_that_are_no_tiles(self):
+    mesh = sharding.make_mesh(sizes(fsdp=4, model=2))
+    params = dict(
+        a=jax.ShapeDtypeStruct((96, 64), np.float32),
+        b=jax.ShapeDtypeStruct((96, 8), np.float32),
+        c=jax.ShapeDtypeStruct((64, 64), np.float32),
+    )
+    axes = dict(
+        a=('embed', 'hidden'), b=('embed', 'heads'), c=('embed', 'hidden')
+    )
+    line, = sharding.tile_warnings(mesh, params, axes)
+    self.assertRegex(
+        line, r"mesh.fsdp=4 leaves 24 of the 96 of axis 'embed'.*\(a and 1 more"
+    )
+    self.assertEqual(
+        sharding.tile_warnings(mesh, params, axes, whole=('embed',)), []
+    )
+
   def test_state(self):
     mesh = sharding.make_mesh(sizes(data=2, fsdp=2, model=2))
     params = dict(w=jnp.ones((4, 6)), b=jnp.ones(6))
@@ -122,8 +172,10 @@ class ShardingTest(parameterized.TestCase):
     ):
       sharding.global_batch(mesh, dict(inputs=np.zeros((2, 30), np.int32)))
     # As if half of it were another process's.
-    local = types.SimpleNamespace(shape=sizes(sequence=2))
-    halved = types.SimpleNamespace(shape=mesh.shape, local_mesh=local)
+    owners = [[types.SimpleNamespace(process_index=i // 2) for i in range(4)]]
+    halved = types.SimpleNamespace(
+        shape=mesh.shape, devices=np.array(owners * 2)
+    )
     with self.assertRaisesRegex(errors.UserValueError, 'beyond one process'):
       sharding.check_sequence_length(32, halved)
 

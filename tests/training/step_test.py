@@ -131,6 +131,42 @@ class StepTest(parameterized.TestCase):
     self.assertNotEqual(one(after, batch)[1]['loss'], metrics['loss'])
     self.assertNotEqual(other(state, batch)[1]['loss'], metrics['loss'])
 
+  @parameterized.parameters((1, 1), (2, 1), (1, 3))
+  def test_skip_what_is_not_finite(self, accumulate, at_once):
+    tx = optax.adam(0.1)
+    carry = lambda model: jnp.zeros((1, 6)) + model['w']
+    step = step_lib.make_train_step(
+        loss_fn, tx, seed=0, accumulate_steps=accumulate, ema_decay=0.9,
+        skip_bad=True,
+    )
+    state = make_state(tx, ema=True, carry=carry)
+    batches = [make_batch(n) for n in range(3)]
+    batches[1]['y'][4, 2] = np.nan
+    batches[1]['mask'][4, 2] = True
+    alone = jax.jit(step)
+    after, found, skipped = [state], state, []
+    for batch in batches:
+      found, metrics = alone(found, batch)
+      after.append(found)
+      skipped.append(bool(metrics['skipped']))
+    self.assertEqual(skipped, [False, True, False])
+    self.assertTrue(np.isnan(alone(after[1], batches[1])[1]['loss']))
+    self.assertEqual([int(s['step']) for s in after], [0, 1, 2, 3])
+    rest = lambda state: {n: u for n, u in state.items() if n != 'step'}
+    jax.tree.map(np.testing.assert_array_equal, *map(rest, after[1:3]))
+    self.assertNotEqual(after[2]['ema']['w'], after[3]['ema']['w'])
+    if at_once > 1:
+      stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+      last, metrics = jax.jit(step_lib.several_steps(step))(state, stacked)
+      assert_close(last, found)
+      self.assertEqual(list(metrics['skipped']), skipped)
+    # The loss leaves out what is masked away; the carry would not.
+    batches[1]['mask'][4, 2] = False
+    batches[1]['x'][4, 2] = np.nan
+    _, metrics = alone(after[1], batches[1])
+    self.assertTrue(metrics['skipped'])
+    self.assertTrue(np.isfinite(metrics['loss']))
+
   def test_moving_average(self):
     tx = optax.sgd(0.1)
     step = jax.jit(

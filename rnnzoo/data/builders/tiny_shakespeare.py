@@ -8,11 +8,13 @@ The text is Andrej Karpathy's selection from Shakespeare's plays (char-rnn,
 2015), in the public domain.
 """
 
+import os
 import pathlib
 
 import requests
 from rnnzoo import errors
 from rnnzoo.data import text as texts
+from rnnzoo.data.builders import features
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download import download_manager
@@ -135,20 +137,28 @@ def read(data_dir: pathlib.Path) -> dict[str, str]:
         'Data that lies elsewhere: name its directory with '
         '--config.data.data_dir or $RNNZOO_DATA_DIR.'
     )
+  place, found = directory, {}
   try:
-    splits = tfds.builder_from_directory(directory).as_data_source()
-    return {
-        split: splits[split][0]['text'].decode('utf-8')
-        for split in texts.SPLITS
-    }
+    features.check(directory)
+    builder = tfds.builder_from_directory(directory)
+    for split in texts.SPLITS:
+      (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
+      if os.path.abspath(place.parent) != os.path.abspath(directory):
+        raise ValueError('it does not lie beside the others')
+      text = builder.as_data_source(split)[0]['text']
+      if text is None:  # So a file that has lost its end may look.
+        raise ValueError('it is cut short')
+      found[split] = text.decode('utf-8')
   # TFDS, protobuf and array_record each have their own errors for a file that
   # was cut short, overwritten, or written in another format.
   except Exception as error:
+    reason = first_line(error).replace(str(place), place.name)
     raise errors.UserError(
-        f'{NAME} in {directory} cannot be read ({first_line(error)}). Move it '
-        f'away and prepare it again: python scripts/prepare_datasets.py {NAME} '
+        f'{place} of {NAME} cannot be read ({reason}). Move the data away and '
+        f'prepare it again: python scripts/prepare_datasets.py {NAME} '
         f'--data_dir={data_dir}'
     ) from error
+  return found
 
 
 def first_line(error: Exception) -> str:

@@ -321,9 +321,10 @@ def _dispatch(form, what, operands, h0, *others):
         )
       h, dlast, dh = others
       if kernel.gradient is not None:
-        return kernel.gradient(
+        dinputs, dh0 = kernel.gradient(
             inputs, h, h0, reset, mask, dlast, dh, **options
         )
+        return _alike(inputs, dinputs, h0, dh), dh0
       # The decays in one pass over memory, by all cores: what the loop reads
       # it need not compute.
       if form.gate is gates.linear:
@@ -336,7 +337,7 @@ def _dispatch(form, what, operands, h0, *others):
           gate=gates.linear, reverse=not form.reverse, decay_after=True,
       )
       dinputs = _pull_back(form, kept, h, h0, reset, mask, dlast, dx)
-      return dinputs, dh0
+      return _alike(inputs, dinputs, h0, dh), dh0
 
     return run
 
@@ -356,6 +357,25 @@ def _dispatch(form, what, operands, h0, *others):
   if _is_quickest_on_gpu(inputs[-1].shape) and refuses('pallas_gpu') is None:
     branches['cuda'] = runs('pallas_gpu')
   return jax.lax.platform_dependent(*arguments, **branches)
+
+
+def _alike(inputs, dinputs, h0, dh):
+  """Brings the gradients of all kernels to the same shapes and dtypes.
+
+  Kernels sum over the time and the features that an input is broadcast along,
+  or leave it to others. Over rows nobody sums: other devices have some of them.
+  """
+
+  def one(u, du):
+    dtype = h0.dtype
+    if not jnp.issubdtype(u.dtype, jnp.complexfloating):
+      du, dtype = du.real, h0.real.dtype
+    over = tuple(i for i in (1, 2) if u.shape[i] == 1)
+    du = du.sum(over, keepdims=True)
+    # A part of a sum keeps its digits.
+    return du.astype(u.dtype if u.shape == dh.shape else dtype)
+
+  return tuple(map(one, inputs, dinputs))
 
 
 @functools.cache

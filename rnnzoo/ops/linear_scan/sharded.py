@@ -108,6 +108,87 @@ def over_mesh(
   )(*operands)
 
 
+def spread_rows(x: jax.Array) -> jax.Array:
+  """Keeps rows spread over `data` and `fsdp`, time over `sequence`, no more.
+
+  Where a weight lies in parts over `fsdp` XLA's partitioner would else spread
+  features likewise, and every device would compute all of the rows.
+
+  Args:
+    x: `[B, T, D]`, or `[B, D]` of one step.
+
+  Returns:
+    `x`; it and its gradient lie so. Sizes that do not divide stay whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  ours = set(BATCH_AXES + TIME_AXES) & set(mesh.axis_names)
+  if set(mesh.axis_types) != {AxisType.Auto} or not ours:
+    return x
+  split = lambda names, size: _dividing(
+      names, mesh.axis_names, mesh.shape, size
+  )
+  spec = [split(BATCH_AXES, x.shape[0])]
+  if x.ndim == 3:
+    spec.append(split(TIME_AXES, x.shape[1]))
+  return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def whole_rows(table: jax.Array) -> jax.Array:
+  """Gathers the features of a table `[V, D]`, of which rows are to be read.
+
+  Rows may go on lying on different devices. XLA's partitioner would else read
+  parts of rows, for all of the batch, and then send activations around.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if set(mesh.axis_types) != {AxisType.Auto} or 'fsdp' not in mesh.axis_names:
+    return table
+  return jax.lax.with_sharding_constraint(table, P(P.UNCONSTRAINED, None))
+
+
+def over_rows(fn: Callable[[Any, Any], Any], whole: Any, rows: Any) -> Any:
+  """Runs `fn(whole, rows)` on the rows that each device holds.
+
+  Loops over time that look at weights are not for XLA's partitioner: it gathers
+  weights, and adds up what devices know of their gradients, in every step of
+  the loop. Here both are done once. Features stay its business.
+
+  Args:
+    fn: A function of two trees, independent per row.
+    whole: A tree of arrays that every device needs.
+    rows: A tree of arrays `[B, ...]`, or `None`.
+
+  Returns:
+    What `fn` returns, a tree of arrays `[B, ...]`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if set(mesh.axis_types) != {AxisType.Auto}:
+    return fn(whole, rows)
+  size = len(jax.tree.leaves(rows)[0])
+  batch = _dividing(BATCH_AXES, mesh.axis_names, mesh.shape, size)
+  # Time is gathered before the loop, too.
+  names = batch + tuple(n for n in TIME_AXES if mesh.shape.get(n, 1) > 1)
+  if not names:
+    return fn(whole, rows)
+
+  # Devices add up gradients in float32: in bfloat16 digits are lost, and
+  # XLA:CPU of JAX 0.10.2 crashes.
+  dtypes = jax.tree.map(lambda u: u.dtype, whole)
+  wide = lambda u: (
+      u.astype(jnp.promote_types(jnp.float32, u.dtype))
+      if jnp.issubdtype(u.dtype, jnp.floating) else u
+  )
+
+  def local(whole, rows):
+    leaves, structure = jax.tree.flatten((whole, rows))
+    whole, rows = structure.unflatten(same_varying(*leaves))
+    return fn(jax.tree.map(lambda u, d: u.astype(d), whole, dtypes), rows)
+
+  return jax.shard_map(
+      local, mesh=mesh, in_specs=(P(), P(batch)), out_specs=P(batch),
+      axis_names=set(names),
+  )(jax.tree.map(wide, whole), rows)
+
+
 def beside(u: jax.Array, edge: jax.Array, from_the_left: bool) -> jax.Array:
   """Returns `u_{t-1}`, or else `u_{t+1}`, where time may be split.
 

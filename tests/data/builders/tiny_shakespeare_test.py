@@ -190,8 +190,11 @@ class BuilderTest(parameterized.TestCase):
       info.write_text('{')
     elif damage == 'tfrecord':
       info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+    # It says which file; where the description is broken, which directory.
+    described = damage in ('no features', 'broken json', 'tfrecord')
+    place = f'{directory}(/.*)?' if described else shard
     with self.assertRaisesRegex(
-        errors.UserError, f'tiny_shakespeare in {directory} cannot be read'
+        errors.UserError, f'^{place} of tiny_shakespeare cannot be read'
     ) as caught:
       self.load()
     self.assertNotIn('\n', str(caught.exception))

@@ -1,4 +1,4 @@
-"""What all command lines import, loaded once; see commands.py."""
+"""What all command lines import, loaded once; see processes.py."""
 
 import warnings
 

@@ -1,0 +1,99 @@
+"""A data set with a damaged shard, and a config that was half written."""
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+
+from experiments.faults import damage
+from experiments.faults import runs
+from rnnzoo.data.builders import tiny_shakespeare
+from tensorflow_datasets.core.download import checksums
+
+STEPS = 2 * runs.SAVE_EVERY
+
+
+def damage_shards(directory, *, short, seed=0):
+  """Damages the training shard in each way; yields `Outcome`s."""
+  draw = random.Random(seed)
+  sound = directory / 'data'
+  _prepare(directory, sound)
+  settings = dict(
+      data__name='tiny_shakespeare', total_steps=STEPS,
+      eval_every=runs.SAVE_EVERY,
+  )
+  whole, half = directory / 'whole', directory / 'half'
+  runs.finish(whole, data__data_dir=sound, **settings)
+  runs.finish(
+      half, data__data_dir=sound,
+      **{**settings, 'total_steps': runs.SAVE_EVERY},
+  )
+  for name, change in damage.DAMAGES.items():
+    if short and name != 'truncated':
+      continue
+    data, workdir = directory / f'data_{name}', directory / f'run_{name}'
+    shutil.copytree(sound, data)
+    shutil.copytree(half, workdir)
+    (shard,) = data.glob('*/*/*-train.array_record*')
+    change(shard, draw)
+    run = runs.Run(workdir, data__data_dir=data, **settings).wait()
+    problems, said = [], run.last_line()
+    if run.code == 0:  # Unless the bit does not matter.
+      problems = runs.differences(workdir, whole)
+      said = 'the bit is one that nobody reads.'
+    elif run.code != 1 or not said.startswith('Error: '):
+      problems.append(f'exit code {run.code}: {said}')
+    runs.finish(workdir, data__data_dir=sound, **settings)
+    problems += runs.differences(workdir, whole)
+    said = runs.anonymous(said, data).replace('WORKDIR', 'DATA_DIR')
+    yield runs.Outcome(
+        f'{name}: the shard with the training text, between two starts',
+        '; '.join(problems) or f'exit code {run.code}: {said} With the shard '
+        'put right the run went on', 'nothing', not problems,
+    )
+
+
+def half_a_config(directory):
+  """Cuts config.json in the middle; yields an `Outcome`."""
+  whole, workdir = directory / 'whole', directory / 'run'
+  settings = dict(eval_every=runs.SAVE_EVERY)
+  runs.finish(whole, total_steps=STEPS, **settings)
+  runs.finish(workdir, total_steps=runs.SAVE_EVERY, **settings)
+  path = workdir / 'config.json'
+  os.truncate(path, path.stat().st_size // 2)
+  run = runs.Run(workdir, total_steps=STEPS, **settings).wait()
+  said, problems = run.last_line(), []
+  if run.code != 1 or not said.startswith('Error: '):
+    problems.append(f'exit code {run.code}: {said}')
+  path.unlink()
+  again = runs.finish(workdir, total_steps=STEPS, **settings)
+  if again.first_step() != runs.SAVE_EVERY:
+    problems.append('began anew')
+  problems += runs.differences(workdir, whole)
+  yield runs.Outcome(
+      'truncated: config.json',
+      '; '.join(problems) or f'exit code 1: {runs.anonymous(said, workdir)} '
+      'Without the file the run went on', 'nothing', not problems,
+  )
+
+
+def _prepare(directory, data_dir):
+  """Makes a data set of the licence, as the real one is made of its text."""
+  # Its file is to be larger than the padding that array_record adds.
+  text = (runs.ROOT / runs.SETTINGS['data.path']).read_bytes() * 9
+  (directory / tiny_shakespeare.FILE).write_bytes(text)
+
+  class Licence(tiny_shakespeare.TinyShakespeare, skip_registration=True):
+    name = tiny_shakespeare.NAME
+    url_infos = {
+        'http://localhost/input.txt': checksums.UrlInfo(
+            size=len(text),
+            checksum=hashlib.sha256(text).hexdigest(),
+            filename=tiny_shakespeare.FILE,
+        )
+    }
+
+  with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
+    with contextlib.redirect_stdout(nothing):
+      tiny_shakespeare.prepare(data_dir, directory, Licence)

@@ -1,0 +1,66 @@
+"""The flags that make a program one process of several.
+
+  python -m experiments.train ... --multihost
+
+where a cluster says who is who, or on each machine
+
+  python -m experiments.train ... --coordinator_address=node0:1234 \
+      --num_processes=2 --process_id=0
+"""
+
+from absl import flags
+from absl import logging
+import jax
+from rnnzoo.training import multihost
+from rnnzoo.training import peers
+
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost', False,
+    'Join the other processes of the cluster: Slurm (under srun), Cloud TPU, '
+    'GKE with TPU and Open MPI are detected.',
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', None,
+    'host:port of process 0, where no cluster is detected.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the run.')
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id', None, 'This process, from 0.'
+)
+_BIND_ADDRESS = flags.DEFINE_string(
+    'coordinator_bind_address', None,
+    'Where process 0 listens, host:port: by default only where '
+    '--coordinator_address says, so 127.0.0.1 can be reached from this machine '
+    'alone; a detected cluster needs all interfaces. Nobody is asked for a '
+    'password there.',
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    'heartbeat_timeout', multihost.HEARTBEAT_SECONDS,
+    'Seconds without a sign of life after which a process counts as dead.',
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+    'start_timeout', multihost.START_SECONDS,
+    'Seconds that the processes have to start in.',
+)
+
+
+def join():
+  """Joins the other processes if the flags say so; first of all in `main`."""
+  given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  if not _MULTIHOST.value and given == (None,) * 3:
+    return
+  multihost.initialize(
+      *given,
+      bind_address=_BIND_ADDRESS.value,
+      heartbeat_seconds=_HEARTBEAT.value,
+      start_seconds=_START_TIMEOUT.value,
+  )
+  if is_first():
+    logging.info('%d processes.', jax.process_count())
+  else:
+    logging.set_verbosity(logging.WARNING)
+
+
+def is_first() -> bool:
+  """Whether this is the process that tells what happens."""
+  return not peers.watched() or jax.process_index() == 0

@@ -1,0 +1,1 @@
+"""Every mesh of eight devices against one device; see `__main__`."""

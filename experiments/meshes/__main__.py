@@ -1,0 +1,91 @@
+"""Every mesh of eight devices against one device: losses, and bytes of state.
+
+  python -m experiments.meshes             # all of it: two hours on two cores
+  python -m experiments.meshes --short     # a layer on one mesh
+  python -m experiments.meshes --only=lru,'model griffin'
+
+Three models on all 20 meshes `data x fsdp x model x sequence` of 8 virtual CPU
+devices, and every layer of the zoo on a handful of them, make 20 training steps
+each, in float32: the loop's own step on the loop's own batches. Each result
+goes into experiments/results/meshes.json as it comes, and what is there already
+is not made again; meshes.md is the table. Fails if a loss is not that of one
+device, or a state is not shared.
+"""
+
+import gc
+import json
+import pathlib
+
+from absl import flags
+from absl import logging
+from experiments import drivers
+from experiments.meshes import cases
+from experiments.meshes import runs
+from experiments.meshes import table
+import jax
+from rnnzoo import errors
+
+_ONLY = flags.DEFINE_list('only', [], 'Names of models and layers; else all.')
+_SHORT = flags.DEFINE_bool('short', False, 'What a test has time for.')
+_OUTPUT = flags.DEFINE_string(
+    'output', 'experiments/results', 'Directory of meshes.json and meshes.md.'
+)
+
+
+def main(argv):
+  drivers.check_usage(argv)
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', 8)
+  known = cases.short() if _SHORT.value else cases.everything()
+  for name in _ONLY.value:
+    if name not in known:
+      raise errors.UserValueError(
+          f'--only: there is no {name!r}.{errors.suggest(name, known)}'
+      )
+  output = pathlib.Path(_OUTPUT.value)
+  output.mkdir(parents=True, exist_ok=True)
+  path = output / 'meshes.json'
+  results = json.loads(path.read_text()) if path.exists() else {}
+  for name in _ONLY.value or known:
+    done = results.setdefault(name, {})
+    missing = [m for m in (cases.ONE, *known[name]) if text(m) not in done]
+    if missing:
+      logging.info('%s on %d meshes.', name, len(missing))
+      add(name, missing, done, lambda: write(path, results))
+    jax.clear_caches()  # Programs live as long as their process.
+    gc.collect()
+  write(path, results)
+  (output / 'meshes.md').write_text(table.markdown(results))
+  table.check(results)
+  print(f'{len(results)} models and layers: {output / "meshes.md"}')
+
+
+def add(name, meshes, done, save):
+  """Runs a case on some meshes."""
+  case = cases.make_case(name)
+  batches, state = case.batches(cases.STEPS), runs.first_state(case)
+  for sizes in meshes:
+    result = runs.run(case, sizes, state, batches)
+    done[text(sizes)] = result
+    save()
+    logging.info(
+        '%s on %s: losses differ by %.1e, %.1f %% of the state, %.0f s.',
+        name, text(sizes),
+        table.difference(result, done[text(cases.ONE)]),
+        100 * result['state_bytes'] / result['all_state_bytes'],
+        result['seconds'],
+    )
+
+
+def write(path, results):
+  """Writes the results."""
+  path.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
+
+
+def text(sizes) -> str:
+  """Returns sizes as '2,2,2,1'."""
+  return ','.join(map(str, sizes))
+
+
+if __name__ == '__main__':
+  drivers.run(main)

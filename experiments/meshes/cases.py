@@ -1,0 +1,184 @@
+"""What is trained: models, every layer, and on which meshes."""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+
+from experiments import tasks
+from experiments.configs import default
+from flax import nnx
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+from rnnzoo import layers
+from rnnzoo import models
+from rnnzoo.training import loop
+from rnnzoo.training import state as state_lib
+
+# Sizes of (data, fsdp, model, sequence).
+ONE = (1, 1, 1, 1)
+ALL_MESHES = tuple(
+    sizes
+    for sizes in itertools.product((8, 4, 2, 1), repeat=4)
+    if math.prod(sizes) == 8
+)
+SOME_MESHES = ((2, 4, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 2, 2))
+
+STEPS = 20
+BATCH, FEATURES = 16, 64
+# Divides the number of tokens, and no other size.
+PRIME = 7
+TIME = 8 * PRIME
+
+MODELS = dict(
+    mixed=dict(
+        layer='min_gru,lru', num_layers=2, conv_kernel=4, dropout=0.1,
+        norm='batch',
+    ),
+    griffin=dict(
+        layer='griffin,griffin,attention', num_layers=6, scan_layers=True,
+        tie_embeddings=True, soft_cap=30.0, remat='full',
+        layer_options=dict(
+            griffin=dict(num_heads=8),
+            attention=dict(
+                num_heads=8, num_kv_heads=1, window=32, rotary_fraction=0.5
+            ),
+        ),
+    ),
+    mamba2=dict(
+        layer='mamba2', num_layers=2, scan_layers=True, mlp='none',
+        layer_options=dict(head_features=8, chunk_size=16, state_features=4),
+    ),
+)
+
+# What a layer needs so that eight devices can share its channels.
+_HEADS = dict(num_heads=8)
+_LAYER_OPTIONS = dict(
+    aaren=_HEADS,
+    attention=dict(num_heads=8, window=32),
+    cg_lru=_HEADS,
+    delta_net=_HEADS,
+    gated_delta_net=_HEADS,
+    gla=dict(num_heads=8, decay_rank=4),
+    griffin=_HEADS,
+    linear_attention=_HEADS,
+    lmu=dict(order=8, theta=16.0),
+    mamba2=dict(head_features=8, state_features=4),
+    mlstm=_HEADS,
+    mlstm_block=_HEADS,
+    mlstm_large=_HEADS,
+    parallel_lmu=dict(order=8, theta=16.0),
+    ret_net=_HEADS,
+    rg_lru=_HEADS,
+    rwkv6=dict(head_features=8, mix_rank=4, decay_rank=4),
+    rwkv7=dict(
+        head_features=8, decay_rank=4, rate_rank=4, value_rank=4, gate_rank=4
+    ),
+    s4=dict(state_features=16),
+    s4d=dict(state_features=16),
+    slstm=_HEADS,
+    slstm_block=_HEADS,
+)
+_IMAGE_LAYERS = dict(
+    conv_lstm=lambda rngs: layers.ConvLSTM((4, 4, 16), 16, rngs=rngs),
+    conv_s5=lambda rngs: layers.ConvS5((4, 4, 16), 16, rngs=rngs),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """Something to train.
+
+  Attributes:
+    task: As the loop has it.
+    config: Of the training.
+    quick: Whether it is quick enough as XLA compiles it in a quarter of the
+      time; convolutions are not.
+  """
+
+  task: loop.Task
+  config: ConfigDict
+  quick: bool = True
+
+  def batches(self, steps):
+    """Returns the first batches."""
+    batches = self.task.train_iterator(1)
+    return [next(batches) for _ in range(steps)]
+
+
+def everything():
+  """Returns meshes by the name of a case."""
+  return (
+      {f'model {name}': ALL_MESHES for name in MODELS}
+      | {name: SOME_MESHES for name in layers.LAYERS}
+  )
+
+
+def short():
+  """Likewise, of what a test has time for."""
+  return {'min_gru': ((1, 2, 2, 2),)}
+
+
+def make_case(name: str) -> Case:
+  """Builds a model of `MODELS` ('model griffin'), or a block with a layer."""
+  config = default.get_config()
+  config.batch_size = BATCH
+  config.total_steps = STEPS
+  config.data.sequence_length = TIME
+  config.optimizer.warmup_steps = 0
+  if name in _IMAGE_LAYERS:
+    return Case(_video_task(_IMAGE_LAYERS[name]), config, quick=False)
+  fields = dict(layer=name, num_layers=1, mlp='gelu')
+  if name in _LAYER_OPTIONS:
+    fields['layer_options'] = _LAYER_OPTIONS[name]
+  if name.startswith('model '):
+    fields = MODELS[name.removeprefix('model ')]
+  config.model = default.model(models.ModelConfig(features=FEATURES, **fields))
+  # Any text has the same 256 bytes: a vocabulary to be shared.
+  config.data.name = 'text_file'
+  config.data.path = str(pathlib.Path(__file__).parents[2] / 'LICENSE')
+  config.data.level = 'byte'
+  return Case(tasks.make_task(config)[0], config)
+
+
+class _Video(nnx.Module):
+  """A layer of images by itself."""
+
+  def __init__(self, make_layer, rngs):
+    self.layer = make_layer(rngs)
+
+
+def _video_task(make_layer):
+  """The next frame of a video, for layers that are in no model."""
+
+  def loss(functional, *, train):
+    del train
+
+    def loss_fn(params, batch_stats, batch, carry, key):
+      del key
+      layer = functional.merge(params, batch_stats).layer
+      _, y = layer(batch['inputs'])
+      errors = jnp.square(y - batch['targets']).mean((2, 3, 4))
+      weight = jnp.float32(errors.size)
+      return errors.sum(), (
+          dict(loss=errors.sum(), weight=weight), batch_stats, carry
+      )
+
+    return loss_fn
+
+  def train_iterator(step):
+    random = np.random.default_rng(step)
+    while True:
+      video = random.standard_normal((BATCH, TIME + 1, 4, 4, 16), np.float32)
+      video = video.cumsum(1) / 8
+      yield dict(inputs=video[:, :-1], targets=video[:, 1:])
+
+  return loop.Task(
+      functional=state_lib.Functional(lambda rngs: _Video(make_layer, rngs)),
+      loss=loss,
+      train_iterator=train_iterator,
+      eval_batches=None,
+      initial_carry=None,
+      meta={},
+  )

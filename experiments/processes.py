@@ -1,0 +1,52 @@
+"""Command lines as processes of their own, quickly.
+
+Each is a fork of a server process that has imported everything, which saves the
+seconds that importing JAX takes; what runs then is `python -m MODULE WORDS`.
+"""
+
+import multiprocessing
+import os
+import runpy
+import sys
+
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(['experiments.preload'])
+
+
+def start(
+    module, *words, stdout, stderr, devices=1, cwd='.', xla_flags=''
+):
+  """Starts `python -m module words`.
+
+  Args:
+    module: Its dotted name.
+    *words: Its command line.
+    stdout: Path of the file that what it prints is appended to.
+    stderr: Likewise.
+    devices: Number of virtual CPU devices.
+    cwd: The directory it runs in.
+    xla_flags: Further flags of XLA.
+
+  Returns:
+    A started `multiprocessing.Process`.
+  """
+  words = [module, *map(str, words)]
+  process = _CONTEXT.Process(
+      target=_run, args=(words, (stdout, stderr), devices, str(cwd), xla_flags)
+  )
+  process.start()
+  return process
+
+
+def _run(words, paths, devices, cwd, xla_flags):
+  """Becomes the command."""
+  for number, path in zip((1, 2), paths):
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+    os.dup2(file, number)
+    os.close(file)
+  os.environ['XLA_FLAGS'] = (
+      f'--xla_force_host_platform_device_count={devices} {xla_flags}'
+  )
+  os.chdir(cwd)
+  sys.argv = words
+  runpy.run_module(words[0], run_name='__main__', alter_sys=True)

@@ -1,0 +1,310 @@
+"""A long run of a tiny model: nothing may grow, and nothing may slow down.
+
+  python -m experiments.soak
+
+The real training loop makes 100,000 steps, one at a time, with its evaluations,
+checkpoints and logs. Every 500 steps a sample is taken of resident memory, open
+files, threads, blocks that Python has allocated, arrays that JAX keeps alive,
+and the time of a step, beside that of the bare compiled step, timed there and
+then, which tells a slow loop from a busy machine.
+
+What a run needs it has by half time; see LIMITS for what may happen after. The
+samples and their plot go to `--out`. Exit code 1 says that something grew.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+from absl import flags
+from absl import logging
+from experiments import drivers
+from experiments import tasks
+from experiments.benchmarks import timing
+from experiments.configs import default
+import jax
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import models
+from rnnzoo.training import host
+from rnnzoo.training import loop
+from rnnzoo.training import program as program_lib
+from rnnzoo.training import sharding
+
+_STEPS = flags.DEFINE_integer('steps', 100_000, 'Of training.', lower_bound=400)
+_SAMPLES = flags.DEFINE_integer('samples', 200, 'Over the run.', lower_bound=20)
+_SHORT = flags.DEFINE_bool('short', False, '2,000 steps; times are not judged.')
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/soak.json', 'Where to write, the plot too.'
+)
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+  """How much a quantity may grow in the second half of a run.
+
+  Attributes:
+    title: Of its panel of the plot.
+    fixed: Whatever the length of the run.
+    each_step: More, for each step.
+    relative: Fraction of its median, instead.
+    each_save: Not `None`: a checkpoint may add so much, and everything else is
+      compared only between samples without one in between.
+  """
+
+  title: str
+  fixed: float = 0.0
+  each_step: float = 0.0
+  relative: float | None = None
+  each_save: float | None = None
+
+
+# Growth is the slope of a line through the samples of the second half (Theil
+# and Sen's: half of the samples may lie anywhere) times its length.
+LIMITS = dict(
+    # The heap still settles by a few MiB, by what gets fragmented when; a line
+    # of the log kept in memory (some 300 bytes, every 10 steps) is 30 a step.
+    resident_mib=Limit('resident memory, MiB', 4.0, 10 / 2**20),
+    # These are the same at the same point of every round of log, evaluation and
+    # save; a checkpoint being written may hold some open just then.
+    files=Limit('open files', 0.5),
+    threads=Limit('threads', 0.5),
+    arrays=Limit('arrays kept by JAX', 0.5),
+    # Caches of bounded size still fill up; an object kept at every tenth step,
+    # when the log is written, would be 0.1 a step. A save leaks in TensorStore:
+    # `tensorstore.KvStore.Spec(...).to_json()`, called for every array, leaves
+    # 4.7 blocks behind (0.1.86), and collecting its metrics 9: 500 a save here.
+    blocks=Limit('blocks allocated by Python', 500, 0.02, each_save=1000),
+    # Of a step in the loop over a bare one, in CPU time: by the clock it would
+    # tell what else the machine was doing. On a busy one a sample is still off
+    # by a quarter or more, and the line through a hundred of them by a tenth.
+    slowness=Limit('step in the loop / bare step, CPU time', relative=0.25),
+)
+
+# Of a sample: the saves before it, times of a step of the loop and of a bare
+# one, and what is judged.
+FIELDS = (
+    'step', 'saves', 'seconds', 'cpu_seconds', 'bare_cpu_seconds', *LIMITS
+)
+
+
+def make_config(steps, samples):
+  """One layer of width 8 on 4 x 8 characters; a save every 10 samples."""
+  config = default.get_config()
+  config.model = default.model(models.ModelConfig(
+      layer='min_gru', num_layers=1, features=8, conv_kernel=4
+  ))
+  config.data.name = 'text_file'
+  config.data.path = str(_ROOT / 'LICENSE')
+  config.data.sequence_length = 8
+  config.batch_size = 4
+  config.total_steps = steps
+  config.eval_every = config.save_every = 10 * (steps // samples)
+  return config
+
+
+class Sampler:
+  """An iterator over a task's batches that now and then looks around.
+
+  """
+
+  def __init__(self, task, config, samples):
+    self._task, self._save_every = task, config.save_every
+    self._every = config.total_steps // samples
+    self._mesh = sharding.make_mesh(config.mesh)
+    self._program = program_lib.make_program(task, config, self._mesh)
+    # Filled in place, so that the samples are none of the growth they find.
+    self._table = np.zeros((samples + 1, len(FIELDS)))
+    self._count = 0
+
+  @property
+  def samples(self):
+    """A dictionary a sample, with FIELDS."""
+    rows = self._table[: self._count].tolist()
+    return [dict(zip(FIELDS, row)) for row in rows]
+
+  def iterator(self, start):
+    """The batches; closing it closes what it reads."""
+    with contextlib.closing(self._task.train_iterator(start)) as batches:
+      self._state = jax.jit(
+          self._program.make_state, out_shardings=self._program.shardings
+      )()
+      since = None
+      for step, batch in enumerate(batches, start):
+        if step % self._every == 0:
+          now = _now()
+          if since is not None:
+            self._sample(step - 1, np.subtract(now, since) / self._every, batch)
+          since = _now()
+        yield batch
+
+  def _sample(self, step, seconds, batch):
+    placed = sharding.global_batch(self._mesh, batch)
+    bare = min(self._time_bare(placed, 20) for _ in range(3))
+    if not self._count:
+      gc.freeze()  # Modules: looking through them again takes long.
+    gc.collect()
+    sample = dict(
+        step=step,
+        saves=step // self._save_every,
+        seconds=seconds[0],
+        cpu_seconds=seconds[1],
+        bare_cpu_seconds=bare,
+        resident_mib=_resident_bytes() / 2**20,
+        files=len(os.listdir('/proc/self/fd')),
+        threads=len(os.listdir('/proc/self/task')),
+        arrays=len(jax.live_arrays()),
+        blocks=sys.getallocatedblocks(),
+        slowness=seconds[1] / bare,
+    )
+    if self._count % 20 == 0:
+      print(
+          '  step {step:>7,}: {resident_mib:.1f} MiB, {files} files, {threads} '
+          'threads, {arrays} arrays, {blocks:,} blocks, {rate:.0f} '
+          'steps/s'.format(rate=1 / sample['seconds'], **sample),
+          flush=True,
+      )
+    self._table[self._count] = [sample[name] for name in FIELDS]
+    self._count += 1
+
+  def _time_bare(self, batch, count):
+    _, since = _now()
+    for _ in range(count):
+      self._state, metrics = self._program.train_step(self._state, batch)
+    jax.block_until_ready(metrics)
+    return (_now()[1] - since) / count
+
+
+def _now():
+  return time.perf_counter(), time.process_time()
+
+
+def _resident_bytes():
+  pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
+  return int(pages) * os.sysconf('SC_PAGE_SIZE')
+
+
+def soak(task, config, samples):
+  """Trains, and returns the samples."""
+  sampler = Sampler(task, config, samples)
+  with tempfile.TemporaryDirectory() as workdir:
+    loop.train(
+        dataclasses.replace(task, train_iterator=sampler.iterator), config,
+        workdir,
+    )
+  return sampler.samples
+
+
+def growth(samples, name, between_saves=False):
+  """Returns by how much a quantity grows over the samples.
+
+  >>> growth([dict(step=s, files=9 + (s == 7)) for s in range(10)], 'files')
+  0.0
+
+  Args:
+    samples: From `Sampler`.
+    name: Of the quantity.
+    between_saves: Compare only samples without a save in between.
+  """
+  slopes = [
+      (b[name] - a[name]) / (b['step'] - a['step'])
+      for a, b in itertools.combinations(samples, 2)
+      if not between_saves or a['saves'] == b['saves']
+  ]
+  return float(np.median(slopes)) * (samples[-1]['step'] - samples[0]['step'])
+
+
+def judge(samples):
+  """Returns a row for each limit: the growth, what is allowed, and `flat`."""
+  half = samples[len(samples) // 2 :]
+  steps, saves = (
+      int(half[-1][key] - half[0][key]) for key in ('step', 'saves')
+  )
+  rows = []
+
+  def add(what, grown, allowed):
+    rows.append(dict(
+        what=what, last=float(half[-1][what.split()[0]]), growth=grown,
+        allowed=allowed, flat=grown <= allowed,
+    ))
+
+  for name, limit in LIMITS.items():
+    allowed = limit.fixed + limit.each_step * steps
+    if limit.relative is not None:
+      allowed = limit.relative * float(np.median([s[name] for s in half]))
+    if limit.each_save is None:
+      add(name, growth(half, name), allowed)
+    else:
+      apart = growth(half, name, between_saves=True)
+      add(name, apart, allowed)
+      add(
+          f'{name} of {saves} saves', growth(half, name) - apart,
+          limit.fixed + limit.each_save * saves,
+      )
+  return rows
+
+
+def draw(plt, record):
+  """Draws all quantities over the steps."""
+  samples = record['samples']
+  panels = {name: limit.title for name, limit in LIMITS.items()}
+  panels['rate'] = 'steps a second, by the clock'
+  figure, axes = plt.subplots(4, 2, figsize=(10, 9), sharex=True)
+  axes.flat[-1].axis('off')
+  for panel, (name, title) in zip(axes.flat, panels.items()):
+    steps = [sample['step'] for sample in samples]
+    values = [
+        1 / sample['seconds'] if name == 'rate' else sample[name]
+        for sample in samples
+    ]
+    panel.plot(steps, values, linewidth=0.8)
+    panel.set(title=title, ylim=(0, 1.2 * max(values)))
+    panel.axvline(steps[len(steps) // 2], color='gray', linewidth=0.5)
+    panel.grid(alpha=0.25)
+  return figure
+
+
+def main(argv):
+  drivers.check_usage(argv)
+  if not pathlib.Path('/proc/self/statm').exists():
+    raise errors.UserError('The soak reads /proc, which only Linux has.')
+  logging.set_verbosity(logging.WARNING)
+  host.pin_malloc()
+  host.enable_compilation_cache()
+  steps, samples = _STEPS.value, _SAMPLES.value
+  if _SHORT.value:
+    steps, samples = 2000, 40
+  config = make_config(steps, samples)
+  task, _ = tasks.make_task(config)
+  print(f'{steps:,} steps of a tiny model.', flush=True)
+  start = time.monotonic()
+  found = soak(task, config, samples)
+  rows = judge(found)
+  timing.print_table(rows, {
+      'in the second half': '{what}', 'last': '{last:.1f}',
+      'growth': '{growth:.2f}', 'allowed': '{allowed:.2f}', 'flat': '{flat}',
+  })
+  timing.save(
+      dict(
+          timing.environment(), steps=steps, steps_per_dispatch=1,
+          seconds=round(time.monotonic() - start, 1), rows=rows, samples=found,
+      ),
+      _OUT.value, draw,
+  )
+  grown = [row['what'] for row in rows if not row['flat']]
+  if _SHORT.value:  # Too few samples for times.
+    grown = [what for what in grown if what != 'slowness']
+  if grown:
+    raise errors.UserError(f'Not flat: {", ".join(grown)}.')
+
+
+if __name__ == '__main__':
+  drivers.run(main)

@@ -1,0 +1,260 @@
+"""Several processes, of which each runs the same program on its own devices.
+
+JAX's multi-controller runtime does the work; this is how to start it, and what
+its processes have to agree on. All of them need one file system for workdirs.
+"""
+
+import itertools
+import math
+import os
+import pathlib
+import re
+import time
+
+import jax
+from jax._src import distributed
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo.training import peers
+
+# A process is dead if nothing is heard of it for so long.
+HEARTBEAT_SECONDS = 20
+# All of them have to start within this time.
+START_SECONDS = 300
+
+_LOOPBACK = re.compile(r'(localhost|127\.[\d.]+|\[::1\])$')
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    bind_address: str | None = None,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    start_seconds: int = START_SECONDS,
+):
+  """Joins the processes of a run; to be called before JAX computes anything.
+
+  With no arguments the cluster says who is who: Slurm, Cloud TPU, GKE with TPU,
+  Open MPI. From then on a process that fails ends all within a minute.
+
+  Args:
+    coordinator_address: `host:port` of process 0, the port being any free one.
+    num_processes: Of the run.
+    process_id: This one, from 0.
+    bind_address: Where process 0 listens. If `None`, at the coordinator's
+      address and nowhere else, so on the loopback interface for a coordinator
+      there; on all interfaces where the cluster says who coordinates.
+    heartbeat_seconds: A process is dead if nothing is heard of it for so long.
+    start_seconds: How long to wait for the others.
+
+  Raises:
+    UserError: If the arguments do not make up a run, or it does not come about.
+  """
+  given = dict(
+      coordinator_address=coordinator_address, num_processes=num_processes,
+      process_id=process_id,
+  )
+  missing = [name for name, value in given.items() if value is None]
+  if missing and len(missing) < len(given):
+    raise errors.UserValueError(
+        f'{", ".join(given)} belong together; {", ".join(missing)} is missing.'
+    )
+  if not missing:
+    _check(coordinator_address, num_processes, process_id)
+    bind_address = bind_address or os.environ.get(
+        'JAX_COORDINATOR_BIND_ADDRESS', coordinator_address
+    )
+  # JAX's handler of SIGTERM would take the place of ours, see signals.py.
+  jax.config.update('jax_enable_preemption_service', False)
+  options = dict(
+      coordinator_bind_address=bind_address,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      initialization_timeout=start_seconds,
+      # The first process still writes when the others have done their part.
+      shutdown_timeout_seconds=3600,
+  )
+  if not missing:
+    options['cluster_detection_method'] = 'deactivate'
+  peers.watch(-1 if process_id is None else process_id)
+  try:
+    jax.distributed.initialize(**given, **options)
+  except (RuntimeError, ValueError, OSError) as error:
+    raise errors.UserError(_what_failed(error, missing)) from error
+  peers.watch(jax.process_index())
+
+
+def _check(address, num_processes, process_id):
+  if not re.fullmatch(r'.+:\d+', address):
+    raise errors.UserValueError(
+        f'coordinator_address must be host:port, got {address!r}.'
+    )
+  if num_processes < 1 or not 0 <= process_id < num_processes:
+    raise errors.UserValueError(
+        'process_id must be from 0 to num_processes - 1, got '
+        f'process_id={process_id} and num_processes={num_processes}.'
+    )
+
+
+def _what_failed(error, missing):
+  text = ' '.join(str(error).split())
+  if missing and ('should be' in text or 'must be defined' in text):
+    return (
+        '--multihost finds no cluster that it knows here (Slurm under srun, '
+        'Cloud TPU, GKE with TPU, Open MPI). Say who is who with '
+        '--coordinator_address, --num_processes and --process_id.'
+    )
+  return f'This process cannot join the others: {text}.'
+
+
+def data_shard(
+    mesh, process_of=lambda device: device.process_index
+) -> tuple[int | tuple[int, ...], int]:
+  """Which rows of a batch this process reads: those that its devices hold.
+
+  Processes whose devices hold the same rows, as where `model` reaches beyond
+  one process, read the same.
+
+  Args:
+    mesh: The mesh; a batch is sharded over its axes `data` and `fsdp`.
+    process_of: Maps a device to the number of its process.
+
+  Returns:
+    `(index, count)`: of `count` equal parts of a batch, the number of the one
+    that this process reads; or several, where a mesh is laid out so that they
+    are not side by side.
+
+  Raises:
+    UserValueError: If two processes share a part of their rows only.
+  """
+  rows = mesh.shape['data'] * mesh.shape['fsdp']
+  sharding = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+  held = {}
+  for device, (index,) in sharding.devices_indices_map((rows,)).items():
+    first = index.indices(rows)[0]
+    held.setdefault(process_of(device), set()).add(first)
+  parts = {tuple(sorted(part)) for part in held.values()}
+  if sum(map(len, parts)) != rows or len({*map(len, parts)}) != 1:
+    raise errors.UserValueError(
+        f'mesh.data {mesh.shape["data"]} x mesh.fsdp {mesh.shape["fsdp"]} '
+        f'does not deal equal parts of a batch to the {len(held)} processes.'
+    )
+  mine = tuple(sorted(held[jax.process_index()]))
+  first, width = mine[0], len(mine)
+  if mine == (*range(first, first + width),) and first % width == 0:
+    return first // width, rows // width
+  return mine, rows
+
+
+def sharing_devices(batch_size: int) -> list[jax.Device]:
+  """Returns as many devices as share a batch evenly, of each process as many.
+
+  Raises:
+    UserValueError: If not even the processes do.
+  """
+  rows, rest = divmod(batch_size, jax.process_count())
+  if rest:
+    raise errors.UserValueError(
+        f'batch_size {batch_size} must be a multiple of the number of '
+        f'processes, {jax.process_count()}.'
+    )
+  count = math.gcd(rows, jax.local_device_count())
+  return [
+      device
+      for index in range(jax.process_count())
+      for device in jax.local_devices(index)[:count]
+  ]
+
+
+def check_shared(workdir, seconds: float = 30):
+  """Raises `UserError` unless all processes see the same workdir.
+
+  Args:
+    workdir: It exists on process 0 and holds `config.json`.
+    seconds: How long a network file system may take to show it to all.
+  """
+  if jax.process_count() == 1:
+    return
+  multihost_utils.sync_global_devices('rnnzoo_check_shared')
+  path = pathlib.Path(workdir) / 'config.json'
+  end = time.monotonic() + seconds
+  while not (found := path.exists()) and time.monotonic() < end:
+    time.sleep(0.5)
+  seen = multihost_utils.process_allgather(np.array([found]))
+  if not seen.all():
+    blind = ', '.join(map(str, np.flatnonzero(~seen)))
+    raise errors.UserError(
+        f'--workdir={workdir} of process 0 is not there for process {blind}: '
+        'all processes need one file system.'
+    )
+
+
+def meeting(step):
+  """Returns a jitted function that all processes begin to run together.
+
+  Gloo gives up if one of them begins a collective 30 seconds after another, and
+  they need not compile equally fast.
+
+  Args:
+    step: A jitted function.
+  """
+  if jax.process_count() == 1:
+    return step
+  met = False
+
+  def run(*args):
+    nonlocal met
+    if not met:
+      step.lower(*args).compile()  # The call below finds it compiled.
+      _meet()
+      met = True
+    return step(*args)
+
+  return run
+
+
+_meetings = itertools.count()
+
+
+def _meet():
+  """Waits for all processes, as long as they live."""
+  # JAX's public barriers are collectives themselves; Orbax takes this one too.
+  client = distributed.global_state.client
+  client.wait_at_barrier(f'rnnzoo_{next(_meetings)}', 24 * 3600 * 1000)
+
+
+def agreed(value: bool) -> bool:
+  """Returns what process 0 says; all processes call this together."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+class Largest:
+  """The largest of the numbers that the processes give, a call late.
+
+  For what one process alone learns, such as a signal, and all have to act on
+  after the same step. It costs a small collective, which nothing waits for.
+  """
+
+  def __init__(self, mesh):
+    """Takes the mesh of the run."""
+    self._sharding = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
+    self._count = len(mesh.local_devices)
+    self._largest = jax.jit(
+        jnp.max, out_shardings=jax.NamedSharding(mesh, jax.P())
+    )
+    self._under_way = None
+
+  def __call__(self, number: int) -> int:
+    """Gives a number; returns the largest that was given the time before."""
+    if jax.process_count() == 1:
+      return number
+    mine = np.full(self._count, number, np.int32)
+    before, self._under_way = self._under_way, self._largest(
+        jax.make_array_from_process_local_data(self._sharding, mine)
+    )
+    return 0 if before is None else int(before)

@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM: a wish to stop, granted after a step and a save."""
+
+import contextlib
+import signal
+
+
+class Interrupted(Exception):
+  """The run was asked to stop and has saved; `signum` says by which signal."""
+
+  def __init__(self, signum: int, step: int):
+    self.signum = signum
+    super().__init__(
+        f'Stopped by {signal.Signals(signum).name}; step {step} is saved. The '
+        'same command goes on from there.'
+    )
+
+
+class Stop:
+  """Remembers that a signal came; the loop looks at every step."""
+
+  signum: int | None = None
+
+
+@contextlib.contextmanager
+def caught():
+  """Turns SIGINT and SIGTERM into a wish; a second SIGINT kills as usual."""
+  stop = Stop()
+
+  def remember(signum, _):
+    stop.signum = signum
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield stop
+  finally:
+    for signum, handler in old.items():
+      signal.signal(signum, handler)

@@ -1,0 +1,102 @@
+"""The state that a run starts from: restored, taken over, or new.
+
+With it comes the run's history, see recovery.py.
+"""
+
+import pathlib
+
+from absl import logging
+import jax
+from rnnzoo import errors
+from rnnzoo.training import checkpoint
+from rnnzoo.training import checks
+from rnnzoo.training import evaluation
+from rnnzoo.training import recovery
+
+
+def start(task, config, program, saver):
+  """Returns the state to go on from, and the history of the run up to it."""
+  if saver.latest_step() is None:
+    return _new(task, config, program), recovery.History()
+  step, state, meta = saver.restore(program.abstract_state)
+  checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
+  logging.info('Going on after step %d.', step)
+  return state, recovery.History.of(meta)
+
+
+def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
+  """Goes back to the last sound checkpoint, or the start, and notes that there.
+
+  Args:
+    task: The task.
+    config: The config.
+    program: The program; its learning rate does not matter.
+    saver: Where the checkpoints are.
+    bad: What was wrong, and when.
+
+  Returns:
+    `(state, history)`, as `start` would from now on.
+
+  Raises:
+    UserError: If the run has gone back there too often.
+  """
+  before = saver.latest_step()
+  if before is None:
+    restored, history = 0, recovery.History()
+    state = _new(task, config, program)
+  else:
+    restored, state, meta = saver.restore(program.abstract_state)
+    history = recovery.History.of(meta)
+  if history.rollbacks_to(restored) >= config.nan_limit:
+    raise errors.UserError(
+        f'{bad.what}. The run has gone back to step {restored} '
+        f'{config.nan_limit} times (nan_limit) and gives up.'
+    )
+  history = history.roll_back(restored, bad.step, config.nan_rate_factor)
+  recovery.warn(
+      '%s. Back to step %d, with the learning rate times %g; batches %d to %d '
+      'are left out.', bad.what, restored, history.rate,
+      restored + history.batches_left_out - (bad.step - restored) + 1,
+      restored + history.batches_left_out,
+  )
+  meta = history.in_meta(task.meta)
+  try:
+    if before is None:
+      saver.save(restored, state, meta)
+    else:
+      saver.note(restored, meta)
+  except errors.UserError as error:
+    # A run resumed from there meets the same numbers, and does the same.
+    logging.warning('%s', error)
+  return state, history
+
+
+def _new(task, config, program):
+  """Returns the state before the first step, of `init_from` if there is one."""
+  abstract = program.abstract_state
+  state = jax.jit(program.make_state, out_shardings=program.shardings)()
+  if config.init_from:
+    found = _take_over(task, config.init_from, abstract)
+    state |= found
+    if 'ema' in state:
+      state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
+  return state
+
+
+def _take_over(task, workdir, abstract):
+  """Returns the parameters and batch statistics of another run's best model."""
+  directory = pathlib.Path(workdir) / 'checkpoints'
+  if not directory.is_dir():
+    raise errors.UserFileNotFoundError(
+        f'init_from: there is no run in {workdir}.'
+    )
+  with checkpoint.Checkpointer(directory, readonly=True) as source:
+    _, meta = source.restore_meta(best=True)
+    checks.check_vocabulary(
+        task.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
+    )
+    name = evaluation.parameters_name(meta['config'])
+    part = {name: abstract['params'], 'batch_stats': abstract['batch_stats']}
+    step, found, _ = source.restore(part, best=True, partial=True)
+  logging.info('Parameters of %s, step %d.', workdir, step)
+  return dict(params=found[name], batch_stats=found['batch_stats'])

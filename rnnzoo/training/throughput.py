@@ -1,0 +1,181 @@
+"""Where the time of the steps goes: to the device, or to waiting for data."""
+
+import collections
+import contextlib
+import time
+
+import jax
+from rnnzoo.training import flops
+from rnnzoo.training import hardware
+
+
+class Meter:
+  """A stopwatch around the steps, which never waits for the device itself.
+
+  The loop keeps the device one step ahead and so learns when each step ends.
+
+  Example::
+
+    meter = Meter(tokens_per_step=4096)
+    metrics = None
+    for step in range(1, 301):
+      with meter.input(metrics):
+        batch = next(batches)
+      meter.dispatch(batch)
+      state, metrics = train_step(state, batch)
+      ...  # Wait for the step before this one.
+      meter.done()
+      if step % 10 == 0:
+        print(meter.read())
+  """
+
+  def __init__(
+      self,
+      *,
+      tokens_per_step: int,
+      steps_at_once: int = 1,
+      devices: int | None = None,
+      peak: float | None = None,
+      flops_of=None,
+      clock=time.perf_counter,
+  ):
+    """Starts with nothing measured.
+
+    Args:
+      tokens_per_step: Tokens of a global batch.
+      steps_at_once: Steps of one dispatch.
+      devices: To share the tokens among; all of all processes if `None`.
+      peak: Operations that a device could do in a second; `None` if not known.
+      flops_of: Maps a batch to the operations that a dispatch of it needs, see
+        `training.flops`; called once, and only if `peak` is known.
+      clock: Gives seconds.
+    """
+    self._tokens, self._at_once = tokens_per_step, steps_at_once
+    self._devices = devices or jax.device_count()
+    self._peak, self._flops_of = peak, flops_of
+    self._flops = None  # Of a dispatch.
+    self._clock = clock
+    self._started = collections.deque()  # When, of steps not known to be done.
+    self._last = None  # When the last step was known to be done.
+    self._reset()
+
+  def _reset(self):
+    self._since, self._paused = self._clock(), 0.0
+    self._waited = self._reading = self._busy = 0.0
+    self._steps = 0
+
+  @contextlib.contextmanager
+  def input(self, under_way=None):
+    """Around getting a batch and giving it to the device.
+
+    Args:
+      under_way: Results of the newest step. If the device still computes them
+        when the batch is there, it has not waited.
+    """
+    start = self._clock()
+    yield
+    seconds = self._clock() - start
+    self._reading += seconds
+    if all(u.is_ready() for u in jax.tree.leaves(under_way)):
+      self._waited += seconds
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Around what is no training, such as an evaluation, between steps."""
+    start = self._clock()
+    yield
+    self._paused += self._clock() - start
+
+  def dispatch(self, batch) -> None:
+    """Says that a step on this batch is now given to the device."""
+    if self._flops is None and self._peak:
+      self._flops = self._flops_of(batch)
+    self._started.append(self._clock())
+
+  def done(self) -> None:
+    """Says that the oldest step under way has been computed."""
+    now = self._clock()
+    start = self._started.popleft()
+    if self._last is None:  # The first one was compiled, too.
+      self._last = now
+      self._reset()
+      return
+    self._busy += now - max(start, self._last)
+    self._last = now
+    self._steps += self._at_once
+
+  def all_done(self) -> None:
+    """Says that all steps under way have been computed."""
+    while self._started:
+      self.done()
+
+  def read(self) -> dict[str, float]:
+    """Returns what has been measured since the last call; often nothing yet.
+
+    Returns:
+      `input_wait`, the fraction of the time that went into batches for which a
+      device stood still, or came to a stand; `input_seconds` per step, all of
+      that time; `device_seconds` per step, from its start or the end of the one
+      before, whichever is later, until the loop knows that it is done;
+      `tokens_per_second_per_device`; and, if operations and peak are known,
+      `model_flops_utilization`.
+    """
+    elapsed = self._clock() - self._since - self._paused
+    if not self._steps or elapsed <= 0:
+      return {}
+    rate = self._steps / elapsed / self._devices
+    values = dict(
+        input_wait=self._waited / elapsed,
+        input_seconds=self._reading / self._steps,
+        device_seconds=self._busy / self._steps,
+        tokens_per_second_per_device=self._tokens * rate,
+    )
+    if self._flops:
+      values['model_flops_utilization'] = (
+          self._flops / self._at_once * rate / self._peak
+      )
+    self._reset()
+    return values
+
+
+def describe(values: dict[str, float]) -> str:
+  """Puts what `Meter.read` returned into a few words; `''` for nothing.
+
+  >>> describe(dict(input_wait=0.0123, model_flops_utilization=0.4))
+  '1.2% input, 40% MFU'
+  """
+  parts = []
+  if 'input_wait' in values:
+    parts.append(f'{values["input_wait"]:.1%} input')
+  if 'model_flops_utilization' in values:
+    parts.append(f'{values["model_flops_utilization"]:.0%} MFU')
+  return ', '.join(parts)
+
+
+def make_meter(task, config, state) -> Meter:
+  """Returns the meter of a run.
+
+  Args:
+    task: A `training.loop.Task`.
+    config: See `experiments/configs/default.py`.
+    state: The training state, or its shapes.
+  """
+  device = jax.devices()[0]
+  found = hardware.find(device.device_kind)
+  platform = 'cuda' if device.platform == 'gpu' else device.platform
+  # Only the shapes: the arrays themselves are given away.
+  shapes = jax.eval_shape(lambda: state)
+  count = config.steps_per_dispatch
+
+  def flops_of(batch):
+    one = jax.eval_shape(lambda: batch)
+    if count > 1:
+      one = jax.eval_shape(lambda: jax.tree.map(lambda u: u[0], batch))
+    return count * flops.of_training_step(task, shapes, one, platform=platform)
+
+  return Meter(
+      tokens_per_step=config.batch_size * config.data.sequence_length,
+      steps_at_once=count,
+      peak=found and found.peak(config.model.dtype),
+      flops_of=flops_of,
+  )

@@ -1,0 +1,56 @@
+"""Products of tokens and parameters: which axes they are taken over."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+from rnnzoo.layers import common
+
+
+def summed_axes(x, kernel):
+  """How many axes each product sums over in `product` and its gradients."""
+  loss = lambda x, kernel: common.product(x, kernel).sum()
+  jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel).jaxpr
+  return [
+      len(eqn.params['dimension_numbers'][0][0])
+      for eqn in jaxpr.eqns
+      if eqn.primitive.name == 'dot_general'
+  ]
+
+
+class ProductTest(parameterized.TestCase):
+
+  @parameterized.parameters((4, 3), (2, 5, 3), (2, 0, 3), (2, 4, 5, 3))
+  def test_is_that_of_an_einsum(self, *shape):
+    random = np.random.default_rng(0)
+    x = random.standard_normal(shape).astype(np.float32)
+    kernel = random.standard_normal((3, 2, 4)).astype(np.float32)
+    got = common.product(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_allclose(
+        got, np.einsum('...d,dgh->...gh', x, kernel), rtol=1e-5, atol=1e-6
+    )
+
+  def test_sums_in_the_dtype_that_is_asked_for(self):
+    x, kernel = jnp.ones((2, 5, 3), jnp.bfloat16), jnp.ones((3, 4))
+    self.assertEqual(common.product(x, kernel).dtype, jnp.bfloat16)
+    self.assertEqual(
+        common.product(x, kernel, jnp.float32).dtype, jnp.float32
+    )
+
+  def test_tokens_are_one_axis_unless_devices_share_them(self):
+    x, kernel = jnp.ones((8, 8, 4)), jnp.ones((4, 4))
+    self.assertEqual(max(summed_axes(x, kernel)), 1)
+    if len(jax.devices()) < 8:
+      self.skipTest('needs 8 devices')
+    axes = dict(data=4, sequence=2)
+    mesh = jax.make_mesh(
+        tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes)
+    )
+    with jax.set_mesh(mesh):
+      self.assertEqual(max(summed_axes(x, kernel)), 2)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,90 @@
+"""Tests of `rnnzoo.training.lock`: one run a workdir."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from rnnzoo import errors
+from rnnzoo.training import lock
+
+HOLDER = """
+import sys, time
+from rnnzoo.training import lock
+with lock.hold(sys.argv[1]):
+  print('held', flush=True)
+  time.sleep(600)
+"""
+
+
+class LockTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory())
+    )
+    self.workdir = self.directory / 'runs' / 'one'
+
+  def test_another_process_is_kept_out_and_a_dead_one_is_in_nobodys_way(self):
+    with subprocess.Popen(
+        [sys.executable, '-c', HOLDER, str(self.workdir)],
+        stdout=subprocess.PIPE, text=True,
+    ) as holder:
+      self.addCleanup(holder.kill)
+      self.assertEqual(holder.stdout.readline(), 'held\n')
+      with self.assertRaisesRegex(
+          errors.UserError, f'Another run is writing to .*one: process '
+          f'{holder.pid} on .*another --workdir'
+      ):
+        with lock.hold(self.workdir):
+          self.fail('held twice')
+      with lock.hold(self.directory / 'runs' / 'two'):
+        pass
+      holder.send_signal(signal.SIGKILL)
+    with lock.hold(self.workdir):
+      file = self.workdir / lock.FILE
+      self.assertStartsWith(file.read_text(), f'process {os.getpid()} on ')
+
+  def test_the_process_that_holds_it_may_hold_it_again(self):
+    with lock.hold(self.workdir):
+      with lock.hold(str(self.workdir)):
+        pass
+      with lock.hold(self.workdir / '..' / 'one'):
+        pass
+      self.check_held(True)
+    self.check_held(False)
+
+  def test_an_error_inside_ends_it(self):
+    with self.assertRaisesRegex(KeyError, 'mine'):
+      with lock.hold(self.workdir):
+        raise KeyError('mine')
+    self.check_held(False)
+
+  def test_a_file_is_no_workdir(self):
+    self.workdir.parent.mkdir()
+    self.workdir.write_text('mine')
+    for path in (self.workdir, self.workdir / 'below'):
+      with self.assertRaisesRegex(errors.UserError, 'is not a directory'):
+        with lock.hold(path):
+          self.fail('held a file')
+    self.assertEqual(self.workdir.read_text(), 'mine')
+
+  def check_held(self, held):
+    """Whether a process that asks for the kernel's lock is refused it."""
+    import fcntl
+
+    with open(self.workdir / lock.FILE, 'rb') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        self.assertTrue(held)
+      else:
+        self.assertFalse(held)
+
+
+if __name__ == '__main__':
+  absltest.main()
