@@ -44,7 +44,7 @@ FAULTS = {
     'devices': lambda d, short: elastic.resume(d, short=short),
 }
 # Of the others there are tests besides, see tests/experiments.
-SHORT = ('kill', 'checkpoint', 'disk', 'two_runs')
+SHORT = ('kill', 'checkpoint', 'disk')
 
 _HEADER = """# What is lost when
 

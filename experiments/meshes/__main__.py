@@ -4,7 +4,7 @@
   python -m experiments.meshes --short     # a layer on one mesh
   python -m experiments.meshes --only=lru,'model griffin'
 
-Three models on all 20 meshes `data x fsdp x model x sequence` of 8 virtual CPU
+Two models on all 20 meshes `data x fsdp x model x sequence` of 8 virtual CPU
 devices, and every layer of the zoo on a handful of them, make 20 training steps
 each, in float32: the loop's own step on the loop's own batches. Each result
 goes into experiments/results/meshes.json as it comes, and what is there already

@@ -46,10 +46,6 @@ MODELS = dict(
             ),
         ),
     ),
-    mamba2=dict(
-        layer='mamba2', num_layers=2, scan_layers=True, mlp='none',
-        layer_options=dict(head_features=8, chunk_size=16, state_features=4),
-    ),
 )
 
 # What a layer needs so that eight devices can share its channels.
