@@ -9,7 +9,6 @@ from absl import flags
 from experiments import drivers
 from experiments import hosts
 from experiments import tasks
-from ml_collections import ConfigDict
 from rnnzoo import restoring
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
@@ -34,7 +33,7 @@ def main(argv):
   hosts.join()
   layers = drivers.layers_of(_LAYERS.value)
   run = restoring.restore_run(_WORKDIR.value, layers=layers)
-  config = ConfigDict(run.config)
+  config = tasks.of_run(run.config)
   if _DATA_DIR.value is not None:
     config.data.data_dir = _DATA_DIR.value
   mesh = sharding.make_mesh(

@@ -143,10 +143,8 @@ def open_workdir(workdir, config) -> pathlib.Path:
     # Without a checkpoint there is nothing yet that another config could spoil.
     checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
     if old is not None and any(name.isdecimal() for name in checkpoints):
-      # A field younger than the run had its default there.
-      defaults = json.loads(default.get_config().to_json())
-      old_config = _filled_up(_parse(old, path), json.loads(new), defaults)
-      checks.check_same_config(old_config, json.loads(new))
+      now = json.loads(new)
+      checks.check_same_config(_filled_up(_parse(old, path), now), now)
     if old != new + '\n' and jax.process_index() == 0:
       files.write_text(path, new + '\n')
   except errors.UserError:
@@ -162,11 +160,19 @@ def open_workdir(workdir, config) -> pathlib.Path:
   return workdir
 
 
-def _filled_up(old, new, defaults):
+def of_run(config) -> ConfigDict:
+  """Returns the config of a run, which may be older than some fields."""
+  defaults = json.loads(default.get_config().to_json())
+  return ConfigDict(_filled_up(config, defaults, defaults))
+
+
+def _filled_up(old, new, defaults=None):
   """Returns `old` with the default of each field that only `new` has."""
+  if defaults is None:
+    defaults = json.loads(default.get_config().to_json())
   filled = dict(old)
   for name in new.keys() & defaults.keys():
-    if isinstance(defaults[name], dict):
+    if isinstance(defaults[name], dict) and not name.endswith('options'):
       filled[name] = _filled_up(old.get(name, {}), new[name], defaults[name])
     elif name not in old:
       filled[name] = defaults[name]

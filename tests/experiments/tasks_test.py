@@ -1,0 +1,28 @@
+"""Tests of `experiments.tasks`."""
+
+from absl.testing import absltest
+from experiments import tasks
+from experiments.configs import default
+
+
+class TasksTest(absltest.TestCase):
+
+  def test_a_run_older_than_some_fields(self):
+    config = default.get_config().to_dict()
+    for fields, name in (
+        (config, 'loss_chunk'), (config['data'], 'power'),
+        (config['model'], 'remat'),
+    ):
+      del fields[name]
+    config['seed'], config['optimizer']['options'] = 7, {}
+    found = tasks.of_run(config)
+    self.assertEqual(found.loss_chunk, default.get_config().loss_chunk)
+    self.assertEqual(found.data.power, default.get_config().data.power)
+    self.assertEqual(found.model.remat, 'none')
+    # What the run had stays, and options are its own.
+    self.assertEqual(found.seed, 7)
+    self.assertEqual(found.optimizer.options.to_dict(), {})
+
+
+if __name__ == '__main__':
+  absltest.main()
