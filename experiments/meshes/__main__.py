@@ -1,6 +1,6 @@
 """Every mesh of eight devices against one device: losses, and bytes of state.
 
-  python -m experiments.meshes             # all of it: half an hour on two cores
+  python -m experiments.meshes             # half an hour on two cores
   python -m experiments.meshes --short     # a layer on one mesh
   python -m experiments.meshes --only=lru,'model griffin'
 
