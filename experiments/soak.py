@@ -82,7 +82,7 @@ LIMITS = dict(
     # when the log is written, would be 0.1 a step. A save leaks in TensorStore:
     # `tensorstore.KvStore.Spec(...).to_json()`, called for every array, leaves
     # 4.7 blocks behind (0.1.86), and collecting its metrics 9: 500 a save here.
-    blocks=Limit('blocks allocated by Python', 1500, 0.02, each_save=1000),
+    blocks=Limit('blocks allocated by Python', 1000, 0.02, each_save=1000),
     # Of a step in the loop over a bare one, in CPU time: by the clock it would
     # tell what else the machine was doing. On a busy one a sample is still off
     # by a quarter or more, and the line through a hundred of them by a tenth.
