@@ -62,8 +62,10 @@ class PlanningTest(parameterized.TestCase):
     self.assertBetween(memory['optimiser'], 2 * share, 2.1 * share)
     known = sum(memory[k] for k in ('parameters', 'optimiser', 'rest'))
     self.assertBetween(memory['arguments'], known, 1.05 * known + 2**16)
+    # A TPU's has the program in it, twice as it seems.
     self.assertLessEqual(
-        memory['peak'], memory['arguments'] + memory['temporaries']
+        memory['peak'],
+        memory['arguments'] + memory['temporaries'] + 2.1 * memory['code'],
     )
     # Blocks twice: once more for the backward pass.
     ratio = result['flops']['executed'] / result['flops']['needed']
