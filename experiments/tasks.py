@@ -137,7 +137,7 @@ def open_workdir(workdir, config) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   path = workdir / 'config.json'
   new = json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
-  try:
+  with files.usable(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     old = path.read_text() if path.exists() else None
     # Without a checkpoint there is nothing yet that another config could spoil.
@@ -147,16 +147,6 @@ def open_workdir(workdir, config) -> pathlib.Path:
       checks.check_same_config(_filled_up(_parse(old, path), now), now)
     if old != new + '\n' and jax.process_index() == 0:
       files.write_text(path, new + '\n')
-  except errors.UserError:
-    raise
-  except (FileExistsError, NotADirectoryError) as error:
-    raise errors.UserValueError(
-        f'--workdir={workdir} is not a directory.'
-    ) from error
-  except OSError as error:
-    raise errors.UserError(
-        f'--workdir={workdir} cannot be used: {error.strerror}.'
-    ) from error
   return workdir
 
 

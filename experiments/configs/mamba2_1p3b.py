@@ -10,26 +10,14 @@ bytes, and then has their vocabulary.
 """
 
 from experiments.configs import default
+from experiments.configs import griffin_1p3b
 from rnnzoo import models
 
 
 def get_config():
-  """Returns the config."""
-  config = default.get_config()
+  """Returns the config: Griffin's, but for the model."""
+  config = griffin_1p3b.get_config()
   config.model = default.model(models.PRESETS['mamba2_1p3b'].replace(
       vocab_size=50_288, dtype='bfloat16', remat='full'
   ))
-  config.mesh = dict(data=-1, fsdp=16, model=1, sequence=1)
-  config.data.name = 'text_file'
-  config.data.level = 'byte'
-  config.data.sequence_length = 2048
-  config.batch_size = 512
-  config.total_steps = 100_000
-  config.log_every = 10
-  config.eval_every = 1000
-  config.save_every = 500
-  config.optimizer.learning_rate = 4e-4
-  config.optimizer.end_learning_rate = 4e-5
-  config.optimizer.warmup_steps = 1000
-  config.optimizer.options = dict(b2=0.95)
   return config

@@ -51,6 +51,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from rnnzoo import errors
+from rnnzoo.training import files
 from rnnzoo.training import hashing
 from rnnzoo.training import paths
 
@@ -527,13 +528,9 @@ class Checkpointer:
     record['sha256'] = _checksum(record)
     if jax.process_index() == 0:
       path = self.directory / str(step) / 'meta' / 'metadata'
-      new = path.parent / 'metadata.new'
       try:
-        new.write_text(json.dumps(record))
-        new.replace(path)
+        files.write_text(path, json.dumps(record))
       except OSError as e:
-        with contextlib.suppress(OSError):
-          new.unlink(missing_ok=True)
         raise errors.UserError(
             f'Cannot note {", ".join(entries)} in checkpoint {step} in '
             f'{self.directory}: {_reason(e)}.'

@@ -8,6 +8,7 @@ import socket
 from absl import logging
 import jax
 from rnnzoo import errors
+from rnnzoo.training import files
 from rnnzoo.training import hashing
 
 FILE = '.lock'
@@ -58,17 +59,9 @@ def _lock(workdir):
   """Returns the locked file, open, or `None` where there are no locks."""
   import fcntl  # Not on Windows, where models are to load all the same.
 
-  try:
+  with files.usable(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / FILE, 'ab+', buffering=0)
-  except (FileExistsError, NotADirectoryError) as error:
-    raise errors.UserValueError(
-        f'--workdir={workdir} is not a directory.'
-    ) from error
-  except OSError as error:
-    raise errors.UserError(
-        f'--workdir={workdir} cannot be used: {error.strerror}.'
-    ) from error
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:

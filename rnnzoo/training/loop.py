@@ -93,7 +93,9 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     profiler = stack.enter_context(
         contextlib.closing(profiling.Profiler(window, workdir / 'profile'))
     )
-    run = run_lib.Run(task, config, mesh, workdir, saver, profiler, stop)
+    run = run_lib.Run(
+        task, config, program, mesh, workdir, saver, profiler, stop
+    )
     while bad := run.to_the_end(state, history):
       del state  # There is not always room for two.
       profiler.close()

@@ -20,16 +20,10 @@ from absl import logging
 import jax
 import numpy as np
 from rnnzoo import errors
+from rnnzoo.training import files
 import tqdm
 
 _COLORS = {'train': '#4477aa', 'eval': ('#ee6677', '#228833', '#aa3377')}
-
-
-def _replace_file(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file such that at no time there is half of it."""
-  new = path.with_name(path.name + '.new')
-  new.write_bytes(data)
-  new.replace(path)
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -197,7 +191,7 @@ class MetricsWriter:
         if resume_step is None or row['step'] <= resume_step
     )
     if kept != data:
-      _replace_file(self._path, kept)
+      files.write_bytes(self._path, kept)
 
   @contextlib.contextmanager
   def _readable_errors(self):
@@ -341,7 +335,7 @@ def plot_curves(workdir) -> pathlib.Path:
   canvas.figure.savefig(image, format='png', dpi=150)
   path = workdir / 'curve.png'
   try:
-    _replace_file(path, image.getvalue())
+    files.write_bytes(path, image.getvalue())
   except OSError as e:
     raise errors.UserError(f'Cannot write {path}: {e.strerror or e}.') from e
   return path

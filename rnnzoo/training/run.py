@@ -19,8 +19,11 @@ from rnnzoo.training import throughput
 class Run:
   """One process's part in one run: the compiled steps and where results go."""
 
-  def __init__(self, task, config, mesh, workdir, saver, profiler, stop):
-    self.task, self.config, self.mesh = task, config, mesh
+  def __init__(
+      self, task, config, program, mesh, workdir, saver, profiler, stop
+  ):
+    self.task, self.config = task, config
+    self.program, self.mesh = program, mesh
     self.workdir, self.saver = workdir, saver
     self.profiler, self.stop = profiler, stop
     self.largest = multihost.Largest(mesh)
@@ -40,11 +43,12 @@ class Run:
     """
     config, self.history = self.config, history
     self.first = int(state['step'])
-    self.train_step = multihost.meeting(
-        program_lib.make_program(
-            self.task, history.adjust(config), self.mesh
-        ).train_step
-    )
+    program = self.program
+    if history.rollbacks:
+      program = program_lib.make_program(
+          self.task, history.adjust(config), self.mesh
+      )
+    self.train_step = multihost.meeting(program.train_step)
     self.meter = throughput.make_meter(self.task, config, state)
     with contextlib.ExitStack() as stack:
       self.writer = stack.enter_context(
