@@ -52,7 +52,7 @@ MODELS = dict(
 _HEADS = dict(num_heads=8)
 _LAYER_OPTIONS = dict(
     aaren=_HEADS,
-    attention=dict(num_heads=8, window=32),
+    attention=dict(num_heads=8, window=4),
     cg_lru=_HEADS,
     delta_net=_HEADS,
     gated_delta_net=_HEADS,

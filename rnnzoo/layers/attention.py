@@ -67,8 +67,6 @@ class Attention(base.RecurrentLayer):
     out_features: `D`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -81,8 +81,6 @@ class DeltaNet(base.RecurrentLayer):
     value_features: Features `V` of a value of a head.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -59,8 +59,6 @@ class GLA(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -60,8 +60,6 @@ class LinearAttention(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

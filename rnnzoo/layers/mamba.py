@@ -63,8 +63,6 @@ class Mamba(base.RecurrentLayer):
     out_features: `D`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

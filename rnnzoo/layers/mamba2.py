@@ -77,8 +77,6 @@ class Mamba2(base.RecurrentLayer):
     out_features: `D`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -17,8 +17,6 @@ class _MatrixMemory(base.RecurrentLayer):
   A subclass defines `_operands`, what `ops.mlstm` takes, and `_readout`.
   """
 
-  gathers_time = True
-
   def _set_sizes(self, in_features, num_heads, **features):
     self.in_features, self.num_heads = in_features, num_heads
     for name, value in features.items():

@@ -68,8 +68,6 @@ class MLSTMBlock(base.RecurrentLayer):
     num_heads: Number of heads.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -81,8 +81,6 @@ class RetNet(base.RecurrentLayer):
     hidden_features: `H V`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -70,8 +70,6 @@ class RWKV6(base.RecurrentLayer):
     out_features: `D`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

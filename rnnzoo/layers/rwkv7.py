@@ -85,8 +85,6 @@ class RWKV7(base.RecurrentLayer):
     head_features: Features `K` of a key and of a value of a head.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

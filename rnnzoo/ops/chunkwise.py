@@ -23,7 +23,7 @@ from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import sharded
 
 # What e^x of it is 0 for, and yet sums and products of it stay finite.
-_NEVER = -1e30
+NEVER = -1e30
 
 
 class Sight(NamedTuple):
@@ -61,7 +61,7 @@ def scan_chunks(
 
   Args:
     body: Maps a state, inputs `[B, H, Q, ...]` and what they see to the next
-      state and outputs `[B, H, Q, V]`.
+      state and outputs `[B, H, Q, V]`, or `None` for none.
     state: A tree of arrays `[B, ...]`, the state before the first step.
     inputs: A tree of arrays `[B, T, H, ...]`, T >= 0.
     reset: Booleans `[B, T]`, `True` where a new sequence starts, or `None`.
@@ -85,8 +85,12 @@ def scan_chunks(
         inputs,
     )
     _, y = jax.eval_shape(body, state, one, _sight(None, 1))
-    shape = (batch, 0, y.shape[1], y.shape[3])
-    return state, jnp.zeros_like(leaves[0], y.dtype, shape=shape)
+    return state, jax.tree.map(
+        lambda u: jnp.zeros_like(
+            leaves[0], u.dtype, shape=(batch, 0, u.shape[1], u.shape[3])
+        ),
+        y,
+    )
 
   if mask is not None:
     reset = None if reset is None else reset & mask
@@ -108,9 +112,10 @@ def scan_chunks(
         lambda u: heads_first(jnp.where(_beside(real, u), u, 0)), inputs
     )
     state, y = body(state, inputs, _sight(reset, length))
-    y = jnp.where(spoilt[..., None, None], jnp.nan, heads_first(y))
-    if mask is not None:
-      y = jnp.where(mask[..., None, None], y, 0)
+    if y is not None:
+      y = jnp.where(spoilt[..., None, None], jnp.nan, heads_first(y))
+      if mask is not None:
+        y = jnp.where(mask[..., None, None], y, 0)
     return state, y
 
   fill = lambda u: jnp.pad(
@@ -126,7 +131,7 @@ def scan_chunks(
   )
   state, y = _loop(one_chunk, length, state, inputs, flags, constants)
   put_back = lambda u: jnp.where(_beside(spoilt[:, -1], u), jnp.nan, u)
-  return jax.tree.map(put_back, state), y[:, :time]
+  return jax.tree.map(put_back, state), None if y is None else y[:, :time]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -156,10 +161,11 @@ def _scan(one_chunk, length, state, inputs, flags, constants, keep=False):
   def body(carry, i):
     state, y = carry
     new, piece = one_chunk(state, *at(i), *constants)
-    y = jax.lax.dynamic_update_slice_in_dim(y, piece, i * length, 1)
-    return (new, y), state if keep else None
+    return (new, _put(y, piece, i * length)), state if keep else None
 
-  y = jnp.zeros((like.shape[0], time, *like.shape[2:]), like.dtype)
+  y = jax.tree.map(
+      lambda u: jnp.zeros((u.shape[0], time, *u.shape[2:]), u.dtype), like
+  )
   first, y = _as_varying(inputs, state, y)
   return jax.lax.scan(body, (first, y), jnp.arange(time // length))
 
@@ -178,10 +184,7 @@ def _backward(one_chunk, length, saved, cotangents):
     )
     _, pull = jax.vjp(run, state, piece, constants)
     d_state, new, more = pull((d_state, d_piece))
-    d_inputs = jax.tree.map(
-        lambda u, v: jax.lax.dynamic_update_slice_in_dim(u, v, i * length, 1),
-        d_inputs, new,
-    )
+    d_inputs = _put(d_inputs, new, i * length)
     return (d_state, d_inputs, jax.tree.map(jnp.add, d_constants, more)), None
 
   zeros = jax.tree.map(jnp.zeros_like, (inputs, constants))
@@ -200,6 +203,12 @@ def _pieces(length, tree):
   """Returns a function from `i` to the i-th pieces of arrays `[B, T, ...]`."""
   cut = lambda u, i: jax.lax.dynamic_slice_in_dim(u, i * length, length, 1)
   return lambda i: jax.tree.map(lambda u: cut(u, i), tree)
+
+
+def _put(tree, pieces, start):
+  """Writes pieces from `start` on into arrays `[B, T, ...]`."""
+  put = jax.lax.dynamic_update_slice_in_dim
+  return jax.tree.map(lambda u, v: put(u, v, start, 1), tree, pieces)
 
 
 def _as_varying(like, *trees):
@@ -227,7 +236,7 @@ def log_decay(g: jax.Array, dtype) -> jax.Array:
 
   The gradient into a decay of 0 is 0.
   """
-  return jnp.maximum(g.astype(dtype), _NEVER)
+  return jnp.maximum(g.astype(dtype), NEVER)
 
 
 def pairs(g: jax.Array) -> jax.Array:
@@ -334,24 +343,112 @@ def delayed(u: jax.Array, axis: int, first=0) -> jax.Array:
 
 
 def over_mesh(fn, x, operands, layouts, out_layouts):
-  """Runs `fn` on the rows and heads that each device holds; time is gathered.
+  """Runs `fn` on the rows, heads and stretch of time that each device holds.
 
   Args:
-    fn: A function of the operands, independent per row and per head.
+    fn: A function of the operands, independent per row and per head, with a
+      keyword `shards`: the stretches of time, or `None`; see `entering`.
     x: `[B, T, H, ...]`, decides how to split.
     operands: Arrays, or `None`.
-    layouts: Of each a letter an axis: `b` batch, `d` heads, `k` anything else.
+    layouts: Of each a letter an axis: `b` batch, `t` time, `d` heads, `k`
+      anything else.
     out_layouts: Likewise of each result.
 
   Returns:
     What `fn` returns.
   """
-  run = lambda *operands, shards: fn(*operands)
   operands = sharded.aligned(x, operands, layouts)
   if sharded.is_partly_manual():
     # JAX cannot lower the gradient of a shard_map inside another one.
-    return run(*operands, shards=None)
-  return sharded.over_mesh(run, x, operands, layouts, out_layouts)
+    return fn(*operands, shards=None)
+  return sharded.over_mesh(fn, x, operands, layouts, out_layouts)
+
+
+def entering(
+    shards: sharded.Shards | None,
+    summary: Callable[[Any, jax.Array | None], tuple[Any, Any]],
+    combine: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    inputs: Any,
+    reset: jax.Array | None,
+    mask: jax.Array | None,
+) -> Any:
+  """Returns the state that enters the stretch of time of this device.
+
+  Every device finds out what its tokens leave by themselves, and what becomes
+  of a state on the way past them; these they tell each other.
+
+  Args:
+    shards: From `over_mesh`; if `None`, the state is the one that is given.
+    summary: Maps inputs, zeros as in `scan_chunks`, and `reset` to `(way,
+      state)`: what becomes of a state, in arrays `[B, ...]`, and what the
+      tokens leave, as if `state` were zeros.
+    combine: `combine(earlier, later)` of two adjacent stretches, each such a
+      pair, is that of both; zeros for `earlier` give what `later` leaves.
+    state: As for `scan_chunks`, and all the rest, too.
+    inputs: `[B, T, H, ...]`, the part of this device.
+    reset: `[B, T]` or `None`, likewise.
+    mask: `[B, T]` or `None`, likewise.
+  """
+  if shards is None:
+    return state
+  if mask is not None:
+    reset = None if reset is None else reset & mask
+  finite, good_state = _all_finite(inputs, 2), _all_finite(state, 1)
+  real = finite if mask is None else finite & mask
+  bad = ~finite if mask is None else ~finite & mask
+  zeros_unless = lambda flag, tree: jax.tree.map(
+      lambda u: jnp.where(_beside(flag, u), u, 0), tree
+  )
+  way, left = summary(zeros_unless(real, inputs), reset)
+
+  def together(earlier, later):
+    # By selection: no number crosses into another sequence.
+    forgets, spoilt, stretch = later
+    kept = zeros_unless(~forgets[:, 0], earlier[2])
+    return (
+        earlier[0] | forgets, spoilt | earlier[1] & ~forgets,
+        combine(kept, stretch),
+    )
+
+  forgets = jnp.zeros_like(bad[:, :1])
+  first = (
+      ~forgets, ~good_state[:, None],
+      (jax.tree.map(jnp.zeros_like, way), zeros_unless(good_state, state)),
+  )
+  if reset is not None:
+    forgets = reset.any(1, keepdims=True)
+  spoilt = _spoilt(bad, jnp.zeros_like(good_state), reset)[:, -1:]
+  _, spoilt, (_, state) = shards.entering(
+      together, (forgets, spoilt, (way, left)), first, False
+  )
+  put_back = lambda u: jnp.where(_beside(spoilt[:, 0], u), jnp.nan, u)
+  return jax.tree.map(put_back, state)
+
+
+def leaving(shards: sharded.Shards | None, state: Any) -> Any:
+  """Returns the state that leaves the last stretch, on every device."""
+  if shards is None:
+    return state
+  return jax.tree.map(lambda u: shards.leave(u, False), state)
+
+
+def seen_last(reset: jax.Array | None, like: jax.Array):
+  """What the state that leaves all of a stretch sees.
+
+  Args:
+    reset: Booleans `[B, T]` or `None`.
+    like: An array `[B, T, ...]`.
+
+  Returns:
+    `Sight.last` as `[B, T]`, and `Sight.through` as `[B]`.
+  """
+  if reset is None:
+    return jnp.ones_like(like, bool, shape=like.shape[:2]), jnp.ones_like(
+        like, bool, shape=like.shape[:1]
+    )
+  sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)
+  return sequence == sequence[:, -1:], sequence[:, -1] == 0
 
 
 def _partings(length):

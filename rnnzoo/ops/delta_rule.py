@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
 
 # Of results; see `sharded.py`.
-_OUT_LAYOUTS = ('bdkk', 'bkdk')
+_OUT_LAYOUTS = ('bdkk', 'btdk')
 
 _matmul = functools.partial(exact.einsum, '...ij,...jk->...ik')
 
@@ -46,8 +47,10 @@ def delta_rule(
   triangular system; all is products of matrices, about `3 K V + 2 Q (K + V) +
   Q^2 / 3` multiplications a token and head.
 
-  Under `jax.set_mesh` every device computes its own rows and heads; time is
-  gathered.
+  Under `jax.set_mesh` every device computes its own rows, heads and stretch of
+  time. Devices along time tell each other what their tokens leave, and what
+  becomes of a state on the way past them, a matrix `[K, K]`; to find that out
+  is as much work again, with `V + K` for `V`.
 
   >>> import jax.numpy as jnp
   >>> k = jnp.array([1., 0.])[None, None, None].repeat(2, axis=1)
@@ -85,8 +88,8 @@ def delta_rule(
   operands, reset, mask = _checked(operands, 'BTH', reset, mask)
   if chunk_size is None:  # Large states are kept less often.
     chunk_size = 32 if q.shape[-1] <= 64 else 64
-  run = functools.partial(_run_delta_rule, scale=scale, chunk_size=chunk_size)
-  return _over_mesh(run, operands, reset, mask)
+  body = functools.partial(_chunk_of_delta_rule, scale=scale)
+  return _run(body, operands, reset, mask, chunk_size)
 
 
 def delta_rule_step(
@@ -179,8 +182,8 @@ def dplr_scan(
   operands = dict(q=q, k=k, v=v, a=a, b=b, log_decay=log_decay, S0=S0)
   operands, reset, mask = _checked(operands, 'BTH', reset, mask)
   chunk_size = 16 if chunk_size is None else chunk_size
-  run = functools.partial(_run_dplr, scale=scale, chunk_size=chunk_size)
-  return _over_mesh(run, operands, reset, mask)
+  body = functools.partial(_chunk_of_dplr, scale=scale)
+  return _run(body, operands, reset, mask, chunk_size)
 
 
 def dplr_step(
@@ -212,73 +215,67 @@ def dplr_step(
   return S, (scale * _read(q, S)).astype(out_dtype)
 
 
-def _run_delta_rule(
-    q, k, v, beta, g, S0, reset, mask, *, scale, chunk_size
-):
-
-  def body(S, inputs, sight):
-    q, k, v, beta, g = inputs
-    out_dtype, dtype = v.dtype, S.dtype
-    q, k, v, beta = (u.astype(dtype) for u in (q, k, v, beta))
-    earlier = sight.pairs & _below_diagonal(q.shape[-2])
-    weight = state = last = through = jnp.ones((), dtype)
-    if g is not None:
-      weight = jnp.exp(jnp.where(sight.pairs, chunkwise.pairs(g), -jnp.inf))
-      state = jnp.exp(chunkwise.up_to(g, -1))
-      last = jnp.exp(chunkwise.after(g, -1))
-      through = state[..., -1]
-    state = jnp.where(sight.state, state, 0)[..., None]
-    last = jnp.where(sight.last, last, 0)[..., None]
-    through = jnp.where(sight.through, through, 0)[..., None, None]
-    of_pairs = lambda u, visible: jnp.where(
-        visible, exact.einsum('...ik,...jk->...ij', u, k) * weight, 0
-    )
-    # What is written, `beta` times the error, is what the state that entered
-    # lets expect, less what the tokens before have put right of it.
-    error = v - state * _matmul(k, S)
-    beta = beta[..., None]
-    solve = unit_lower_inverse(-beta * of_pairs(k, earlier))
-    written = _matmul(solve, beta * error)
+def _chunk_of_delta_rule(S, inputs, sight, *, scale):
+  """A chunk `[B, H, Q, ...]`; without queries it has no outputs."""
+  q, k, v, beta, g = inputs
+  out_dtype, dtype = v.dtype, S.dtype
+  k, v, beta = (u.astype(dtype) for u in (k, v, beta))
+  earlier = sight.pairs & _below_diagonal(k.shape[-2])
+  weight = state = last = through = jnp.ones((), dtype)
+  if g is not None:
+    weight = jnp.exp(jnp.where(sight.pairs, chunkwise.pairs(g), -jnp.inf))
+    state = jnp.exp(chunkwise.up_to(g, -1))
+    last = jnp.exp(chunkwise.after(g, -1))
+    through = state[..., -1]
+  state = jnp.where(sight.state, state, 0)[..., None]
+  last = jnp.where(sight.last, last, 0)[..., None]
+  through = jnp.where(sight.through, through, 0)[..., None, None]
+  of_pairs = lambda u, visible: jnp.where(
+      visible, exact.einsum('...ik,...jk->...ij', u, k) * weight, 0
+  )
+  # What is written, `beta` times the error, is what the state that entered
+  # lets expect, less what the tokens before have put right of it.
+  error = v - state * _matmul(k, S)
+  beta = beta[..., None]
+  solve = unit_lower_inverse(-beta * of_pairs(k, earlier))
+  written = _matmul(solve, beta * error)
+  y = None
+  if q is not None:
+    q = q.astype(dtype)
     y = state * _matmul(q, S)
     y = y + _matmul(of_pairs(q, sight.pairs), written)
-    S = through * S + _outer_sum(last * k, written)
-    return S, (scale * y).astype(out_dtype)
+    y = (scale * y).astype(out_dtype)
+  return through * S + _outer_sum(last * k, written), y
 
-  return chunkwise.scan_chunks(
-      body, S0, (q, k, v, beta, g), reset, mask, chunk_size
+
+def _chunk_of_dplr(S, inputs, sight, *, scale):
+  """A chunk `[B, H, Q, ...]`; without queries it has no outputs."""
+  q, k, v, a, b, g = inputs
+  out_dtype, dtype = v.dtype, S.dtype
+  k, v, a, b = (u.astype(dtype) for u in (k, v, a, b))
+  # `a` reads what the token before it left. In the place of that one it sees
+  # what a query there would, so it goes there and its products come back.
+  queries = () if q is None else (q.astype(dtype),)
+  *of_q, of_a = chunkwise.all_scores((*queries, _later(a)), (k, b), g)
+  earlier = sight.pairs & _below_diagonal(k.shape[-2])
+  ak, ab = (jnp.where(earlier, chunkwise.delayed(u, -2), 0) for u in of_a)
+  state = jnp.exp(chunkwise.up_to(g, -2))
+  last = jnp.where(
+      sight.last[..., None], jnp.exp(chunkwise.after(g, -2)), 0
   )
-
-
-def _run_dplr(q, k, v, a, b, g, S0, reset, mask, *, scale, chunk_size):
-
-  def body(S, inputs, sight):
-    q, k, v, a, b, g = inputs
-    out_dtype, dtype = v.dtype, S.dtype
-    q, k, v, a, b = (u.astype(dtype) for u in (q, k, v, a, b))
-    # `a` reads what the token before it left. In the place of that one it sees
-    # what a query there would, so it goes there and its products come back.
-    of_q, of_a = chunkwise.all_scores((q, _later(a)), (k, b), g)
-    qk, qb = (jnp.where(sight.pairs, u, 0) for u in of_q)
-    earlier = sight.pairs & _below_diagonal(q.shape[-2])
-    ak, ab = (jnp.where(earlier, chunkwise.delayed(u, -2), 0) for u in of_a)
-    state = jnp.exp(chunkwise.up_to(g, -2))
-    last = jnp.where(
-        sight.last[..., None], jnp.exp(chunkwise.after(g, -2)), 0
-    )
-    of_state = lambda u, decay: _matmul(
-        jnp.where(sight.state[..., None], u * decay, 0), S
-    )
-    found = of_state(a, chunkwise.delayed(state, -2, first=1)) + _matmul(ak, v)
-    found = _matmul(unit_lower_inverse(ab), found)
-    y = of_state(q, state) + _matmul(qk, v) + _matmul(qb, found)
-    through = jnp.where(sight.through[..., None], state[..., -1, :], 0)
-    S = through[..., None] * S
-    S = S + _outer_sum(last * k, v) + _outer_sum(last * b, found)
-    return S, (scale * y).astype(out_dtype)
-
-  return chunkwise.scan_chunks(
-      body, S0, (q, k, v, a, b, g), reset, mask, chunk_size
+  of_state = lambda u, decay: _matmul(
+      jnp.where(sight.state[..., None], u * decay, 0), S
   )
+  found = of_state(a, chunkwise.delayed(state, -2, first=1)) + _matmul(ak, v)
+  found = _matmul(unit_lower_inverse(ab), found)
+  y = None
+  if q is not None:
+    qk, qb = (jnp.where(sight.pairs, u, 0) for u in of_q[0])
+    y = of_state(*queries, state) + _matmul(qk, v) + _matmul(qb, found)
+    y = (scale * y).astype(out_dtype)
+  through = jnp.where(sight.through[..., None], state[..., -1, :], 0)
+  S = through[..., None] * S
+  return S + _outer_sum(last * k, v) + _outer_sum(last * b, found), y
 
 
 @jax.custom_jvp
@@ -329,10 +326,33 @@ def _outer_sum(k, v):
   return exact.einsum('...jk,...jv->...kv', k, v)
 
 
-def _over_mesh(run, operands, reset, mask):
-  """Runs on the rows and heads that each device holds; time is gathered."""
+def _run(body, operands, reset, mask, chunk_size):
+  """Runs a recurrence on what each device holds.
+
+  Args:
+    body: See `chunkwise.scan_chunks`.
+    operands: By name, from `_checked`: queries, keys, values and others, the
+      state last of all.
+    reset: `[B, T]` or `None`.
+    mask: `[B, T]` or `None`.
+    chunk_size: A power of two.
+  """
+
+  def run(*operands, shards):
+    *inputs, S0, reset, mask = operands
+    by_itself = lambda inputs, reset: _by_itself(
+        body, inputs, reset, chunk_size, S0.dtype
+    )
+    S0 = chunkwise.entering(
+        shards, by_itself, _both, S0, tuple(inputs), reset, mask
+    )
+    S, y = chunkwise.scan_chunks(
+        body, S0, tuple(inputs), reset, mask, chunk_size
+    )
+    return chunkwise.leaving(shards, S), y
+
   layouts = {
-      name: 'bdkk' if name == 'S0' else 'bkdk'[: u.ndim]
+      name: 'bdkk' if name == 'S0' else 'btdk'[: u.ndim]
       for name, u in operands.items()
       if u is not None
   }
@@ -340,9 +360,34 @@ def _over_mesh(run, operands, reset, mask):
       run,
       operands['v'],
       (*operands.values(), reset, mask),
-      tuple(layouts.get(name, '') for name in operands) + ('bk', 'bk'),
+      tuple(layouts.get(name, '') for name in operands) + ('bt', 'bt'),
       _OUT_LAYOUTS,
   )
+
+
+def _by_itself(body, inputs, reset, chunk_size, dtype):
+  """What a stretch of time does to a state, and what it leaves by itself.
+
+  A state is multiplied by a matrix `[B, H, K, K]`. That is what becomes of the
+  identity where nothing is written, and both are found in one scan, beside each
+  other as values are.
+  """
+  _, k, v, *others = inputs
+  before = jnp.eye(k.shape[-1], k.shape[-1] + v.shape[-1], dtype=dtype)
+  before = jnp.broadcast_to(before, (len(k), k.shape[2], *before.shape))
+  before, _ = sharded.same_varying(before, k)
+  nothing = jnp.zeros_like(v, shape=k.shape)
+  values = jnp.concatenate([nothing, v], axis=-1)
+  S, _ = chunkwise.scan_chunks(
+      body, before, (None, k, values, *others), reset, None, chunk_size
+  )
+  return S[..., : k.shape[-1]], S[..., k.shape[-1] :]
+
+
+def _both(earlier, later):
+  """Of two stretches of time after each other what `_by_itself` is of one."""
+  through, S = later
+  return _matmul(through, earlier[0]), _matmul(through, earlier[1]) + S
 
 
 def _checked(operands, axes, reset, mask):

@@ -40,8 +40,8 @@ def linear_attention(
   .. math::
       y_t = (S_{t-1} + \mathrm{diag}(u) k_t v_t^T)^T q_t
 
-  Under `jax.set_mesh` every device computes its own rows and heads; time is
-  gathered.
+  Under `jax.set_mesh` every device computes its own rows, heads and stretch of
+  time; devices along time tell each other what their tokens leave, one state.
 
   >>> import jax.numpy as jnp
   >>> ones, v = jnp.ones((1, 4, 1, 1)), jnp.arange(4.).reshape(1, 4, 1, 1)
@@ -79,14 +79,14 @@ def linear_attention(
   mask = api.checked_flag('mask', mask, v.shape)
   if chunk_size is None:
     chunk_size = 32 if g is not None and g.ndim == 4 else 64
-  decay_layout = '' if g is None else {1: 'd', 3: 'bkd', 4: 'bkdk'}[g.ndim]
+  decay_layout = '' if g is None else {1: 'd', 3: 'btd', 4: 'btdk'}[g.ndim]
   return chunkwise.over_mesh(
       functools.partial(_run, scale=scale, chunk_size=chunk_size),
       # Groups are not taken apart, unless there is one, which all devices have.
       v if q.shape[2] == 1 else q,
       (q, k, v, S0, g, bonus, reset, mask),
-      ('bkdk',) * 3 + ('bdkk', decay_layout, 'dk', 'bk', 'bk'),
-      ('bdkk', 'bkdk'),
+      ('btdk',) * 3 + ('bdkk', decay_layout, 'dk', 'bt', 'bt'),
+      ('bdkk', 'btdk'),
   )
 
 
@@ -149,7 +149,7 @@ class _Decays(NamedTuple):
   through: jax.Array
 
 
-def _run(q, k, v, S0, g, bonus, reset, mask, *, scale, chunk_size):
+def _run(q, k, v, S0, g, bonus, reset, mask, *, shards, scale, chunk_size):
   tokens, usual = dict(q=q, k=k, v=v), None
   if g is not None and g.ndim == 1:
     # Of tokens that are there; where all are, chunks have the same weights.
@@ -175,7 +175,53 @@ def _run(q, k, v, S0, g, bonus, reset, mask, *, scale, chunk_size):
       S, y = _heads_fade(S, q, k, v, decays, bonus, sight)
     return S, y.astype(tokens['v'].dtype)
 
-  return chunkwise.scan_chunks(one_chunk, S0, tokens, reset, mask, chunk_size)
+  by_itself = lambda tokens, reset: _by_itself(tokens, g, reset, S0.dtype)
+  S0 = chunkwise.entering(
+      shards, by_itself, _both, S0, tokens, reset, mask
+  )
+  S, y = chunkwise.scan_chunks(one_chunk, S0, tokens, reset, mask, chunk_size)
+  return chunkwise.leaving(shards, S), y
+
+
+def _by_itself(tokens, g, reset, dtype):
+  """What a stretch of time does to a state, and what it leaves by itself.
+
+  Args:
+    tokens: See `_run`.
+    g: Log decays, of which those of tokens are not looked at.
+    reset: `[B, T]` or `None`.
+    dtype: Of states.
+
+  Returns:
+    What is left of a state, `[B, H, K, 1]` or with ones for `H` and `K`; and
+    the state `[B, H, K, V]`.
+  """
+  k, v = tokens['k'].astype(dtype), tokens['v'].astype(dtype)
+  groups = k.shape[2]
+  last, through = chunkwise.seen_last(reset, v)
+  if g is None:
+    total = jnp.zeros_like(v, shape=(len(v), 1, 1))
+  elif g.ndim == 1:
+    number = jnp.cumsum(tokens['count'], axis=1)
+    v = v * jnp.exp(g * (number[:, -1:] - number))[..., None]
+    total = (g * number[:, -1])[..., None]
+  elif g.ndim == 3:
+    v = v * jnp.exp(chunkwise.after(tokens['g'], 1))[..., None]
+    total = tokens['g'].sum(1)[..., None]
+  else:
+    k = k * jnp.exp(chunkwise.after(tokens['g'], 1))
+    total = tokens['g'].sum(1)
+  v = jnp.where(last[..., None, None], v, 0)
+  v = v.reshape(*v.shape[:2], groups, -1, v.shape[-1])
+  S = exact.einsum('btgk,btgrv->bgrkv', k, v)
+  kept = jnp.where(through[:, None, None], jnp.exp(total), 0)
+  return kept[..., None], S.reshape(len(v), -1, *S.shape[3:])
+
+
+def _both(earlier, later):
+  """Of two stretches of time after each other what `_by_itself` is of one."""
+  kept, S = later
+  return kept * earlier[0], kept * earlier[1] + S
 
 
 def _heads_fade(S, q, k, v, decays, bonus, sight):

@@ -1,5 +1,6 @@
 """Softmax attention of each token to itself and to those shortly before it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -87,6 +88,10 @@ def local_attention(
   that costs grow as `T (W + chunk_size)`. The weights of one chunk at a time
   are in memory, in the backward pass too, and no tokens are there twice.
 
+  Under `jax.set_mesh` every device computes its own rows, groups and stretch of
+  time; devices along time tell each other the last `W` keys and values of
+  theirs.
+
   A token that sees a key or a value that is not finite, or whose own query is
   not, has a NaN for its output, and no other token has.
 
@@ -120,15 +125,14 @@ def local_attention(
   mask = api.checked_flag('mask', mask, q.shape)
   if not q.shape[0] * q.shape[1]:
     return cache, jnp.zeros_like(q)
-  run = lambda *operands: _run(*operands, chunk_size)
   count = _count_after(cache.count, q.shape[1], reset, mask)
-  tokens = 'bkdk'
+  tokens, ring = 'btdk', 'bkdk'
   key, value, y = chunkwise.over_mesh(
-      run,
+      functools.partial(_run, chunk_size=chunk_size),
       k,  # Heads can be split where their keys can.
-      (q, k, v, *cache, count, reset, mask),
-      (tokens,) * 5 + ('b', 'b', 'bk', 'bk'),
-      (tokens,) * 3,
+      (q, k, v, *cache, reset, mask),
+      (tokens,) * 3 + (ring,) * 2 + ('b', 'bt', 'bt'),
+      (ring, ring, tokens),
   )
   return AttentionCache(key, value, count), y
 
@@ -152,7 +156,9 @@ def local_attention_step(
   return cache, y[:, 0]
 
 
-def _run(q, k, v, past_k, past_v, past_count, count, reset, mask, chunk_size):
+def _run(
+    q, k, v, past_k, past_v, past_count, reset, mask, *, shards, chunk_size
+):
   if mask is not None:
     # The tokens that are there move to the front, keeping their order.
     order = jnp.argsort(~mask, axis=1, stable=True)
@@ -161,12 +167,70 @@ def _run(q, k, v, past_k, past_v, past_count, count, reset, mask, chunk_size):
     )
     reset = None if reset is None else _take(reset & mask, order)
   cache = AttentionCache(past_k, past_v, past_count)
-  number = q.shape[1] if mask is None else mask.sum(1)[:, None]
+  number = jnp.full_like(past_count, q.shape[1])
+  if mask is not None:
+    number = mask.sum(1, dtype=number.dtype)
+  cache = _entering(shards, cache, k, v, reset, number)
   y = _by_chunks(q, k, v, cache, reset, chunk_size)
   if mask is not None:
     y = _take(y, jnp.argsort(order, axis=1))
     y = jnp.where(mask[..., None, None], y, 0)
-  return *_rings(cache, k, v, reset, number, count), y
+  rings = _rings(cache, k, v, reset, number)
+  if shards is not None:
+    wide = jnp.promote_types(jnp.float32, k.dtype)
+    rings = (
+        shards.leave(u.astype(wide), False).astype(u.dtype) for u in rings
+    )
+  return *rings, y
+
+
+def _entering(shards, cache, k, v, reset, number):
+  """Returns the cache that enters the stretch of time of this device.
+
+  Args:
+    shards: From `chunkwise.over_mesh`; if `None`, it is the one that is given.
+    cache: The one before all of them.
+    k: Keys `[B, T, G, K]` of this stretch, those that are there in front.
+    v: Values, likewise.
+    reset: `[B, T]` or `None`, likewise.
+    number: How many of the T tokens there are `[B]`.
+  """
+  if shards is None:
+    return cache
+  window, dtype = cache.key.shape[1], k.dtype
+  width = min(window, k.shape[1])
+  latest = jnp.maximum(number[:, None] - width + jnp.arange(width), 0)
+  # Gradients are added up on the way back: not in less than float32.
+  wide = jnp.promote_types(jnp.float32, dtype)
+  tails = [_take(u, latest).astype(wide) for u in (k, v)]
+  tails, numbers, (sinces, starts) = shards.everybody(
+      (tails, number, _since_reset(reset, number))
+  )
+  here = shards.place()
+  count, begun = cache.count, jnp.zeros_like(starts[0])
+  for i in range(shards.size):
+    earlier = i < here
+    after = jnp.where(starts[i], sinces[i], count + numbers[i])
+    count = jnp.where(earlier, after, count)
+    begun |= earlier & starts[i]
+  # Among all tokens before this stretch, which of them a slot is to have.
+  numbers = jnp.where(jnp.arange(shards.size)[:, None] < here, numbers, 0)
+  ends = jnp.cumsum(numbers, axis=0)
+  position, back = _latest(count, window)
+  index = ends[-1][:, None] - 1 - back
+  new = (position >= 0) & (index >= 0)
+  stretch = (ends[..., None] <= index).sum(0)
+  stretch = jnp.minimum(stretch, shards.size - 1)
+  end = jnp.take_along_axis(ends.T, stretch, axis=1)
+  place = stretch * width + width - (end - index)
+
+  def ring(old, tail):
+    old = jnp.where(begun[:, None, None, None], 0, old)
+    tail = jnp.moveaxis(tail, 0, 1).reshape(len(old), -1, *old.shape[2:])
+    tail = _take(tail.astype(dtype), jnp.maximum(place, 0))
+    return jnp.where(new[..., None, None], tail, old)
+
+  return AttentionCache(*map(ring, cache[:2], tails), count)
 
 
 def _by_chunks(q, k, v, cache, reset, chunk_size):
@@ -255,7 +319,7 @@ def _in_float64(q, k, v, seen):
   return jnp.einsum('bgrqs,bsgk->bqgrk', weights, v).reshape(shape)
 
 
-def _rings(cache, k, v, reset, number, count):
+def _rings(cache, k, v, reset, number):
   """Keys and values of the cache after the tokens.
 
   Args:
@@ -263,26 +327,38 @@ def _rings(cache, k, v, reset, number, count):
     k: `[B, T, G, K]`.
     v: Likewise.
     reset: `[B, T]` or `None`.
-    number: How many of the T tokens there are, an integer or `[B, 1]`.
-    count: That of the new cache.
+    number: How many of the T tokens there are `[B]`.
 
   Returns:
     Two arrays `[B, W, G, K]`.
   """
-  window = cache.key.shape[1]
-  # The position of the latest token that belongs in a slot, and where it is.
-  last = count[:, None] - 1
-  position = last - (last - jnp.arange(window)) % window
-  index = number - 1 - last + position
+  since, started = _since_reset(reset, number)
+  count = jnp.where(started, since, cache.count + number)
+  position, back = _latest(count, cache.key.shape[1])
+  index = number[:, None] - 1 - back
   new = (position >= 0) & (index >= 0)
   index = jnp.clip(index, 0, k.shape[1] - 1)
 
   def ring(old, tokens):
-    if reset is not None:
-      old = jnp.where(reset.any(1)[:, None, None, None], 0, old)
+    old = jnp.where(started[:, None, None, None], 0, old)
     return jnp.where(new[..., None, None], _take(tokens, index), old)
 
   return ring(cache.key, k), ring(cache.value, v)
+
+
+def _latest(count, window):
+  """Of each slot the latest position there `[B, W]`, and how far back it is."""
+  last = count[:, None] - 1
+  back = (last - jnp.arange(window)) % window
+  return last - back, back
+
+
+def _since_reset(reset, number):
+  """Of `number` tokens those since a reset `[B]`, and whether there is one."""
+  if reset is None:
+    return number, jnp.zeros_like(number, bool)
+  start = jnp.where(reset, jnp.arange(reset.shape[1]), 0).max(1)
+  return number - start.astype(number.dtype), reset.any(1)
 
 
 def _count_after(count, time, reset, mask):

@@ -13,7 +13,7 @@ _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 # Of `q, k, v, i, f`, the state, `reset` and `mask`, and of the results; see
 # `chunkwise.over_mesh`.
 _STATE_LAYOUTS = ('bdkk', 'bdk', 'bd')
-_LAYOUTS = ('bkdk',) * 3 + ('bkd',) * 2 + _STATE_LAYOUTS + ('bk',) * 2
+_LAYOUTS = ('btdk',) * 3 + ('btd',) * 2 + _STATE_LAYOUTS + ('bt',) * 2
 
 
 class MLSTMState(NamedTuple):
@@ -64,8 +64,8 @@ def mlstm(
   multiplications, all in products of matrices, and `2 Q` exponentials. Only
   states between chunks come one after the other.
 
-  Under `jax.set_mesh` every device computes its own rows and heads; time is
-  gathered.
+  Under `jax.set_mesh` every device computes its own rows, heads and stretch of
+  time; devices along time tell each other what their tokens leave, one state.
 
   >>> import jax.numpy as jnp
   >>> k = jnp.eye(2).reshape(1, 2, 1, 2)                # [B, T, H, K]
@@ -104,7 +104,7 @@ def mlstm(
   log_forget = _log_forget(forget_gate)
   scale = q.shape[-1] ** -0.5 if scale is None else scale
 
-  def run(q, k, v, i, f, C, n, m, reset, mask):
+  def run(q, k, v, i, f, C, n, m, reset, mask, *, shards):
     if mask is not None:  # No gradient, even if there is a NaN.
       f = jnp.where(mask[..., None], f, 0)
     i = chunkwise.log_decay(i, C.dtype)
@@ -117,15 +117,17 @@ def mlstm(
       return state, h.astype(v.dtype)
 
     inputs = q, k, v, i, g, present
-    state = MLSTMState(C, n, m)
+    state = chunkwise.entering(
+        shards, _by_itself, _both, MLSTMState(C, n, m), inputs, reset, mask
+    )
     state, h = chunkwise.scan_chunks(
         body, state, inputs, reset, mask, chunk_size
     )
-    return *state, h
+    return *chunkwise.leaving(shards, state), h
 
   *state, h = chunkwise.over_mesh(
       run, v, (q, k, v, i, f, *state, reset, mask), _LAYOUTS,
-      (*_STATE_LAYOUTS, 'bkdk'),
+      (*_STATE_LAYOUTS, 'btdk'),
   )
   return MLSTMState(*state), h
 
@@ -226,6 +228,39 @@ def _one_chunk(state, chunk, sight, scale, eps):
   kept = jnp.exp(kept)[..., None]
   C = kept[..., None] * C + exact.einsum('bhjk,bhjv->bhkv', new, v)
   return MLSTMState(C, kept * n + new.sum(-2), m), h
+
+
+def _by_itself(chunk, reset):
+  """What a stretch of time does to a state, and what it leaves by itself.
+
+  Returns:
+    The logarithm of what is left of a state `[B, H]`; and the state that the
+    tokens leave, whose m is that of them alone.
+  """
+  _, k, v, i, g, present = chunk
+  k, v = k.astype(g.dtype), v.astype(g.dtype)
+  last, through = (u[..., None] for u in chunkwise.seen_last(reset, g))
+  seen = last & (present > 0)
+  tokens = jnp.where(seen, chunkwise.after(g, 1) + i, chunkwise.NEVER)
+  kept = jnp.where(last, g, 0).sum(1)
+  # Where a sequence starts m is 0.
+  start = jnp.where(through, chunkwise.NEVER, kept)
+  m = jnp.maximum(tokens.max(1), start)
+  new = jnp.where(seen, jnp.exp(tokens - m[:, None]), 0)[..., None] * k
+  state = MLSTMState(exact.einsum('bthk,bthv->bhkv', new, v), new.sum(1), m)
+  return jnp.where(through, kept, chunkwise.NEVER), state
+
+
+def _both(earlier, later):
+  """Of two stretches of time after each other what `_by_itself` is of one."""
+  kept_before, before = earlier
+  kept, left = later
+  m = jnp.maximum(kept + before.m, left.m)
+  of_before = jnp.exp(kept + before.m - m)[..., None]
+  of_left = jnp.exp(left.m - m)[..., None]
+  n = of_before * before.n + of_left * left.n
+  C = of_before[..., None] * before.C + of_left[..., None] * left.C
+  return kept_before + kept, MLSTMState(C, n, m)
 
 
 def _in_range(m):

@@ -1,14 +1,20 @@
 """The scan of Mamba (S6): a state `[D, N]` whose decays depend on the token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
 
 # Tokens whose `[D, N]` are in memory at once. On CPU that should fit into a
 # cache: with `D N` = 8192 a training step takes 1.5 times as long at 64 and 1.8
 # times at 128, and 1.1 times at 16.
 _CHUNK = 32
+
+# Of `A`, `h0`, `x`, `delta`, `B`, `C` and `reset`; see `sharded.py`.
+_LAYOUTS = ('dk', 'bdk', 'btd', 'btd', 'btk', 'btk', 'bt')
 
 
 def selective_scan(
@@ -40,6 +46,10 @@ def selective_scan(
   state that entered it. What is in memory grows as `T D + (T / chunk) D N`,
   plus `chunk D N`. Inside a chunk this is a `linear_scan`, and all that holds
   there of platforms and gradients holds here.
+
+  Under `jax.set_mesh` every device computes its own rows, channels and stretch
+  of time; where time is split, each finds out first what its tokens leave by
+  themselves, as much work again, and then they tell each other.
 
   >>> import jax.numpy as jnp
   >>> x, b = jnp.ones((1, 3, 2)), jnp.ones((1, 3, 4))
@@ -100,8 +110,15 @@ def selective_scan(
     delta = jnp.where(present, delta, 0)
   if h0 is None:
     h0 = jnp.zeros_like(x, dtype, shape=(len(x), *A.shape))
-  h0, A = h0.astype(dtype), A.astype(dtype)
-  h_last, y = _in_chunks(A, h0, (x, delta, B, C), reset, chunk_size)
+  # What all devices have they add up gradients of: not in less than float32.
+  A, h0, B, C = (u.astype(dtype) for u in (A, h0, B, C))
+  local = functools.partial(_stretch, chunk_size=chunk_size)
+  inputs = sharded.aligned(x, (A, h0, x, delta, B, C, reset), _LAYOUTS)
+  if sharded.is_partly_manual():
+    # JAX cannot lower the gradient of a shard_map inside another one.
+    h_last, y = local(*inputs, shards=None)
+  else:
+    h_last, y = sharded.over_mesh(local, x, inputs, _LAYOUTS, ('bdk', 'btd'))
   if D is not None:
     y = y + D.astype(dtype) * x.astype(dtype)
   if z is not None:
@@ -110,7 +127,24 @@ def selective_scan(
   return h_last, y if mask is None else jnp.where(present, y, 0)
 
 
-def _in_chunks(A, h0, inputs, reset, chunk_size):
+def _stretch(A, h0, x, delta, B, C, reset, *, shards, chunk_size):
+  """Scans what one device has; the state that enters comes from others."""
+  inputs = x, delta, B, C
+  if shards is None:
+    return _in_chunks(A, h0, inputs, reset, chunk_size)
+  flat = lambda u: u.reshape(len(u), -1)
+  last = _in_chunks(A, jnp.zeros_like(h0), inputs, reset, chunk_size, True)[0]
+  product = jnp.exp(exact.einsum('bd,dn->bdn', delta.sum(1), A))
+  if reset is not None:
+    product = jnp.where(reset.any(1)[:, None, None], 0, product)
+  entering = shards.enter(flat(product), flat(last), reset, flat(h0), False)
+  h_last, y = _in_chunks(
+      A, entering.reshape(h0.shape), inputs, reset, chunk_size
+  )
+  return shards.leave(h_last, False), y
+
+
+def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
   """Scans `inputs`, each `[B, T, ...]`; the outputs are in `h0.dtype`."""
   batch, time, features = inputs[0].shape
   if not time:
@@ -127,12 +161,17 @@ def _in_chunks(A, h0, inputs, reset, chunk_size):
     u = jnp.pad(u, ((0, 0), (0, extra)) + ((0, 0),) * (u.ndim - 2))
     return jnp.moveaxis(u.reshape(batch, count, length, *u.shape[2:]), 1, 0)
 
-  body = lambda h, chunk: _chunk(A, h, *chunk)
+  def body(h, chunk):
+    h, y = _chunk(A, h, *chunk)
+    return h, None if only_state else y
+
   h_last, y = jax.lax.scan(
       jax.checkpoint(body, prevent_cse=False),
       h0,
       jax.tree.map(split, (inputs, reset)),
   )
+  if only_state:
+    return h_last, None
   y = jnp.moveaxis(y, 0, 1).reshape(batch, -1, features)
   return h_last, y[:, :time]
 

@@ -302,7 +302,7 @@ class Shards(NamedTuple):
 
     Args:
       combine: `combine(earlier, later)` of two adjacent stretches, each a tree
-        of arrays `[..., N]`, is that of both together; associative.
+        of arrays `[B, ...]`, is that of both together; associative.
       stretch: That of this device.
       first: One that comes before all of them, and forgets what it is given.
       reverse: Whether time runs from the last device to the first.
@@ -310,14 +310,12 @@ class Shards(NamedTuple):
     Returns:
       All earlier stretches combined, `first` included.
     """
-    here = self._place(reverse)
+    here = self.place(reverse)
     where = lambda flag, *trees: jax.tree.map(
         lambda u, v: jnp.where(flag, u, v), *trees
     )
     if self.size <= GATHER_UP_TO:
-      everybody = _in_one_array(
-          lambda u: jax.lax.all_gather(u, self.axes), stretch
-      )
+      everybody = self.everybody(stretch)
       order = range(self.size)
       entering = before = first
       for n, i in enumerate(reversed(order) if reverse else order):
@@ -363,14 +361,18 @@ class Shards(NamedTuple):
   def before(self, edge, first, reverse):
     """Returns `edge` of the device one stretch earlier, or else `first`."""
     earlier = self._earlier(edge, 1, reverse)
-    return jnp.where(self._place(reverse) == 0, first, earlier)
+    return jnp.where(self.place(reverse) == 0, first, earlier)
 
   def leave(self, last, reverse):
     """Returns what leaves the last stretch, on every device."""
-    here = self._place(reverse) == self.size - 1
+    here = self.place(reverse) == self.size - 1
     return jax.lax.psum(jnp.where(here, last, 0), self.axes)
 
-  def _place(self, reverse):
+  def everybody(self, tree):
+    """Returns `[n, B, ...]` for each array `[B, ...]`, in the order of time."""
+    return _in_one_array(lambda u: jax.lax.all_gather(u, self.axes), tree)
+
+  def place(self, reverse=False):
     """The number of stretches before this device's."""
     index = jax.lax.axis_index(self.axes)
     return self.size - 1 - index if reverse else index
@@ -385,14 +387,16 @@ class Shards(NamedTuple):
 
 
 def _in_one_array(send, tree):
-  """`send` of every leaf `[..., N]` of a tree, as one array: one exchange."""
+  """`send` of every leaf `[B, ...]` of a tree, as one array: one exchange."""
   leaves, structure = jax.tree.flatten(tree)
   dtype = jnp.result_type(*leaves)
-  ends = np.cumsum([u.shape[-1] for u in leaves])[:-1]
-  sent = send(jnp.concatenate([u.astype(dtype) for u in leaves], axis=-1))
+  flat = [u.astype(dtype).reshape(len(u), -1) for u in leaves]
+  ends = np.cumsum([u.shape[1] for u in flat])[:-1]
+  sent = send(jnp.concatenate(flat, axis=1))
   parts = jnp.split(sent, ends, axis=-1)
   return structure.unflatten(
-      u.astype(leaf.dtype) for u, leaf in zip(parts, leaves)
+      u.astype(leaf.dtype).reshape(*sent.shape[:-1], *leaf.shape[1:])
+      for u, leaf in zip(parts, leaves)
   )
 
 
