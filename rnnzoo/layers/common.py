@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import ops
+from rnnzoo.ops.linear_scan import sharded
 
 
 def project(
@@ -217,16 +218,22 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
     `[..., H, W, F]`.
   """
   dtype = dtype or x.dtype
-  images = x.reshape((-1,) + x.shape[-3:])
-  # Widened first: XLA:CPU has no convolution of bfloat16 summed in float32.
-  y = jax.lax.conv_general_dilated(
-      images.astype(dtype),
-      kernel.astype(x.dtype).astype(dtype),
-      window_strides=(1, 1),
-      padding='SAME',
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-  return y.reshape(x.shape[:-1] + y.shape[-1:])
+
+  def of_all(kernel, x):
+    # Widened first: XLA:CPU has no convolution of bfloat16 summed in float32.
+    y = jax.lax.conv_general_dilated(
+        x.reshape((-1,) + x.shape[-3:]).astype(dtype),
+        kernel.astype(x.dtype).astype(dtype),
+        window_strides=(1, 1),
+        padding='SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    return y.reshape(x.shape[:-1] + y.shape[-1:])
+
+  if x.ndim < 5:
+    return of_all(kernel, x)
+  # Where time is split images lie in pieces that no one axis can be made of.
+  return sharded.over_rows(of_all, kernel, x, stretches=True)
 
 
 def rotary(

@@ -56,8 +56,6 @@ class ConvS5(base.RecurrentLayer):
     input_shape: `(H, W, C)`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       input_shape: Sequence[int],

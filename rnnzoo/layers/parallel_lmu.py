@@ -53,8 +53,6 @@ class ParallelLMU(base.RecurrentLayer):
     state_features: Size `N` of the memory of each.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,

@@ -13,6 +13,7 @@ from rnnzoo.layers import s4d
 from rnnzoo.layers import state_space
 from rnnzoo.ops import diagonal_ssm
 from rnnzoo.ops import exact
+from rnnzoo.ops.linear_scan import sharded
 
 # Frequencies at a time: what is held of the Cauchy matrix `[D, N / 2, T / 2]`.
 _FREQUENCIES = 256
@@ -71,8 +72,6 @@ class S4(base.RecurrentLayer):
     state_features: Size `N` of the state of a channel, in real numbers.
     out_features: `D`.
   """
-
-  gathers_time = True
 
   def __init__(
       self,
@@ -153,13 +152,17 @@ class S4(base.RecurrentLayer):
     from_zero = carry is None
     x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
     dtype = base.state_dtype(x.dtype)
-    system, wide = self._system(dtype), x.astype(dtype)
-    if x.shape[1] and reset is None and mask is None:
-      carry, s = convolution(*system, wide, None if from_zero else carry)
-    else:
-      carry, s = diagonal_ssm.scan_chunks(
-          functools.partial(_scan, system, initial), carry, (wide, reset, mask)
-      )
+    wide = x.astype(dtype)
+    carry, s = sharded.aligned_over_mesh(
+        _run,
+        wide,
+        (
+            *self._system(dtype), initial, wide, None if from_zero else carry,
+            reset, mask,
+        ),
+        ('dk',) * 5 + ('bdk', 'btd', 'bdk', 'bt', 'bt'),
+        ('bdk', 'btd'),
+    )
     return carry, base.masked(self._out(s, wide, x.dtype), mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -228,6 +231,36 @@ def _advance_present(system, initial, carry, inputs):
   h = advance(lambda_, p, step, entering, step * b * x[..., None])
   carry = h if mask is None else base.select(mask, h, carry)
   return carry, 2 * diagonal_ssm.readout(c, h)
+
+
+def _run(*operands, shards):
+  """The last state, and `s` `[B, T, D]`, of what one device has."""
+  *system, initial, x, h0, reset, mask = operands
+  if shards is not None:
+    last, _ = _stretch(system, initial, x, None, reset, mask)
+    h0 = initial if h0 is None else h0
+    h0 = _entering(shards, system, last, x.shape[1], reset, mask, h0)
+  last, s = _stretch(system, initial, x, h0, reset, mask)
+  return last if shards is None else shards.leave(last, False), s
+
+
+def _stretch(system, initial, x, h0, reset, mask):
+  if x.shape[1] and reset is None and mask is None:
+    return convolution(*system, x, h0)
+  return diagonal_ssm.scan_chunks(
+      functools.partial(_scan, system, initial),
+      initial if h0 is None else h0, (x, reset, mask),
+  )
+
+
+def _entering(shards, system, last, time, reset, mask, h0):
+  """The state that enters the stretch of time of this device, see `sharded`."""
+  lambda_, p, *_, step = system
+  squares = _squares(_dense(lambda_, p, step), shards.size * time)
+  advance = lambda i, h: exact.einsum('dnm,bdm->bdn', squares[i], h)
+  return _complex(shards.enter_steadily(
+      advance, _parts(last), time, reset, mask, _parts(h0)
+  ))
 
 
 def _scan(system, initial, carry, inputs):

@@ -92,8 +92,6 @@ class S4D(base.RecurrentLayer):
     out_features: `D`.
   """
 
-  gathers_time = True
-
   def __init__(
       self,
       in_features: int,
@@ -190,15 +188,16 @@ class S4D(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     dt = base.prepare_dt(dt, x, mask)
     dtype = base.state_dtype(x.dtype)
-    system, c = self._system(dtype), self._read(dtype)
+    system, c = self._continuous(dtype), self._read(dtype)
     wide = x.astype(dtype)
     if x.shape[1] and reset is None and mask is None and dt is None:
       carry, s = diagonal_ssm.diagonal_convolution(
-          *system(None), c, wide, None if from_zero else carry
+          *self._discrete(system), c, wide, None if from_zero else carry
       )
     else:
       carry, s = diagonal_ssm.diagonal_scan(
-          system, c, wide, carry, dt=dt, reset=reset, mask=mask
+          self._discrete, system, c, wide, carry,
+          dt=dt, reset=reset, mask=mask,
       )
     return carry, base.masked(self._out(s, wide, x.dtype), mask)
 
@@ -209,33 +208,34 @@ class S4D(base.RecurrentLayer):
     dt = base.prepare_dt(dt, x, mask)
     dtype = base.state_dtype(x.dtype)
     wide = x.astype(dtype)
-    a, b = self._system(dtype)(dt)
+    a, b = self._discrete(self._continuous(dtype), dt)
     entering = carry if reset is None else base.select(reset, initial, carry)
     h = a * entering + b * wide[..., None]
     carry = h if mask is None else base.select(mask, h, carry)
     s = diagonal_ssm.readout(self._read(dtype), h)
     return carry, base.masked(self._out(s, wide, x.dtype), mask)
 
-  def _system(self, dtype):
-    """A function from `dt` `[...]`, or `None`, to `a, b` `[..., D, N / 2]`."""
+  def _continuous(self, dtype):
+    """Lambda and, if there is one, B `[D, N / 2]`, and the steps `[D, 1]`."""
     lambda_ = -jnp.exp(self.log_A_real[...].astype(dtype))
     if self.A_imag is not None:
       lambda_ = jax.lax.complex(lambda_, self.A_imag[...].astype(dtype))
-    steps = self.step_rescale * jnp.exp(self.log_dt[...].astype(dtype))[:, None]
-    weight = 1
+    b = None
     if self.B_re is not None:
-      weight = jax.lax.complex(
+      b = jax.lax.complex(
           self.B_re[...].astype(dtype), self.B_im[...].astype(dtype)
       )
+    steps = self.step_rescale * jnp.exp(self.log_dt[...].astype(dtype))
+    return lambda_, b, steps[:, None]
+
+  def _discrete(self, system, dt=None):
+    """Decays and weights `[..., D, N / 2]` of steps `dt` `[...]`, or of 1."""
+    lambda_, b, steps = system
     discretize = state_space.DISCRETIZATIONS[self.discretization]
-
-    def system(dt):
-      a, b = discretize(
-          lambda_, steps if dt is None else steps * dt[..., None, None]
-      )
-      return a, b * weight
-
-    return system
+    decay, weight = discretize(
+        lambda_, steps if dt is None else steps * dt[..., None, None]
+    )
+    return decay, weight if b is None else weight * b
 
   def _read(self, dtype):
     """C, doubled where a number stands for its conjugate, too."""

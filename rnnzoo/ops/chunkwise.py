@@ -342,28 +342,6 @@ def delayed(u: jax.Array, axis: int, first=0) -> jax.Array:
   return jax.lax.slice_in_dim(u, 0, -1, axis=axis)
 
 
-def over_mesh(fn, x, operands, layouts, out_layouts):
-  """Runs `fn` on the rows, heads and stretch of time that each device holds.
-
-  Args:
-    fn: A function of the operands, independent per row and per head, with a
-      keyword `shards`: the stretches of time, or `None`; see `entering`.
-    x: `[B, T, H, ...]`, decides how to split.
-    operands: Arrays, or `None`.
-    layouts: Of each a letter an axis: `b` batch, `t` time, `d` heads, `k`
-      anything else.
-    out_layouts: Likewise of each result.
-
-  Returns:
-    What `fn` returns.
-  """
-  operands = sharded.aligned(x, operands, layouts)
-  if sharded.is_partly_manual():
-    # JAX cannot lower the gradient of a shard_map inside another one.
-    return fn(*operands, shards=None)
-  return sharded.over_mesh(fn, x, operands, layouts, out_layouts)
-
-
 def entering(
     shards: sharded.Shards | None,
     summary: Callable[[Any, jax.Array | None], tuple[Any, Any]],
@@ -379,7 +357,7 @@ def entering(
   of a state on the way past them; these they tell each other.
 
   Args:
-    shards: From `over_mesh`; if `None`, the state is the one that is given.
+    shards: From `sharded.over_mesh`; if `None`, the state is the given one.
     summary: Maps inputs, zeros as in `scan_chunks`, and `reset` to `(way,
       state)`: what becomes of a state, in arrays `[B, ...]`, and what the
       tokens leave, as if `state` were zeros.

@@ -356,7 +356,7 @@ def _run(body, operands, reset, mask, chunk_size):
       for name, u in operands.items()
       if u is not None
   }
-  return chunkwise.over_mesh(
+  return sharded.aligned_over_mesh(
       run,
       operands['v'],
       (*operands.values(), reset, mask),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rnnzoo.ops import exact
 from rnnzoo.ops.fft_conv import fft_conv
 from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
 
 # States held at a time: so many steps, and one of each chunk before them.
 CHUNK = 64
@@ -52,6 +53,25 @@ def diagonal_convolution(
   Returns:
     `(h_last, y)`: `[B, H, N]` and `[B, T, H]`, in the dtypes of `a` and `x`.
   """
+
+  def local(a, b, c, x, h0, *, shards):
+    if shards is None:
+      return _convolve(a, b, c, x, h0)
+    last, _ = _convolve(a, b, c, x, None)
+    product = powers(a, x.shape[1] + 1)[..., -1]
+    h0 = jnp.zeros_like(last) if h0 is None else h0
+    h0 = shards.enter(
+        jnp.broadcast_to(product, last.shape), last, None, h0, False
+    )
+    last, y = _convolve(a, b, c, x, h0)
+    return shards.leave(last, False), y
+
+  return sharded.aligned_over_mesh(
+      local, x, (a, b, c, x, h0), ('dk',) * 3 + ('btd', 'bdk'), ('bdk', 'btd')
+  )
+
+
+def _convolve(a, b, c, x, h0):
   time = x.shape[1]
   size = 2 ** ((time.bit_length() + 1) // 2)  # J, about the root of T.
   fine = powers(a, size)  # [H, N, J]
@@ -82,7 +102,8 @@ def diagonal_convolution(
 
 
 def diagonal_scan(
-    system: Callable[..., tuple[jax.Array, jax.Array]],
+    system: Callable[[Any, Any], tuple[jax.Array, jax.Array]],
+    parameters: Any,
     c: jax.Array,
     x: jax.Array,
     h0: jax.Array,
@@ -97,8 +118,9 @@ def diagonal_scan(
   Holds `chunk` steps of states and one state per chunk.
 
   Args:
-    system: A function `dt -> (a, b)`: `[H, N]` of `None`, `[B, L, H, N]` of
-      step lengths `[B, L]`.
+    system: A function `(parameters, dt) -> (a, b)`: `[H, N]` if `dt` is `None`,
+      `[B, L, H, N]` of step lengths `[B, L]`.
+    parameters: A tree of arrays `[H, N]` or `[H, 1]`.
     c: Weights of the output `[H, N]`.
     x: Inputs `[B, T, H]`, real, T >= 0, in the dtype of states.
     h0: State before the first step `[B, H, N]`.
@@ -111,19 +133,50 @@ def diagonal_scan(
     `(h_last, y)`: `[B, H, N]` and `[B, T, H]`, in the dtypes of `h0` and `x`.
   """
 
-  def run(h, inputs):
-    x, dt, reset, mask = inputs
-    a, b = system(dt)
-    b = b * x[..., None]
-    a = a.reshape((1,) * (4 - a.ndim) + a.shape)
-    if mask is not None:
-      here = mask[..., None, None]
-      a, b = jnp.where(here, a, 1), jnp.where(here, b, 0)
-    flat = lambda u: u.reshape(u.shape[:-2] + (math.prod(u.shape[-2:]),))
-    last, states = api.linear_scan(flat(a), flat(b), flat(h), reset=reset)
-    return last.reshape(h.shape), readout(c, states.reshape(b.shape))
+  leaves, structure = jax.tree.flatten(parameters)
 
-  return scan_chunks(run, h0, (x, dt, reset, mask), chunk)
+  def local(c, x, h0, dt, reset, mask, *leaves, shards):
+    parameters = structure.unflatten(leaves)
+
+    def coefficients(x, dt, mask):
+      a, b = system(parameters, dt)
+      b = b * x[..., None]
+      a = a.reshape((1,) * (4 - a.ndim) + a.shape)
+      if mask is not None:
+        here = mask[..., None, None]
+        a, b = jnp.where(here, a, 1), jnp.where(here, b, 0)
+      return a, b
+
+    def run(h, inputs):
+      x, dt, reset, mask = inputs
+      a, b = coefficients(x, dt, mask)
+      flat = lambda u: u.reshape(u.shape[:-2] + (math.prod(u.shape[-2:]),))
+      last, states = api.linear_scan(flat(a), flat(b), flat(h), reset=reset)
+      return last.reshape(h.shape), readout(c, states.reshape(b.shape))
+
+    def run_by_itself(carry, inputs):
+      product, h = carry
+      x, dt, _, mask = inputs
+      a, b = coefficients(x, dt, mask)
+      a = jnp.broadcast_to(a, (*a.shape[:1], *b.shape[1:]))
+      return (product * a.prod(1), run(h, inputs)[0]), None
+
+    inputs = x, dt, reset, mask
+    if shards is None:
+      return scan_chunks(run, h0, inputs, chunk)
+    nothing = jnp.ones_like(h0), jnp.zeros_like(h0)
+    (product, last), _ = scan_chunks(run_by_itself, nothing, inputs, chunk)
+    if reset is not None:
+      product = jnp.where(reset.any(1)[:, None, None], 0, product)
+    h0 = shards.enter(product, last, reset, h0, False)
+    last, y = scan_chunks(run, h0, inputs, chunk)
+    return shards.leave(last, False), y
+
+  return sharded.aligned_over_mesh(
+      local, x, (c, x, h0, dt, reset, mask, *leaves),
+      ('dk', 'btd', 'bdk', 'bt', 'bt', 'bt') + ('dk',) * len(leaves),
+      ('bdk', 'btd'),
+  )
 
 
 def scan_chunks(
@@ -132,8 +185,9 @@ def scan_chunks(
   """Runs a recurrence chunk by chunk; the backward pass runs each again.
 
   Args:
-    run: A function `(h, inputs) -> (h, y)` of a stretch of time.
-    h0: The state before the first step.
+    run: A function `(h, inputs) -> (h, y)` of a stretch of time; `y` is an
+      array `[B, T, ...]` or `None`.
+    h0: The state before the first step, a tree.
     inputs: A tree of arrays `[B, T, ...]`.
     chunk: Steps at a time.
 
@@ -151,11 +205,13 @@ def scan_chunks(
   h, y = jax.lax.scan(
       jax.checkpoint(run), h0, jax.tree.map(by_chunk, inputs)
   )
-  y = jnp.moveaxis(y, 0, 1)
-  y = y.reshape((batch, whole) + y.shape[3:])
+  together = lambda u: jnp.moveaxis(u, 0, 1).reshape(
+      (batch, whole) + u.shape[3:]
+  )
+  y = jax.tree.map(together, y)
   if rest:
     h, last = run(h, jax.tree.map(lambda u: u[:, whole:], inputs))
-    y = jnp.concatenate([y, last], axis=1)
+    y = jax.tree.map(lambda *u: jnp.concatenate(u, axis=1), y, last)
   return h, y
 
 

@@ -50,11 +50,9 @@ def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   for name, u in (('x', x), ('kernel', kernel)):
     if not jnp.issubdtype(u.dtype, jnp.floating):
       raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  x, kernel = sharded.aligned(x, (x, kernel), _LAYOUTS)
-  if sharded.is_partly_manual():
-    # JAX cannot lower the gradient of a shard_map inside another one.
-    return _convolve(x, kernel, shards=None)[0]
-  return sharded.over_mesh(_convolve, x, (x, kernel), _LAYOUTS, ('bkd',))[0]
+  return sharded.aligned_over_mesh(
+      _convolve, x, (x, kernel), _LAYOUTS, ('bkd',)
+  )[0]
 
 
 def fft_length(time: int) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
 
 
 def linear_attention(
@@ -80,7 +81,7 @@ def linear_attention(
   if chunk_size is None:
     chunk_size = 32 if g is not None and g.ndim == 4 else 64
   decay_layout = '' if g is None else {1: 'd', 3: 'btd', 4: 'btdk'}[g.ndim]
-  return chunkwise.over_mesh(
+  return sharded.aligned_over_mesh(
       functools.partial(_run, scale=scale, chunk_size=chunk_size),
       # Groups are not taken apart, unless there is one, which all devices have.
       v if q.shape[2] == 1 else q,

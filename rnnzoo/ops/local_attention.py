@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops import chunkwise
 from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.linear_scan import sharded
 
@@ -127,7 +126,7 @@ def local_attention(
     return cache, jnp.zeros_like(q)
   count = _count_after(cache.count, q.shape[1], reset, mask)
   tokens, ring = 'btdk', 'bkdk'
-  key, value, y = chunkwise.over_mesh(
+  key, value, y = sharded.aligned_over_mesh(
       functools.partial(_run, chunk_size=chunk_size),
       k,  # Heads can be split where their keys can.
       (q, k, v, *cache, reset, mask),
@@ -188,7 +187,7 @@ def _entering(shards, cache, k, v, reset, number):
   """Returns the cache that enters the stretch of time of this device.
 
   Args:
-    shards: From `chunkwise.over_mesh`; if `None`, it is the one that is given.
+    shards: From `sharded.over_mesh`; if `None`, it is the given one.
     cache: The one before all of them.
     k: Keys `[B, T, G, K]` of this stretch, those that are there in front.
     v: Values, likewise.

@@ -1,5 +1,7 @@
 """Linear recurrences with one dense matrix for all time, and their readout."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from rnnzoo.ops import exact
@@ -8,9 +10,9 @@ from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.linear_scan import sharded
 
 # Of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and of the results; see
-# `sharded.py`. Every device needs the whole of time.
-_LAYOUTS = ('kk', 'k', 'kkk', 'bkk', 'bkk', 'bk', 'bk')
-_OUT_LAYOUTS = ('bkk', 'bkk')
+# `sharded.py`.
+_LAYOUTS = ('kk', 'k', 'kkk', 'btk', 'bkk', 'bt', 'bt')
+_OUT_LAYOUTS = ('bkk', 'btk')
 
 
 def lti_scan(
@@ -35,7 +37,8 @@ def lti_scan(
   Off CPU a single channel (`M = 1`) without flags is one convolution with the
   impulse response by FFT instead (`fft_conv`).
 
-  Under `jax.set_mesh` every device computes its own rows; time is gathered.
+  Under `jax.set_mesh` every device computes its own rows and stretch of time;
+  devices along time tell each other what their tokens leave, one state.
 
   >>> import jax.numpy as jnp
   >>> a, b = jnp.array([[.5, 0.], [1., 0.]]), jnp.array([1., 0.])
@@ -69,15 +72,37 @@ def lti_scan(
   a, b, c, u, m0 = _checked(a, b, c, u, m0)
   reset = api.checked_flag('reset', reset, u.shape)
   mask = api.checked_flag('mask', mask, u.shape)
-  operands = sharded.aligned(u, (a, b, c, u, m0, reset, mask), _LAYOUTS)
-  if sharded.is_partly_manual():
-    # JAX cannot lower the gradient of a shard_map inside another one.
-    return _run(*operands, shards=None)
-  return sharded.over_mesh(_run, u, operands, _LAYOUTS, _OUT_LAYOUTS)
+  # Devices add up gradients of the readout: not in less than float32.
+  wide = c.astype(jnp.promote_types(jnp.float32, c.dtype))
+  return sharded.aligned_over_mesh(
+      functools.partial(_run, dtype=c.dtype),
+      u, (a, b, wide, u, m0, reset, mask), _LAYOUTS, _OUT_LAYOUTS,
+  )
 
 
-def _run(a, b, c, u, m0, reset, mask, *, shards):
-  del shards  # No device has less than the whole of time.
+def _run(a, b, c, u, m0, reset, mask, *, shards, dtype):
+  c = c.astype(dtype)
+  if shards is not None:
+    m0 = _entering(shards, a, b, c, u, m0, reset, mask)
+  m, y = _stretch(a, b, c, u, m0, reset, mask)
+  return m if shards is None else shards.leave(m, False), y
+
+
+def _entering(shards, a, b, c, u, m0, reset, mask):
+  """Returns the state `[B, M, N]` that enters this device's stretch of time."""
+  left, _ = _stretch(a, b, c, u, None, reset, mask)
+  if m0 is None:
+    m0 = jnp.zeros_like(left)
+  time = u.shape[1]
+  powers = [a]  # With exponents 1, 2, 4 and so on.
+  for _ in range((shards.size * time).bit_length() - 1):
+    powers.append(exact.einsum('ij,jk->ik', powers[-1], powers[-1]))
+  advance = lambda i, m: exact.einsum('bmn,on->bmo', m, powers[i])
+  return shards.enter_steadily(advance, left, time, reset, mask, m0)
+
+
+def _stretch(a, b, c, u, m0, reset, mask):
+  """The form for the platform, of all there is on one device."""
   if not u.shape[0] * u.shape[1]:
     if m0 is None:
       m0 = jnp.zeros_like(u, shape=(u.shape[0],) + c.shape[:2])

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops.linear_scan import sharded
 
 _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 
 # Of `q, k, v, i, f`, the state, `reset` and `mask`, and of the results; see
-# `chunkwise.over_mesh`.
+# `sharded.over_mesh`.
 _STATE_LAYOUTS = ('bdkk', 'bdk', 'bd')
 _LAYOUTS = ('btdk',) * 3 + ('btd',) * 2 + _STATE_LAYOUTS + ('bt',) * 2
 
@@ -125,7 +126,7 @@ def mlstm(
     )
     return *chunkwise.leaving(shards, state), h
 
-  *state, h = chunkwise.over_mesh(
+  *state, h = sharded.aligned_over_mesh(
       run, v, (q, k, v, i, f, *state, reset, mask), _LAYOUTS,
       (*_STATE_LAYOUTS, 'btdk'),
   )

@@ -112,13 +112,10 @@ def selective_scan(
     h0 = jnp.zeros_like(x, dtype, shape=(len(x), *A.shape))
   # What all devices have they add up gradients of: not in less than float32.
   A, h0, B, C = (u.astype(dtype) for u in (A, h0, B, C))
-  local = functools.partial(_stretch, chunk_size=chunk_size)
-  inputs = sharded.aligned(x, (A, h0, x, delta, B, C, reset), _LAYOUTS)
-  if sharded.is_partly_manual():
-    # JAX cannot lower the gradient of a shard_map inside another one.
-    h_last, y = local(*inputs, shards=None)
-  else:
-    h_last, y = sharded.over_mesh(local, x, inputs, _LAYOUTS, ('bdk', 'btd'))
+  h_last, y = sharded.aligned_over_mesh(
+      functools.partial(_stretch, chunk_size=chunk_size),
+      x, (A, h0, x, delta, B, C, reset), _LAYOUTS, ('bdk', 'btd'),
+  )
   if D is not None:
     y = y + D.astype(dtype) * x.astype(dtype)
   if z is not None:
@@ -132,15 +129,12 @@ def _stretch(A, h0, x, delta, B, C, reset, *, shards, chunk_size):
   inputs = x, delta, B, C
   if shards is None:
     return _in_chunks(A, h0, inputs, reset, chunk_size)
-  flat = lambda u: u.reshape(len(u), -1)
   last = _in_chunks(A, jnp.zeros_like(h0), inputs, reset, chunk_size, True)[0]
   product = jnp.exp(exact.einsum('bd,dn->bdn', delta.sum(1), A))
   if reset is not None:
     product = jnp.where(reset.any(1)[:, None, None], 0, product)
-  entering = shards.enter(flat(product), flat(last), reset, flat(h0), False)
-  h_last, y = _in_chunks(
-      A, entering.reshape(h0.shape), inputs, reset, chunk_size
-  )
+  h0 = shards.enter(product, last, reset, h0, False)
+  h_last, y = _in_chunks(A, h0, inputs, reset, chunk_size)
   return shards.leave(h_last, False), y
 
 

@@ -125,6 +125,20 @@ def check_transforms(case):
   ]
 
 
+def check_stretches(case):
+  """On devices that have a stretch of time each it gives the same numbers."""
+  reset, mask = case.flag('reset', 0.3), case.flag('mask', 0.7)
+  want = case.run(cases.whole, reset, mask)
+  count = max(n for n in (4, 3, 2, 1) if n <= jax.device_count())
+  mesh = jax.make_mesh(
+      (count,), ('sequence',), axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:count],
+  )
+  with jax.set_mesh(mesh):
+    got = case.run(cases.in_stretches, reset, mask)
+  return _compare(case, f'{count} stretches of time', got, want)
+
+
 def check_eager(case):
   """Without `jax.jit` all is the same; `jax.eval_shape` knew it beforehand."""
   if case.causal:
@@ -354,6 +368,7 @@ CHECKS = dict(
     batch=check_batch,
     lengths=check_lengths,
     transforms=check_transforms,
+    stretches=check_stretches,
     eager=check_eager,
     grad=check_grad,
     export=check_export,

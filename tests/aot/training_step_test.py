@@ -21,12 +21,9 @@ pytestmark = pytest.mark.aot
 B, T, D, LAYERS, TAPS = 8, 1024, 128, 2, 4
 
 
-def compiled_step(mesh):
-  """Compiles a training step of a 2-layer minGRU language model."""
-  config = models.ModelConfig(
-      layer='min_gru', num_layers=LAYERS, features=D, vocab_size=256,
-      conv_kernel=TAPS,
-  )
+def compiled_step(mesh, T=T, **fields):
+  """Compiles a training step of a small language model."""
+  config = models.ModelConfig(features=D, vocab_size=256, **fields)
   functional = state_lib.Functional(
       lambda rngs: models.LanguageModel(config, rngs=rngs)
   )
@@ -64,7 +61,9 @@ class SequenceTest(absltest.TestCase):
         dict(data=4, fsdp=1, model=1, sequence=4),
         tpu_test.devices('v5e:4x4'),
     )
-    compiled = compiled_step(mesh)
+    compiled = compiled_step(
+        mesh, layer='min_gru', num_layers=LAYERS, conv_kernel=TAPS
+    )
     text = compiled.as_text()
     self.assertIn('tpu_custom_call', text)
     found = collections.defaultdict(list)
@@ -82,6 +81,26 @@ class SequenceTest(absltest.TestCase):
     # And the gradients of the parameters, in one. Nothing else.
     self.assertLen(found.pop('all-reduce'), 1)
     self.assertEqual(dict(found), {})
+
+  def test_no_sequences_of_matrix_states_attention_or_mamba(self):
+    mesh = sharding.make_mesh(
+        dict(data=4, fsdp=1, model=1, sequence=4),
+        tpu_test.devices('v5e:4x4'),
+    )
+    long = 8 * T
+    compiled = compiled_step(
+        mesh, long, layer='mamba2,attention,mamba', num_layers=3, mlp='none',
+        layer_options=dict(
+            mamba2=dict(head_features=64, state_features=32),
+            attention=dict(num_heads=4, window=64),
+        ),
+    )
+    text = compiled.as_text()
+    self.assertIn('tpu_custom_call', text)  # That of Mamba.
+    sizes = collectives.sizes(text, without=('all-reduce',))
+    self.assertNotEmpty(sizes)
+    # States and windows, less than what one device has of an activation.
+    self.assertLess(max(size for _, size in sizes), B // 4 * long // 4 * D)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import numpy as np
 from rnnzoo import layers
 from rnnzoo import testing
 from rnnzoo.layers import base
+from rnnzoo.ops.linear_scan import sharded
 
 # What options can break; the layer itself goes through all checks.
 _OPTION_CHECKS = ('shapes', 'dtypes', 'errors', 'steps', 'reset', 'mask')
@@ -188,6 +189,24 @@ class _CountsCalls(_Leaky):
     return carry, y * (1 + next(self.calls))
 
 
+class _ForgetsAtBorders(_Leaky):
+  """Every device starts from the carry, as if its stretch were the first."""
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+
+    def local(x, carry, reset, mask, *, shards):
+      carry, y = super(_ForgetsAtBorders, self).__call__(
+          x, carry, reset=reset, mask=mask
+      )
+      return carry if shards is None else shards.leave(carry, False), y
+
+    return sharded.over_mesh(
+        local, x, (x, carry, reset, mask), ('btd', 'bd', 'bt', 'bt'),
+        ('bd', 'btd'),
+    )
+
+
 class _AsksTheHost(_Leaky):
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -207,6 +226,7 @@ _BREACHES = {
     'eager': (_CountsCalls,),
     'grad': (_GateDetached,),
     'export': (_AsksTheHost,),
+    'stretches': (_ForgetsAtBorders,),
 }
 
 

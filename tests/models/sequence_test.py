@@ -113,6 +113,21 @@ class SequenceTest(parameterized.TestCase):
       self.assertEqual(counts['collective-permute'], 3 * 3)
     self.assertNotIn('all-to-all', counts)
 
+  def test_matrix_states_attention_and_mamba(self):
+    layer = 'gla,gated_delta_net,mlstm,mamba,attention'
+    options = dict(
+        norm='rms', absent=True,
+        layer_options=dict(
+            {name: dict(num_heads=2) for name in ('gla', 'mlstm')},
+            gated_delta_net=dict(num_heads=2, key_features=4),
+            mamba=dict(state_features=4), attention=dict(num_heads=2, window=4),
+        ),
+    )
+    self.assert_same(
+        gradients(dict(sequence=8), layer, **options),
+        gradients({}, layer, **options),
+    )
+
   def test_with_rows_and_channels_split_too(self):
     options = dict(norm='rms', absent=True)
     want = on_one_device('min_gru', **options)

@@ -59,7 +59,8 @@ class DiagonalSSMTest(parameterized.TestCase):
     dt = random.uniform(0, 2, (2, 21))
     reset, mask = random.random((2, 21)) < 0.2, random.random((2, 21)) < 0.7
 
-    def system(dt):
+    def system(parameters, dt):
+      a, b = parameters
       if dt is None:
         return a, b
       return a ** dt[..., None, None], jnp.broadcast_to(b, dt.shape + b.shape)
@@ -67,7 +68,7 @@ class DiagonalSSMTest(parameterized.TestCase):
     for flags in ({}, dict(dt=dt), dict(reset=reset & mask, mask=mask)):
       with jax.enable_x64(True):
         run = jax.jit(lambda x, h, flags: diagonal_ssm.diagonal_scan(
-            system, c, x, h, **flags, chunk=chunk
+            system, (a, b), c, x, h, **flags, chunk=chunk
         ))
         got = run(x, h, flags)
       last, y = _oracle(a, b, c, x, h, **flags)
@@ -80,7 +81,7 @@ class DiagonalSSMTest(parameterized.TestCase):
 
     def scan(a, b, c, x, h):
       return diagonal_ssm.diagonal_scan(
-          lambda dt: (a, b), c, x, h, chunk=8
+          lambda system, dt: system, (a, b), c, x, h, chunk=8
       )
 
     def gradients(run):
@@ -101,7 +102,7 @@ class DiagonalSSMTest(parameterized.TestCase):
 
     def loss(a, x):
       _, y = diagonal_ssm.diagonal_scan(
-          lambda dt: (a, b), c, x, h, reset=reset
+          lambda system, dt: system, (a, b), c, x, h, reset=reset
       )
       return (y**2).sum()
 

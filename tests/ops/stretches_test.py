@@ -109,6 +109,14 @@ def _selective_scan(tokens, state, **flags):
   )
 
 
+def _lti_scan(tokens, state, **flags):
+  rng = np.random.default_rng(3)
+  dtype = tokens[0].dtype
+  a = np.asarray(0.4 * rng.standard_normal((_KEYS, _KEYS)), dtype)
+  b, c = np.ones(_KEYS, dtype), np.ones((_HEADS, _KEYS, _VALUES), dtype)
+  return ops.lti_scan(a, b, c, *tokens, *state, **flags)
+
+
 def _local_attention(tokens, state, **flags):
   cache = ops.AttentionCache(*state, jnp.array([2, 33], jnp.int32))
   cache, y = ops.local_attention(*tokens, cache, chunk_size=4, **flags)
@@ -163,6 +171,9 @@ _CASES = dict(
             ((3,), 'any'),
         ),
         ((_VALUES, 3),),
+    ),
+    lti_scan=Case(
+        _lti_scan, (((_HEADS,), 'any'),), ((_HEADS, _KEYS),),
     ),
     attention_to_few=_attention(3),
     attention_to_many=_attention(12),  # Those of two stretches before.

@@ -108,6 +108,18 @@ def over_mesh(
   )(*operands)
 
 
+def aligned_over_mesh(fn, x, operands, layouts, out_layouts):
+  """Aligns the operands and runs `over_mesh`, where that can be.
+
+  Inside a `jax.shard_map` over some of the mesh axes it is left to XLA's
+  partitioner: JAX cannot lower the gradient of a shard_map inside another one.
+  """
+  operands = aligned(x, operands, layouts)
+  if is_partly_manual():
+    return fn(*operands, shards=None)
+  return over_mesh(fn, x, operands, layouts, out_layouts)
+
+
 def spread_rows(x: jax.Array) -> jax.Array:
   """Keeps rows spread over `data` and `fsdp`, time over `sequence`, no more.
 
@@ -145,7 +157,13 @@ def whole_rows(table: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(table, P(P.UNCONSTRAINED, None))
 
 
-def over_rows(fn: Callable[[Any, Any], Any], whole: Any, rows: Any) -> Any:
+def over_rows(
+    fn: Callable[[Any, Any], Any],
+    whole: Any,
+    rows: Any,
+    *,
+    stretches: bool = False,
+) -> Any:
   """Runs `fn(whole, rows)` on the rows that each device holds.
 
   Loops over time that look at weights are not for XLA's partitioner: it gathers
@@ -156,17 +174,26 @@ def over_rows(fn: Callable[[Any, Any], Any], whole: Any, rows: Any) -> Any:
     fn: A function of two trees, independent per row.
     whole: A tree of arrays that every device needs.
     rows: A tree of arrays `[B, ...]`, or `None`.
+    stretches: Whether `fn` is independent per token, too: of `rows` `[B, T,
+      ...]` it then has the stretch of time that the device holds.
 
   Returns:
-    What `fn` returns, a tree of arrays `[B, ...]`.
+    What `fn` returns, a tree of arrays like `rows`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if set(mesh.axis_types) != {AxisType.Auto}:
     return fn(whole, rows)
-  size = len(jax.tree.leaves(rows)[0])
-  batch = _dividing(BATCH_AXES, mesh.axis_names, mesh.shape, size)
-  # Time is gathered before the loop, too.
-  names = batch + tuple(n for n in TIME_AXES if mesh.shape.get(n, 1) > 1)
+  shape = jax.tree.leaves(rows)[0].shape
+  split = lambda names, size: _dividing(
+      names, mesh.axis_names, mesh.shape, size
+  )
+  lies = P(split(BATCH_AXES, shape[0]))
+  if stretches:
+    lies = P(*lies, split(TIME_AXES, shape[1]))
+  # Else time is gathered before the loop, too.
+  names = split(BATCH_AXES, shape[0]) + tuple(
+      n for n in TIME_AXES if mesh.shape.get(n, 1) > 1
+  )
   if not names:
     return fn(whole, rows)
 
@@ -184,7 +211,7 @@ def over_rows(fn: Callable[[Any, Any], Any], whole: Any, rows: Any) -> Any:
     return fn(jax.tree.map(lambda u, d: u.astype(d), whole, dtypes), rows)
 
   return jax.shard_map(
-      local, mesh=mesh, in_specs=(P(), P(batch)), out_specs=P(batch),
+      local, mesh=mesh, in_specs=(P(), lies), out_specs=lies,
       axis_names=set(names),
   )(jax.tree.map(wide, whole), rows)
 
@@ -336,10 +363,10 @@ class Shards(NamedTuple):
     """Returns the state of a linear recurrence that enters this stretch.
 
     Args:
-      product: Of all decays of this stretch `[B, D]`, 0 if there is a reset.
-      last: What its scan comes to from zero `[B, D]`.
+      product: Of all decays of this stretch `[B, ...]`, 0 if there is a reset.
+      last: What its scan comes to from zero `[B, ...]`.
       reset: Booleans `[B, T]` or None.
-      h0: The state that enters the first stretch `[B, D]`.
+      h0: The state that enters the first stretch `[B, ...]`.
       reverse: Whether that is the one of the last device.
     """
 
@@ -351,12 +378,38 @@ class Shards(NamedTuple):
           earlier[0] | forgets, product * kept[0], product * kept[1] + last
       )
 
-    forgets = jnp.zeros_like(last[:, :1], bool)
-    first = ~forgets, jnp.zeros_like(h0), h0
-    if reset is not None:
-      forgets = reset.any(axis=1, keepdims=True)
+    forgets = _forgets(last, reset)
+    first = jnp.ones_like(forgets), jnp.zeros_like(h0), h0
     stretch = forgets, product, last
     return self.entering(combine, stretch, first, reverse)[2]
+
+  def enter_steadily(self, advance, last, time, reset, mask, h0):
+    """`enter` where what a step does to a state is the same for all of them.
+
+    Args:
+      advance: `advance(i, h)` is a state `2^i` steps later.
+      last: What this stretch comes to from zero `[B, ...]`.
+      time: Tokens in this stretch.
+      reset: Booleans `[B, T]` or None.
+      mask: Booleans `[B, T]` or None, `False` where a step is absent.
+      h0: The state that enters the first stretch `[B, ...]`.
+    """
+    axes = (1,) * (last.ndim - 1)
+    steps = jnp.full_like(last, time, jnp.int32, shape=(len(last), *axes))
+    if mask is not None:
+      reset = None if reset is None else reset & mask
+      steps = mask.sum(1, dtype=jnp.int32).reshape(steps.shape)
+
+    def combine(earlier, later):
+      forgets, steps, last = later
+      h = jnp.where(forgets, 0, earlier[2])
+      for i in range((self.size * time).bit_length()):
+        h = jnp.where((steps >> i & 1) > 0, advance(i, h), h)
+      return earlier[0] | forgets, earlier[1] + steps, h + last
+
+    forgets = _forgets(last, reset)
+    first = jnp.ones_like(forgets), jnp.zeros_like(steps), h0
+    return self.entering(combine, (forgets, steps, last), first, False)[2]
 
   def before(self, edge, first, reverse):
     """Returns `edge` of the device one stretch earlier, or else `first`."""
@@ -384,6 +437,14 @@ class Shards(NamedTuple):
       pairs = [(j, i) for i, j in pairs]
     send = lambda u: jax.lax.ppermute(u, self.axes, pairs)
     return _in_one_array(send, tree)
+
+
+def _forgets(last, reset):
+  """Whether there is a reset in a stretch, with the axes of `last`."""
+  shape = (len(last),) + (1,) * (last.ndim - 1)
+  if reset is None:
+    return jnp.zeros_like(last, bool, shape=shape)
+  return reset.any(axis=1).reshape(shape)
 
 
 def _in_one_array(send, tree):
