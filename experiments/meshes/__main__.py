@@ -78,8 +78,9 @@ def add(name, meshes, done, save):
 
 
 def write(path, results):
-  """Writes the results."""
-  path.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
+  """Writes the results, a line for each model or layer."""
+  lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in results.items())
+  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def text(sizes) -> str:

@@ -234,6 +234,15 @@ class StretchesTest(parameterized.TestCase):
       self.assertGreater(np.abs(gradient).max(), 1e-3)
 
   @parameterized.parameters(*_CASES)
+  def test_no_tokens(self, name):
+    tokens, state = _CASES[name].operands(0)
+    with jax.enable_x64(True), jax.set_mesh(self.mesh):
+      got, y = _jit(_CASES[name].run)(tokens, state)
+    self.assertEqual(y.shape[:2], (_BATCH, 0))
+    got = got[: len(state)] if isinstance(got, tuple) else (got,)
+    tolerance.assert_close(list(got), state)
+
+  @parameterized.parameters(*_CASES)
   def test_nothing_as_long_as_time_is_sent(self, name):
     case, time = _CASES[name], 256 * _STRETCHES
     operands = case.operands(time, np.float32)

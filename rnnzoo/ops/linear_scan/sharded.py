@@ -479,8 +479,17 @@ def same_varying(*operands):
   )
 
 
-def _dividing(names, available, sizes, length):
-  """The longest prefix of `names` whose mesh sizes together divide `length`."""
+def _dividing(names, available, sizes, length) -> tuple[str, ...]:
+  """The longest prefix of `names` whose mesh sizes together divide `length`.
+
+  Args:
+    names: Of mesh axes; those of size 1 are left out.
+    available: Those of them that may be used.
+    sizes: Maps each to its size.
+    length: Of the array axis to split.
+  """
+  if not length:
+    return ()
   chosen = tuple(n for n in names if n in available and sizes[n] > 1)
   while chosen and length % math.prod(sizes[n] for n in chosen):
     chosen = chosen[:-1]
