@@ -1,0 +1,124 @@
+"""What it costs to divide time: work and memory of a layer on a mesh.
+
+  python -m experiments.benchmarks.stretches
+
+The training step of each layer (gradients of parameters and input) on one
+virtual CPU device and on several that have a stretch of time each. They share
+the same cores, so what is compared is the CPU time of all devices together,
+that is, work: at a factor of `f` on `n` devices of one's own a step takes at
+best `f / n` of the time. Memory is the temporaries of one device.
+"""
+
+import functools
+
+from absl import flags
+from experiments import drivers
+from experiments.benchmarks import layer_programs
+from experiments.benchmarks import timing
+import jax
+from rnnzoo import layers
+from rnnzoo.layers import base
+from rnnzoo.training import host
+import tqdm
+
+_NAMES = flags.DEFINE_multi_enum(
+    'layers', sorted(n for n, u in layers.LAYERS.items() if not u.gathers_time),
+    sorted(layers.LAYERS), 'Which ones.',
+)
+_DEVICES = flags.DEFINE_multi_integer('devices', [2, 4], 'Along time.')
+_LENGTH = flags.DEFINE_integer('length', 4096, 'Of sequences.')
+_BATCH = flags.DEFINE_integer('batch', 2, 'Sequences at once.')
+_FEATURES = flags.DEFINE_integer('features', 256, 'Width of the input.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
+_OUT = flags.DEFINE_string(
+    'out', 'experiments/results/stretches.json', 'Where to write.'
+)
+
+_COLUMNS = {
+    'layer': '{layer}',
+    'devices': '{devices}',
+    'CPU ms': '{cpu_ms:.0f}',
+    'work': '{work:.2f}',
+    'temporary MiB': '{mib:.1f}',
+    'memory': '{memory:.2f}',
+}
+
+
+def measure(name):
+  """Returns the rows of a layer: on one device, and on several."""
+  layer = layer_programs.make(name, _FEATURES.value)
+  shape = base.input_shape(layer)
+  x = jax.random.normal(
+      jax.random.key(0), (_BATCH.value, _LENGTH.value, *shape)
+  )
+  programs, calls = {}, {}
+  for count in (1, *_DEVICES.value):
+    mesh = jax.make_mesh(
+        (count,), ('sequence',), (jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:count],
+    )
+    with jax.set_mesh(mesh):
+      # Functions of its own for each mesh, so that each is traced on it.
+      functions, params = layer_programs.programs_of(layer, False)
+      params, inputs = jax.device_put(
+          (params, x),
+          tuple(
+              jax.NamedSharding(mesh, spec)
+              for spec in (jax.P(), jax.P(None, 'sequence'))
+          ),
+      )
+      programs[count], _ = timing.compiled(
+          functions['training'], params, inputs
+      )
+    calls[count] = functools.partial(programs[count], params, inputs)
+  durations = timing.interleaved_medians(calls, _REPEATS.value)
+  mib = {n: timing.temporary_bytes(p) / 2**20 for n, p in programs.items()}
+  return [
+      dict(
+          layer=name, devices=count,
+          length=_LENGTH.value, batch=_BATCH.value, features=_FEATURES.value,
+          cpu_ms=duration.cpu_seconds * 1e3, seconds=duration.seconds,
+          work=duration.cpu_seconds / durations[1].cpu_seconds,
+          mib=mib[count], memory=mib[count] / mib[1],
+      )
+      for count, duration in durations.items()
+  ]
+
+
+def draw(plt, record):
+  """Draws work and memory of each layer against one device's."""
+  rows = [row for row in record['rows'] if row['devices'] > 1]
+  names = sorted({row['layer'] for row in rows})
+  counts = sorted({row['devices'] for row in rows})
+  figure, panels = plt.subplots(
+      1, 2, figsize=(10, 1.5 + 0.25 * len(names)), sharey=True
+  )
+  for panel, key in zip(panels, ('work', 'memory')):
+    for count in counts:
+      of = {r['layer']: r[key] for r in rows if r['devices'] == count}
+      panel.plot([of[n] for n in names], names, 'o', label=f'{count} devices')
+    panel.axvline(1, color='gray', linewidth=0.5)
+    panel.set(xlim=(0, None), xlabel=f'{key} / that of one device')
+    panel.grid(alpha=0.3)
+  panels[0].legend()
+  return figure
+
+
+def main(argv):
+  drivers.check_usage(argv)
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', max(_DEVICES.value))
+  timing.never_cache_compilation()
+  host.pin_malloc()
+  record = timing.environment()
+  record['rows'] = []
+  for name in tqdm.tqdm(_NAMES.value, unit='layer'):
+    record['rows'] += measure(name)
+    jax.clear_caches()
+    timing.write(record, _OUT.value)
+  timing.print_table(record['rows'], _COLUMNS)
+  timing.save(record, _OUT.value, draw)
+
+
+if __name__ == '__main__':
+  drivers.run(main)
