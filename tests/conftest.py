@@ -1,9 +1,12 @@
 """Eight CPU devices and a compile cache, before JAX is imported."""
 
+import collections
 from importlib import metadata
 import itertools
 import os
 import pathlib
+
+import pytest
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 
@@ -29,3 +32,44 @@ def pytest_runtest_teardown():
     import jax  # After the environment is set.
 
     jax.clear_caches()
+
+
+# The CPU time of each test, its fixtures and child processes included, is
+# reported by file: where the time of the suite goes.
+_CPU_SECONDS = 'cpu_seconds'
+_started = pytest.StashKey[float]()
+_files = collections.Counter()
+
+
+def _cpu_seconds():
+  used = os.times()
+  return used.user + used.system + used.children_user + used.children_system
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  item.stash[_started] = _cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+  report = yield
+  if call.when == 'teardown':
+    seconds = _cpu_seconds() - item.stash[_started]
+    report.user_properties.append((_CPU_SECONDS, seconds))
+  return report
+
+
+def pytest_runtest_logreport(report):
+  for name, value in report.user_properties:
+    if name == _CPU_SECONDS and report.when == 'teardown':
+      _files[report.nodeid.partition('::')[0]] += value
+
+
+def pytest_terminal_summary(terminalreporter):
+  if len(_files) < 2:
+    return
+  terminalreporter.section('slowest files, CPU seconds')
+  for name, seconds in _files.most_common(10):
+    terminalreporter.line(f'{seconds:7.1f}  {name}')
+  terminalreporter.line(f'{sum(_files.values()):7.1f}  all {len(_files)} files')
