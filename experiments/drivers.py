@@ -20,6 +20,8 @@ from rnnzoo import filenames
 from rnnzoo.training import peers
 from rnnzoo.training import signals
 
+flags.disclaim_key_flags()  # Flags belong to the modules that call this one.
+
 
 class _PathParser(flags.ArgumentParser):
   """Makes the names of files absolute; an empty one stays empty."""
@@ -34,7 +36,8 @@ class _PathParser(flags.ArgumentParser):
 def define_path(name, default, help_text):
   """Defines a flag that is the name of a file or a directory, `~` allowed."""
   return flags.DEFINE(
-      _PathParser(), name, default, help_text, flags.ArgumentSerializer()
+      _PathParser(), name, default, help_text,
+      serializer=flags.ArgumentSerializer(),
   )
 
 

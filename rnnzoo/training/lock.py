@@ -88,6 +88,8 @@ def check(workdir):
   if held.file is not None and not _is_at(held.file.fileno(), workdir / FILE):
     with files.usable(workdir):
       file = _lock_file(workdir)
+    if file is not None:
+      _sign(file)
     logging.warning('%s was removed, and is made again.', workdir / FILE)
     held.file.close()
     _held[workdir] = held._replace(file=file)
@@ -109,11 +111,8 @@ def _lock(workdir) -> _Held:
     logging.warning(
         '%s cannot be locked: see to it that no two runs write to it.', workdir
     )
-    return held
-  with contextlib.suppress(OSError):  # A full disk: it is locked all the same.
-    held.file.truncate(0)
-    owner = f'process {os.getpid()} on {socket.gethostname()}\n'
-    held.file.write(owner.encode())
+  else:
+    _sign(held.file)
   return held
 
 
@@ -136,6 +135,14 @@ def _lock_file(workdir):
         return file
       path.unlink()  # As of `cp -l`: the file is another workdir's too.
     file.close()  # Somebody removed it between opening and locking.
+
+
+def _sign(file):
+  """Writes who holds it into the locked file."""
+  owner = f'process {os.getpid()} on {socket.gethostname()}\n'
+  with contextlib.suppress(OSError):  # A full disk: it is locked all the same.
+    file.truncate(0)
+    file.write(owner.encode())
 
 
 def _unlock(held: _Held):

@@ -62,7 +62,7 @@ def summarize(run, workdir):
       'parameters': state_lib.count_parameters(task.functional.params),
       'skipped_steps': run.history.skipped,
       'rollbacks': len(run.history.rollbacks),
-      'seconds': round(_busy_seconds(rows), 1),
+      'seconds': round(busy_seconds(rows), 1),
       'device': host.device_description(),
       'jax': jax.__version__,
       'seed': config.seed,
@@ -71,8 +71,8 @@ def summarize(run, workdir):
   }
 
 
-def _busy_seconds(rows):
-  """Time between metric lines, without the pauses between runs."""
+def busy_seconds(rows):
+  """Returns the time between metric lines, without the pauses between runs."""
   gaps = np.diff([row['wall_time'] for row in rows])
   gaps = gaps[gaps > 0]  # Between runs, the clock may have been set back.
   usual = 20 * np.median(gaps) if len(gaps) else 0
