@@ -95,7 +95,8 @@ class MetricsWriterTest(MetricsTestCase):
     time_ = b', "wall_time": 1}\n'
     damaged = [
         b'{"step": "2"' + time_, b'{"step": null' + time_,
-        b'{"step": -1' + time_, b'{"step": 2}\n', b'{"step": 2, "wall_time": "1"}\n', b'\xff\n',
+        b'{"step": -1' + time_, b'{"step": 2}\n',
+        b'{"step": 2, "wall_time": "1"}\n', b'\xff\n',
         b'{"step": true' + time_, b'{"step": 1' + b'0' * 30 + time_,
         b'[' * 100_000 + b'\n', b'3\n', b'{"step": 2, "wall_time": NaN}\n',
         b'{"step": 2, "a": ' + b'9' * 9999 + time_,
