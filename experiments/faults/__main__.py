@@ -48,7 +48,7 @@ FAULTS = {
     'devices': lambda d, short: elastic.resume(d, short=short),
 }
 # Of the others there are tests besides, see tests/experiments.
-SHORT = ('kill', 'checkpoint', 'disk')
+SHORT = ('kill', 'checkpoint', 'disk', 'records')
 
 _HEADER = """# What is lost when
 

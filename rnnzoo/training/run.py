@@ -228,9 +228,11 @@ class Run:
       eval_loss: Its validation loss, if known.
       for_good: Whether there is no next one: wait for this, and raise
         `UserError` if it fails twice.
+
+    Raises:
+      UserError: Then, or if another run may be writing to the workdir.
     """
     def save():
-      lock.check(self.workdir)
       self.saver.save(
           step, state, self.history.in_meta(self.task.meta),
           best_metric=eval_loss,
@@ -238,6 +240,7 @@ class Run:
       if for_good:
         self.saver.wait()
 
+    lock.check(self.workdir)  # No next save could make that good.
     recovery.try_to_save(self.saver.wait)
     if not recovery.try_to_save(save) and for_good:
       save()
