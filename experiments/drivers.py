@@ -16,8 +16,29 @@ from absl import logging
 from experiments import hosts
 from ml_collections import ConfigDict
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.training import peers
 from rnnzoo.training import signals
+
+flags.disclaim_key_flags()  # Flags belong to the modules that call this one.
+
+
+class _PathParser(flags.ArgumentParser):
+  """Makes the names of files absolute; an empty one stays empty."""
+
+  def parse(self, argument):
+    return filenames.absolute(argument) if argument else argument
+
+  def flag_type(self):
+    return 'path'
+
+
+def define_path(name, default, help_text):
+  """Defines a flag that is the name of a file or a directory, `~` allowed."""
+  return flags.DEFINE(
+      _PathParser(), name, default, help_text,
+      serializer=flags.ArgumentSerializer(),
+  )
 
 
 def run(main):
@@ -101,6 +122,7 @@ def _line(message):
 def _parse_flags(argv):
   """Parses flags as absl does, with its complaints in one line."""
   with _readable_errors():
+    argv = _with_home(argv)
     _check_config(argv)
     try:
       return flags.FLAGS(argv)
@@ -108,6 +130,20 @@ def _parse_flags(argv):
       raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise app.UsageError(f'The config cannot be set so: {error}') from error
+
+
+def _with_home(argv):
+  """Replaces `~` in `--config`, whose flag is not of `define_path`."""
+  expand = lambda name: filenames.absolute(name) if name[:1] == '~' else name
+  words = []
+  for word in argv:
+    flag, equals, name = word.partition('=')
+    if words and words[-1] in ('-config', '--config'):
+      word = expand(word)
+    elif equals and flag in ('-config', '--config'):
+      word = flag + equals + expand(name)
+    words.append(word)
+  return words
 
 
 def _check_config(argv):

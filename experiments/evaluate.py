@@ -16,12 +16,12 @@ from rnnzoo.training import host
 from rnnzoo.training import multihost
 from rnnzoo.training import sharding
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+_WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'Such as test or validation.')
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = drivers.define_path(
     'data_dir', None, 'Where the data lies, if not where it lay in training.'
 )
-_LAYERS = flags.DEFINE_string(
+_LAYERS = drivers.define_path(
     'layers', None, 'The config file whose LAYERS the run used, if it did.'
 )
 

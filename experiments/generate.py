@@ -16,7 +16,7 @@ from rnnzoo import generation
 from rnnzoo import restoring
 from rnnzoo.training import host
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'The directory of the run.')
+_WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', [], 'What to continue; may be given several times.'
 )
@@ -35,7 +35,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same text.')
 _STREAM = flags.DEFINE_bool(
     'stream', True, 'Print the characters of a single prompt as they come.'
 )
-_LAYERS = flags.DEFINE_string(
+_LAYERS = drivers.define_path(
     'layers', None, 'The config file whose LAYERS the run used, if it did.'
 )
 

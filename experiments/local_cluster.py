@@ -32,7 +32,7 @@ _DEVICES = flags.DEFINE_integer(
     'devices', 0, 'Virtual CPU devices of each, if not what JAX finds.',
     lower_bound=0,
 )
-_LOG = flags.DEFINE_string(
+_LOG = drivers.define_path(
     'log', '', 'A file that takes all the lines too.'
 )
 _GRACE = flags.DEFINE_integer(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import planning
+from rnnzoo.training import files
 from rnnzoo.training import hardware as hardware_lib
 from rnnzoo.training import targets
 
@@ -58,11 +59,13 @@ def main(config, layers, name: str, target: str, workdir: str | None) -> int:
   result = dict(config=name, layer=config.model.layer) | result
   text = report(result)
   print(f'\n{text}')
-  directory = pathlib.Path(workdir) if workdir else _RESULTS
+  directory = files.workdir(workdir) if workdir else _RESULTS
   path = directory / f'{name}_{target.name.replace(":", "_")}'
   directory.mkdir(parents=True, exist_ok=True)
-  path.with_suffix('.md').write_text(text)
-  path.with_suffix('.json').write_text(json.dumps(result, indent=2) + '\n')
+  files.write_text(path.with_suffix('.md'), text)
+  files.write_text(
+      path.with_suffix('.json'), json.dumps(result, indent=2) + '\n'
+  )
   logging.info('Written: %s and .json', path.with_suffix('.md'))
   return int(result['verdict'] == 'does not fit')
 

@@ -2,12 +2,12 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
-import pathlib
 
 import jax
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import restoring
+from rnnzoo.training import files
 
 
 def check_text(run: restoring.Run):
@@ -102,6 +102,6 @@ def write_sample(workdir, characters: int, seed: int, layers=None) -> str:
   )
   text = text[:characters]
   if jax.process_index() == 0:
-    path = pathlib.Path(workdir) / 'sample.txt'
-    path.write_bytes(text.encode('utf-8', 'replace'))
+    path = files.workdir(workdir) / 'sample.txt'
+    files.write_bytes(path, text.encode('utf-8', 'replace'))
   return text

@@ -41,7 +41,7 @@ from rnnzoo.training import sharding
 _STEPS = flags.DEFINE_integer('steps', 100_000, 'Of training.', lower_bound=400)
 _SAMPLES = flags.DEFINE_integer('samples', 200, 'Over the run.', lower_bound=20)
 _SHORT = flags.DEFINE_bool('short', False, '2,000 steps, to try the soak.')
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/soak.json', 'Where to write, the plot too.'
 )
 

@@ -18,6 +18,7 @@ from rnnzoo.training import checks
 from rnnzoo.training import files
 from rnnzoo.training import loop
 from rnnzoo.training import losses
+from rnnzoo.training import records
 from rnnzoo.training import state as state_lib
 
 
@@ -134,18 +135,19 @@ def open_workdir(workdir, config) -> pathlib.Path:
   Raises:
     UserValueError: If it does not.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.workdir(workdir)
   path = workdir / 'config.json'
   new = json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
   with files.usable(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    old = path.read_text() if path.exists() else None
+    old = path.read_bytes() if path.is_file() else None
     # Without a checkpoint there is nothing yet that another config could spoil.
     checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
     if old is not None and any(name.isdecimal() for name in checkpoints):
       now = json.loads(new)
-      checks.check_same_config(_filled_up(_parse(old, path), now), now)
-    if old != new + '\n' and jax.process_index() == 0:
+      then = records.read_config(path, now)
+      checks.check_same_config(_filled_up(then, now), now)
+    if old != (new + '\n').encode() and jax.process_index() == 0:
       files.write_text(path, new + '\n')
   return workdir
 
@@ -153,6 +155,12 @@ def open_workdir(workdir, config) -> pathlib.Path:
 def of_run(config) -> ConfigDict:
   """Returns the config of a run, which may be older than some fields."""
   defaults = json.loads(default.get_config().to_json())
+  try:
+    records.check_tree(config, defaults)
+  except ValueError as error:
+    raise errors.UserValueError(
+        f'The config in the checkpoint is {error}.'
+    ) from error
   return ConfigDict(_filled_up(config, defaults, defaults))
 
 
@@ -167,12 +175,3 @@ def _filled_up(old, new, defaults=None):
     elif name not in old:
       filled[name] = defaults[name]
   return filled
-
-
-def _parse(text, path):
-  try:
-    return json.loads(text)
-  except ValueError as error:
-    raise errors.UserValueError(
-        f'{path} is not JSON any more: {error}. The run goes on without it.'
-    ) from error

@@ -26,7 +26,7 @@ from rnnzoo.training import multihost
 from rnnzoo.training import sharding
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where to write.')
+_WORKDIR = drivers.define_path('workdir', None, 'Where to write.')
 _PLAN = flags.DEFINE_string(
     'plan', None,
     'Train nothing, but say whether the step fits on devices that need not be '

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from absl import logging
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo import models
 from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.training import checkpoint
 from rnnzoo.training import evaluation
+from rnnzoo.training import records
 from rnnzoo.training import state as state_lib
 
 Layers = Mapping[str, Callable[..., Any]]
@@ -93,13 +95,18 @@ def restore_run(
     UserFileNotFoundError: If there is no such checkpoint.
     UserError: If it cannot be read, or a layer is missing.
   """
+  workdir = filenames.absolute(workdir)
   directory = os.path.join(workdir, 'checkpoints')
   if '://' not in directory and not pathlib.Path(directory).is_dir():
     raise errors.UserFileNotFoundError(
         f'There is no run in {workdir}: it has no directory "checkpoints".'
     )
   with checkpoint.Checkpointer(directory, readonly=True) as checkpoints:
-    _, meta = checkpoints.restore_meta(step=step, best=best)
+    found, meta = checkpoints.restore_meta(step=step, best=best)
+    records.check_meta(
+        meta, ('model', 'config', 'vocabulary'),
+        f'Checkpoint {found} in {directory}',
+    )
     own = _own_layers(meta.get('layers', {}), layers or {}, workdir)
     model_config = models.ModelConfig.from_dict(meta['model'])
     functional = state_lib.Functional(

@@ -13,6 +13,7 @@ from absl import app
 from absl import flags
 from absl import logging
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.data import settings
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
@@ -43,7 +44,7 @@ def prepare(name: str):
   """Prepares one data set and prints where it lies and what it holds."""
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
-  manual_dir = pathlib.Path(manual).expanduser() if manual else None
+  manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
   directory = DATASETS[name].prepare(data_dir, manual_dir)
   for split, text in DATASETS[name].read(data_dir).items():
     print(f'{name} {split}: {len(text):,} characters')

@@ -16,12 +16,14 @@ _BESIDE = ('training', 'data', 'generation')
 # What a part of the package may import of it, itself apart.
 _MAY_IMPORT = {
     'errors': (),
+    'filenames': ('errors',),
     'ops': ('errors',),
     'layers': ('errors', 'ops'),
     'models': ('errors', 'ops', 'layers'),
-    **{part: ('errors',) for part in _BESIDE},
+    **{part: ('errors', 'filenames') for part in _BESIDE},
     **{
-        part: ('errors', 'ops', 'layers', 'models') + _BESIDE + _ABOVE
+        part: ('errors', 'filenames', 'ops', 'layers', 'models')
+        + _BESIDE + _ABOVE
         for part in _ABOVE
     },
 }

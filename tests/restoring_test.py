@@ -125,6 +125,20 @@ class RestoringTest(parameterized.TestCase):
       ):
         rnnzoo.restore(self.workdir / name)
 
+  def test_a_checkpoint_of_something_else(self):
+    for i, (meta, said) in enumerate((
+        ({}, "lacks 'model'"),
+        ({'model': {}}, "lacks 'config'"),
+        ({'model': 3, 'config': {}, 'vocabulary': None}, "'model' .*got 3"),
+    )):
+      with checkpoint.Checkpointer(self.workdir / 'checkpoints') as saver:
+        saver.save(i, {'w': jnp.ones(1)}, meta)
+      with self.assertRaisesRegex(
+          errors.UserValueError,
+          f'^Checkpoint {i} in .* was not written by experiments.train.*{said}',
+      ):
+        rnnzoo.restore(self.workdir)
+
   def test_no_checkpoint(self):
     (self.workdir / 'checkpoints').mkdir()
     with self.assertRaisesRegex(

@@ -16,13 +16,12 @@ is written as training goes; what it holds is not trained again, so that a run
 that was stopped goes on with the same command, unless its settings changed.
 """
 
-import json
-import pathlib
 import time
 
 from absl import app
 from absl import flags
 from absl import logging
+from experiments import drivers
 from experiments import tasks
 from experiments.benchmarks import timing
 import jax
@@ -268,8 +267,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   logging.set_verbosity(logging.INFO)
-  out = pathlib.Path(_OUT.value)
-  rows = json.loads(out.read_text())['rows'] if out.exists() else []
+  rows = timing.read(_OUT.value)['rows']
   key = lambda row: (row['layer'], row['task'])
   rows = {key(row): row for row in rows if is_done(row)}
 
@@ -314,4 +312,4 @@ def _percent(share):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -16,8 +16,6 @@ very slowly, and skips the timing.
 
 import functools
 import itertools
-import json
-import pathlib
 import sys
 import time
 from typing import NamedTuple
@@ -288,12 +286,10 @@ def main(argv):
     raise app.UsageError(
         'This needs a GPU; --interpret checks the values on a CPU.'
     )
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
   record = dict(
       timing.environment(), interpreted=_INTERPRET.value, checks=[], rows=[]
   )
-  save = lambda: out.write_text(json.dumps(record, indent=1) + '\n')
+  save = lambda: timing.write(record, _OUT.value)
   for variant in variants(_INTERPRET.value):
     if _ONLY.value in str(variant):
       with pallas_gpu.interpret(_INTERPRET.value):
@@ -319,7 +315,7 @@ def main(argv):
     print('\n'.join(short_of_aims(record['rows'])))
   record['seconds'] = time.perf_counter() - started
   save()
-  print(f'Wrote {out} after {record["seconds"]:.0f} s.')
+  print(f'Wrote {_OUT.value} after {record["seconds"]:.0f} s.')
 
 
 if __name__ == '__main__':

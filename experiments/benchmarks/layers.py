@@ -14,12 +14,11 @@ README.md shows, and draws it.
 """
 
 import functools
-import json
-import pathlib
 import sys
 
 from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import layer_programs
 from experiments.benchmarks import timing
 import jax
@@ -134,10 +133,7 @@ def draw(plt, record):
 
 def kept(record):
   """Returns the rows of an earlier run that may stand beside new ones."""
-  path = pathlib.Path(_OUT.value)
-  if not path.exists():
-    return []
-  earlier = json.loads(path.read_text())
+  earlier = timing.read(_OUT.value)
   if any(earlier.get(key) != record[key] for key in ('jax', 'device')):
     return []
   return [
@@ -168,4 +164,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

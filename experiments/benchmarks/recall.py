@@ -20,14 +20,13 @@ training goes; a layer that is in it is not trained again, unless its settings
 changed.
 """
 
-import json
 import math
-import pathlib
 import time
 
 from absl import app
 from absl import flags
 from absl import logging
+from experiments import drivers
 from experiments import tasks
 from experiments.benchmarks import timing
 import jax
@@ -251,8 +250,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   logging.set_verbosity(logging.INFO)
-  out = pathlib.Path(_OUT.value)
-  rows = json.loads(out.read_text())['rows'] if out.exists() else []
+  rows = timing.read(_OUT.value)['rows']
   rows = {row['layer']: row for row in rows if is_done(row)}
 
   def record():
@@ -284,4 +282,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -17,7 +17,11 @@ import jax
 import jaxlib
 import matplotlib
 import numpy as np
+from rnnzoo import errors
+from rnnzoo import filenames
+from rnnzoo.training import files
 from rnnzoo.training import host
+from rnnzoo.training import records
 
 
 class Duration(NamedTuple):
@@ -198,11 +202,34 @@ def save(
 
 def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
   """Writes a record to `out`, and never half of it."""
-  path = pathlib.Path(out)
+  path = pathlib.Path(filenames.absolute(out))
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_suffix('.part')
-  part.write_text(json.dumps(record, indent=1) + '\n')
-  return part.replace(path)
+  files.write_text(path, json.dumps(record, indent=1) + '\n')
+  return path
+
+
+def read(out: str) -> dict[str, Any]:
+  """Returns a record with `rows` that `write` has written; no rows if none.
+
+  Raises:
+    UserValueError: If there is a file that holds something else.
+  """
+  path = pathlib.Path(filenames.absolute(out))
+  if not path.exists():
+    return {'rows': []}
+  try:
+    record = records.parse(path.read_bytes())
+    records.check_tree(record, {})
+    rows = record.get('rows')
+    if not isinstance(rows, list):
+      raise ValueError('damaged: it has no list of rows')
+    for row in rows:
+      records.check_tree(row, {}, 'every row')
+  except ValueError as error:
+    raise errors.UserValueError(
+        f'{path} is {error}. Remove it, or name another --out.'
+    ) from error
+  return record
 
 
 def bars(panel, rows, case_names: Sequence[str], **options) -> None:

@@ -24,9 +24,12 @@ from experiments.faults import disk
 from experiments.faults import elastic
 from experiments.faults import kills
 from experiments.faults import nan
+from experiments.faults import records
 from experiments.faults import runs
 from experiments.faults import stops
 import jax
+from rnnzoo import filenames
+from rnnzoo.training import files
 
 # What is done, by name: `(directory, short) -> iterable of runs.Outcome`.
 FAULTS = {
@@ -36,6 +39,7 @@ FAULTS = {
     'preempt': lambda d, short: stops.preempt(d, short=short),
     'checkpoint': lambda d, short: damage.damage_checkpoints(d, short=short),
     'config': lambda d, short: data.half_a_config(d),
+    'records': lambda d, short: records.damage_records(d, short=short),
     'shard': lambda d, short: data.damage_shards(d, short=short),
     'disk': lambda d, short: disk.fill(d, short=short),
     'nan': lambda d, short: nan.poison(d, short=short),
@@ -44,7 +48,7 @@ FAULTS = {
     'devices': lambda d, short: elastic.resume(d, short=short),
 }
 # Of the others there are tests besides, see tests/experiments.
-SHORT = ('kill', 'checkpoint', 'disk')
+SHORT = ('kill', 'checkpoint', 'disk', 'records')
 
 _HEADER = """# What is lost when
 
@@ -74,9 +78,9 @@ def main(argv):
         outcomes.append(outcome)
         print(_row(outcome), flush=True)
       print(f'({name}: {time.monotonic() - start:.0f} s)', flush=True)
-  out = pathlib.Path(flags.FLAGS.out)
+  out = pathlib.Path(filenames.absolute(flags.FLAGS.out))
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(table(outcomes, short))
+  files.write_text(out, table(outcomes, short))
   bad = [outcome for outcome in outcomes if not outcome.ok]
   print(f'{len(outcomes)} faults, {len(bad)} that lost too much: {out}')
   return 1 if bad else 0

@@ -24,10 +24,12 @@ from experiments.meshes import runs
 from experiments.meshes import table
 import jax
 from rnnzoo import errors
+from rnnzoo.training import files
+from rnnzoo.training import records
 
 _ONLY = flags.DEFINE_list('only', [], 'Names of models and layers; else all.')
 _SHORT = flags.DEFINE_bool('short', False, 'What a test has time for.')
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = drivers.define_path(
     'output', 'experiments/results', 'Directory of meshes.json and meshes.md.'
 )
 
@@ -45,7 +47,7 @@ def main(argv):
   output = pathlib.Path(_OUTPUT.value)
   output.mkdir(parents=True, exist_ok=True)
   path = output / 'meshes.json'
-  results = json.loads(path.read_text()) if path.exists() else {}
+  results = records.parse(path.read_bytes()) if path.exists() else {}
   for name in _ONLY.value or known:
     done = results.setdefault(name, {})
     missing = [m for m in (cases.ONE, *known[name]) if text(m) not in done]
@@ -55,7 +57,7 @@ def main(argv):
     jax.clear_caches()  # Programs live as long as their process.
     gc.collect()
   write(path, results)
-  (output / 'meshes.md').write_text(table.markdown(results))
+  files.write_text(output / 'meshes.md', table.markdown(results))
   table.check(results)
   print(f'{len(results)} models and layers: {output / "meshes.md"}')
 
@@ -80,7 +82,7 @@ def add(name, meshes, done, save):
 def write(path, results):
   """Writes the results, a line for each model or layer."""
   lines = (f'{json.dumps(k)}: {json.dumps(v)}' for k, v in results.items())
-  path.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+  files.write_text(path, '{\n' + ',\n'.join(lines) + '\n}\n')
 
 
 def text(sizes) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import filenames
 
 
 def field(config: Any, name: str, default: Any = None) -> Any:
@@ -57,6 +58,6 @@ def data_directory(config: Any = None) -> pathlib.Path:
   """
   named = field(config, 'data_dir') or os.environ.get('RNNZOO_DATA_DIR')
   if named:
-    return pathlib.Path(named).expanduser()
+    return pathlib.Path(filenames.absolute(named))
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(cache).expanduser() / 'rnnzoo'
+  return pathlib.Path(filenames.absolute(cache)) / 'rnnzoo'

@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 from rnnzoo.data import vocabulary as vocabularies
@@ -59,7 +60,7 @@ def read_text_file(config: Any) -> dict[str, str]:
     raise errors.UserValueError(
         'data.name=text_file needs data.path, the name of a UTF-8 text file.'
     )
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(filenames.absolute(name))
   try:
     return split_text(path.read_bytes().decode('utf-8-sig'))
   except FileNotFoundError as error:

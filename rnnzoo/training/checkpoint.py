@@ -32,6 +32,7 @@ and older ones are deleted after that: killing the process harms nothing.
 """
 
 import contextlib
+import errno
 import gc
 import hashlib
 import json
@@ -51,13 +52,18 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.training import files
 from rnnzoo.training import hashing
 from rnnzoo.training import paths
+from rnnzoo.training import records
 
 FORMAT = 1
 
 _ORBAX = os.path.dirname(ocp.__file__)
+
+# Errors of the system that tell of damage, where only another checkpoint helps.
+_DAMAGE = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 
 
 def _from_orbax(error: BaseException | None, traceback) -> bool:
@@ -267,9 +273,7 @@ class Checkpointer:
     """
     if keep < 1:
       raise ValueError(f'`keep` must be at least 1, got {keep}.')
-    directory = epath.Path(directory).expanduser()
-    if '://' not in str(directory):
-      directory = epath.Path(os.path.abspath(directory))
+    directory = epath.Path(filenames.absolute(directory))
     self.directory = directory
     self.bad_directory = directory.parent / f'bad_{directory.name}'
     self._readonly = readonly
@@ -279,6 +283,9 @@ class Checkpointer:
     try:
       if directory.exists() and not directory.is_dir():
         raise NotADirectoryError('not a directory')
+      if not readonly and '://' not in str(directory):
+        for path in (directory, self.bad_directory, *directory.glob('*')):
+          files.check_own(path)
       self._open()
     except OSError as e:
       raise errors.UserError(
@@ -423,6 +430,11 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The latest saved step, or `None`."""
     return max(self.all_steps(), default=None)
+
+  @property
+  def metrics(self) -> dict[int, float]:
+    """The metrics by step, of the saved steps that have one."""
+    return {s: self._metrics[s] for s in self.all_steps() if s in self._metrics}
 
   def best_step(self) -> int | None:
     """The step of the lowest metric, or `None` where no step has one."""
@@ -572,15 +584,16 @@ class Checkpointer:
   def _read_record(self, step: int) -> dict[str, Any]:
     path = self.directory / str(step) / 'meta' / 'metadata'
     try:
-      record = json.loads(path.read_text())
-      sound = record['sha256'] == _checksum(record)
+      record = records.parse_checkpoint(path.read_bytes())
     except FileNotFoundError as e:
       raise _DamagedError('meta/metadata is missing') from e
     except OSError as e:
+      if e.errno in _DAMAGE:
+        raise _DamagedError(f'meta/metadata: {_reason(e)}') from e
       raise errors.UserError(f'Cannot read {path}: {_reason(e)}.') from e
-    except (ValueError, KeyError, TypeError) as e:
+    except ValueError as e:
       raise _DamagedError('meta/metadata is not what was written') from e
-    if not sound or record['step'] != step:
+    if record['sha256'] != _checksum(record) or record['step'] != step:
       raise _DamagedError('meta/metadata is not what was written')
     for name in record['leaves']:
       if paths.leads_out(name):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.training import recovery
 
 # What may differ between a run and its continuation.
@@ -11,6 +12,8 @@ FREE_FIELDS = (
     'tensorboard', 'data.data_dir', 'profile_steps', 'loss_chunk', 'on_nan',
     'nan_limit', 'nan_rate_factor',
 )
+# Names of files: two that mean the same file are equal.
+PATH_FIELDS = ('data.path', 'init_from')
 
 
 def check_intervals(config):
@@ -89,7 +92,7 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
   changes = [
       f'{name}: {old.get(name)!r} there, {new.get(name)!r} now'
       for name in sorted(old.keys() | new.keys())
-      if old.get(name) != new.get(name) and not is_free(name)
+      if not (_same(name, old.get(name), new.get(name)) or is_free(name))
   ]
   if changes:
     raise errors.UserValueError(
@@ -97,6 +100,13 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
         + '; '.join(changes)
         + '. Use another --workdir, or the old values.'
     )
+
+
+def _same(name, old, new):
+  """Whether two values of a field mean the same."""
+  if name in PATH_FIELDS and isinstance(old, str) and isinstance(new, str):
+    return filenames.same(old, new)
+  return old == new
 
 
 def _flatten(tree, prefix=''):

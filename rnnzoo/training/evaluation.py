@@ -67,4 +67,4 @@ def mean_metrics(
 
 def parameters_name(config) -> str:
   """Returns the part of a state that a run evaluates: `params` or `ema`."""
-  return 'ema' if config['ema_decay'] > 0 else 'params'
+  return 'ema' if config.get('ema_decay', 0) > 0 else 'params'

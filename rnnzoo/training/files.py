@@ -1,9 +1,31 @@
-"""Files that are never seen half written, and directories to write to."""
+"""Files that are never seen half written, and directories to write to.
+
+A workdir may be a symbolic link. What lies in it may not where a run appends to
+it or deletes in it, or the run would change files outside its workdir.
+"""
 
 import contextlib
+import os
 import pathlib
+import stat
 
 from rnnzoo import errors
+from rnnzoo import filenames
+
+
+def workdir(name) -> pathlib.Path:
+  """Returns the absolute path of a workdir.
+
+  Raises:
+    UserValueError: If it cannot be a directory here.
+  """
+  name = filenames.absolute(name)
+  if '://' in name:
+    raise errors.UserValueError(
+        f'--workdir={name} must be a directory of this machine or of a file '
+        'system that it has mounted.'
+    )
+  return pathlib.Path(name)
 
 
 def write_text(path: pathlib.Path, text: str):
@@ -12,14 +34,52 @@ def write_text(path: pathlib.Path, text: str):
 
 
 def write_bytes(path: pathlib.Path, data: bytes):
-  """Writes a file such that at no time there is half of it."""
+  """Writes a file such that at no time there is half of it.
+
+  A link of this name is replaced; the file that it points to stays as it is.
+  """
+  if '://' in str(path):  # Such stores write all or nothing themselves.
+    path.write_bytes(data)
+    return
   new = path.with_name(path.name + '.new')
   try:
-    new.write_bytes(data)
+    new.unlink(missing_ok=True)  # Of a killed process, or a link.
+    with open(new, 'xb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
     new.replace(path)
   except OSError:
-    new.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      new.unlink()
     raise
+
+
+def check_own(path) -> None:
+  """Raises `UserError` unless a run may change what lies at a path, or nothing.
+
+  Args:
+    path: A file or a directory in a workdir.
+  """
+  try:
+    mode = os.lstat(path).st_mode
+  except FileNotFoundError:
+    return
+  if stat.S_ISLNK(mode):
+    raise errors.UserError(
+        f'{path} is a symbolic link, and a run changes nothing outside its '
+        'workdir: remove the link, or make the whole workdir a link.'
+    )
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    raise errors.UserError(
+        f'{path} is neither a file nor a directory. Remove it.'
+    )
+
+
+def open_own(path, flags: int) -> int:
+  """Opens a file of a run, made if missing, that is no link; an `opener`."""
+  check_own(path)
+  return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import warnings
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from rnnzoo import filenames
 
 # glibc's malloc.h, as (parameter, value).
 _MALLOC_OPTIONS = (
@@ -110,7 +111,7 @@ def enable_compilation_cache(directory=None) -> pathlib.Path | None:
     directory = pathlib.Path(cache) / 'rnnzoo' / 'jax'
   directory = str(configured if directory is None else directory)
   if '://' not in directory:
-    directory = os.path.abspath(os.path.expanduser(directory))
+    directory = filenames.absolute(directory)
     try:
       os.makedirs(directory, exist_ok=True)
     except OSError:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-import pathlib
+import re
 import socket
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -13,17 +14,26 @@ from rnnzoo.training import hashing
 
 FILE = '.lock'
 
-_held = set()  # Workdirs that this process holds.
+
+class _Held(NamedTuple):
+  """The locks on a workdir: open files, `None` where there are no locks."""
+
+  file: Any
+  directory: int | None
+
+
+_held = {}  # By workdir, what this process holds; `None` if not the first.
 
 
 @contextlib.contextmanager
 def hold(workdir):
   """Keeps other runs out of a workdir, which is made if missing.
 
-  The lock is the kernel's, on the file `.lock`, and ends with the process,
-  however that ends: there are no stale ones. The processes of one run share it,
-  the first of them holds it, and all make this call. In one process it may be
-  held several times over.
+  The locks are the kernel's, on the file `.lock`, which says who holds it, and
+  on the directory, which still keeps others out when somebody removes the file.
+  They end with the process, however that ends: there are no stale ones. The
+  processes of one run share them, the first of them holds them, and all make
+  this call. In one process they may be held several times over.
 
   Args:
     workdir: The directory.
@@ -31,14 +41,14 @@ def hold(workdir):
   Raises:
     errors.UserError: If another run holds it, or it cannot be made.
   """
-  workdir = pathlib.Path(workdir).resolve()
+  workdir = files.workdir(workdir).resolve()
   if workdir in _held:
     yield
     return
-  file, problem = None, None
+  held, problem = None, None
   if jax.process_index() == 0:
     try:
-      file = _lock(workdir)
+      held = _lock(workdir)
     except errors.UserError as error:
       problem = error
   (failed,) = hashing.sum_over_processes([int(problem is not None)])
@@ -46,40 +56,131 @@ def hold(workdir):
     raise problem or errors.UserError(
         f'The first process cannot use {workdir}.'
     )
-  _held.add(workdir)
+  _held[workdir] = held
   try:
     yield
   finally:
-    _held.remove(workdir)
+    held = _held.pop(workdir)
+    if held is not None:
+      _unlock(held)
+
+
+def check(workdir):
+  """Raises `UserError` if another run may be writing to a workdir by now.
+
+  That is so where the workdir was moved or replaced after `hold`; or where
+  somebody removed `.lock`, the file system does not lock directories, and
+  another run came in. A `.lock` that nobody else holds is made again.
+
+  Args:
+    workdir: The directory; nothing is checked unless this process holds it.
+  """
+  workdir = files.workdir(workdir).resolve()
+  held = _held.get(workdir)
+  if held is None or held.directory is None:
+    return
+  if not _is_at(held.directory, workdir):
+    raise errors.UserError(
+        f'{workdir} is no longer the directory that this run began to write '
+        'to: somebody moved or removed it. The same command goes on from what '
+        'is there.'
+    )
+  if held.file is not None and not _is_at(held.file.fileno(), workdir / FILE):
+    with files.usable(workdir):
+      file = _lock_file(workdir)
     if file is not None:
-      file.close()  # And with that unlock it. It stays, to be locked again.
+      _sign(file)
+    logging.warning('%s was removed, and is made again.', workdir / FILE)
+    held.file.close()
+    _held[workdir] = held._replace(file=file)
 
 
-def _lock(workdir):
-  """Returns the locked file, open, or `None` where there are no locks."""
-  import fcntl  # Not on Windows, where models are to load all the same.
-
+def _lock(workdir) -> _Held:
   with files.usable(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / FILE, 'ab+', buffering=0)
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    file.seek(0)
-    owner = file.read().decode().strip() or 'its lock file does not say which'
-    file.close()
-    raise errors.UserError(
-        f'Another run is writing to {workdir}: {owner}. Let it end, or use '
-        'another --workdir.'
-    ) from error
-  except OSError as error:  # Some network file systems.
-    file.close()
-    logging.warning(
-        '%s cannot be locked (%s): see to it that no two runs write to it.',
-        workdir, error.strerror,
+    held = _Held(
+        _lock_file(workdir),
+        os.open(workdir, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0)),
     )
-    return None
+  try:
+    _flock(held.directory)
+  except BlockingIOError as error:
+    _unlock(held)
+    raise _another_run(workdir, b'') from error
+  if held.file is None:
+    logging.warning(
+        '%s cannot be locked: see to it that no two runs write to it.', workdir
+    )
+  else:
+    _sign(held.file)
+  return held
+
+
+def _lock_file(workdir):
+  """Returns the locked file, open, or `None` where there are no locks."""
+  path = workdir / FILE
+  while True:
+    file = open(path, 'ab+', buffering=0, opener=files.open_own)
+    try:
+      locked = _flock(file.fileno())
+    except BlockingIOError as error:
+      with file:
+        file.seek(0)
+        raise _another_run(workdir, file.read(200)) from error
+    if not locked:
+      file.close()
+      return None
+    if _is_at(file.fileno(), path):
+      if os.fstat(file.fileno()).st_nlink == 1:
+        return file
+      path.unlink()  # As of `cp -l`: the file is another workdir's too.
+    file.close()  # Somebody removed it between opening and locking.
+
+
+def _sign(file):
+  """Writes who holds it into the locked file."""
+  owner = f'process {os.getpid()} on {socket.gethostname()}\n'
   with contextlib.suppress(OSError):  # A full disk: it is locked all the same.
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
-  return file
+    file.write(owner.encode())
+
+
+def _unlock(held: _Held):
+  """Closes the files, and with that unlocks them. `.lock` stays."""
+  if held.file is not None:
+    held.file.close()
+  os.close(held.directory)
+
+
+def _flock(descriptor: int) -> bool:
+  """Locks an open file; returns whether its file system has locks.
+
+  Raises:
+    BlockingIOError: If another process holds the lock.
+  """
+  import fcntl  # Not on Windows, where models are to load all the same.
+
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError:  # Some network file systems, or for directories only.
+    return False
+  return True
+
+
+def _is_at(descriptor: int, path) -> bool:
+  """Whether an open file is the one that lies at a path now."""
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+  except OSError:
+    return False
+
+
+def _another_run(workdir, text: bytes) -> errors.UserError:
+  found = re.match(r'process \d+ on \S+', text.decode(errors='replace'))
+  owner = found[0] if found else 'its lock file does not say which'
+  return errors.UserError(
+      f'Another run is writing to {workdir}: {owner}. Let it end, or use '
+      'another --workdir.'
+  )

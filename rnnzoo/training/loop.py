@@ -7,7 +7,6 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -22,6 +21,7 @@ from rnnzoo.training import multihost
 from rnnzoo.training import peers
 from rnnzoo.training import profiling
 from rnnzoo.training import program as program_lib
+from rnnzoo.training import records
 from rnnzoo.training import recovery
 from rnnzoo.training import run as run_lib
 from rnnzoo.training import sharding
@@ -72,7 +72,7 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
   checks.check_intervals(config)
   checks.check_policies(config)
   window = checks.profile_window(config.profile_steps)
-  workdir = pathlib.Path(workdir)
+  workdir = files.workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
   with contextlib.ExitStack() as stack:
@@ -87,9 +87,10 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     state, history = starting.start(task, config, program, saver)
     first = int(state['step'])
     summary = workdir / 'summary.json'
-    if multihost.agreed(first >= config.total_steps and summary.exists()):
+    found = first >= config.total_steps and records.read_summary(summary)
+    if multihost.agreed(bool(found)):
       logging.info('Already trained to step %d.', first)
-      return json.loads(summary.read_text())
+      return found
     profiler = stack.enter_context(
         contextlib.closing(profiling.Profiler(window, workdir / 'profile'))
     )

@@ -1,8 +1,8 @@
 """What a run leaves to look at: `metrics.jsonl`, `curve.png`, a progress bar.
 
 `metrics.jsonl` holds one flat JSON object a line, written at once, each with
-`step` and `wall_time` (seconds since the epoch). Numbers that are not finite
-are `null`.
+`step` and `wall_time`: seconds since the epoch, which go on in a process even
+where the clock is set back. Numbers that are not finite are `null`.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import files
+from rnnzoo.training import records
 import tqdm
 
 _COLORS = {'train': '#4477aa', 'eval': ('#ee6677', '#228833', '#aa3377')}
@@ -39,28 +40,15 @@ def _plain(key: str, value: Any) -> Any:
   )
 
 
-def _parse_lines(data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-  """Returns the whole lines and what they hold, without torn ones."""
-  lines = []
-  for line in data.splitlines(keepends=True):
-    try:
-      row = json.loads(line)
-    except ValueError:
-      continue
-    if line.endswith(b'\n') and isinstance(row, dict) and 'step' in row:
-      lines.append((line, row))
-  return lines
-
-
 def read_metrics(workdir) -> list[dict[str, Any]]:
-  """Reads `metrics.jsonl`, one dictionary a line, leaving out a torn last line.
+  """Reads `metrics.jsonl`, one dictionary a line, leaving out damaged lines.
 
   Args:
     workdir: The run's directory. If it has no metrics the result is empty.
   """
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  path = files.workdir(workdir) / 'metrics.jsonl'
   try:
-    return [row for _, row in _parse_lines(path.read_bytes())]
+    return [row for _, row in records.parse_metrics(path.read_bytes())]
   except FileNotFoundError:
     return []
 
@@ -88,26 +76,31 @@ class MetricsWriter:
     Args:
       workdir: The run's directory; made if missing.
       resume_step: The step at which the run goes on: lines after it are cut (0
-        cuts all). If `None`, all whole lines stay.
+        cuts all). If `None`, all sound lines stay.
       tensorboard: Write event files to `tensorboard/` too, if `tensorboardX` is
         installed.
 
     Raises:
       errors.UserError: If the files cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = files.workdir(workdir)
     self._path = workdir / 'metrics.jsonl'
     self._file = None
     self._board = None
+    self._written = None  # The last line's `wall_time`, and the monotonic one.
     self._rest = b''  # What a full disk did not take.
     if jax.process_index() != 0:
       return
     with self._readable_errors():
       workdir.mkdir(parents=True, exist_ok=True)
+      files.check_own(self._path)
       self._cut(resume_step)
       # Unbuffered: what could not be written is not tried again later.
-      self._file = open(self._path, 'ab', buffering=0)
+      self._file = open(
+          self._path, 'ab', buffering=0, opener=files.open_own
+      )
       if tensorboard:
+        files.check_own(workdir / 'tensorboard')
         with contextlib.suppress(ImportError):
           import tensorboardX
 
@@ -148,7 +141,7 @@ class MetricsWriter:
     row = {key: _plain(key, value) for key, value in values.items()}
     if self._file is None:
       return
-    now = time.time()
+    now = self._now()
     line = json.dumps({'step': int(step), **row, 'wall_time': now}) + '\n'
     waited = bool(self._rest)
     self._rest += line.encode()
@@ -182,15 +175,25 @@ class MetricsWriter:
       while self._rest:  # A full disk takes a part first, fails at the next.
         self._rest = self._rest[self._file.write(self._rest) :]
 
+  def _now(self) -> float:
+    """The time since the epoch, which never goes back."""
+    now, monotonic = time.time(), time.monotonic()
+    if self._written is not None:
+      then, monotonic_then = self._written
+      now = max(now, then + monotonic - monotonic_then)
+    self._written = now, monotonic
+    return now
+
   def _cut(self, resume_step: int | None) -> None:
     if not self._path.exists():
       return
     data = self._path.read_bytes()
     kept = b''.join(
-        line for line, row in _parse_lines(data)
+        line for line, row in records.parse_metrics(data)
         if resume_step is None or row['step'] <= resume_step
     )
-    if kept != data:
+    # After `cp -l`, what is appended would be in both files.
+    if kept != data or self._path.stat().st_nlink > 1:
       files.write_bytes(self._path, kept)
 
   @contextlib.contextmanager
@@ -205,8 +208,7 @@ class MetricsWriter:
 
 def _column(rows, key) -> tuple[np.ndarray, np.ndarray]:
   """Steps and finite values of a metric."""
-  pairs = [(r['step'], r[key]) for r in rows if r.get(key) is not None]
-  return np.array(pairs, float).reshape(-1, 2).T
+  return np.array(records.numbers(rows, key), float).reshape(-1, 2).T
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -222,22 +224,12 @@ def _smooth(values: np.ndarray) -> np.ndarray:
   return (sums[end] - sums[i - half]) / (end - i + half)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
-    return {}
-
-
 def _title(workdir: pathlib.Path) -> str:
   """Layer, dataset and size, as far as the run's files tell."""
-  config = _read_json(workdir / 'config.json')
-  summary = _read_json(workdir / 'summary.json')
-  layer = config.get('model', {}).get('layer')
-  data = config.get('data', {}).get('name')
-  title = ' on '.join(name for name in (layer, data) if name)
-  if isinstance(summary.get('parameters'), int):
-    size = tqdm.tqdm.format_sizeof(summary['parameters'])
+  found = records.title(workdir)
+  title = ' on '.join(found[n] for n in ('layer', 'data') if found.get(n))
+  if 'parameters' in found:
+    size = tqdm.tqdm.format_sizeof(found['parameters'])
     title += f'{", " if title else ""}{size} parameters'
   return title
 
@@ -279,7 +271,7 @@ def plot_curves(workdir) -> pathlib.Path:
   from matplotlib import figure
   from matplotlib.backends import backend_agg
 
-  workdir = pathlib.Path(workdir)
+  workdir = files.workdir(workdir)
   rows = read_metrics(workdir)
   canvas = backend_agg.FigureCanvasAgg(
       figure.Figure(figsize=(8, 4.5), layout='constrained')

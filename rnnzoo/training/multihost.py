@@ -7,7 +7,6 @@ its processes have to agree on. All of them need one file system for workdirs.
 import itertools
 import math
 import os
-import pathlib
 import re
 import time
 
@@ -17,6 +16,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
+from rnnzoo.training import files
 from rnnzoo.training import peers
 
 # A process is dead if nothing is heard of it for so long.
@@ -179,7 +179,7 @@ def check_shared(workdir, seconds: float = 30):
   if jax.process_count() == 1:
     return
   multihost_utils.sync_global_devices('rnnzoo_check_shared')
-  path = pathlib.Path(workdir) / 'config.json'
+  path = files.workdir(workdir) / 'config.json'
   end = time.monotonic() + seconds
   while not (found := path.exists()) and time.monotonic() < end:
     time.sleep(0.5)

@@ -1,7 +1,8 @@
 """Names in a checkpoint, which become paths: none may lead out of it."""
 
-import json
 import re
+
+from rnnzoo.training import records
 
 
 def leads_out(name: str) -> bool:
@@ -28,7 +29,7 @@ def check_metadata(directory) -> None:
   for path in files:
     if not path.exists():
       continue
-    for text in _strings(json.loads(path.read_text())):
+    for text in _strings(records.parse(path.read_bytes())):
       if leads_out(text):
         raise ValueError(f'{path.name} names {text!r}, which lies elsewhere')
 

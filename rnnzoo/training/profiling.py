@@ -1,12 +1,15 @@
 """A window of steps, traced for a profiler."""
 
 import jax
+from rnnzoo.training import files
 
 
 class Profiler:
   """Traces the steps of a window into a directory, for TensorBoard or xprof."""
 
   def __init__(self, window, directory):
+    if window:
+      files.check_own(directory)
     self._window, self._directory = window, directory
     self._runs = False
 

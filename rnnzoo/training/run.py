@@ -7,9 +7,11 @@ from absl import logging
 import jax
 import numpy as np
 from rnnzoo.training import evaluation
+from rnnzoo.training import lock
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import multihost
 from rnnzoo.training import program as program_lib
+from rnnzoo.training import records
 from rnnzoo.training import recovery
 from rnnzoo.training import sharding
 from rnnzoo.training import signals
@@ -70,6 +72,7 @@ class Run:
               )
           )
       )
+      self._make_good()
       try:
         self._steps(state, batches)
       except recovery.BadNumbers as error:
@@ -127,6 +130,24 @@ class Run:
           )
       if stopping:
         raise signals.Interrupted(stopping, step)
+
+  def _make_good(self):
+    """Writes what checkpoints know and the metrics have lost to damage."""
+    rows = metrics_lib.read_metrics(self.workdir)
+    known = dict(records.numbers(rows, 'eval_loss'))
+    # That of the first step is computed again, see `_lacks_evaluation`.
+    lost = {
+        step: loss for step, loss in sorted(self.saver.metrics.items())
+        if step < self.first and step not in known
+    }
+    if lost or self.first and all(row['step'] != self.first for row in rows):
+      recovery.warn(
+          'metrics.jsonl lacks lines up to step %d. The checkpoints know '
+          'validation losses of %s.', self.first,
+          ', '.join(f'step {step}' for step in lost) or 'no other step',
+      )
+    for step, loss in lost.items():
+      self.writer.write(step, {'eval_loss': loss})
 
   def _next(self, batches):
     if self.steps_at_once == 1:
@@ -207,6 +228,9 @@ class Run:
       eval_loss: Its validation loss, if known.
       for_good: Whether there is no next one: wait for this, and raise
         `UserError` if it fails twice.
+
+    Raises:
+      UserError: Then, or if another run may be writing to the workdir.
     """
     def save():
       self.saver.save(
@@ -216,6 +240,7 @@ class Run:
       if for_good:
         self.saver.wait()
 
+    lock.check(self.workdir)  # No next save could make that good.
     recovery.try_to_save(self.saver.wait)
     if not recovery.try_to_save(save) and for_good:
       save()
@@ -241,12 +266,14 @@ class Run:
 
   def _lacks_evaluation(self):
     """Whether the run was stopped when it should have evaluated."""
-    if not self.first or self.first % self.config.eval_every:
-      return False
+    due = self.first and (
+        self.first % self.config.eval_every == 0
+        or self.first == self.config.total_steps
+        or self.first in self.saver.metrics
+    )
     rows = metrics_lib.read_metrics(self.workdir)
-    return multihost.agreed(not any(
-        row['step'] == self.first and 'eval_loss' in row for row in rows
-    ))
+    known = dict(records.numbers(rows, 'eval_loss'))
+    return multihost.agreed(bool(due) and self.first not in known)
 
   def sums(self, params, batch_stats, split, step):
     """Returns the mean loss and accuracy over a split.

@@ -8,9 +8,11 @@ import pathlib
 from absl import logging
 import jax
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
+from rnnzoo.training import records
 from rnnzoo.training import recovery
 
 
@@ -19,6 +21,9 @@ def start(task, config, program, saver):
   if saver.latest_step() is None:
     return _new(task, config, program), recovery.History()
   step, state, meta = saver.restore(program.abstract_state)
+  records.check_meta(
+      meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
+  )
   checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
   logging.info('Going on after step %d.', step)
   return state, recovery.History.of(meta)
@@ -85,13 +90,16 @@ def _new(task, config, program):
 
 def _take_over(task, workdir, abstract):
   """Returns the parameters and batch statistics of another run's best model."""
-  directory = pathlib.Path(workdir) / 'checkpoints'
+  directory = pathlib.Path(filenames.absolute(workdir)) / 'checkpoints'
   if not directory.is_dir():
     raise errors.UserFileNotFoundError(
         f'init_from: there is no run in {workdir}.'
     )
   with checkpoint.Checkpointer(directory, readonly=True) as source:
-    _, meta = source.restore_meta(best=True)
+    step, meta = source.restore_meta(best=True)
+    records.check_meta(
+        meta, ('vocabulary', 'config'), f'Checkpoint {step} in {directory}'
+    )
     checks.check_vocabulary(
         task.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
     )

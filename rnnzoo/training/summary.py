@@ -5,6 +5,8 @@ import numpy as np
 from rnnzoo.training import evaluation
 from rnnzoo.training import host
 from rnnzoo.training import metrics as metrics_lib
+from rnnzoo.training import multihost
+from rnnzoo.training import records
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 
@@ -28,23 +30,30 @@ def summarize(run, workdir):
   }
   step, best, _ = run.saver.restore(abstract, best=True, partial=True)
   params = best[name]
-  test = run.sums(
-      params, best['batch_stats'], 'test', config.total_steps
+  sums = lambda split: run.sums(
+      params, best['batch_stats'], split, config.total_steps
   )
+
+  def lowest(split, losses):
+    """Of all evaluations; where their records are lost, of the best step."""
+    if multihost.agreed(bool(losses)):
+      return min(losses.values())
+    return sums(split)['loss']
+
+  test = sums('test')
   rows = metrics_lib.read_metrics(workdir)
-  evals = [r for r in rows if r.get('eval_loss') is not None]
-  of_best = next((r['eval_loss'] for r in evals if r['step'] == step), None)
-  seconds = _busy_seconds(rows)
+  losses = run.saver.metrics | dict(records.numbers(rows, 'eval_loss'))
+  first, *others = config.eval_splits
   extra = {
-      f'best_eval_{split}_loss': min(
-          r[f'eval_{split}_loss'] for r in evals if f'eval_{split}_loss' in r
+      f'best_eval_{split}_loss': lowest(
+          split, dict(records.numbers(rows, f'eval_{split}_loss'))
       )
-      for split in config.eval_splits[1:]
+      for split in others
   }
   return {
       'best_step': step,
       # The lowest may be of a step whose save failed.
-      'best_eval_loss': of_best or min(r['eval_loss'] for r in evals),
+      'best_eval_loss': losses.get(step) or lowest(first, losses),
       **extra,
       'test_loss': test['loss'],
       'test_bits_per_token': test['loss'] / np.log(2),
@@ -53,7 +62,7 @@ def summarize(run, workdir):
       'parameters': state_lib.count_parameters(task.functional.params),
       'skipped_steps': run.history.skipped,
       'rollbacks': len(run.history.rollbacks),
-      'seconds': round(seconds, 1),
+      'seconds': round(busy_seconds(rows), 1),
       'device': host.device_description(),
       'jax': jax.__version__,
       'seed': config.seed,
@@ -62,9 +71,9 @@ def summarize(run, workdir):
   }
 
 
-def _busy_seconds(rows):
-  """Time between metric lines, without the pauses between runs."""
-  times = [r['wall_time'] for r in rows]
-  gaps = np.diff(times)
+def busy_seconds(rows):
+  """Returns the time between metric lines, without the pauses between runs."""
+  gaps = np.diff([row['wall_time'] for row in rows])
+  gaps = gaps[gaps > 0]  # Between runs, the clock may have been set back.
   usual = 20 * np.median(gaps) if len(gaps) else 0
-  return float(gaps[gaps <= max(usual, 60)].sum()) if len(gaps) else 0.0
+  return float(gaps[gaps <= max(usual, 60)].sum())

@@ -10,6 +10,7 @@ from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
 import numpy as np
+from rnnzoo import errors
 from rnnzoo import ops
 from tests import tolerance
 from tests.experiments import commands
@@ -64,6 +65,16 @@ class BenchmarksTest(parameterized.TestCase):
 
   def test_table_in_docstring(self):
     self.assertEqual(doctest.testmod(timing).failed, 0)
+
+  def test_an_earlier_record(self):
+    out = commands.temporary_directory(self) / 'result.json'
+    self.assertEqual(timing.read(out), {'rows': []})
+    timing.write({'rows': [{'a': 1}]}, out)
+    self.assertEqual(timing.read(out), {'rows': [{'a': 1}]})
+    for damaged in (b'', b'{"ro', b'[]', b'{}', b'{"rows": [3]}', b'\xff'):
+      out.write_bytes(damaged)
+      with self.assertRaisesRegex(errors.UserValueError, 'Remove it, or name'):
+        timing.read(out)
 
   def test_interleaved_medians(self):
     order = []

@@ -400,6 +400,10 @@ class DamageTest(CheckpointTestCase):
         ('meta/metadata', lambda path: os.truncate(path, 40)),
         ('meta/metadata', lambda path: path.unlink()),
         ('meta/metadata', lambda path: flip_bit(path, 30)),
+        ('meta/metadata', lambda path: path.write_bytes(b'[' * 100_000)),
+        ('meta/metadata', lambda path: path.write_bytes(b'[]')),
+        ('meta/metadata', lambda path: (path.unlink(), path.mkdir())),
+        ('state/_METADATA', lambda path: path.write_bytes(b'[' * 100_000)),
         ('state/manifest.ocdbt', lambda path: path.unlink()),
     ):
       with self.subTest(name):
@@ -407,6 +411,38 @@ class DamageTest(CheckpointTestCase):
         path = largest_file(self.directory / '2') if name == 'data' else path
         damage(path)
         self.assert_falls_back('metadata' if 'metadata' in name else 'arrays')
+
+  def test_nothing_behind_a_link_is_changed(self):
+    elsewhere = self.workdir / 'elsewhere'
+    (elsewhere / '3.orbax-checkpoint-tmp').mkdir(parents=True)
+    state = abstract(self.states[1])
+    for path in (
+        self.workdir / 'bad_checkpoints', self.directory / '3',
+        self.workdir / 'linked',
+    ):
+      path.symlink_to(elsewhere)
+      directory = path if path.name == 'linked' else self.directory
+      with self.subTest(path.name), self.assertRaisesRegex(
+          errors.UserError, f'{path} is a symbolic link, and a run'
+      ):
+        checkpoint.Checkpointer(directory)
+      path.unlink()
+    self.assertTrue((elsewhere / '3.orbax-checkpoint-tmp').exists())
+    # Readers may go through links, and a workdir may be one.
+    linked = self.workdir / 'linked'
+    linked.symlink_to(self.directory)
+    self.assertEqual(checkpoint.restore_meta(linked)[0], 2)
+    linked.unlink()
+    linked.symlink_to(self.workdir)
+    with checkpoint.Checkpointer(linked / 'checkpoints') as checkpoints:
+      self.assertEqual(checkpoints.metrics, {1: 1.0, 2: 2.0})
+      # What a damaged record is noted in, as a link, is replaced.
+      meta = self.directory / '2' / 'meta'
+      (meta / 'metadata.new').symlink_to(elsewhere / 'precious')
+      (elsewhere / 'precious').write_text('mine')
+      checkpoints.note(2, META)
+      self.assertEqual((elsewhere / 'precious').read_text(), 'mine')
+      self.assertEqual(checkpoints.restore(state)[2], META)
 
   def test_readers_move_nothing(self):
     flip_bit(largest_file(self.directory / '2' / 'state'), 300)

@@ -44,6 +44,15 @@ class LockTest(absltest.TestCase):
           self.fail('held twice')
       with lock.hold(self.directory / 'runs' / 'two'):
         pass
+      # Neither garbage in the file nor its removal lets anybody in.
+      file = self.workdir / lock.FILE
+      for damage in (lambda: file.write_bytes(b'\xff\xfe\n'), file.unlink):
+        damage()
+        with self.assertRaisesRegex(
+            errors.UserError, 'Another run is .*one: its lock file does not say'
+        ):
+          with lock.hold(self.workdir):
+            self.fail('held twice')
       holder.send_signal(signal.SIGKILL)
     with lock.hold(self.workdir):
       file = self.workdir / lock.FILE
@@ -57,6 +66,58 @@ class LockTest(absltest.TestCase):
         pass
       self.check_held(True)
     self.check_held(False)
+
+  def test_a_file_that_is_removed_is_made_again(self):
+    file = self.workdir / lock.FILE
+    with lock.hold(self.workdir):
+      lock.check(self.workdir)
+      file.unlink()
+      lock.check(self.workdir)
+      self.check_held(True)
+    self.check_held(False)
+    lock.check(self.workdir)  # Nothing is held: nothing to say.
+    self.assertStartsWith(file.read_text(), f'process {os.getpid()} on ')
+
+  def test_another_run_that_came_in_is_noticed(self):
+    import fcntl
+
+    file = self.workdir / lock.FILE
+    with lock.hold(self.workdir):
+      file.unlink()
+      with open(file, 'wb') as other:  # Where directories have no locks.
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with self.assertRaisesRegex(errors.UserError, 'Another run is writing'):
+          lock.check(self.workdir)
+
+  def test_a_workdir_that_is_moved(self):
+    with lock.hold(self.workdir):
+      self.workdir.rename(self.directory / 'moved')
+      for _ in range(2):
+        with self.assertRaisesRegex(errors.UserError, 'moved or removed it'):
+          lock.check(self.workdir)
+        self.workdir.mkdir(exist_ok=True)
+
+  def test_no_file_outside_is_changed(self):
+    self.workdir.mkdir(parents=True)
+    precious, file = self.directory / 'precious', self.workdir / lock.FILE
+    precious.write_text('mine')
+    for target in (precious, self.directory / 'nowhere'):
+      file.symlink_to(target)
+      with self.assertRaisesRegex(errors.UserError, 'lock is a symbolic link'):
+        with lock.hold(self.workdir):
+          self.fail('held a link')
+      file.unlink()
+    self.assertFalse((self.directory / 'nowhere').exists())
+    os.link(precious, file)  # As of `cp -l`.
+    with lock.hold(self.workdir):
+      self.check_held(True)
+      self.assertIn('process', file.read_text())
+    self.assertEqual(precious.read_text(), 'mine')
+    file.unlink()
+    os.mkfifo(file)
+    with self.assertRaisesRegex(errors.UserError, 'neither a file nor a dir'):
+      with lock.hold(self.workdir):
+        self.fail('held a pipe')
 
   def test_an_error_inside_ends_it(self):
     with self.assertRaisesRegex(KeyError, 'mine'):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -186,6 +187,16 @@ class ConfigTest(parameterized.TestCase):
         data__data_dir='x', profile_steps='1:2', tensorboard=True,
         total_steps=99, on_nan='skip', nan_limit=1, nan_rate_factor=0.1,
     )
+
+  def test_names_of_one_file(self):
+    with mock.patch.dict(os.environ, HOME=os.getcwd()):
+      for name in ('./t.txt', os.path.abspath('t.txt'), '~/t.txt'):
+        checks.check_same_config(
+            dict(data=dict(path='t.txt')), dict(data=dict(path=name))
+        )
+    for name in ('t.txt', ''):
+      with self.assertRaisesRegex(errors.UserValueError, 'init_from: '):
+        checks.check_same_config(dict(init_from='.'), dict(init_from=name))
 
   @parameterized.parameters(
       (dict(seed=4), 'seed: 0 there, 4 now'),

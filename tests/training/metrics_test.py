@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 import warnings
 
 from absl import logging
@@ -22,6 +23,7 @@ import matplotlib.image
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import metrics
+from rnnzoo.training import summary
 
 
 class MetricsTestCase(parameterized.TestCase):
@@ -86,6 +88,57 @@ class MetricsWriterTest(MetricsTestCase):
       self.assertEqual(self.steps(), expected)
       kept = self.path.read_bytes().splitlines(keepends=True)[:-1]
       self.assertEqual(kept, whole.splitlines(keepends=True)[: len(kept)])
+
+  def test_damaged_lines_are_left_out_and_cut(self):
+    self.write([1])
+    good = self.path.read_bytes()
+    time_ = b', "wall_time": 1}\n'
+    damaged = [
+        b'{"step": "2"' + time_, b'{"step": null' + time_,
+        b'{"step": -1' + time_, b'{"step": 2}\n',
+        b'{"step": 2, "wall_time": "1"}\n', b'\xff\n',
+        b'{"step": true' + time_, b'{"step": 1' + b'0' * 30 + time_,
+        b'[' * 100_000 + b'\n', b'3\n', b'{"step": 2, "wall_time": NaN}\n',
+        b'{"step": 2, "a": ' + b'9' * 9999 + time_,
+    ]
+    odd = b'{"step": 2, "train_loss": "low", "eval_loss": 1e999' + time_
+    self.path.write_bytes(good + b''.join(damaged) + odd)
+    self.assertEqual(self.steps(), [1, 2])
+    metrics.plot_curves(self.workdir)  # It has but one training loss.
+    self.write([3], resume_step=2)
+    self.assertTrue(self.path.read_bytes().startswith(good + odd))
+    self.assertEqual(self.steps(), [1, 2, 3])
+
+  def test_no_file_outside_is_changed(self):
+    precious = self.workdir / 'precious'
+    self.write([1])
+    os.link(self.path, precious)  # As of `cp -l`.
+    self.write([2])
+    self.assertEqual(precious.read_bytes().count(b'\n'), 1)
+    self.assertEqual(self.steps(), [1, 2])
+    self.path.unlink()
+    for name in ('metrics.jsonl', 'tensorboard'):
+      (self.workdir / name).symlink_to(precious)
+      with self.assertRaisesRegex(errors.UserError, f'{name} is a symbolic'):
+        metrics.MetricsWriter(self.workdir)
+      (self.workdir / name).unlink()
+    self.assertEqual(precious.read_bytes().count(b'\n'), 1)
+
+  def test_a_clock_that_is_set_back(self):
+    clock, steady = iter([1000.0, 1010.0, 400.0, 900.0, 1100.0]), iter(
+        [1.0, 11.0, 13.0, 16.0, 20.0]
+    )
+    with mock.patch.object(
+        time, 'time', lambda: next(clock)
+    ), mock.patch.object(time, 'monotonic', lambda: next(steady)):
+      self.write([1, 2, 3, 4, 5])
+    rows = metrics.read_metrics(self.workdir)
+    self.assertEqual(
+        [row['wall_time'] for row in rows], [1000, 1010, 1012, 1015, 1100]
+    )
+    # And between two runs of a workdir.
+    rows += [dict(wall_time=w) for w in (500, 501)]
+    self.assertEqual(summary.busy_seconds(rows), 16)
 
   def test_nothing_written_yet(self):
     self.assertEmpty(metrics.read_metrics(self.workdir))

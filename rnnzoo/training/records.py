@@ -1,0 +1,231 @@
+"""Reads what lies in a workdir: all of it may be damaged or edited.
+
+A disk, a crash or a hand can leave anything in a file. Every record is read
+here; its types are checked, and an error says what is wrong.
+"""
+
+import json
+import numbers as python_numbers
+import pathlib
+from typing import Any
+
+from absl import logging
+from rnnzoo import errors
+
+# Deeper than any record of a run, and far from Python's limit of recursion.
+_MAX_DEPTH = 50
+# No step and no measurement is larger; integers in JSON have no limit.
+_MAX_STEP, _MAX_NUMBER = 2**63, 1e300
+
+# What `meta` of a checkpoint of `experiments.train` may hold.
+_META = dict(
+    config=dict, model=dict, vocabulary=(dict, type(None)), layers=dict,
+    history=dict,
+)
+_SUMMARY = ('best_eval_loss', 'test_loss', 'test_bits_per_token', 'best_step',
+            'parameters', 'seconds')
+
+
+def parse(data: bytes) -> Any:
+  """Returns what JSON holds.
+
+  Raises:
+    ValueError: If it is not JSON, or nested too deeply, in a few words.
+  """
+  try:
+    value = json.loads(data.decode())
+  except UnicodeDecodeError as error:
+    raise ValueError(
+        f'not JSON: invalid UTF-8 at byte {error.start}'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(
+        f'not JSON: {error.msg} at line {error.lineno}, column {error.colno}'
+    ) from error
+  except ValueError as error:  # An integer of thousands of digits.
+    raise ValueError(f'not JSON: {error}') from error
+  except RecursionError as error:
+    raise ValueError('nested too deeply') from error
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    level = [child for parent in level for child in _children(parent)]
+    if not level:
+      return value
+  raise ValueError('nested too deeply')
+
+
+def check_tree(found: Any, like: dict[str, Any], name: str = '') -> None:
+  """Raises `ValueError` unless there is a dictionary wherever `like` has one.
+
+  Args:
+    found: What was read; it may lack fields.
+    like: What it should look like.
+    name: Of the field that this is, '' for the whole record.
+  """
+  if not isinstance(found, dict):
+    raise ValueError(
+        f'damaged: {name or "it"} must be a dictionary, got {_short(found)}'
+    )
+  for key in like.keys() & found.keys():
+    if isinstance(like[key], dict):
+      check_tree(found[key], like[key], f'{name}.{key}'.lstrip('.'))
+
+
+def read_config(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
+  """Reads `config.json`.
+
+  Args:
+    path: The file, which exists.
+    like: The config of the run that goes on.
+
+  Raises:
+    UserValueError: If it is damaged, saying that the run needs it not.
+  """
+  try:
+    config = parse(path.read_bytes())
+    check_tree(config, like)
+  except ValueError as error:
+    raise errors.UserValueError(
+        f'{path} is {error}. Remove it: the run goes on without it.'
+    ) from error
+  return config
+
+
+def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
+  """Reads `summary.json`; `None` if there is none, or a damaged one."""
+  try:
+    summary = parse(path.read_bytes())
+    check_tree(summary, {})
+    for name in _SUMMARY:
+      if not _is_number(summary.get(name)):
+        raise ValueError(
+            f'damaged: {name} must be a number, got '
+            f'{_short(summary.get(name))}'
+        )
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    logging.warning('%s is %s. It is written again.', path, error)
+    return None
+  return summary
+
+
+def parse_metrics(data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+  """Returns the sound lines of `metrics.jsonl` and what they hold."""
+  lines = []
+  for line in data.splitlines(keepends=True):
+    try:
+      row = parse(line)
+    except ValueError:
+      continue
+    if line.endswith(b'\n') and _is_row(row):
+      lines.append((line, row))
+  return lines
+
+
+def numbers(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+  """Returns `(step, value)` of each row where a metric is a finite number."""
+  return [(row['step'], row[name]) for row in rows if _is_number(row.get(name))]
+
+
+def title(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns `layer`, `data` and `parameters` of a run, as far as files tell."""
+  config = _read_dictionary(workdir / 'config.json')
+  summary = _read_dictionary(workdir / 'summary.json')
+  model, data = (
+      config[name] if isinstance(config.get(name), dict) else {}
+      for name in ('model', 'data')
+  )
+  found = dict(
+      layer=model.get('layer'), data=data.get('name'),
+      parameters=summary.get('parameters'),
+  )
+  kinds = dict(layer=str, data=str, parameters=int)
+  return {n: v for n, v in found.items() if isinstance(v, kinds[n])}
+
+
+def parse_checkpoint(data: bytes) -> dict[str, Any]:
+  """Returns the record of a checkpoint, see checkpoint.py.
+
+  Raises:
+    ValueError: If it is none, in a few words.
+  """
+  record = parse(data)
+  check_tree(record, dict(meta={}, leaves={}))
+  types = dict(format=int, step=int, meta=dict, leaves=dict, sha256=str)
+  for name, kind in types.items():
+    if not isinstance(record.get(name), kind):
+      raise ValueError(f'damaged: {name} is {_short(record.get(name))}')
+  if not (record.get('metric') is None or _is_number(record['metric'])):
+    raise ValueError(f'damaged: metric is {_short(record["metric"])}')
+  for name, leaf in record['leaves'].items():
+    check_tree(leaf, {}, name)
+    if not (
+        isinstance(leaf.get('dtype'), str)
+        and isinstance(leaf.get('digest'), str)
+        and isinstance(leaf.get('shape'), list)
+    ):
+      raise ValueError(f'damaged: {name} is {_short(leaf)}')
+  return record
+
+
+def check_meta(meta: dict[str, Any], names, where: str) -> None:
+  """Raises `UserValueError` unless a checkpoint's `meta` is one of training.
+
+  Args:
+    meta: What `Checkpointer.restore` gives.
+    names: The entries that it must have.
+    where: Which checkpoint, for the error.
+  """
+  for name in names:
+    if name not in meta:
+      raise errors.UserValueError(
+          f'{where} was not written by experiments.train: its `meta` lacks '
+          f'{name!r}.'
+      )
+  for name, kinds in _META.items():
+    if name in meta and not isinstance(meta[name], kinds):
+      raise errors.UserValueError(
+          f'{where} was not written by experiments.train: {name!r} of its '
+          f'`meta` must be a dictionary, got {_short(meta[name])}.'
+      )
+
+
+def _children(value):
+  if isinstance(value, dict):
+    return value.values()
+  return value if isinstance(value, list) else ()
+
+
+def _is_number(value) -> bool:
+  """Whether a value is a finite number, no boolean."""
+  return (
+      isinstance(value, python_numbers.Real)
+      and not isinstance(value, bool)
+      and -_MAX_NUMBER < value < _MAX_NUMBER
+  )
+
+
+def _is_row(row) -> bool:
+  if not isinstance(row, dict):
+    return False
+  step = row.get('step')
+  return (
+      isinstance(step, int)
+      and not isinstance(step, bool)
+      and 0 <= step < _MAX_STEP
+      and _is_number(row.get('wall_time'))
+  )
+
+
+def _read_dictionary(path):
+  try:
+    value = parse(path.read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return value if isinstance(value, dict) else {}
+
+
+def _short(value) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else text[:57] + '...'
