@@ -53,6 +53,7 @@ import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training import hashing
+from rnnzoo.training import leaks
 from rnnzoo.training import paths
 
 FORMAT = 1
@@ -96,6 +97,7 @@ def _hide_leftovers(unraisable, show=sys.unraisablehook) -> None:
 logging.get_absl_logger().addFilter(_hide_logs)
 python_logging.getLogger('asyncio').addFilter(_hide_logs)
 sys.unraisablehook = _hide_leftovers
+leaks.mend_orbax()
 # The same coroutines again, where Python collects them later than we do.
 warnings.filterwarnings(
     'ignore', r"coroutine '.*async_(de)?serialize.*' was never awaited"
