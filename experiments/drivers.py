@@ -16,6 +16,7 @@ from absl import logging
 from experiments import hosts
 from ml_collections import ConfigDict
 from rnnzoo import errors
+from rnnzoo.training import memory
 from rnnzoo.training import peers
 from rnnzoo.training import signals
 
@@ -31,7 +32,9 @@ def run(main):
   python_logging.getLogger('jax').setLevel(python_logging.WARNING)
 
   def guarded(argv):
-    with peers.leaving_on_errors(), _readable_errors():
+    with (
+        peers.leaving_on_errors(), _readable_errors(), memory.readable_errors()
+    ):
       main(argv)
       sys.stdout.flush()
       peers.finish(0)

@@ -18,6 +18,7 @@ from rnnzoo import models
 from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.training import checkpoint
 from rnnzoo.training import evaluation
+from rnnzoo.training import memory
 from rnnzoo.training import state as state_lib
 
 Layers = Mapping[str, Callable[..., Any]]
@@ -109,9 +110,13 @@ def restore_run(
     abstract = {
         params: functional.params, 'batch_stats': functional.batch_stats
     }
-    found, state, meta = checkpoints.restore(
-        abstract, step=step, best=best, partial=True
+    memory.check(
+        abstract, 'The parameters', 'A device with more memory can hold them.'
     )
+    with memory.readable_errors():
+      found, state, meta = checkpoints.restore(
+          abstract, step=step, best=best, partial=True
+      )
   vocabulary = meta['vocabulary']
   return Run(
       model=functional.merge(state[params], state['batch_stats']),

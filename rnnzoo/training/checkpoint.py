@@ -54,6 +54,7 @@ from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training import hashing
 from rnnzoo.training import leaks
+from rnnzoo.training import memory
 from rnnzoo.training import paths
 
 FORMAT = 1
@@ -622,9 +623,9 @@ class Checkpointer:
             self.directory / str(step) / 'state', args=args
         )
         restored = _restored_leaves(read, targets)
-      except MemoryError:
-        raise
       except Exception as e:  # Orbax reports damage by a dozen types.
+        if memory.is_exhausted(e):
+          raise
         problem = f'its arrays cannot be read ({_reason(e)})'
     if restored is None:
       _drop_leftovers()

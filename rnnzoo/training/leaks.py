@@ -8,26 +8,25 @@ a save: some 40 kB for a state of 40 arrays. It can do without both.
 import tensorstore
 
 
-class _Spec:
-  """What Orbax asks of `tensorstore.KvStore.Spec`: its canonical JSON."""
-
-  def __init__(self, json):
-    self._json = json
+class _LocalSpec(dict):
+  """The JSON of a `tensorstore.KvStore.Spec` of local files, canonical."""
 
   def to_json(self):
-    """Returns that of local files as it was given, which is canonical."""
-    if self._json.keys() == {'driver', 'path'} and (
-        self._json['driver'] == 'file'
-    ):
-      return dict(self._json)
-    return tensorstore.KvStore.Spec(self._json).to_json()
+    """Returns it."""
+    return dict(self)
 
 
 class _KvStore:
-  """`tensorstore.KvStore`, but for `Spec`."""
+  """`tensorstore.KvStore`, but for `Spec(...).to_json()` of local files."""
 
-  Spec = _Spec
   open = tensorstore.KvStore.open
+
+  @staticmethod
+  def Spec(json):
+    """Returns what the class of this name would."""
+    if json.keys() == {'driver', 'path'} and json['driver'] == 'file':
+      return _LocalSpec(json)
+    return tensorstore.KvStore.Spec(json)
 
 
 class _TensorStore:

@@ -17,6 +17,7 @@ from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import files
 from rnnzoo.training import lock
+from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import multihost
 from rnnzoo.training import peers
@@ -83,9 +84,15 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
         checkpoint.Checkpointer(workdir / 'checkpoints', keep=config.keep)
     )
     stack.enter_context(peers.leaving_on_errors())
+    stack.enter_context(memory.readable_errors())
     program = program_lib.make_program(task, config, mesh)
+    memory.check(
+        program.abstract_state, 'Parameters and optimizer',
+        'A smaller model needs less, and so does a share of it on more devices '
+        '(mesh.fsdp).',
+    )
     state, history = starting.start(task, config, program, saver)
-    first = int(state['step'])
+    first = int(memory.fetch(state['step']))
     summary = workdir / 'summary.json'
     if multihost.agreed(first >= config.total_steps and summary.exists()):
       logging.info('Already trained to step %d.', first)

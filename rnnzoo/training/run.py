@@ -7,6 +7,7 @@ from absl import logging
 import jax
 import numpy as np
 from rnnzoo.training import evaluation
+from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import multihost
 from rnnzoo.training import program as program_lib
@@ -42,7 +43,7 @@ class Run:
       What forbids to go on, or `None` once all is done.
     """
     config, self.history = self.config, history
-    self.first = int(state['step'])
+    self.first = int(memory.fetch(state['step']))
     program = self.program
     if history.rollbacks:
       program = program_lib.make_program(
@@ -117,7 +118,7 @@ class Run:
       if due(config.save_every) or eval_loss is not None or stopping:
         self._flush(pending)
         with self._pause():
-          if not self.is_sound(state):
+          if not memory.fetch(self.is_sound(state)):
             raise recovery.BadNumbers(
                 f'The state is not finite after step {step}', step
             )
@@ -155,7 +156,7 @@ class Run:
     del pending[: len(done)]
     if not done:
       return
-    fetched = jax.device_get(done)  # One by one they would take milliseconds.
+    fetched = memory.fetch(done)  # One by one they would take milliseconds.
     if not under_way:
       self.meter.all_done()
     measured = self.meter.read()
