@@ -50,6 +50,7 @@ class Run:
           self.task, history.adjust(config), self.mesh
       )
     self.train_step = multihost.meeting(program.train_step)
+    self.compiled_step = lambda *args: program.train_step.lower(*args).compile()
     self.meter = throughput.make_meter(self.task, config, state)
     with contextlib.ExitStack() as stack:
       self.writer = stack.enter_context(
@@ -91,6 +92,9 @@ class Run:
       self.profiler.before(step - self.steps_at_once + 1, step)
       with self.meter.input([m['loss'] for _, m in pending[-1:]]):
         batch = self._next(batches)
+      if step == self.first + self.steps_at_once:
+        # The call below finds it compiled.
+        memory.warn_of_step(self.compiled_step(state, batch))
       self.meter.dispatch(batch)
       state, metrics = self.train_step(state, batch)
       pending.append((step, metrics))
