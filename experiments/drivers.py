@@ -74,7 +74,8 @@ def _readable_errors():
   except signals.Interrupted as stopped:
     # All processes of a run stop after the same step, and one says so.
     if hosts.is_first():
-      print(_line(stopped), file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):  # The terminal may be gone: SIGHUP.
+        print(_line(stopped), file=sys.stderr, flush=True)
     peers.finish(128 + stopped.signum)
     sys.exit(128 + stopped.signum)
   except KeyboardInterrupt:

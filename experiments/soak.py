@@ -43,7 +43,9 @@ _SAMPLES = flags.DEFINE_integer('samples', 200, 'Over the run.', lower_bound=20)
 _SAVE_EVERY = flags.DEFINE_integer(
     'save_every', 20, 'Steps between checkpoints.', lower_bound=1
 )
-_SHORT = flags.DEFINE_bool('short', False, '2,000 steps and 4 saves, to try the soak.')
+_SHORT = flags.DEFINE_bool(
+    'short', False, '2,000 steps and 4 saves, to try the soak.'
+)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/soak.json', 'Where to write, the plot too.'
 )

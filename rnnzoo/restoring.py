@@ -32,12 +32,15 @@ class Run(NamedTuple):
     vocabulary: How text becomes tokens, or `None` where there is no text.
     config: The run's config, nested dictionaries.
     step: The step of the checkpoint.
+    data: What tells the data that it was trained on, see `data.Dataset.source`;
+      `None` in old checkpoints.
   """
 
   model: models.LanguageModel
   vocabulary: vocabularies.Vocabulary | None
   config: dict[str, Any]
   step: int
+  data: dict[str, Any] | None = None
 
 
 def restore(
@@ -123,6 +126,7 @@ def restore_run(
       vocabulary=vocabulary and vocabularies.Vocabulary.from_json(vocabulary),
       config=meta['config'],
       step=found,
+      data=meta.get('data'),
   )
 
 

@@ -401,6 +401,17 @@ class Checkpointer:
     self.wait()
     self._rewrite(step, meta=meta)
 
+  def forget_metrics(self) -> None:
+    """Takes their metrics from all checkpoints: none of them is the best.
+
+    Raises:
+      errors.UserError: If that cannot be written.
+    """
+    self.wait()
+    for step in list(self._metrics):
+      self._rewrite(step, metric=None)
+    self._metrics.clear()
+
   def wait(self) -> None:
     """Blocks until the save under way is on disk.
 

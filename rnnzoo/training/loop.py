@@ -44,7 +44,8 @@ class Task:
     eval_batches: Maps the name of a split to its batches.
     initial_carry: For stateful training, maps the model to its first recurrent
       state; else `None`.
-    meta: Goes into every checkpoint: the config, the vocabulary.
+    meta: Goes into every checkpoint: the config, the vocabulary, and what tells
+      the data from any other.
   """
 
   functional: state_lib.Functional
@@ -96,6 +97,7 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     summary = workdir / 'summary.json'
     if multihost.agreed(first >= config.total_steps and summary.exists()):
       logging.info('Already trained to step %d.', first)
+      _draw(workdir)
       return json.loads(summary.read_text())
     profiler = stack.enter_context(
         contextlib.closing(profiling.Profiler(window, workdir / 'profile'))
@@ -111,8 +113,20 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     values = summary_lib.summarize(run, workdir)
     if jax.process_index() == 0:
       files.write_text(summary, json.dumps(values, indent=2) + '\n')
-      metrics_lib.plot_curves(workdir)
+    _draw(workdir)
     return values
+
+
+def _draw(workdir):
+  """Draws `curve.png`, if it is missing or older than what it shows."""
+  if jax.process_index() != 0:
+    return
+  times = [
+      (workdir / name).stat().st_mtime_ns if (workdir / name).exists() else 0
+      for name in ('curve.png', 'metrics.jsonl', 'summary.json')
+  ]
+  if not times[0] or times[0] < max(times):
+    metrics_lib.plot_curves(workdir)
 
 
 def _recover(task, config, program, saver, bad):

@@ -38,12 +38,12 @@ def make_config(**changes):
 
 
 def stopping(train_iterator, stop_at):
-  """The same batches, and Ctrl-C together with one of them."""
+  """The same batches, and a closed terminal together with one of them."""
 
   def batches(start):
     for step, batch in enumerate(train_iterator(start), start):
       if step == stop_at:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
       yield batch
 
   return batches
@@ -78,11 +78,12 @@ class LoopTest(parameterized.TestCase):
 
   def test_the_carry_is_saved_and_goes_on(self):
     workdir = self.directory / 'stopped'
-    with self.assertRaisesRegex(signals.Interrupted, 'SIGINT; step 3 is saved'):
+    with self.assertRaisesRegex(signals.Interrupted, 'SIGHUP; step 3 is saved'):
       self.train(workdir, stop_at=3)
     self.assertIs(
         signal.getsignal(signal.SIGINT), signal.default_int_handler
     )
+    self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
     self.assertEqual(commands.saved_steps(workdir), [2, 3])
     carries = [n for n in commands.digests(workdir, 3) if n.startswith('carry')]
     self.assertLen(carries, 2)  # The convolution's and the layer's.
@@ -91,6 +92,24 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(
         commands.digests(workdir, 6), commands.digests(self.reference, 6)
     )
+
+  def test_nohup(self):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    self.addCleanup(signal.signal, signal.SIGHUP, old)
+    with signals.caught() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+    self.assertIsNone(stop.signum)
+
+  def test_killed_while_plotting(self):
+    curve = self.reference / 'curve.png'
+    drawn = curve.stat().st_mtime_ns
+    with self.assertLogs('absl', 'INFO') as logs:
+      self.train(self.reference)
+    self.assertIn('Already trained to step 6.', str(logs.output))
+    self.assertEqual(curve.stat().st_mtime_ns, drawn)
+    curve.unlink()
+    self.train(self.reference)
+    self.assertTrue(curve.exists())
 
   def test_the_carry_matters(self):
     workdir = self.directory / 'stateless'
