@@ -32,10 +32,9 @@ def summarize(run, workdir):
       params, best['batch_stats'], 'test', config.total_steps
   )
   rows = metrics_lib.read_metrics(workdir)
-  evals = [
-      r for r in rows
-      if r.get('eval_loss') is not None and r['step'] > run.history.data_since
-  ]
+  evals = [r for r in rows if r.get('eval_loss') is not None]
+  # Losses on other data do not compare.
+  evals = [r for r in evals if r['step'] > run.history.data_since] or evals
   of_best = next((r['eval_loss'] for r in evals if r['step'] == step), None)
   seconds = _busy_seconds(rows)
   extra = {

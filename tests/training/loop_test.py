@@ -1,6 +1,7 @@
 """Tests of `rnnzoo.training.loop`, with a small model, on eight devices."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import rnnzoo
 from rnnzoo import errors
+from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
 from rnnzoo.training import loop
@@ -110,6 +112,51 @@ class LoopTest(parameterized.TestCase):
     curve.unlink()
     self.train(self.reference)
     self.assertTrue(curve.exists())
+
+  def test_the_text_behind_a_run_changes(self):
+    text = (commands.ROOT / 'LICENSE').read_text()
+    path, workdir = self.directory / 'text.txt', self.directory / 'changing'
+    path.write_text(text)
+    changes = dict(
+        data__path=str(path), save_every=1, eval_every=1, keep=1, log_every=1
+    )
+    self.train(workdir, total_steps=2, **changes)
+    best = checkpoint.restore_meta(workdir / 'checkpoints', best=True)[1]
+    self.assertEqual(
+        best['data']['sha256'], hashlib.sha256(text.encode()).hexdigest()
+    )
+    appended = r'characters.train \d+ there, \d+ now; .*allow_changed=True'
+    for new, message in (
+        (text + text[:999], appended),
+        (text[::-1], 'of the same length, with another digest'),
+        (text[:99] + text[100] + text[99] + text[101:], 'another digest'),
+    ):
+      path.write_text(new)
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        self.train(workdir, total_steps=3, **changes)
+    rows = metrics.read_metrics(workdir)
+    for row in rows:  # What there was looks better than all that may come.
+      if 'eval_loss' in row:
+        row['eval_loss'] = 1e-3
+    (workdir / 'metrics.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows)
+    )
+    with checkpoint.Checkpointer(workdir / 'checkpoints') as saver:
+      saver._rewrite(2, metric=1e-3)
+    allowed = dict(changes, data__allow_changed=True)
+    with self.assertLogs('absl', 'WARNING') as logs:
+      summary = self.train(workdir, total_steps=3, **allowed)
+    self.assertIn('The data is not what it was', str(logs.output))
+    self.assertEqual(summary['best_step'], 3)
+    self.assertGreater(summary['best_eval_loss'], 1)
+    # From now on it is the data of this run.
+    self.assertEqual(self.train(workdir, total_steps=4, **changes)['seed'], 0)
+
+  def test_a_run_that_did_not_record_its_data(self):
+    self.assertFalse(checks.check_data(dict(sha256='1'), None, '', False))
+    self.assertFalse(checks.check_data(dict(version=1), {}, '', False))
+    with self.assertRaisesRegex(ValueError, 'version 1 there, 2 now'):
+      checks.check_data(dict(version=2), dict(version=1), '', False)
 
   def test_the_carry_matters(self):
     workdir = self.directory / 'stateless'
