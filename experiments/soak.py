@@ -83,9 +83,9 @@ LIMITS = dict(
     files=Limit('open files', 0.5),
     threads=Limit('threads', 0.5),
     arrays=Limit('arrays kept by JAX', 0.5),
-    # Caches of bounded size still fill up; an object kept at every tenth step,
-    # when the log is written, would be 0.1 a step, and what TensorStore never
-    # frees is 500 a save (see rnnzoo/training/leaks.py, which avoids it).
+    # Caches of bounded size still fill up; two objects kept at every tenth
+    # step, when the log is written, would be 0.2 a step, and what TensorStore
+    # never frees 500 a save (rnnzoo/training/leaks.py keeps it from that).
     blocks=Limit('blocks allocated by Python', 1000, 0.02, each_save=2),
     # Of a step in the loop over a bare one, in CPU time: by the clock it would
     # tell what else the machine was doing. On a busy one a sample is still off

@@ -55,8 +55,8 @@ class SoakTest(parameterized.TestCase):
       dict(files=lambda step: step // 5000),  # One for each save.
       dict(threads=lambda step: step // 5000),
       dict(arrays=lambda step: step // 10_000),
-      dict(blocks=lambda step: 0.1 * step),  # One each time the log is written.
-      dict(blocks=lambda step: 500 * (step // 5000)),  # Some a save.
+      dict(blocks=lambda step: 0.2 * step),  # Two each time the log is written.
+      dict(blocks=lambda step: 4 * (step // 20)),  # A few for each save.
       dict(slowness=lambda step: step / 10_000),
   )
   def test_what_grows_is_named(self, **changes):
