@@ -127,13 +127,19 @@ class LoopTest(parameterized.TestCase):
     )
     appended = r'characters.train \d+ there, \d+ now; .*allow_changed=True'
     for new, message in (
-        (text + text[:999], appended),
         (text[::-1], 'of the same length, with another digest'),
-        (text[:99] + text[100] + text[99] + text[101:], 'another digest'),
+        (text[:99] + 'ab' + text[101:], 'another digest'),
+        (text[:99] + 'ba' + text[101:], 'another digest'),
+        (text + text[:999], appended),
     ):
       path.write_text(new)
+      _, dataset = tasks.make_task(make_config(**changes))
       with self.assertRaisesRegex(errors.UserValueError, message):
-        self.train(workdir, total_steps=3, **changes)
+        checks.check_data(
+            dataset.source, best['data'], 'data.allow_changed=True', False
+        )
+    with self.assertRaisesRegex(errors.UserValueError, appended):
+      self.train(workdir, total_steps=3, **changes)
     rows = metrics.read_metrics(workdir)
     for row in rows:  # What there was looks better than all that may come.
       if 'eval_loss' in row:
@@ -150,7 +156,8 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(summary['best_step'], 3)
     self.assertGreater(summary['best_eval_loss'], 1)
     # From now on it is the data of this run.
-    self.assertEqual(self.train(workdir, total_steps=4, **changes)['seed'], 0)
+    _, meta = checkpoint.restore_meta(workdir / 'checkpoints')
+    self.assertEqual(meta['data'], dataset.source)
 
   def test_a_run_that_did_not_record_its_data(self):
     self.assertFalse(checks.check_data(dict(sha256='1'), None, '', False))
