@@ -17,6 +17,7 @@ from experiments import hosts
 from ml_collections import ConfigDict
 from rnnzoo import errors
 from rnnzoo import filenames
+from rnnzoo.training import memory
 from rnnzoo.training import peers
 from rnnzoo.training import signals
 
@@ -52,7 +53,9 @@ def run(main):
   python_logging.getLogger('jax').setLevel(python_logging.WARNING)
 
   def guarded(argv):
-    with peers.leaving_on_errors(), _readable_errors():
+    with (
+        peers.leaving_on_errors(), _readable_errors(), memory.readable_errors()
+    ):
       main(argv)
       sys.stdout.flush()
       peers.finish(0)
@@ -92,7 +95,8 @@ def _readable_errors():
   except signals.Interrupted as stopped:
     # All processes of a run stop after the same step, and one says so.
     if hosts.is_first():
-      print(_line(stopped), file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):  # The terminal may be gone: SIGHUP.
+        print(_line(stopped), file=sys.stderr, flush=True)
     peers.finish(128 + stopped.signum)
     sys.exit(128 + stopped.signum)
   except KeyboardInterrupt:

@@ -21,6 +21,9 @@ _SPLIT = flags.DEFINE_string('split', 'test', 'Such as test or validation.')
 _DATA_DIR = drivers.define_path(
     'data_dir', None, 'Where the data lies, if not where it lay in training.'
 )
+_ALLOW_CHANGED = flags.DEFINE_bool(
+    'allow_changed', False, 'Evaluate though the data is not what it was.'
+)
 _LAYERS = drivers.define_path(
     'layers', None, 'The config file whose LAYERS the run used, if it did.'
 )
@@ -46,6 +49,9 @@ def main(argv):
   )
   checks.check_vocabulary(
       task.meta['vocabulary'], run.vocabulary and run.vocabulary.to_json()
+  )
+  checks.check_data(
+      task.meta['data'], run.data, '--allow_changed', _ALLOW_CHANGED.value
   )
   means = evaluation.evaluate_model(task, run.model, _SPLIT.value, mesh)
   if not hosts.is_first():

@@ -76,6 +76,7 @@ def make_task(config, layers=None, *, process_index=0, process_count=1):
   meta = dict(
       config=config.to_dict(),
       vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
+      data=dataset.source,
       model=dataclasses.asdict(model_config),
       layers=restoring.describe_layers(model_config.layer_names, layers),
   )

@@ -285,9 +285,9 @@ def _generate(model, prompts, mask, key, length, sampling):
 
 def _stream(model, prompts, mask, key, length, sampling) -> Iterator[Any]:
   carry, tokens = _read_compiled(model, prompts, mask, key, sampling)
-  yield np.asarray(tokens)
+  yield np.asarray(jax.block_until_ready(tokens))
   for number in itertools.count(1) if length is None else range(1, length):
     carry, tokens = _write_compiled(
         model, carry, tokens, number, key, sampling
     )
-    yield np.asarray(tokens)
+    yield np.asarray(jax.block_until_ready(tokens))

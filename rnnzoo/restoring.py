@@ -19,6 +19,7 @@ from rnnzoo import models
 from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.training import checkpoint
 from rnnzoo.training import evaluation
+from rnnzoo.training import memory
 from rnnzoo.training import records
 from rnnzoo.training import state as state_lib
 
@@ -33,12 +34,15 @@ class Run(NamedTuple):
     vocabulary: How text becomes tokens, or `None` where there is no text.
     config: The run's config, nested dictionaries.
     step: The step of the checkpoint.
+    data: What tells the data that it was trained on, see `data.Dataset.source`;
+      `None` in old checkpoints.
   """
 
   model: models.LanguageModel
   vocabulary: vocabularies.Vocabulary | None
   config: dict[str, Any]
   step: int
+  data: dict[str, Any] | None = None
 
 
 def restore(
@@ -116,15 +120,20 @@ def restore_run(
     abstract = {
         params: functional.params, 'batch_stats': functional.batch_stats
     }
-    found, state, meta = checkpoints.restore(
-        abstract, step=step, best=best, partial=True
+    memory.check(
+        abstract, 'The parameters', 'A device with more memory can hold them.'
     )
+    with memory.readable_errors():
+      found, state, meta = checkpoints.restore(
+          abstract, step=step, best=best, partial=True
+      )
   vocabulary = meta['vocabulary']
   return Run(
       model=functional.merge(state[params], state['batch_stats']),
       vocabulary=vocabulary and vocabularies.Vocabulary.from_json(vocabulary),
       config=meta['config'],
       step=found,
+      data=meta.get('data'),
   )
 
 

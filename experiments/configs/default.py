@@ -46,6 +46,7 @@ def get_config():
           name='tiny_shakespeare',
           data_dir='',  # Else $RNNZOO_DATA_DIR, else the user's cache.
           path='',  # Of a text_file.
+          allow_changed=False,  # Resume though the data is not what it was.
           level='char',
           sequence_length=256,
           contiguous=False,

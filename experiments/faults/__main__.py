@@ -22,8 +22,10 @@ from experiments.faults import damage
 from experiments.faults import data
 from experiments.faults import disk
 from experiments.faults import elastic
+from experiments.faults import hangup
 from experiments.faults import kills
 from experiments.faults import nan
+from experiments.faults import reader
 from experiments.faults import records
 from experiments.faults import runs
 from experiments.faults import stops
@@ -45,6 +47,8 @@ FAULTS = {
     'nan': lambda d, short: nan.poison(d, short=short),
     'two_runs': lambda d, short: company.two_runs(d),
     'one_of_two': lambda d, short: company.one_of_two(d),
+    'hangup': lambda d, short: hangup.hang_up(d, short=short),
+    'reader': lambda d, short: reader.restore_beside(d, short=short),
     'devices': lambda d, short: elastic.resume(d, short=short),
 }
 # Of the others there are tests besides, see tests/experiments.

@@ -4,9 +4,10 @@
 
 is `python -m experiments.train WORDS` in which the batch of step 7 gives a loss
 that is not a number. `gradient=7` spoils only the gradient, `row=7` one row of
-the batch, `slow_evaluation=9` makes each evaluation take that many seconds, and
-`batches=FILE` appends each step and the digest of its batch to a file. Nothing
-of this is in the program itself: it is replaced from outside.
+the batch, `slow_evaluation=9` makes each evaluation take that many seconds,
+`slow_plot=9` does so to the drawing of the curve, and `batches=FILE` appends
+each step and the digest of its batch to a file. Nothing of this is in the
+program itself: it is replaced from outside.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from rnnzoo.data import pipeline
 from rnnzoo.training import losses
+from rnnzoo.training import metrics
 
 
 def poison(kind, bad_step):
@@ -85,6 +87,17 @@ def slow_evaluation(seconds):
   pipeline.Dataset.eval_batches = slow_batches
 
 
+def slow_plot(seconds):
+  """Lets the curve take this long, before it is drawn."""
+  plot_curves = metrics.plot_curves
+
+  def slow_curves(workdir):
+    time.sleep(seconds)
+    return plot_curves(workdir)
+
+  metrics.plot_curves = slow_curves
+
+
 def record_batches(path):
   """Writes down what each step trains on."""
   train_iterator = pipeline.Dataset.train_iterator
@@ -109,6 +122,8 @@ def main():
     record_batches(value)
   elif what == 'slow_evaluation':
     slow_evaluation(float(value))
+  elif what == 'slow_plot':
+    slow_plot(float(value))
   else:
     poison(what, int(value))
   runpy.run_module('experiments.train', run_name='__main__', alter_sys=True)

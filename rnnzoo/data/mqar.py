@@ -16,6 +16,9 @@ from rnnzoo import errors
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 
+# To be raised with every change of what a seed gives.
+VERSION = 1
+
 
 def example(
     rng: np.random.Generator,
@@ -119,4 +122,5 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
           'chance_accuracy': 1 / (vocab_size - vocab_size // 2),
           'any_value_accuracy': 1 / num_pairs,
       },
+      source=dict(generator='mqar', version=VERSION),
   )

@@ -157,6 +157,8 @@ class Dataset:
     evaluation: The batches of each evaluation split, by name.
     baselines: A function without arguments that measures what simple
       predictors reach, a dictionary of floats by name (see the task's file).
+    source: Tells this data from any other, for JSON: of a text the lengths of
+      its splits and its digest, of a generator its name and version.
   """
 
   name: str
@@ -167,6 +169,9 @@ class Dataset:
   train: grain.MapDataset = dataclasses.field(repr=False)
   evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
   baselines: Callable[[], dict[str, float]] = dataclasses.field(repr=False)
+  source: Mapping[str, Any] = dataclasses.field(
+      default_factory=dict, repr=False
+  )
 
   @property
   def eval_splits(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import functools
 import gzip
+import hashlib
 import pathlib
 from typing import Any
 
@@ -144,6 +145,10 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
           for split, ids in evaluated.items()
       },
       baselines=functools.partial(measure_baselines, texts, vocabulary),
+      source=dict(
+          characters={split: len(text) for split, text in texts.items()},
+          sha256=hashlib.sha256(''.join(texts.values()).encode()).hexdigest(),
+      ),
   )
 
 

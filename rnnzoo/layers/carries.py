@@ -164,6 +164,7 @@ def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
   for name, leaf in leaves.items():
     if not isinstance(getattr(leaf, 'dtype', None), np.dtype):
       raise ValueError(f'`{name}` must be an array of numbers, got {leaf!r}.')
+  leaves = jax.block_until_ready(leaves)  # Raises where computing failed.
   arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
   record = dict(
       format=_FORMAT,

@@ -41,6 +41,7 @@ import math
 import os
 import re
 import sys
+import time
 from typing import Any
 import warnings
 
@@ -55,10 +56,15 @@ from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.training import files
 from rnnzoo.training import hashing
+from rnnzoo.training import leaks
+from rnnzoo.training import memory
 from rnnzoo.training import paths
 from rnnzoo.training import records
 
 FORMAT = 1
+
+# A checkpoint that is being deleted should be gone after so long.
+_DELETING_SECONDS = 10
 
 _ORBAX = os.path.dirname(ocp.__file__)
 
@@ -102,6 +108,7 @@ def _hide_leftovers(unraisable, show=sys.unraisablehook) -> None:
 logging.get_absl_logger().addFilter(_hide_logs)
 python_logging.getLogger('asyncio').addFilter(_hide_logs)
 sys.unraisablehook = _hide_leftovers
+leaks.mend_orbax()
 # The same coroutines again, where Python collects them later than we do.
 warnings.filterwarnings(
     'ignore', r"coroutine '.*async_(de)?serialize.*' was never awaited"
@@ -286,7 +293,7 @@ class Checkpointer:
       if not readonly and '://' not in str(directory):
         for path in (directory, self.bad_directory, *directory.glob('*')):
           files.check_own(path)
-      self._open()
+      self._list(self._open)
     except OSError as e:
       raise errors.UserError(
           f'Cannot use {directory} for checkpoints: {_reason(e)}.'
@@ -401,6 +408,17 @@ class Checkpointer:
     self.wait()
     self._rewrite(step, meta=meta)
 
+  def forget_metrics(self) -> None:
+    """Takes their metrics from all checkpoints: none of them is the best.
+
+    Raises:
+      errors.UserError: If that cannot be written.
+    """
+    self.wait()
+    for step in list(self._metrics):
+      self._rewrite(step, metric=None)
+    self._metrics.clear()
+
   def wait(self) -> None:
     """Blocks until the save under way is on disk.
 
@@ -512,6 +530,25 @@ class Checkpointer:
         ),
         item_names=('state', 'meta'),
     )
+
+  def _list(self, find) -> None:
+    """Learns which checkpoints there are, and which of them is the best.
+
+    Args:
+      find: Makes the manager look. Where a run deletes one just then, it may
+        fail, or miss one that is new; a reader looks again.
+    """
+    tries = 5 if self._readonly and self.directory.is_dir() else 1
+    for i in range(tries):
+      try:
+        find()
+        find = self._manager.reload
+        if self.all_steps():
+          break
+      except FileNotFoundError:
+        if i == tries - 1:
+          raise
+      time.sleep(0.02 * (i < tries - 1))
     self._metrics.clear()
     for step in self.all_steps():
       try:
@@ -527,7 +564,8 @@ class Checkpointer:
     with contextlib.suppress(Exception):  # The same error again.
       self._manager.close()
     _drop_leftovers()
-    self._open()  # Only the disk knows now which checkpoints there are.
+    # Only the disk knows now which checkpoints there are.
+    self._list(self._open)
     kept = f'The latest one kept is {self.latest_step()}.'
     return errors.UserError(
         f'Cannot save checkpoint {step} in {self.directory}: '
@@ -551,21 +589,16 @@ class Checkpointer:
   def _first_sound(self, read, step, best, *, move):
     """Returns `read` of the first checkpoint that is not damaged."""
     self.wait()
-    steps = self.all_steps()[::-1]
-    if best and self.best_step() is not None:
-      steps.sort(key=lambda s: s != self.best_step())  # Stable: rest as before.
-    if step is not None:
-      steps = [step] if step in steps else []
-    if not steps:
-      number = '' if step is None else f' {step}'
-      raise errors.UserFileNotFoundError(
-          f'There is no checkpoint{number} in {self.directory}.'
-      )
-    for candidate in steps:
+    damaged = set()
+    while steps := self._to_try(step, best, damaged):
+      candidate = steps[0]
       try:
         return read(candidate)
       except _DamagedError as e:
         reason = str(e)
+      if self._vanished(candidate):
+        continue
+      damaged.add(candidate)
       if step is not None:
         raise errors.UserError(
             f'Checkpoint {step} in {self.directory} is damaged: {reason}.'
@@ -575,11 +608,44 @@ class Checkpointer:
           'Checkpoint %d is damaged: %s.%s Trying the next.',
           candidate, reason, moved
       )
+    if not damaged:
+      number = '' if step is None else f' {step}'
+      raise errors.UserFileNotFoundError(
+          f'There is no checkpoint{number} in {self.directory}.'
+      )
     where = f', now in {self.bad_directory}' if move else ''
     raise errors.UserError(
-        f'No checkpoint in {self.directory} can be read: all {len(steps)} are '
-        f'damaged{where}.'
+        f'No checkpoint in {self.directory} can be read: all {len(damaged)} '
+        f'are damaged{where}.'
     )
+
+  def _to_try(self, step, best, damaged) -> list[int]:
+    """Returns the steps that may be restored, the first choice first."""
+    steps = [s for s in self.all_steps()[::-1] if s not in damaged]
+    if best and self.best_step() is not None:
+      steps.sort(key=lambda s: s != self.best_step())  # Stable: rest as before.
+    if step is not None:
+      steps = [step] if step in steps else []
+    return steps
+
+  def _vanished(self, step: int) -> bool:
+    """Whether the run that writes here has deleted a checkpoint meanwhile.
+
+    Only a reader asks: it finds half of a checkpoint, or none, where a run
+    keeps few. It then knows the checkpoints that there are now.
+    """
+    if not self._readonly or jax.process_count() > 1:
+      return False  # Several processes must all try the same ones.
+    known, start = set(self.all_steps()), time.monotonic()
+    while True:
+      self._list(self._manager.reload)
+      if not (self.directory / str(step)).exists():
+        return True
+      # One is deleted only after another is complete.
+      grows = not known.issuperset(self.all_steps())
+      if time.monotonic() - start > (_DELETING_SECONDS if grows else 0.1):
+        return False
+      time.sleep(0.02)
 
   def _read_record(self, step: int) -> dict[str, Any]:
     path = self.directory / str(step) / 'meta' / 'metadata'
@@ -633,9 +699,9 @@ class Checkpointer:
             self.directory / str(step) / 'state', args=args
         )
         restored = _restored_leaves(read, targets)
-      except MemoryError:
-        raise
       except Exception as e:  # Orbax reports damage by a dozen types.
+        if memory.is_exhausted(e):
+          raise
         problem = f'its arrays cannot be read ({_reason(e)})'
     if restored is None:
       _drop_leftovers()

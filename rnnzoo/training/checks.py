@@ -9,8 +9,8 @@ from rnnzoo.training import recovery
 # What may differ between a run and its continuation.
 FREE_FIELDS = (
     'mesh', 'whole_axes', 'log_every', 'eval_every', 'save_every', 'keep',
-    'tensorboard', 'data.data_dir', 'profile_steps', 'loss_chunk', 'on_nan',
-    'nan_limit', 'nan_rate_factor',
+    'tensorboard', 'data.data_dir', 'data.allow_changed', 'profile_steps',
+    'loss_chunk', 'on_nan', 'nan_limit', 'nan_rate_factor',
 )
 # Names of files: two that mean the same file are equal.
 PATH_FIELDS = ('data.path', 'init_from')
@@ -77,6 +77,36 @@ def check_vocabulary(now, then, where='the checkpoint'):
       f'The text and the model of {where} have different vocabularies: only '
       f'the text has {only[0]!r}, only the model {only[1]!r}. With '
       'data.level=byte all texts have the same.'
+  )
+
+
+def check_data(now, then, allow: str, allowed: bool) -> bool:
+  """Says whether the data of a run is other than it was.
+
+  Args:
+    now: What `data.Dataset.source` says, or `None`.
+    then: What it said when the checkpoint was written; `None` if that is from
+      before it was recorded.
+    allow: How to allow that, as `--config.data.allow_changed=True`.
+    allowed: Whether it is.
+
+  Raises:
+    UserValueError: If it is, and nobody allows it.
+  """
+  if not then or not now or now == then:
+    return False
+  if allowed:
+    return True
+  old, new = _flatten(then), _flatten(now)
+  changes = [
+      f'{name} {old.get(name)} there, {new.get(name)} now'
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name) != new.get(name) and name != 'sha256'
+  ]
+  raise errors.UserValueError(
+      'The data is not what the checkpoint was trained on: '
+      + ('; '.join(changes) or 'of the same length, with another digest')
+      + f'. Restore the old data, use another --workdir, or allow it: {allow}.'
   )
 
 

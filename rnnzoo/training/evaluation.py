@@ -1,7 +1,7 @@
 """The mean loss and accuracy over a split."""
 
 import jax
-import numpy as np
+from rnnzoo.training import memory
 from rnnzoo.training import sharding
 from rnnzoo.training import step as step_lib
 
@@ -20,7 +20,7 @@ def evaluate_model(task, model, split: str, mesh) -> dict[str, float]:
   """
   variables = task.functional.variables(model)
   if jax.process_count() > 1:  # Each has them whole, and on its own device.
-    variables = jax.tree.map(np.asarray, variables)
+    variables = memory.fetch(variables)
   params, batch_stats = jax.device_put(
       variables, jax.NamedSharding(mesh, jax.P())
   )
@@ -58,6 +58,7 @@ def mean_metrics(
     # One batch ahead of the device and no more: `check` is of now.
     jax.block_until_ready(totals)
     totals = {k: totals.get(k, 0.0) + v for k, v in new.items()}
+  totals = memory.fetch(totals)
   weight = float(totals['weight'])
   means = dict(loss=float(totals['loss']) / weight)
   if 'correct' in totals:

@@ -80,7 +80,7 @@ def local_digest(array: jax.Array) -> int:
   """This process's share of an array's digest: each element counts once."""
   return sum(
       shard_sum(np.asarray(shard.data), shard.index, array.shape)
-      for shard in array.addressable_shards
+      for shard in jax.block_until_ready(array).addressable_shards
       if shard.replica_id == 0
   ) % _WORD
 

@@ -16,6 +16,7 @@ from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import files
 from rnnzoo.training import lock
+from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import multihost
 from rnnzoo.training import peers
@@ -43,7 +44,8 @@ class Task:
     eval_batches: Maps the name of a split to its batches.
     initial_carry: For stateful training, maps the model to its first recurrent
       state; else `None`.
-    meta: Goes into every checkpoint: the config, the vocabulary.
+    meta: Goes into every checkpoint: the config, the vocabulary, and what tells
+      the data from any other.
   """
 
   functional: state_lib.Functional
@@ -83,13 +85,20 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
         checkpoint.Checkpointer(workdir / 'checkpoints', keep=config.keep)
     )
     stack.enter_context(peers.leaving_on_errors())
+    stack.enter_context(memory.readable_errors())
     program = program_lib.make_program(task, config, mesh)
+    memory.check(
+        program.abstract_state, 'Parameters and optimizer',
+        'A smaller model needs less, and so does a share of it on more devices '
+        '(mesh.fsdp).',
+    )
     state, history = starting.start(task, config, program, saver)
-    first = int(state['step'])
+    first = int(memory.fetch(state['step']))
     summary = workdir / 'summary.json'
     found = first >= config.total_steps and records.read_summary(summary)
     if multihost.agreed(bool(found)):
       logging.info('Already trained to step %d.', first)
+      _draw(workdir)
       return found
     profiler = stack.enter_context(
         contextlib.closing(profiling.Profiler(window, workdir / 'profile'))
@@ -105,8 +114,20 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     values = summary_lib.summarize(run, workdir)
     if jax.process_index() == 0:
       files.write_text(summary, json.dumps(values, indent=2) + '\n')
-      metrics_lib.plot_curves(workdir)
+    _draw(workdir)
     return values
+
+
+def _draw(workdir):
+  """Draws `curve.png`, if it is missing or older than what it shows."""
+  if jax.process_index() != 0:
+    return
+  times = [
+      (workdir / name).stat().st_mtime_ns if (workdir / name).exists() else 0
+      for name in ('curve.png', 'metrics.jsonl', 'summary.json')
+  ]
+  if not times[0] or times[0] < max(times):
+    metrics_lib.plot_curves(workdir)
 
 
 def _recover(task, config, program, saver, bad):

@@ -30,7 +30,7 @@ _COLORS = {'train': '#4477aa', 'eval': ('#ee6677', '#228833', '#aa3377')}
 def _plain(key: str, value: Any) -> Any:
   """Turns what a metric may be into what strict JSON may hold."""
   if isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.size == 1:
-    value = value.item()
+    value = jax.block_until_ready(value).item()
   if value is None or isinstance(value, (str, bool, int)):
     return value
   if isinstance(value, numbers.Real):
@@ -426,7 +426,7 @@ class Progress:
       notes: What else to show beside the loss.
     """
     if loss is not None:
-      loss = float(loss)
+      loss = float(jax.block_until_ready(loss))
     now = time.perf_counter()
     if self._mark is None:
       self._mark = step, now

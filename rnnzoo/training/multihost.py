@@ -257,4 +257,4 @@ class Largest:
     before, self._under_way = self._under_way, self._largest(
         jax.make_array_from_process_local_data(self._sharding, mine)
     )
-    return 0 if before is None else int(before)
+    return 0 if before is None else int(jax.block_until_ready(before))

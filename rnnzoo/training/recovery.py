@@ -75,11 +75,13 @@ class History:
     in_a_row: How many of them were the last ones.
     rollbacks: One dictionary each: `restored`, the step gone back to, `bad`,
       the step that was at fault, and `rate`, the factor of the learning rate.
+    data_since: The last step on other data, see `checks.check_data`.
   """
 
   skipped: int = 0
   in_a_row: int = 0
   rollbacks: tuple[dict[str, Any], ...] = ()
+  data_since: int = 0
 
   @classmethod
   def of(cls, meta: dict[str, Any]) -> 'History':

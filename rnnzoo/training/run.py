@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from rnnzoo.training import evaluation
 from rnnzoo.training import lock
+from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import multihost
 from rnnzoo.training import program as program_lib
@@ -44,13 +45,14 @@ class Run:
       What forbids to go on, or `None` once all is done.
     """
     config, self.history = self.config, history
-    self.first = int(state['step'])
+    self.first = int(memory.fetch(state['step']))
     program = self.program
     if history.rollbacks:
       program = program_lib.make_program(
           self.task, history.adjust(config), self.mesh
       )
     self.train_step = multihost.meeting(program.train_step)
+    self.compiled_step = lambda *args: program.train_step.lower(*args).compile()
     self.meter = throughput.make_meter(self.task, config, state)
     with contextlib.ExitStack() as stack:
       self.writer = stack.enter_context(
@@ -93,6 +95,9 @@ class Run:
       self.profiler.before(step - self.steps_at_once + 1, step)
       with self.meter.input([m['loss'] for _, m in pending[-1:]]):
         batch = self._next(batches)
+      if step == self.first + self.steps_at_once:
+        # The call below finds it compiled.
+        memory.warn_of_step(self.compiled_step(state, batch))
       self.meter.dispatch(batch)
       state, metrics = self.train_step(state, batch)
       pending.append((step, metrics))
@@ -120,7 +125,7 @@ class Run:
       if due(config.save_every) or eval_loss is not None or stopping:
         self._flush(pending)
         with self._pause():
-          if not self.is_sound(state):
+          if not memory.fetch(self.is_sound(state)):
             raise recovery.BadNumbers(
                 f'The state is not finite after step {step}', step
             )
@@ -176,7 +181,7 @@ class Run:
     del pending[: len(done)]
     if not done:
       return
-    fetched = jax.device_get(done)  # One by one they would take milliseconds.
+    fetched = memory.fetch(done)  # One by one they would take milliseconds.
     if not under_way:
       self.meter.all_done()
     measured = self.meter.read()

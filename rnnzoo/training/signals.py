@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a wish to stop, granted after a step and a save."""
+"""SIGINT, SIGTERM and SIGHUP: a wish to stop, granted after a save."""
 
 import contextlib
 import signal
@@ -23,14 +23,22 @@ class Stop:
 
 @contextlib.contextmanager
 def caught():
-  """Turns SIGINT and SIGTERM into a wish; a second SIGINT kills as usual."""
+  """Turns these signals into a wish; a second SIGINT kills as usual.
+
+  SIGHUP, which a terminal sends when it is closed, stays ignored where it is,
+  as under `nohup`.
+  """
   stop = Stop()
 
   def remember(signum, _):
     stop.signum = signum
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-  old = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+  signals = [signal.SIGINT, signal.SIGTERM]
+  hangup = getattr(signal, 'SIGHUP', None)  # Windows has none.
+  if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+    signals.append(hangup)
+  old = {s: signal.signal(s, remember) for s in signals}
   try:
     yield stop
   finally:

@@ -3,6 +3,7 @@
 With it comes the run's history, see recovery.py.
 """
 
+import dataclasses
 import pathlib
 
 from absl import logging
@@ -25,8 +26,19 @@ def start(task, config, program, saver):
       meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
   )
   checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
+  history = recovery.History.of(meta)
+  if checks.check_data(
+      task.meta.get('data'), meta.get('data'),
+      '--config.data.allow_changed=True', config.data.get('allow_changed'),
+  ):
+    recovery.warn(
+        'The data is not what it was. The best checkpoint is chosen among '
+        'those after step %d.', step
+    )
+    history = dataclasses.replace(history, data_since=step)
+    saver.forget_metrics()
   logging.info('Going on after step %d.', step)
-  return state, recovery.History.of(meta)
+  return state, history
 
 
 def roll_back(task, config, program, saver, bad: recovery.BadNumbers):

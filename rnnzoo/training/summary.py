@@ -42,11 +42,13 @@ def summarize(run, workdir):
 
   test = sums('test')
   rows = metrics_lib.read_metrics(workdir)
-  losses = run.saver.metrics | dict(records.numbers(rows, 'eval_loss'))
+  # Losses on other data do not compare.
+  rows_since = [r for r in rows if r['step'] > run.history.data_since]
+  losses = run.saver.metrics | dict(records.numbers(rows_since, 'eval_loss'))
   first, *others = config.eval_splits
   extra = {
       f'best_eval_{split}_loss': lowest(
-          split, dict(records.numbers(rows, f'eval_{split}_loss'))
+          split, dict(records.numbers(rows_since, f'eval_{split}_loss'))
       )
       for split in others
   }

@@ -16,7 +16,7 @@ import pytest
 from tests.experiments import commands
 
 
-def make_samples(count=200, every=500, saves_every=5000, **changes):
+def make_samples(count=200, every=500, saves_every=20, **changes):
   """Samples of a flat run, noise included; `changes` map step to more."""
   rng = np.random.default_rng(0)
   rows = []
@@ -26,11 +26,10 @@ def make_samples(count=200, every=500, saves_every=5000, **changes):
         resident_mib=400 + rng.random(), files=11, threads=26, arrays=139,
         blocks=800_000 + rng.integers(100), slowness=4 + rng.exponential(),
     )
-    if step % saves_every < every:  # Under way.
+    if rng.random() < 0.2:  # A save is under way.
       row['files'] += 8
       row['threads'] += 5
       row['blocks'] += 5000
-    row['blocks'] += 500 * row['saves']
     for name, more in changes.items():
       row[name] += more(step)
     rows.append(row)
@@ -56,8 +55,8 @@ class SoakTest(parameterized.TestCase):
       dict(files=lambda step: step // 5000),  # One for each save.
       dict(threads=lambda step: step // 5000),
       dict(arrays=lambda step: step // 10_000),
-      dict(blocks=lambda step: 0.1 * step),  # One each time the log is written.
-      dict(blocks=lambda step: 1500 * (step // 5000)),  # More than expected.
+      dict(blocks=lambda step: 0.2 * step),  # Two each time the log is written.
+      dict(blocks=lambda step: 4 * (step // 20)),  # A few for each save.
       dict(slowness=lambda step: step / 10_000),
   )
   def test_what_grows_is_named(self, **changes):
@@ -66,7 +65,7 @@ class SoakTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
   def test_what_python_keeps(self, leaks):
     """Not from made-up samples: batches are asked for and something is kept."""
-    config = soak.make_config(800, 20)
+    config = soak.make_config(800, 20, 400)
     config.batch_size = 8  # A row for each device there is.
     task, _ = tasks.make_task(config)
     sampler = soak.Sampler(task, config, 20)

@@ -1,6 +1,7 @@
 """Tests of `rnnzoo.training.loop`, with a small model, on eight devices."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import rnnzoo
 from rnnzoo import errors
+from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
 from rnnzoo.training import loop
@@ -39,12 +41,12 @@ def make_config(**changes):
 
 
 def stopping(train_iterator, stop_at):
-  """The same batches, and Ctrl-C together with one of them."""
+  """The same batches, and a closed terminal together with one of them."""
 
   def batches(start):
     for step, batch in enumerate(train_iterator(start), start):
       if step == stop_at:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGHUP)
       yield batch
 
   return batches
@@ -79,11 +81,12 @@ class LoopTest(parameterized.TestCase):
 
   def test_the_carry_is_saved_and_goes_on(self):
     workdir = self.directory / 'stopped'
-    with self.assertRaisesRegex(signals.Interrupted, 'SIGINT; step 3 is saved'):
+    with self.assertRaisesRegex(signals.Interrupted, 'SIGHUP; step 3 is saved'):
       self.train(workdir, stop_at=3)
     self.assertIs(
         signal.getsignal(signal.SIGINT), signal.default_int_handler
     )
+    self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
     self.assertEqual(commands.saved_steps(workdir), [2, 3])
     carries = [n for n in commands.digests(workdir, 3) if n.startswith('carry')]
     self.assertLen(carries, 2)  # The convolution's and the layer's.
@@ -92,6 +95,76 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(
         commands.digests(workdir, 6), commands.digests(self.reference, 6)
     )
+
+  def test_nohup(self):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    self.addCleanup(signal.signal, signal.SIGHUP, old)
+    with signals.caught() as stop:
+      os.kill(os.getpid(), signal.SIGHUP)
+    self.assertIsNone(stop.signum)
+
+  def test_killed_while_plotting(self):
+    curve = self.reference / 'curve.png'
+    drawn = curve.stat().st_mtime_ns
+    with self.assertLogs('absl', 'INFO') as logs:
+      self.train(self.reference)
+    self.assertIn('Already trained to step 6.', str(logs.output))
+    self.assertEqual(curve.stat().st_mtime_ns, drawn)
+    curve.unlink()
+    self.train(self.reference)
+    self.assertTrue(curve.exists())
+
+  def test_the_text_behind_a_run_changes(self):
+    text = (commands.ROOT / 'LICENSE').read_text()
+    path, workdir = self.directory / 'text.txt', self.directory / 'changing'
+    path.write_text(text)
+    changes = dict(
+        data__path=str(path), save_every=1, eval_every=1, keep=1, log_every=1
+    )
+    self.train(workdir, total_steps=2, **changes)
+    best = checkpoint.restore_meta(workdir / 'checkpoints', best=True)[1]
+    self.assertEqual(
+        best['data']['sha256'], hashlib.sha256(text.encode()).hexdigest()
+    )
+    appended = r'characters.train \d+ there, \d+ now; .*allow_changed=True'
+    for new, message in (
+        (text[::-1], 'of the same length, with another digest'),
+        (text[:99] + 'ab' + text[101:], 'another digest'),
+        (text[:99] + 'ba' + text[101:], 'another digest'),
+        (text + text[:999], appended),
+    ):
+      path.write_text(new)
+      _, dataset = tasks.make_task(make_config(**changes))
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        checks.check_data(
+            dataset.source, best['data'], 'data.allow_changed=True', False
+        )
+    with self.assertRaisesRegex(errors.UserValueError, appended):
+      self.train(workdir, total_steps=3, **changes)
+    rows = metrics.read_metrics(workdir)
+    for row in rows:  # What there was looks better than all that may come.
+      if 'eval_loss' in row:
+        row['eval_loss'] = 1e-3
+    (workdir / 'metrics.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows)
+    )
+    with checkpoint.Checkpointer(workdir / 'checkpoints') as saver:
+      saver._rewrite(2, metric=1e-3)
+    allowed = dict(changes, data__allow_changed=True)
+    with self.assertLogs('absl', 'WARNING') as logs:
+      summary = self.train(workdir, total_steps=3, **allowed)
+    self.assertIn('The data is not what it was', str(logs.output))
+    self.assertEqual(summary['best_step'], 3)
+    self.assertGreater(summary['best_eval_loss'], 1)
+    # From now on it is the data of this run.
+    _, meta = checkpoint.restore_meta(workdir / 'checkpoints')
+    self.assertEqual(meta['data'], dataset.source)
+
+  def test_a_run_that_did_not_record_its_data(self):
+    self.assertFalse(checks.check_data(dict(sha256='1'), None, '', False))
+    self.assertFalse(checks.check_data(dict(version=1), {}, '', False))
+    with self.assertRaisesRegex(ValueError, 'version 1 there, 2 now'):
+      checks.check_data(dict(version=2), dict(version=1), '', False)
 
   def test_the_carry_matters(self):
     workdir = self.directory / 'stateless'

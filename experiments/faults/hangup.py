@@ -1,0 +1,58 @@
+"""A terminal that is closed, and an end that comes while the curve is drawn."""
+
+import signal
+
+from experiments.faults import runs
+
+
+def hang_up(directory, *, short):
+  """Sends SIGHUP in a step, and kills a run that plots; yields `Outcome`s."""
+  whole = directory / 'whole'
+  runs.finish(whole)
+  yield _close_terminal(directory / 'closed', whole)
+  if not short:
+    yield _kill_plotting(directory / 'plotting', whole)
+
+
+def _close_terminal(workdir, whole):
+  run = runs.Run(workdir)
+  run.wait_until(lambda: runs.last_step(workdir) > 5)
+  run.end(signal.SIGHUP)
+  problems = []
+  reached = runs.last_step(workdir)
+  durable = max(runs.saved_steps(workdir), default=0)
+  if run.code != 128 + signal.SIGHUP:
+    problems.append(f'ended with {run.code}: {run.last_line()}')
+  if durable != reached:
+    problems.append(f'step {reached} is not saved, only {durable}')
+  last = runs.finish(workdir)
+  if last.first_step() != durable:
+    problems.append(f'went on after {last.first_step()}')
+  problems += runs.differences(workdir, whole)
+  return runs.Outcome(
+      'SIGHUP in a step, as of a terminal that is closed',
+      '; '.join(problems) or f'ended with exit code {run.code}, its last step '
+      'saved',
+      f'{reached - durable} steps' if reached > durable else 'nothing',
+      not problems,
+  )
+
+
+def _kill_plotting(workdir, whole):
+  run = runs.Run(workdir, inject='slow_plot=60')
+  run.wait_until((workdir / 'summary.json').exists)
+  run.end()
+  problems, curve = [], workdir / 'curve.png'
+  if curve.exists():
+    problems.append('the curve was drawn before the end')
+  last = runs.finish(workdir)
+  if not curve.exists():
+    problems.append('the curve is not drawn')
+  if f'curve: {curve}' not in last.said():
+    problems.append('the curve is not named')
+  problems += runs.differences(workdir, whole)
+  return runs.Outcome(
+      'kill -9 while the curve of a finished run is drawn',
+      '; '.join(problems) or 'the same command again draws it', 'nothing',
+      not problems,
+  )
