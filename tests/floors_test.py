@@ -16,12 +16,13 @@ _BESIDE = ('training', 'data', 'generation')
 # What a part of the package may import of it, itself apart.
 _MAY_IMPORT = {
     'errors': (),
+    'fields': ('errors',),
     'ops': ('errors',),
     'layers': ('errors', 'ops'),
-    'models': ('errors', 'ops', 'layers'),
-    **{part: ('errors',) for part in _BESIDE},
+    'models': ('errors', 'fields', 'ops', 'layers'),
+    **{part: ('errors', 'fields') for part in _BESIDE},
     **{
-        part: ('errors', 'ops', 'layers', 'models') + _BESIDE + _ABOVE
+        part: ('errors', 'fields', 'ops', 'layers', 'models') + _BESIDE + _ABOVE
         for part in _ABOVE
     },
 }
@@ -149,7 +150,8 @@ class ImportTest(parameterized.TestCase):
     )
     loaded = result.stdout.split()
     ours = {name.split('.')[1] for name in loaded if name.startswith('rnnzoo.')}
-    self.assertContainsSubset(ours, {'errors', 'ops', 'layers', 'models'})
+    floors = {'errors', 'fields', 'ops', 'layers', 'models'}
+    self.assertContainsSubset(floors, ours)
     heavy = {
         'tensorflow', 'orbax', 'tensorflow_datasets', 'grain', 'array_record',
         'matplotlib',
