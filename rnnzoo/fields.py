@@ -174,7 +174,8 @@ def _is_of_kind(value, kind):
 
 def _out_of_range(value, field):
   """Returns what a number must do but does not, or `None`."""
-  largest = MAX_INT if field.kind is int else MAX_FLOAT
+  # JAX takes no larger integers, whatever they are multiplied with.
+  largest = MAX_INT if isinstance(value, numbers.Integral) else MAX_FLOAT
   low = -largest if field.low is None else field.low
   high = largest if field.high is None else field.high
   # Neither is true of NaN.

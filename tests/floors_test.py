@@ -151,7 +151,7 @@ class ImportTest(parameterized.TestCase):
     loaded = result.stdout.split()
     ours = {name.split('.')[1] for name in loaded if name.startswith('rnnzoo.')}
     floors = {'errors', 'fields', 'ops', 'layers', 'models'}
-    self.assertContainsSubset(floors, ours)
+    self.assertContainsSubset(ours, floors)
     heavy = {
         'tensorflow', 'orbax', 'tensorflow_datasets', 'grain', 'array_record',
         'matplotlib',

@@ -229,8 +229,9 @@ def _layer_options(config, depth, known):
         f'are: {", ".join(sorted(known))}.'
     )
   make, options = known[name], dict(config.layer_options)
+  for key in options.keys() & known:
+    fields.check(f'model.layer_options.{key}', options[key], fields.Field(dict))
   own = options.get(name, {})
-  fields.check(f'model.layer_options.{name}', own, fields.Field(dict))
   options = {k: v for k, v in options.items() if k not in known} | dict(own)
   # Flax hides the signature of a module class behind its metaclass.
   signature = inspect.signature(
