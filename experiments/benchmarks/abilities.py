@@ -20,9 +20,9 @@ import json
 import pathlib
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
+from experiments import drivers
 from experiments import tasks
 from experiments.benchmarks import timing
 import jax
@@ -46,8 +46,12 @@ _BATCH = flags.DEFINE_integer('batch', 32, 'Sequences a step.', lower_bound=1)
 _FEATURES = flags.DEFINE_integer('features', 32, 'Width.', lower_bound=1)
 _GAP = flags.DEFINE_integer('gap', 128, 'Distractors.', lower_bound=1)
 _BITS = flags.DEFINE_integer('bits', 40, 'To train with.', lower_bound=1)
-_MORE_BITS = flags.DEFINE_integer('more_bits', 256, 'To test with.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_MORE_BITS = flags.DEFINE_integer(
+    'more_bits', 256, 'To test with.', lower_bound=1
+)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/abilities.json', 'Where to write.'
 )
@@ -265,8 +269,7 @@ def draw_bars(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   logging.set_verbosity(logging.INFO)
   out = pathlib.Path(_OUT.value)
   rows = json.loads(out.read_text())['rows'] if out.exists() else []
@@ -314,4 +317,4 @@ def _percent(share):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -25,9 +25,9 @@ import math
 import pathlib
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
+from experiments import drivers
 from experiments import tasks
 from experiments.benchmarks import timing
 import jax
@@ -67,7 +67,9 @@ _FEATURES = flags.DEFINE_integer('features', 64, 'Width.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 64, 'Tokens.', lower_bound=4)
 _PAIRS = flags.DEFINE_integer('pairs', 4, 'Keys and values.', lower_bound=1)
 _VOCAB = flags.DEFINE_integer('vocab', 64, 'Token ids.', lower_bound=4)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/recall.json', 'Where to write.'
 )
@@ -248,8 +250,7 @@ def draw_curves(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   logging.set_verbosity(logging.INFO)
   out = pathlib.Path(_OUT.value)
   rows = json.loads(out.read_text())['rows'] if out.exists() else []
@@ -284,4 +285,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

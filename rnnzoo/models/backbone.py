@@ -189,7 +189,9 @@ def _build(make, name, config, options, rngs):
     )
   except errors.UserError:
     raise
-  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+  except (
+      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
+  ) as error:
     if name not in zoo.LAYERS:  # Its author wants to know where.
       raise
     raise errors.UserValueError(
