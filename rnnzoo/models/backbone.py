@@ -42,7 +42,7 @@ class Backbone(nnx.Module):
       UserValueError: If a layer or one of its options does not exist, or an
         option or a dtype cannot be used.
     """
-    _check_dtypes(config)
+    config.check_dtypes()
     known = dict(zoo.LAYERS, **(layers or {}))
     period = min(config.layer.count(',') + 1, config.num_layers)
     self.config = config
@@ -209,17 +209,6 @@ def _cannot_build(name, config):
       f'Layer {name} cannot be built of model.features {config.features} and '
       f'model.layer_options {fields.shown(dict(config.layer_options))}'
   )
-
-
-def _check_dtypes(config):
-  """Raises `UserValueError` on a dtype that JAX would replace by another."""
-  for name in ('dtype', 'param_dtype'):
-    if getattr(config, name) == 'float64' and not jax.config.jax_enable_x64:
-      raise errors.UserValueError(
-          f'model.{name} float64 needs JAX_ENABLE_X64=1 in the environment or '
-          "jax.config.update('jax_enable_x64', True): without it JAX computes "
-          'in float32.'
-      )
 
 
 def _layer_options(config, depth, known):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Literal
 
+import jax
 from rnnzoo import errors
 from rnnzoo import fields
 
@@ -160,6 +161,16 @@ class ModelConfig:
     if self.layer_names[depth] in followed:
       return self
     return self.replace(mlp='none', mlp_layers='')
+
+  def check_dtypes(self):
+    """Raises `UserValueError` on a dtype that JAX would replace by another."""
+    for name in ('dtype', 'param_dtype'):
+      if getattr(self, name) == 'float64' and not jax.config.jax_enable_x64:
+        raise errors.UserValueError(
+            f'model.{name} float64 needs JAX_ENABLE_X64=1 in the environment '
+            "or jax.config.update('jax_enable_x64', True): without it JAX "
+            'computes in float32.'
+        )
 
   def replace(self, **changes) -> 'ModelConfig':
     """Returns a copy with some fields changed."""
