@@ -2,7 +2,10 @@
 
 import inspect
 import math
+import sys
+from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import schema
@@ -12,10 +15,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+from ml_collections import config_flags
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import models
 from rnnzoo.training import optimizers
+from tests.experiments import commands
 
 NEVER_NUMBERS = (
     None, math.nan, math.inf, -math.inf, True, 'x', '', (), [1], {},
@@ -193,6 +198,23 @@ class OptionsTest(parameterized.TestCase):
   def test_options_of_a_layer(self, layer, options, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       build(layer=layer, layer_options=options)
+
+  def test_another_layer_in_a_config_with_options(self):
+    path = commands.ROOT / 'experiments/configs/tiny_shakespeare.py'
+
+    def build_with(*words):
+      values = flags.FlagValues()
+      words = ['', f'--config={path}', '--config.model.layer=lru', *words]
+      with mock.patch.object(sys, 'argv', words):  # Where ml_collections looks.
+        config_flags.DEFINE_config_file('config', flag_values=values)
+        values(words)
+      return build(**values.config.model.to_dict() | dict(vocab_size=8))
+
+    advice = '--config.model.layer_options={}'
+    with self.assertRaises(errors.UserValueError) as caught:
+      build_with()
+    self.assertIn(advice, str(caught.exception).replace("'", ''))
+    self.assertEqual(build_with(advice).config.layer, 'lru')
 
   def test_float64_needs_64_bits(self):
     for name in ('dtype', 'param_dtype'):
