@@ -16,6 +16,7 @@ from absl import logging
 from experiments import hosts
 from ml_collections import ConfigDict
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo import filenames
 from rnnzoo.training import memory
 from rnnzoo.training import peers
@@ -76,11 +77,23 @@ def layers_of(config_filename):
   """Returns the `LAYERS` that a config file exports, or `None`.
 
   Raises:
-    UserError: If the file is missing or cannot be run.
+    UserError: If the file is missing or cannot be run, or its `LAYERS` are
+      no layers by name.
   """
   if not config_filename:
     return None
-  return getattr(_load_module(_path(config_filename)), 'LAYERS', None)
+  path = _path(config_filename)
+  layers = getattr(_load_module(path), 'LAYERS', None)
+  if layers is None:
+    return None
+  if not isinstance(layers, dict) or not all(
+      isinstance(name, str) and callable(make) for name, make in layers.items()
+  ):
+    raise errors.UserValueError(
+        f'LAYERS of {path} must be a dictionary of layers (classes) by name, '
+        f'got {fields.shown(layers)}.'
+    )
+  return layers
 
 
 @contextlib.contextmanager
@@ -154,14 +167,14 @@ def _check_config(argv):
   """Raises a readable error if `--config` or a `--config.field` is wrong."""
   if 'config' not in flags.FLAGS:
     return
-  filename, fields = '', []
+  filename, named = '', []
   for i, word in enumerate(argv):
     found = re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL)
     if found:
       filename = found[1] if '=' in word else ''.join(argv[i + 1 : i + 2])
     found = re.match(r'--?(?:no)?config\.([^=]+)', word)
     if found:
-      fields.append(found[1])
+      named.append(found[1])
   if not filename:
     return
   path, _, argument = filename.partition(':')
@@ -174,7 +187,7 @@ def _check_config(argv):
         f'get_config of {path} must return a ConfigDict, got {type(config)}.'
     )
   known = _fields(config)
-  for field in fields:
+  for field in named:
     if field not in known:
       raise app.UsageError(
           f'There is no config field {field}.{errors.suggest(field, known)}'
@@ -230,7 +243,7 @@ def _guarded_call(path, function, *args):
     raise errors.UserError(
         f'{error.filename}, line {error.lineno}: {error.msg}.'
     ) from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
     place = f'{path}, line {lines[-1]}' if lines else path

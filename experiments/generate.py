@@ -12,6 +12,7 @@ import sys
 from absl import flags
 from experiments import drivers
 from experiments import sampling
+from rnnzoo import fields
 from rnnzoo import generation
 from rnnzoo import restoring
 from rnnzoo.training import host
@@ -20,18 +21,25 @@ _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', [], 'What to continue; may be given several times.'
 )
-_LENGTH = flags.DEFINE_integer('length', 400, 'How many tokens to write.')
+_LENGTH = flags.DEFINE_integer(
+    'length', 400, 'How many tokens to write.', lower_bound=1,
+    upper_bound=10**7,
+)
 _TEMPERATURE = flags.DEFINE_float(
     'temperature', 0.8, 'Of the random choice; 0 takes the most probable token.'
 )
 _TOP_K = flags.DEFINE_integer(
-    'top_k', 0, 'Choose among the k most probable tokens only; 0 for all.'
+    'top_k', 0, 'Choose among the k most probable tokens only; 0 for all.',
+    lower_bound=0, upper_bound=fields.MAX_INT,
 )
 _TOP_P = flags.DEFINE_float(
     'top_p', 1.0,
     'Choose among the most probable tokens that together have this probability.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same text.')
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'The same seed gives the same text.', lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 _STREAM = flags.DEFINE_bool(
     'stream', True, 'Print the characters of a single prompt as they come.'
 )

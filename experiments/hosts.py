@@ -37,10 +37,12 @@ _BIND_ADDRESS = flags.DEFINE_string(
 _HEARTBEAT = flags.DEFINE_integer(
     'heartbeat_timeout', multihost.HEARTBEAT_SECONDS,
     'Seconds without a sign of life after which a process counts as dead.',
+    lower_bound=1, upper_bound=10**6,
 )
 _START_TIMEOUT = flags.DEFINE_integer(
     'start_timeout', multihost.START_SECONDS,
-    'Seconds that the processes have to start in.',
+    'Seconds that the processes have to start in.', lower_bound=1,
+    upper_bound=10**6,
 )
 
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from absl import logging
+from experiments import schema
 from experiments.configs import default
 import jax
 from ml_collections import ConfigDict
@@ -23,17 +24,23 @@ from rnnzoo.training import state as state_lib
 
 
 def resolve(config) -> ConfigDict:
-  """Returns a copy of `config` with its smoke overrides applied, if it asks."""
+  """Returns a copy of `config`, its smoke overrides applied if it asks.
+
+  Raises:
+    UserError: If the config is at fault, see schema.py.
+  """
   config = ConfigDict(config.to_dict())
+  schema.check(config)
   if config.smoke:
     config.lock()
     try:
       with config.ignore_type():
         config.update(config.smoke_overrides)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
       raise errors.UserValueError(
           f'smoke_overrides: {error.args[0]}'
       ) from error
+    schema.check(config)
   return config
 
 

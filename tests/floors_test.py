@@ -13,17 +13,18 @@ _ABOVE = (
 )
 _BESIDE = ('training', 'data', 'generation')
 
+_GROUND = ('errors', 'fields', 'filenames')
 # What a part of the package may import of it, itself apart.
 _MAY_IMPORT = {
     'errors': (),
     'filenames': ('errors',),
+    'fields': ('errors',),
     'ops': ('errors',),
     'layers': ('errors', 'ops'),
-    'models': ('errors', 'ops', 'layers'),
-    **{part: ('errors', 'filenames') for part in _BESIDE},
+    'models': ('errors', 'fields', 'ops', 'layers'),
+    **{part: _GROUND for part in _BESIDE},
     **{
-        part: ('errors', 'filenames', 'ops', 'layers', 'models')
-        + _BESIDE + _ABOVE
+        part: _GROUND + ('ops', 'layers', 'models') + _BESIDE + _ABOVE
         for part in _ABOVE
     },
 }
@@ -151,7 +152,8 @@ class ImportTest(parameterized.TestCase):
     )
     loaded = result.stdout.split()
     ours = {name.split('.')[1] for name in loaded if name.startswith('rnnzoo.')}
-    self.assertContainsSubset(ours, {'errors', 'ops', 'layers', 'models'})
+    floors = {'errors', 'fields', 'ops', 'layers', 'models'}
+    self.assertContainsSubset(ours, floors)
     heavy = {
         'tensorflow', 'orbax', 'tensorflow_datasets', 'grain', 'array_record',
         'matplotlib',

@@ -18,7 +18,6 @@ that was stopped goes on with the same command, unless its settings changed.
 
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 from experiments import drivers
@@ -45,8 +44,12 @@ _BATCH = flags.DEFINE_integer('batch', 32, 'Sequences a step.', lower_bound=1)
 _FEATURES = flags.DEFINE_integer('features', 32, 'Width.', lower_bound=1)
 _GAP = flags.DEFINE_integer('gap', 128, 'Distractors.', lower_bound=1)
 _BITS = flags.DEFINE_integer('bits', 40, 'To train with.', lower_bound=1)
-_MORE_BITS = flags.DEFINE_integer('more_bits', 256, 'To test with.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_MORE_BITS = flags.DEFINE_integer(
+    'more_bits', 256, 'To test with.', lower_bound=1
+)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/abilities.json', 'Where to write.'
 )
@@ -264,8 +267,7 @@ def draw_bars(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   logging.set_verbosity(logging.INFO)
   rows = timing.read(_OUT.value)['rows']
   key = lambda row: (row['layer'], row['task'])

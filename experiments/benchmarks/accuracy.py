@@ -14,8 +14,8 @@ JSON and a plot.
 
 import sys
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
@@ -24,7 +24,7 @@ from rnnzoo import ops
 from rnnzoo.ops.linear_scan import pallas_tpu
 
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [2**n for n in (8, 12, 16, 20)], 'Of sequences.'
+    'lengths', [2**n for n in (8, 12, 16, 20)], 'Of sequences.', lower_bound=1
 )
 _IMPLEMENTATIONS = flags.DEFINE_multi_enum(
     'implementations',
@@ -107,8 +107,7 @@ def draw(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   record = dict(timing.environment(), rows=[])
   for kind in ('near 0', 'near 1', 'mixed'):
     for dtype in _DTYPES:
@@ -125,4 +124,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -11,8 +11,8 @@ Prints a table, writes JSON, and beside it a plot.
 
 import sys
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax.numpy as jnp
@@ -103,8 +103,7 @@ def draw(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   timing.never_cache_compilation()
   host.pin_malloc()
   record = dict(timing.environment(), rows=[])
@@ -118,4 +117,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax
@@ -279,8 +280,7 @@ def short_of_aims(rows):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   started = time.perf_counter()
   if not _INTERPRET.value and jax.default_backend() != 'gpu':
     raise app.UsageError(
@@ -319,4 +319,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

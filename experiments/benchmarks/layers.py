@@ -16,7 +16,6 @@ README.md shows, and draws it.
 import functools
 import sys
 
-from absl import app
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import layer_programs
@@ -31,14 +30,15 @@ _NAMES = flags.DEFINE_multi_enum(
     'layers', sorted(layers.LAYERS), sorted(layers.LAYERS), 'Which ones to run.'
 )
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [512, 4096, 16384], 'Of sequences.'
+    'lengths', [512, 4096, 16384], 'Of sequences.', lower_bound=1
 )
 _AGAINST_STEPS = flags.DEFINE_multi_integer(
-    'against_steps', [4096], 'At which of these to time a scan of `step` too.'
+    'against_steps', [4096], 'At which of these to time a scan of `step` too.',
+    lower_bound=1,
 )
-_BATCH = flags.DEFINE_integer('batch', 4, 'Sequences at once.')
+_BATCH = flags.DEFINE_integer('batch', 4, 'Sequences at once.', lower_bound=1)
 _FEATURES = flags.DEFINE_integer(
-    'features', 256, 'Width of the input; a multiple of 16.'
+    'features', 256, 'Width of the input; a multiple of 16.', lower_bound=16
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
@@ -145,8 +145,7 @@ def kept(record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   timing.never_cache_compilation()
   host.pin_malloc()
   record = timing.environment()

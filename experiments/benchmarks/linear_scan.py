@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
 import jax.numpy as jnp
@@ -146,8 +146,7 @@ def draw(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   if _MALLOC.value != 'both':
     timing.save(measure_all(_MALLOC.value), _OUT.value)
     return
@@ -157,4 +156,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -13,8 +13,8 @@ import resource
 import sys
 import time
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments import tasks
 from experiments.benchmarks import timing
 import jax
@@ -30,11 +30,14 @@ from rnnzoo.training import step as step_lib
 _DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual ones.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 2**20, 'Tokens.', lower_bound=1)
 _WHOLE_LENGTH = flags.DEFINE_integer(
-    'whole_length', None, 'Tokens to compare with one device at; default: all.'
+    'whole_length', None, 'Tokens to compare with one device at; default: all.',
+    lower_bound=1,
 )
 _LAYER = flags.DEFINE_string('layer', 'min_gru', 'As in config.model.layer.')
-_NUM_LAYERS = flags.DEFINE_integer('num_layers', 2, 'Blocks.')
-_FEATURES = flags.DEFINE_integer('features', 32, 'Width of the model.')
+_NUM_LAYERS = flags.DEFINE_integer('num_layers', 2, 'Blocks.', lower_bound=1)
+_FEATURES = flags.DEFINE_integer(
+    'features', 32, 'Width of the model.', lower_bound=1
+)
 _STEPS = flags.DEFINE_integer('steps', 2, 'Of training.', lower_bound=1)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/long_sequence_cpu.json', 'Where to write.'
@@ -138,8 +141,7 @@ def _peak_memory():
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   use_virtual_devices(_DEVICES.value)
   whole = _WHOLE_LENGTH.value or _LENGTH.value
   # The sparing one first: the peak is that of all there has been.
@@ -174,4 +176,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -10,8 +10,8 @@ last ten inputs. Errors are norms relative to that of the exact gradient, all
 summed over one stream; the cosine is that of the angle between the two.
 """
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import timing
 from flax import nnx
 import jax
@@ -22,7 +22,9 @@ from rnnzoo import online
 _LAYERS = flags.DEFINE_multi_string(
     'layers', ['lru', 'min_gru', 'min_lstm', 'rg_lru'], 'Which ones.'
 )
-_DEPTHS = flags.DEFINE_multi_integer('depths', [1, 2, 4], 'Blocks.')
+_DEPTHS = flags.DEFINE_multi_integer(
+    'depths', [1, 2, 4], 'Blocks.', lower_bound=1
+)
 _FEATURES = flags.DEFINE_integer('features', 16, 'Width.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 200, 'Tokens.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 4, 'Streams.', lower_bound=1)
@@ -84,8 +86,7 @@ def measure(layer, depth):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   rows = [
       row for layer in _LAYERS.value for depth in _DEPTHS.value
       for row in measure(layer, depth)
@@ -101,4 +102,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

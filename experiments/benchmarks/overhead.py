@@ -33,7 +33,9 @@ from rnnzoo.training import loop
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 
-_ROUNDS = flags.DEFINE_integer('rounds', 100, 'Stretches of each kind.')
+_ROUNDS = flags.DEFINE_integer(
+    'rounds', 100, 'Stretches of each kind.', lower_bound=1
+)
 _STEPS = flags.DEFINE_integer('steps', 20, 'Of a stretch.', lower_bound=10)
 _SHORT = flags.DEFINE_bool('short', False, 'One layer, few rounds, no limit.')
 _LIMIT = flags.DEFINE_float('limit', 1.5, 'Milliseconds a step.')

@@ -23,7 +23,6 @@ changed.
 import math
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
 from experiments import drivers
@@ -66,7 +65,9 @@ _FEATURES = flags.DEFINE_integer('features', 64, 'Width.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 64, 'Tokens.', lower_bound=4)
 _PAIRS = flags.DEFINE_integer('pairs', 4, 'Keys and values.', lower_bound=1)
 _VOCAB = flags.DEFINE_integer('vocab', 64, 'Token ids.', lower_bound=4)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and data.')
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/recall.json', 'Where to write.'
 )
@@ -247,8 +248,7 @@ def draw_curves(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   logging.set_verbosity(logging.INFO)
   rows = timing.read(_OUT.value)['rows']
   rows = {row['layer']: row for row in rows if is_done(row)}

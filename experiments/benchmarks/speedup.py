@@ -12,8 +12,8 @@ paper (https://arxiv.org/abs/2410.01201): time, speed-up and memory over length.
 import functools
 import sys
 
-from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.benchmarks import timing
 from flax import nnx
 import jax
@@ -22,10 +22,11 @@ from rnnzoo import layers
 from rnnzoo.training import host
 
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [128, 256, 512, 1024, 2048, 4096], 'Of sequences.'
+    'lengths', [128, 256, 512, 1024, 2048, 4096], 'Of sequences.', lower_bound=1
 )
 _OUR_LENGTHS = flags.DEFINE_multi_integer(
-    'our_lengths', [16384, 65536], 'Further ones, for our layers only.'
+    'our_lengths', [16384, 65536], 'Further ones, for our layers only.',
+    lower_bound=1,
 )
 _NAMES = flags.DEFINE_multi_enum(
     'layers',
@@ -33,8 +34,12 @@ _NAMES = flags.DEFINE_multi_enum(
     ['nnx.RNN(GRUCell)', 'MinGRU', 'nnx.RNN(OptimizedLSTMCell)', 'MinLSTM'],
     'Which ones to run.',
 )
-_BATCH = flags.DEFINE_integer('batch', 8, 'Sequences in a step.')
-_FEATURES = flags.DEFINE_integer('features', 128, 'Width of input and state.')
+_BATCH = flags.DEFINE_integer(
+    'batch', 8, 'Sequences in a step.', lower_bound=1
+)
+_FEATURES = flags.DEFINE_integer(
+    'features', 128, 'Width of input and state.', lower_bound=1
+)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/speedup_cpu.json', 'Where to write.'
@@ -158,8 +163,7 @@ def draw(plt, record):
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   timing.never_cache_compilation()
   host.pin_malloc()
   record = dict(
@@ -180,4 +184,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)

@@ -25,10 +25,16 @@ _NAMES = flags.DEFINE_multi_enum(
     'layers', sorted(n for n, u in layers.LAYERS.items() if not u.gathers_time),
     sorted(layers.LAYERS), 'Which ones.',
 )
-_DEVICES = flags.DEFINE_multi_integer('devices', [2, 4], 'Along time.')
-_LENGTH = flags.DEFINE_integer('length', 4096, 'Of sequences.')
-_BATCH = flags.DEFINE_integer('batch', 2, 'Sequences at once.')
-_FEATURES = flags.DEFINE_integer('features', 256, 'Width of the input.')
+_DEVICES = flags.DEFINE_multi_integer(
+    'devices', [2, 4], 'Along time.', lower_bound=1
+)
+_LENGTH = flags.DEFINE_integer(
+    'length', 4096, 'Of sequences.', lower_bound=1
+)
+_BATCH = flags.DEFINE_integer('batch', 2, 'Sequences at once.', lower_bound=1)
+_FEATURES = flags.DEFINE_integer(
+    'features', 256, 'Width of the input.', lower_bound=1
+)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/stretches.json', 'Where to write.'

@@ -17,6 +17,7 @@ import time
 
 from absl import app
 from absl import flags
+from experiments import drivers
 from experiments.faults import company
 from experiments.faults import damage
 from experiments.faults import data
@@ -65,8 +66,7 @@ to real runs, which were then compared with runs that were left alone.
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {" ".join(argv[1:])}')
+  drivers.check_usage(argv)
   short = flags.FLAGS.short
   names = flags.FLAGS.only or (SHORT if short else FAULTS)
   if unknown := set(names) - set(FAULTS):
@@ -116,4 +116,4 @@ if __name__ == '__main__':
       'out', str(runs.ROOT / 'experiments' / 'results' / 'faults.md'),
       'Where to write the table.',
   )
-  app.run(lambda argv: sys.exit(main(argv)))
+  drivers.run(lambda argv: sys.exit(main(argv)))

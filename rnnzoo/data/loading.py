@@ -3,11 +3,13 @@
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo.data import mqar
 from rnnzoo.data import pipeline
 from rnnzoo.data import selective_copying
 from rnnzoo.data import settings
 from rnnzoo.data import text
+from rnnzoo.data import vocabulary as vocabularies
 
 LOADERS = {
     'mqar': mqar.load,
@@ -16,6 +18,23 @@ LOADERS = {
     'text_file': text.load,
     'tiny_shakespeare': text.load,
 }
+# Of the part `data` of a config; no loader needs all of them.
+FIELDS = dict(
+    name=fields.Field(str),  # See `load`.
+    data_dir=fields.Field(str),
+    allow_changed=fields.Field(bool),  # See `training.starting`.
+    path=fields.Field(str),
+    level=fields.Field(str, choices=vocabularies.LEVELS),
+    sequence_length=fields.Field(int, low=1),
+    contiguous=fields.Field(bool),
+    variant=fields.Field(str, choices=selective_copying.VARIANTS),
+    num_tokens=fields.Field(int, low=1),
+    vocab_size=fields.Field(int, low=1),
+    num_pairs=fields.Field(int, low=1),
+    power=fields.Field(float, low=-10, high=10),
+    random_non_queries=fields.Field(bool),
+    eval_examples=fields.Field(int, low=1),
+)
 
 
 def load(
@@ -43,6 +62,10 @@ def load(
       for data that is not there, saying how to get it; `UserError` for data
       that cannot be read.
   """
+  for name, field in FIELDS.items():
+    value = settings.field(config, name)
+    if value is not None:
+      fields.check(f'data.{name}', value, field)
   name = settings.field(config, 'name', '')
   if name not in LOADERS:
     raise errors.UserValueError(

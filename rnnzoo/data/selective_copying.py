@@ -64,11 +64,11 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
     UserValueError: For sizes that make no task.
   """
   pipeline.check_seed(seed)
-  variant = settings.choice(config, 'variant', VARIANTS)
-  length = settings.positive_integer(config, 'sequence_length', 4096)
-  num_tokens = settings.positive_integer(config, 'num_tokens', 16)
-  vocab_size = settings.positive_integer(config, 'vocab_size', 16)
-  eval_examples = settings.positive_integer(config, 'eval_examples', 1024)
+  variant = settings.field(config, 'variant', 'min_rnn')
+  length = settings.field(config, 'sequence_length', 4096)
+  num_tokens = settings.field(config, 'num_tokens', 16)
+  vocab_size = settings.field(config, 'vocab_size', 16)
+  eval_examples = settings.field(config, 'eval_examples', 1024)
   if vocab_size < 3:
     raise errors.UserValueError(
         'data.vocab_size must be at least 3 (noise, marker and one data '

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from rnnzoo import errors
 from rnnzoo import filenames
 
 
@@ -26,27 +25,6 @@ def field(config: Any, name: str, default: Any = None) -> Any:
 def is_integer(value: Any) -> bool:
   """True for Python's and NumPy's integers, not for booleans."""
   return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def positive_integer(config: Any, name: str, default: int) -> int:
-  """Returns an integer field of at least 1, or raises `UserValueError`."""
-  value = field(config, name, default)
-  if not is_integer(value) or value < 1:
-    raise errors.UserValueError(
-        f'data.{name} must be a positive integer, got {value!r}.'
-    )
-  return int(value)
-
-
-def choice(config: Any, name: str, known: tuple[str, ...]) -> str:
-  """Returns a field that must be one of `known`; the first is the default."""
-  value = field(config, name, known[0])
-  if value not in known:
-    raise errors.UserValueError(
-        f'data.{name} must be one of {", ".join(known)}, got {value!r}.'
-        + errors.suggest(str(value), known)
-    )
-  return value
 
 
 def data_directory(config: Any = None) -> pathlib.Path:

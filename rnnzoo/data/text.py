@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 from typing import Any
 
+from absl import logging
 import grain
 import numpy as np
 from rnnzoo import errors
@@ -110,8 +111,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
     UserError: See `loading.load`.
   """
   name = settings.field(config, 'name')
-  length = settings.positive_integer(config, 'sequence_length', 256)
-  level = settings.choice(config, 'level', vocabularies.LEVELS)
+  length = settings.field(config, 'sequence_length', 256)
+  level = settings.field(config, 'level', 'char')
   texts = READERS[name](config)
   if level == 'byte':
     vocabulary = vocabularies.Vocabulary('byte')
@@ -124,6 +125,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       for split, text in texts.items()
   }
   check_lengths(name, tokens, length)
+  warn_of_little(name, tokens, length, shard.batch_size)
 
   evaluated = {split: tokens[split] for split in ('validation', 'test')}
   if name == 'tiny_shakespeare':
@@ -164,6 +166,20 @@ def check_lengths(name: str, tokens: Mapping[str, np.ndarray], length: int):
     raise errors.UserValueError(
         f'The text of {name} is too short: validation and test need at least '
         f'2 tokens each; the splits have {found}.'
+    )
+
+
+def warn_of_little(name, tokens, length: int, batch_size: int):
+  """Warns if a batch has more tokens than there are to train on."""
+  count, batch = len(tokens['train']), batch_size * length
+  if count < batch:
+    logging.warning(
+        '%s has only %d tokens to train on, but a batch has %d (batch_size %d '
+        'x data.sequence_length %d), so each step sees the text more than '
+        'once. The model will learn it by heart, and validation (%d tokens) '
+        'and test (%d) say little.',
+        name, count, batch, batch_size, length,
+        len(tokens['validation']), len(tokens['test']),
     )
 
 

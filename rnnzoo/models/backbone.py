@@ -6,6 +6,7 @@ one position of the pattern are one module whose parameters have a leading axis
 in the compiled program or unrolled changes neither.
 """
 
+import dataclasses
 import functools
 import inspect
 
@@ -13,9 +14,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo import layers as zoo
 from rnnzoo import ops
 from rnnzoo.models import blocks
+from rnnzoo.models import config as config_lib
 from rnnzoo.models.config import ModelConfig
 
 _REMAT_POLICIES = dict(
@@ -36,8 +39,10 @@ class Backbone(nnx.Module):
       rngs: Source of the initial parameters.
 
     Raises:
-      UserValueError: If a layer or one of its options does not exist.
+      UserValueError: If a layer or one of its options does not exist, or an
+        option or a dtype cannot be used.
     """
+    config.check_dtypes()
     known = dict(zoo.LAYERS, **(layers or {}))
     period = min(config.layer.count(',') + 1, config.num_layers)
     self.config = config
@@ -155,18 +160,12 @@ def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
   """Builds the layer of the block at `depth` with its options out of `config`.
 
   Raises:
-    UserValueError: If the layer or an option does not exist.
+    UserValueError: If the layer or an option does not exist, or the layer
+      cannot be built with these options.
   """
   name = config.layer_names[depth]
   options = _layer_options(config, depth, known)
-  build = functools.partial(
-      known[name],
-      config.features,
-      param_dtype=jnp.dtype(config.param_dtype),
-      dtype=jnp.dtype(config.dtype),
-      rngs=rngs,
-      **options,
-  )
+  build = functools.partial(_build, known[name], name, config, options, rngs)
   layer = build()
   if not config.bidirectional:
     return layer
@@ -178,6 +177,40 @@ def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
   return zoo.Bidirectional(layer, build())
 
 
+def _build(make, name, config, options, rngs):
+  """Calls the class of a layer; raises `UserValueError` if that fails."""
+  try:
+    layer = make(
+        config.features,
+        param_dtype=jnp.dtype(config.param_dtype),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+        **options,
+    )
+  except errors.UserError:
+    raise
+  except (
+      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
+  ) as error:
+    if name not in zoo.LAYERS:  # Its author wants to know where.
+      raise
+    raise errors.UserValueError(
+        f'{_cannot_build(name, config)}: {type(error).__name__}: {error}'
+    ) from error
+  if not all(u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))):
+    raise errors.UserValueError(
+        f'{_cannot_build(name, config)}: a parameter would have no elements.'
+    )
+  return layer
+
+
+def _cannot_build(name, config):
+  return (
+      f'Layer {name} cannot be built of model.features {config.features} and '
+      f'model.layer_options {fields.shown(dict(config.layer_options))}'
+  )
+
+
 def _layer_options(config, depth, known):
   """Returns the options of the layer at `depth`; raises `UserValueError`."""
   name = config.layer_names[depth]
@@ -187,9 +220,10 @@ def _layer_options(config, depth, known):
         f'are: {", ".join(sorted(known))}.'
     )
   make, options = known[name], dict(config.layer_options)
-  options = {k: v for k, v in options.items() if k not in known} | dict(
-      options.get(name, {})
-  )
+  for key in options.keys() & known:
+    fields.check(f'model.layer_options.{key}', options[key], fields.Field(dict))
+  own = options.get(name, {})
+  options = {k: v for k, v in options.items() if k not in known} | dict(own)
   # Flax hides the signature of a module class behind its metaclass.
   signature = inspect.signature(
       make.__init__ if inspect.isclass(make) else make
@@ -202,13 +236,21 @@ def _layer_options(config, depth, known):
   allowed = set(signature.parameters) - {
       'self', 'in_features', 'rngs', 'dtype', 'param_dtype',
   }
-  for option in options:
+  for option, value in options.items():
     if option not in allowed:
       raise errors.UserValueError(
           f'Layer {name} has no option {option!r} (config field '
           f'model.layer_options).{errors.suggest(option, allowed)} Its options '
-          f'are: {", ".join(sorted(allowed))}.'
+          f'are: {", ".join(sorted(allowed))}. To drop the options of another '
+          "layer, add --config.model.layer_options='{}'."
       )
+    field = fields.of_annotation(signature.parameters[option].annotation)
+    if field and field.kind is int:  # They count something, all of them.
+      field = dataclasses.replace(field, low=0)
+    if option == 'conv_kernel':
+      field = config_lib.FIELDS['conv_kernel']
+    if field:
+      fields.check(f'model.layer_options.{option}', value, field)
   # What some start from depends on which of their kind they are.
   index = config.layer_names[:depth].count(name)
   count = config.layer_names.count(name)

@@ -4,9 +4,27 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Literal
 
+import jax
 from rnnzoo import errors
+from rnnzoo import fields
 
 Options = Mapping[str, Any]
+
+# What the annotations of the fields below do not say: see `fields.Field`.
+_DETAILS = dict(
+    num_layers=dict(low=1, high=10_000),
+    features=dict(low=1, high=2**20),
+    norm_epsilon=dict(low=0),
+    # Each step of it is an operation of the compiled program.
+    conv_kernel=dict(low=0, high=1024),
+    mlp_factor=dict(low=0, above_low=True, high=1024),
+    mlp_multiple=dict(low=1, high=2**20),
+    dropout=dict(low=0, high=1, below_high=True),
+    vocab_size=dict(low=0),
+    in_features=dict(low=0),
+    num_classes=dict(low=0),
+    embed_std=dict(low=0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,32 +128,19 @@ class ModelConfig:
   def __post_init__(self):
     for name in ('layer', 'mlp_layers'):
       value = getattr(self, name)
-      if not isinstance(value, str):
+      if isinstance(value, (tuple, list)):
+        fields.check(f'model.{name}', value, fields.Field(tuple))
         object.__setattr__(self, name, ','.join(value))
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      choices = getattr(field.type, '__args__', None)
-      if field.name != 'layer_options' and choices and value not in choices:
-        raise errors.UserValueError(
-            f'model.{field.name} must be one of {", ".join(choices)}, got '
-            f'{value!r}.{errors.suggest(str(value), choices)}'
-        )
-    for name in ('num_layers', 'features', 'mlp_multiple'):
-      if getattr(self, name) < 1:
-        raise errors.UserValueError(
-            f'model.{name} must be at least 1, got {getattr(self, name)}.'
-        )
-    for name in (
-        'conv_kernel', 'vocab_size', 'in_features', 'num_classes',
-        'norm_epsilon', 'embed_std',
-    ):
-      if getattr(self, name) < 0:
-        raise errors.UserValueError(
-            f'model.{name} must not be negative, got {getattr(self, name)}.'
-        )
-    if not 0 <= self.dropout < 1:
+    fields.check_all(vars(self), FIELDS, 'model.')
+    if not all(name.strip() for name in self.layer.split(',')):
       raise errors.UserValueError(
-          f'model.dropout must be in [0, 1), got {self.dropout}.'
+          'model.layer must be the name of a layer, or several joined by '
+          f'commas, got {self.layer!r}.'
+      )
+    if self.mlp != 'none' and int(self.features * self.mlp_factor) < 1:
+      raise errors.UserValueError(
+          f'model.mlp_factor {self.mlp_factor} of model.features '
+          f'{self.features} leaves the MLP no hidden features.'
       )
     for name in _split(self.mlp_layers):
       if name not in _split(self.layer):
@@ -157,30 +162,42 @@ class ModelConfig:
       return self
     return self.replace(mlp='none', mlp_layers='')
 
+  def check_dtypes(self):
+    """Raises `UserValueError` on a dtype that JAX would replace by another."""
+    for name in ('dtype', 'param_dtype'):
+      if getattr(self, name) == 'float64' and not jax.config.jax_enable_x64:
+        raise errors.UserValueError(
+            f'model.{name} float64 needs JAX_ENABLE_X64=1 in the environment '
+            "or jax.config.update('jax_enable_x64', True): without it JAX "
+            'computes in float32.'
+        )
+
   def replace(self, **changes) -> 'ModelConfig':
     """Returns a copy with some fields changed."""
     return dataclasses.replace(self, **changes)
 
   @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> 'ModelConfig':
+  def from_dict(cls, values: Mapping[str, Any]) -> 'ModelConfig':
     """Builds a config from a mapping such as an `ml_collections.ConfigDict`.
 
     Raises:
       UserValueError: On a field that does not exist, naming the nearest.
     """
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-      if name not in known:
-        raise errors.UserValueError(
-            f'There is no config field model.{name}.'
-            f'{errors.suggest(name, known)}'
-        )
-    return cls(**dict(fields))
+    fields.check_names(values, FIELDS, 'model.')
+    return cls(**values)
 
   @classmethod
   def tiny(cls) -> 'ModelConfig':
     """Returns a model small enough for a test."""
     return cls(num_layers=2, features=8, vocab_size=16)
+
+
+FIELDS = {
+    field.name: dataclasses.replace(
+        fields.of_annotation(field.type), **_DETAILS.get(field.name, {})
+    )
+    for field in dataclasses.fields(ModelConfig)
+}
 
 
 def _split(names):

@@ -48,6 +48,7 @@ class LanguageModel(nnx.Module):
     Raises:
       UserValueError: If the config makes no language model.
     """
+    config.check_dtypes()
     if not config.vocab_size:
       raise errors.UserValueError('model.vocab_size must be set.')
     if config.bidirectional:
@@ -202,6 +203,7 @@ class SequenceClassifier(nnx.Module):
     Raises:
       UserValueError: If the config makes no classifier.
     """
+    config.check_dtypes()
     if not config.num_classes:
       raise errors.UserValueError('model.num_classes must be set.')
     if bool(config.vocab_size) == bool(config.in_features):

@@ -1,9 +1,12 @@
 """What a config must satisfy, and what a run may change when it goes on."""
 
+import functools
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo import filenames
+from rnnzoo.training import optimizers
 from rnnzoo.training import recovery
 
 # What may differ between a run and its continuation.
@@ -16,38 +19,67 @@ FREE_FIELDS = (
 PATH_FIELDS = ('data.path', 'init_from')
 
 
-def check_intervals(config):
-  """Raises `UserValueError` on intervals that make no sense together."""
-  for name in ('total_steps', 'log_every', 'eval_every', 'save_every', 'keep',
-               'accumulate_steps', 'steps_per_dispatch', 'batch_size'):
-    if config[name] < 1:
-      raise errors.UserValueError(
-          f'{name} must be at least 1, got {config[name]}.'
-      )
-    if name.endswith(('_every', '_steps')) and name != 'accumulate_steps' and (
-        config[name] % config.steps_per_dispatch
-    ):
+_COUNT = fields.Field(int, low=1)
+_BOOL = fields.Field(bool)
+_AXIS = fields.Field(int, low=-1)  # See `sharding.make_mesh`, too.
+# Of a config, but for what models, data and optimisers read.
+FIELDS = {
+    # Both NumPy and JAX take these.
+    'seed': fields.Field(int, low=0, high=2**32 - 1),
+    'total_steps': _COUNT,
+    'batch_size': _COUNT,
+    'log_every': _COUNT,
+    'eval_every': _COUNT,
+    'save_every': _COUNT,
+    'keep': _COUNT,
+    'eval_splits': fields.Field(tuple),
+    'accumulate_steps': _COUNT,
+    'steps_per_dispatch': _COUNT,
+    'loss_chunk': fields.Field(int, low=-1),
+    'stateful': _BOOL,
+    'ema_decay': fields.Field(float, low=0, high=1, below_high=True),
+    'init_from': fields.Field(str),
+    'on_nan': fields.Field(str, choices=recovery.POLICIES),
+    'nan_limit': _COUNT,
+    'nan_rate_factor': fields.Field(float, low=0, high=1, above_low=True),
+    'profile_steps': fields.Field(str),
+    'tensorboard': _BOOL,
+    'sample_characters': fields.Field(int, low=0, high=10**7),
+    'must_beat_gzip': _BOOL,
+    'mesh.data': _AXIS,
+    'mesh.fsdp': _AXIS,
+    'mesh.model': _AXIS,
+    'mesh.sequence': _AXIS,
+    'whole_axes': fields.Field(tuple),
+    'smoke': _BOOL,
+}
+
+
+def check(config):
+  """Checks the values that `FIELDS` describes, and those of the optimiser.
+
+  Args:
+    config: A config that has all of these fields.
+
+  Raises:
+    UserValueError: If one is wrong, or some make no sense together.
+  """
+  for name, field in FIELDS.items():
+    value = functools.reduce(getattr, name.split('.'), config)
+    fields.check(name, value, field)
+  optimizers.check(config.optimizer)
+  if not config.eval_splits:
+    raise errors.UserValueError(
+        'eval_splits must name at least one split, such as validation: the '
+        'first one chooses the best checkpoint.'
+    )
+  for name in ('total_steps', 'log_every', 'eval_every', 'save_every'):
+    if config[name] % config.steps_per_dispatch:
       raise errors.UserValueError(
           f'{name} {config[name]} must be a multiple of steps_per_dispatch '
           f'{config.steps_per_dispatch}.'
       )
-
-
-def check_policies(config):
-  """Raises `UserValueError` on a policy for bad numbers that is none."""
-  if config.on_nan not in recovery.POLICIES:
-    raise errors.UserValueError(
-        f'on_nan must be one of {", ".join(recovery.POLICIES)}, got '
-        f'{config.on_nan!r}.{errors.suggest(config.on_nan, recovery.POLICIES)}'
-    )
-  if config.nan_limit < 1:
-    raise errors.UserValueError(
-        f'nan_limit must be at least 1, got {config.nan_limit}.'
-    )
-  if not 0 < config.nan_rate_factor <= 1:
-    raise errors.UserValueError(
-        f'nan_rate_factor must be in (0, 1], got {config.nan_rate_factor}.'
-    )
+  profile_window(config.profile_steps)
 
 
 def profile_window(text: str) -> tuple[int, int] | None:
@@ -125,10 +157,18 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
       if not (_same(name, old.get(name), new.get(name)) or is_free(name))
   ]
   if changes:
+    advice = 'Use another --workdir, or the old values.'
+    if 'total_steps' not in free and any(
+        change.startswith('total_steps:') for change in changes
+    ):
+      advice += (
+          ' total_steps can change only under optimizer.schedule=constant, as '
+          'the other schedules end there. To train on, start a new --workdir '
+          'with --config.init_from set to this one.'
+      )
     raise errors.UserValueError(
         'The workdir belongs to a run of another config: '
-        + '; '.join(changes)
-        + '. Use another --workdir, or the old values.'
+        f'{"; ".join(changes)}. {advice}'
     )
 
 

@@ -71,8 +71,7 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     UserError: If something that a user can cure stops the run.
     Interrupted: After a signal, once everything is saved.
   """
-  checks.check_intervals(config)
-  checks.check_policies(config)
+  checks.check(config)
   window = checks.profile_window(config.profile_steps)
   workdir = files.workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)

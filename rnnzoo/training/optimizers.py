@@ -5,11 +5,13 @@ rate of their own and without weight decay; biases, scales of norms and other
 vectors, also those of one a head, are not decayed either, as usual.
 """
 
+import dataclasses
 import inspect
 
 import jax
 import optax
 from rnnzoo import errors
+from rnnzoo import fields
 
 OPTIMIZERS = dict(
     adafactor=optax.adafactor,
@@ -38,18 +40,76 @@ SCHEDULES = dict(
     ),
 )
 
+# Of the part `optimizer` of a config.
+FIELDS = dict(
+    name=fields.Field(str, choices=tuple(OPTIMIZERS)),
+    learning_rate=fields.Field(float, low=0),
+    end_learning_rate=fields.Field(float, low=0),
+    warmup_steps=fields.Field(int, low=0),
+    schedule=fields.Field(str, choices=tuple(SCHEDULES)),
+    weight_decay=fields.Field(float, low=0),
+    recurrent_rate_factor=fields.Field(float, low=0),
+    clip=fields.Field(float, low=0, hint='With 0 nothing is clipped.'),
+    options=fields.Field(dict),
+    freeze=fields.Field(tuple),
+)
+_MEAN = fields.Field(float, low=0, high=1, below_high=True)
+_POSITIVE = fields.Field(float, low=0, above_low=True)
+_SMALL = fields.Field(float, low=0, high=1)
+_DTYPE = fields.Field(str, optional=True, choices=(
+    'bfloat16', 'float16', 'float32', 'float64'
+))
+_BOOL = fields.Field(bool)
+# Of `optimizer.options`: the keyword arguments of optax's functions.
+OPTIONS = dict(
+    accumulator_dtype=_DTYPE,
+    b1=_MEAN,
+    b2=_MEAN,
+    clipping_threshold=dataclasses.replace(_POSITIVE, optional=True),
+    decay_offset=fields.Field(int, low=0),
+    decay_rate=_MEAN,
+    dtype_momentum=_DTYPE,
+    eps=_SMALL,
+    eps_root=_SMALL,
+    factored=_BOOL,
+    min_dim_size_to_factor=fields.Field(int, low=1),
+    momentum=dataclasses.replace(_MEAN, optional=True),
+    mu_dtype=_DTYPE,
+    multiply_by_parameter_scale=_BOOL,
+    nesterov=_BOOL,
+    weight_decay_rate=fields.Field(float, low=0, optional=True),
+)
+# These have fields of their own.
+_OWN = ('learning_rate', 'weight_decay', 'mask', 'weight_decay_mask')
+
 
 def make_schedule(config, total_steps: int):
   """Returns the learning rate as a function of the number of updates made."""
-  if config.schedule not in SCHEDULES:
-    raise errors.UserValueError(
-        f'optimizer.schedule must be one of {", ".join(SCHEDULES)}, got '
-        f'{config.schedule!r}.{errors.suggest(config.schedule, SCHEDULES)}'
-    )
   return SCHEDULES[config.schedule](
       config.learning_rate, config.end_learning_rate, config.warmup_steps,
       total_steps,
   )
+
+
+def check(config):
+  """Raises `UserValueError` if a value of the part `optimizer` is wrong."""
+  for name, field in FIELDS.items():
+    fields.check(f'optimizer.{name}', getattr(config, name), field)
+  allowed = inspect.signature(OPTIMIZERS[config.name]).parameters
+  for option, value in config.options.items():
+    if option not in allowed or option in _OWN:
+      raise errors.UserValueError(
+          f'optimizer.options: optax.{config.name} has no option {option!r}.'
+          f'{errors.suggest(option, allowed)}'
+      )
+    if option in OPTIONS:
+      if 'dtype' in option:  # By name, or as in Python.
+        value = getattr(value, '__name__', value)
+      fields.check(f'optimizer.options.{option}', value, OPTIONS[option])
+  if config.weight_decay and 'weight_decay' not in allowed:
+    raise errors.UserValueError(
+        f'optimizer.weight_decay must be 0: optax.{config.name} has none.'
+    )
 
 
 def make_optimizer(config, total_steps: int, *, axes, recurrent):
@@ -68,24 +128,12 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
     An `optax.GradientTransformation`.
 
   Raises:
-    UserValueError: On an unknown optimiser, schedule or option.
+    UserValueError: On a wrong value or an unknown option.
   """
-  if config.name not in OPTIMIZERS:
-    raise errors.UserValueError(
-        f'optimizer.name must be one of {", ".join(OPTIMIZERS)}, got '
-        f'{config.name!r}.{errors.suggest(config.name, OPTIMIZERS)}'
-    )
+  check(config)
   make = OPTIMIZERS[config.name]
-  # These have fields of their own.
-  own = ('learning_rate', 'weight_decay', 'mask')
   allowed = inspect.signature(make).parameters
   options = dict(config.options)
-  for option in options:
-    if option not in allowed or option in own:
-      raise errors.UserValueError(
-          f'optimizer.options: optax.{config.name} has no option {option!r}.'
-          f'{errors.suggest(option, allowed)}'
-      )
   is_axes = lambda a: isinstance(a, tuple)
   decayed = jax.tree_util.tree_map_with_path(
       lambda path, a, r: not r and is_matrix(path, a),
@@ -93,10 +141,6 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
   )
   if 'weight_decay' in allowed:
     options |= dict(weight_decay=config.weight_decay, mask=decayed)
-  elif config.weight_decay:
-    raise errors.UserValueError(
-        f'optimizer.weight_decay must be 0: optax.{config.name} has none.'
-    )
   parts = [make(make_schedule(config, total_steps), **options)]
   if config.clip:
     parts.insert(0, optax.clip_by_global_norm(config.clip))

@@ -100,8 +100,8 @@ class MQARTest(parameterized.TestCase):
     for fields, message in (
         ({'num_pairs': 6}, 'num_pairs=6 pairs .* do not fit'),
         ({'vocab_size': 7}, 'at least 8 are needed'),
-        ({'eval_examples': 0}, 'data.eval_examples must be a positive'),
-        ({'power': float('nan')}, 'data.power must be a finite number'),
+        ({'eval_examples': 0}, 'data.eval_examples must be at least 1'),
+        ({'power': float('nan')}, r'data.power must be in \[-10, 10\]'),
     ):
       with self.assertRaisesRegex(errors.UserValueError, message):
         load(**fields)

@@ -82,7 +82,7 @@ class SelectiveCopyingTest(parameterized.TestCase):
         ({'vocab_size': 2}, 'at least 3'),
         ({'num_tokens': 51}, 'num_tokens=51 data tokens do not fit'),
         ({'variant': 'minrnn'}, 'Did you mean "min_rnn"'),
-        ({'eval_examples': 0}, 'data.eval_examples must be a positive'),
+        ({'eval_examples': 0}, 'data.eval_examples must be at least 1'),
     ):
       with self.assertRaisesRegex(errors.UserValueError, message):
         load(**fields)

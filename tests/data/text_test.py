@@ -158,6 +158,17 @@ class TextFileTest(parameterized.TestCase):
       self.load('a' * 100, batch_size=16, contiguous=True)
 
 
+  def test_a_batch_has_more_tokens_than_the_text(self):
+    with self.assertLogs('absl', 'WARNING') as logs:
+      self.load('ab' * 150, batch_size=64)
+    self.assertIn(
+        'only 270 tokens to train on, but a batch has 512 (batch_size 64 x '
+        'data.sequence_length 8)', logs.output[0]
+    )
+    with self.assertNoLogs('absl', 'WARNING'):
+      self.load('ab' * 150, batch_size=32)
+
+
 class PythonDocsTest(absltest.TestCase):
 
   def test_held_out_text_is_not_training_text(self):

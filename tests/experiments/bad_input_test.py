@@ -45,6 +45,20 @@ CONFIG_FILES = (
     ('imports', 'import nothing_such\n', 'line 1: ModuleNotFoundError: No mod'),
     ('no_function', 'x = 1\n', 'has no function get_config'),
     ('no_config', 'def get_config():\n  return 1\n', 'return a ConfigDict'),
+    ('exits', 'import sys\nsys.exit(3)\n', 'line 2: SystemExit: 3'),
+    (
+        'no_field',
+        'from tests.experiments import tiny\ndef get_config():\n'
+        '  config = tiny.get_config()\n  del config.batch_size\n'
+        '  return config\n',
+        'The config has no field batch_size.',
+    ),
+    (
+        'no_layers',
+        'from tests.experiments.tiny import get_config\nLAYERS = 3\n',
+        'LAYERS of {path} must be a dictionary of layers (classes) by name, '
+        'got 3.',
+    ),
 )
 VALUES = (
     ('layer', ['model.layer=min_gur'], 'Did you mean "min_gru"?'),
@@ -85,7 +99,7 @@ VALUES = (
     ('dispatch', ['steps_per_dispatch=2'], 'log_every 1 must be a multiple of'),
     ('profile', ['profile_steps=3-5'], 'profile_steps must be two steps'),
     ('on_nan', ['on_nan=skp'], 'Did you mean "skip"?'),
-    ('seed', ['seed=-1'], 'seed must be an integer'),
+    ('seed', ['seed=-1'], 'seed must not be negative'),
     ('init_from', ['init_from={dir}/nowhere'], 'init_from: there is no run'),
     ('stateful', ['stateful=True'], 'stateful needs data.contiguous'),
 )
@@ -125,6 +139,13 @@ class BadInputTest(parameterized.TestCase):
       ('generate', [], '--workdir is required'),
       ('evaluate', [], '--workdir is required'),
       ('evaluate', ['--workdir=x', 'y'], 'Unexpected arguments: y'),
+      ('generate', [f'--seed={2**63}'], '--seed='),
+      ('generate', ['--seed=-1'], '--seed='),
+      ('generate', [f'--length={10**12}'], '--length='),
+      ('generate', ['--length=0'], '--length='),
+      ('generate', [f'--top_k={10**12}'], '--top_k='),
+      ('train', ['--heartbeat_timeout=0'], '--heartbeat_timeout='),
+      ('benchmarks.recall', ['--steps=0'], '--steps='),
   )
   def test_missing_flags(self, module, words, text):
     self.check(commands.Command(f'experiments.{module}', *words), 2, text)
@@ -135,7 +156,7 @@ class BadInputTest(parameterized.TestCase):
     if source is not None:
       path.write_text(source)
     command = commands.train(self.workdir, config=f'--config={path}')
-    self.check(command, 1, text)
+    self.check(command, 1, text.replace('{path}', str(path)))
 
   @parameterized.named_parameters(*VALUES)
   def test_values(self, changes, text):
@@ -249,6 +270,39 @@ class BadInputTest(parameterized.TestCase):
         commands.metrics(workdir, 'train_loss'),
         commands.metrics(whole, 'train_loss'),
     )
+
+  def start_with_absl(self, text, streams=''):
+    """Runs `experiments.train` up to its first import, which does `text`."""
+    absl = self.directory / 'absl'
+    absl.mkdir()
+    (absl / '__init__.py').write_text(text)
+    return subprocess.run(
+        f'{sys.executable} -m experiments.train {streams}',
+        shell=True, cwd=commands.ROOT, capture_output=True, text=True,
+        env=dict(os.environ, PYTHONPATH=str(self.directory)),
+    )
+
+  def test_ctrl_c_during_imports(self):
+    done = self.start_with_absl(
+        'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n'
+    )
+    self.assertEqual(done.stderr, 'Interrupted.\n')
+    self.assertIn(done.returncode, (-2, 130))
+
+  def test_closed_streams(self):
+    path = self.directory / 'mine'
+    done = self.start_with_absl(
+        f"""import os, sys
+number = os.open({str(path)!r}, os.O_CREAT | os.O_WRONLY)
+sys.stdout.reconfigure(errors='backslashreplace')
+print('to nobody', flush=True)
+print('to nobody', file=sys.stderr, flush=True)
+sys.exit(7 if number > 2 else 8)
+""",
+        '<&- >&- 2>&-',
+    )
+    self.assertEqual(done.returncode, 7)
+    self.assertEqual(path.read_text(), '')
 
   def test_output_is_cut_off(self):
     # As `| head` does it, and in a process that is not forked.

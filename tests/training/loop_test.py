@@ -286,8 +286,14 @@ class ConfigTest(parameterized.TestCase):
     old, new = ({}, {})
     for config, steps in ((old, 3), (new, 4)):
       config |= dict(total_steps=steps, optimizer=dict(schedule='cosine'))
-    with self.assertRaisesRegex(errors.UserValueError, 'total_steps: 3 there'):
+    with self.assertRaisesRegex(
+        errors.UserValueError,
+        'total_steps: 3 there, 4 now.*optimizer.schedule=constant.*init_from',
+    ):
       checks.check_same_config(old, new)
+    with self.assertRaises(errors.UserValueError) as caught:
+      checks.check_same_config(old, dict(old, seed=1))
+    self.assertNotIn('init_from', str(caught.exception))
 
   @parameterized.parameters('3', '3:', ':3', '0:3', '4:3', 'a:b', '1:2:3')
   def test_bad_profile_window(self, text):

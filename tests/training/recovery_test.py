@@ -94,7 +94,7 @@ class HistoryTest(parameterized.TestCase):
   def test_bad_values(self, name, value, message):
     config = loop_test.make_config(**{name: value})
     with self.assertRaisesRegex(errors.UserValueError, message):
-      checks.check_policies(config)
+      checks.check(config)
 
   def test_soundness(self):
     state = dict(
