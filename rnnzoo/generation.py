@@ -40,6 +40,10 @@ def sample_logits(
   `top_p` to what `top_k` has left, normalised. What a row gets depends on its
   logits, its number and the key, not on how many rows there are.
 
+  A row that holds NaN, or nothing but -inf, gives no token. That is an error
+  where the logits are known. Under `jax.jit` and `jax.vmap`, where they are
+  not, such a row gets -1; `generate` and `stream` raise the same error for it.
+
   >>> import jax.numpy as jnp
   >>> sample_logits(None, jnp.array([[0.0, 2.0, 1.0]]), temperature=0)
   Array([1], dtype=int32)
@@ -47,7 +51,8 @@ def sample_logits(
   Args:
     key: A PRNG key; may be `None` if `temperature` is 0.
     logits: `[B, V]`.
-    temperature: Divides the logits; 0 takes the largest.
+    temperature: Divides the logits; 0 takes the largest, the first of equals.
+      A Python number, like the next two: each value is a program of its own.
     top_k: Only the k most probable tokens; 0 for all.
     top_p: Only the smallest set of the most probable tokens whose probabilities
       add up to this much; 1 for all.
@@ -56,15 +61,23 @@ def sample_logits(
     Token ids `[B]`, int32.
 
   Raises:
-    UserValueError: If an argument is out of range.
+    UserValueError: If an argument is out of range, or a row gives no token.
   """
   sampling = Sampling(temperature, top_k, top_p)
-  _check_sampling(sampling, key)
-  if logits.ndim != 2:
+  key = _check_sampling(sampling, key)
+  logits = jnp.asarray(logits)
+  if logits.ndim != 2 or not logits.shape[1]:
     raise errors.UserValueError(
-        f'`logits` must be [B, V], got {logits.shape}.'
+        f'`logits` must be [B, V] with V >= 1, got {logits.shape}.'
     )
-  return _sample(key, logits, sampling)
+  if jnp.iscomplexobj(logits):
+    raise errors.UserValueError(
+        f'`logits` must be real numbers, got {logits.dtype}.'
+    )
+  tokens = _sample(key, logits, sampling)
+  if not isinstance(tokens, jax.core.Tracer):
+    _check_drawn(tokens)
+  return tokens
 
 
 def generate(
@@ -103,13 +116,16 @@ def generate(
     The new token ids `[B, length]`, int32.
 
   Raises:
-    UserValueError: If an argument has another form, or a prompt is empty.
+    UserValueError: If an argument has another form, a prompt is empty, or the
+      model's logits are NaN.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
   prompts, mask = _check_prompts(prompts, mask)
   _check_length(length)
-  return _generate(model, prompts, mask, key, length, sampling)
+  tokens = _generate(model, prompts, mask, key, length, sampling)
+  _check_drawn(tokens)
+  return tokens
 
 
 def stream(
@@ -139,7 +155,8 @@ def stream(
     An iterator over token ids `[B]`, int32: the columns of `generate`.
 
   Raises:
-    UserValueError: If an argument has another form, or a prompt is empty.
+    UserValueError: If an argument has another form, a prompt is empty, or, once
+      it comes to that, the model's logits are NaN.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
@@ -179,7 +196,7 @@ def _check_sampling(sampling: Sampling, key) -> jax.Array:
     raise errors.UserValueError(
         f'`temperature` must be a number of at least 0, got {temperature!r}.'
     )
-  if not isinstance(top_k, numbers.Integral) or top_k < 0:
+  if not _is_integer(top_k) or top_k < 0:
     raise errors.UserValueError(
         f'`top_k` must be an integer of at least 0 (all), got {top_k!r}.'
     )
@@ -216,37 +233,66 @@ def _check_prompts(prompts, mask):
 
 
 def _check_length(length):
-  if not isinstance(length, numbers.Integral) or length < 1:
+  if not _is_integer(length) or length < 1:
     raise errors.UserValueError(
         f'`length` must be an integer of at least 1, got {length!r}.'
     )
+
+
+def _check_drawn(tokens):
+  """Raises `UserValueError` if a row of `[B]` or `[B, length]` has no token."""
+  if not (tokens < 0).any():
+    return
+  row, *number = np.argwhere(np.asarray(tokens) < 0)[0]
+  where = f' for new token {number[0]}' if number else ''
+  raise errors.UserValueError(
+      f'The logits of row {row}{where} are NaN or all -inf: no token can be '
+      'drawn from them. Look for NaN in the parameters and the inputs.'
+  )
 
 
 def _is_number(value) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _is_integer(value) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _sample(key, logits, sampling: Sampling):
-  """`sample_logits` without checks; `sampling` is static."""
+  """`sample_logits` without checks, -1 for no token; `sampling` is static."""
+  wide = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+  largest = wide.max(-1, keepdims=True)  # NaN, if there is NaN.
   if sampling.temperature == 0:
-    return logits.argmax(-1).astype(jnp.int32)
-  logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
-  # The largest is 0 before the division, which must not overflow.
-  logits = logits - logits.max(-1, keepdims=True)
-  logits = logits / sampling.temperature
+    choice = logits.argmax(-1)
+  else:
+    choice = _draw(key, wide, largest, sampling)
+  return jnp.where(largest[:, 0] > -jnp.inf, choice, -1).astype(jnp.int32)
+
+
+def _draw(key, logits, largest, sampling: Sampling):
+  """A token for each row of logits, at a temperature that is not 0."""
+  # The largest is 0 before the division, which must not overflow. Infinities
+  # have no difference; numbers so small that they may count as 0 divide none.
+  logits = jnp.where(logits == largest, 0, logits - largest)
+  smallest = float(jnp.finfo(logits.dtype).tiny)
+  logits /= min(max(sampling.temperature, smallest), 1 / smallest)
   order = None
   if sampling.top_k or sampling.top_p < 1:
     size = logits.shape[-1]
     logits, order = jax.lax.top_k(logits, min(sampling.top_k or size, size))
     probabilities = jax.nn.softmax(logits)
     before = jnp.cumsum(probabilities, -1) - probabilities
-    logits = jnp.where(before < sampling.top_p, logits, -jnp.inf)
+    # The first has 0 before it.
+    logits = jnp.where(
+        before < max(sampling.top_p, smallest), logits, -jnp.inf
+    )
   rows = jnp.arange(logits.shape[0])
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   choice = jax.vmap(jax.random.categorical)(keys, logits)
   if order is not None:
     choice = jnp.take_along_axis(order, choice[:, None], 1)[:, 0]
-  return choice.astype(jnp.int32)
+  return choice
 
 
 def _read(model, prompts, mask, key, sampling):
@@ -285,9 +331,13 @@ def _generate(model, prompts, mask, key, length, sampling):
 
 def _stream(model, prompts, mask, key, length, sampling) -> Iterator[Any]:
   carry, tokens = _read_compiled(model, prompts, mask, key, sampling)
-  yield np.asarray(jax.block_until_ready(tokens))
+  tokens = jax.block_until_ready(tokens)
+  _check_drawn(tokens)
+  yield np.asarray(tokens)
   for number in itertools.count(1) if length is None else range(1, length):
     carry, tokens = _write_compiled(
         model, carry, tokens, number, key, sampling
     )
-    yield np.asarray(jax.block_until_ready(tokens))
+    tokens = jax.block_until_ready(tokens)
+    _check_drawn(tokens)
+    yield np.asarray(tokens)

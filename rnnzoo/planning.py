@@ -24,6 +24,7 @@ from rnnzoo.training import flops
 from rnnzoo.training import hardware as hardware_lib
 from rnnzoo.training import hlo
 from rnnzoo.training import losses
+from rnnzoo.training import optimizers
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
@@ -254,7 +255,12 @@ def _per_device(tree):
 
 def _memory(task, config, state, batch):
   """Returns bytes per device that arithmetic knows before any compiler."""
-  parameters = _per_device(state['params'])
+  frozen = optimizers.frozen_parameters(
+      state['params'], tuple(config.optimizer.freeze)
+  )
+  trained = jax.tree.map(
+      lambda held, p: None if held else p, frozen, state['params']
+  )
   others = {k: v for k, v in state.items() if k not in ('params', 'opt_state')}
   tokens = math.prod(_shard(batch['inputs'])) // config.accumulate_steps
   columns = config.model.vocab_size // batch['inputs'].sharding.mesh.shape[
@@ -264,10 +270,10 @@ def _memory(task, config, state, batch):
   if at_once == losses.AUTOMATIC:
     at_once = losses.LOGITS_AT_ONCE // columns
   return dict(
-      parameters=parameters,
+      parameters=_per_device(state['params']),
       optimiser=_per_device(state['opt_state']),
       rest=_per_device(others) + _per_device(batch),
-      gradients=parameters,
+      gradients=_per_device(trained),
       kept=_kept(task, config, state, batch),
       logits=4 * columns * min(tokens, at_once),
   )

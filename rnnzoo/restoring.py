@@ -13,6 +13,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from absl import logging
+import jax
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo import models
@@ -117,9 +118,9 @@ def restore_run(
         lambda rngs: models.LanguageModel(model_config, own, rngs=rngs)
     )
     params = evaluation.parameters_name(meta['config'])
-    abstract = {
+    abstract = jax.eval_shape(state_lib.at_least_float32, {
         params: functional.params, 'batch_stats': functional.batch_stats
-    }
+    })
     memory.check(
         abstract, 'The parameters', 'A device with more memory can hold them.'
     )

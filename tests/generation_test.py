@@ -47,6 +47,11 @@ class SampleLogitsTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('greedy', dict(temperature=0), [0, 0, 0, 1]),
       ('nearly_greedy', dict(temperature=1e-38), [0, 0, 0, 1]),
+      # What may count as 0, or as infinity, in float32.
+      ('tiny_and_k', dict(temperature=1e-38, top_k=3), [0, 0, 0, 1]),
+      ('tiny_both', dict(temperature=1e-320, top_p=1e-50), [0, 0, 0, 1]),
+      ('tiny_p', dict(top_k=3, top_p=1e-50), [0, 0, 0, 1]),
+      ('huge', dict(temperature=10**400), [0.25, 0.25, 0.25, 0.25]),
       ('top_1', dict(top_k=1), [0, 0, 0, 1]),
       ('top_2', dict(top_k=2), [0, 0, 3 / 7, 4 / 7]),
       ('top_k_of_more', dict(top_k=9), [0.1, 0.2, 0.3, 0.4]),
@@ -73,7 +78,8 @@ class SampleLogitsTest(parameterized.TestCase):
   @parameterized.parameters(
       ('temperature', -1), ('temperature', float('inf')),
       ('temperature', float('nan')), ('temperature', '1'), ('top_k', -1),
-      ('top_k', 1.5), ('top_p', 0), ('top_p', 1.01), ('top_p', float('nan')),
+      ('top_k', 1.5), ('top_k', True), ('temperature', jnp.ones(2)),
+      ('top_p', 0), ('top_p', 1.01), ('top_p', float('nan')),
   )
   def test_bad_values(self, name, value):
     with self.assertRaisesRegex(errors.UserValueError, f'`{name}` must'):
@@ -81,7 +87,33 @@ class SampleLogitsTest(parameterized.TestCase):
           jax.random.key(0), jnp.zeros((1, 4)), **{name: value}
       )
 
+  @parameterized.parameters(
+      dict(temperature=0), dict(), dict(top_k=2), dict(top_p=0.5),
+      dict(temperature=1e38),
+  )
+  def test_infinities_and_nan(self, **options):
+    nan, inf, key = jnp.nan, jnp.inf, jax.random.key(0)
+    sample = lambda u: generation.sample_logits(key, u, **options)
+    compiled = jax.jit(sample)
+    for row in ([nan] * 3, [-inf] * 3, [0, nan, 1], [inf, nan, 0]):
+      logits = jnp.array([[0.0, -inf, -inf], row])
+      with self.assertRaisesRegex(
+          errors.UserValueError, 'logits of row 1 are NaN or all -inf'
+      ):
+        sample(logits)
+      self.assertEqual(compiled(logits).tolist(), [0, -1])
+    best = jnp.array([[-inf, 0, -inf], [5, 1, inf], [-inf, inf, 2]])
+    self.assertEqual(sample(best).tolist(), [1, 2, 1])
+
+  def test_the_first_of_equals(self):
+    logits = [[1.0, 3, 3], [2, 2, 2]]
+    found = generation.sample_logits(None, logits, temperature=0)
+    self.assertEqual(found.tolist(), [1, 0])
+
   def test_bad_logits_and_key(self):
+    for logits in (jnp.zeros((1, 0)), jnp.zeros((1, 2), jnp.complex64)):
+      with self.assertRaisesRegex(errors.UserValueError, '`logits` must'):
+        generation.sample_logits(None, logits, temperature=0)
     with self.assertRaisesRegex(ValueError, '`logits` must'):
       generation.sample_logits(jax.random.key(0), jnp.zeros(4))
     with self.assertRaisesRegex(ValueError, '`key` must'):
@@ -128,6 +160,17 @@ class GenerateTest(parameterized.TestCase):
         self.model, tokens, mask=mask, length=LENGTH, temperature=0
     )
     np.testing.assert_array_equal(found, self.greedy)
+
+  def test_a_model_of_nan(self):
+    model = nnx.clone(self.model)
+    model.head.kernel[...] = jnp.full_like(model.head.kernel[...], jnp.nan)
+    options = dict(mask=self.mask, length=LENGTH, temperature=0)
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'row 0 for new token 0 are NaN'
+    ):
+      generation.generate(model, self.tokens, **options)
+    with self.assertRaisesRegex(errors.UserValueError, 'row 0 are NaN'):
+      next(generation.stream(model, self.tokens, **options))
 
   def test_streams_the_same(self):
     options = dict(

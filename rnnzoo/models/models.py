@@ -359,7 +359,13 @@ def _embed(model, tokens, mask, train=False):
   """Maps tokens `[...]` to what the first block reads, `[..., D]`."""
   config = model.config
   table = ops.whole_rows(model.embed.embedding[...].astype(config.dtype))
-  x = ops.spread_rows(table[tokens])
+  # JAX puts the size of the table into the tokens' dtype.
+  if jnp.iinfo(tokens.dtype).bits < 32:
+    tokens = tokens.astype(jnp.int32)
+  # Widened, so that the gradients of a token that comes often are added up in
+  # float32: in bfloat16 a sum of ones ends at 256.
+  rows = table.astype(base.state_dtype(table.dtype))[tokens]
+  x = ops.spread_rows(rows.astype(table.dtype))
   if config.scale_embeddings:
     x = x * jnp.asarray(config.features**0.5, x.dtype)
   return _normed(model, base.masked(x, mask), mask, train)

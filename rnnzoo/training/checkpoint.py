@@ -191,6 +191,17 @@ def _reason(error: BaseException) -> str:
   return line if len(line) <= 80 else line[:77] + '...'
 
 
+def _holds(leaf, saved: str) -> bool:
+  """Whether an array like `leaf` holds all of one of the dtype `saved`.
+
+  A moving average or a moment that was once kept in bfloat16 becomes float32.
+  """
+  if leaf.dtype.name == saved:
+    return True
+  narrow = saved in ('bfloat16', 'float16')
+  return narrow and leaf.dtype == np.float32
+
+
 def _differences(leaves, saved, *, partial: bool) -> list[str]:
   """Says, a line a leaf, where a tree and a saved one differ."""
   found = []
@@ -199,7 +210,7 @@ def _differences(leaves, saved, *, partial: bool) -> list[str]:
     there = saved.get(name)
     if there is None:
       found.append(f'{name} ({here}) is not in the checkpoint')
-    elif (there['dtype'], there['shape']) != (leaf.dtype.name, [*leaf.shape]):
+    elif there['shape'] != [*leaf.shape] or not _holds(leaf, there['dtype']):
       there = f'{there["dtype"]}{there["shape"]}'
       found.append(f'{name} is {there} in the checkpoint and {here} here')
   if not partial:
@@ -470,7 +481,8 @@ class Checkpointer:
 
     A damaged one is moved to `bad_directory` (not where `readonly`), a warning
     says so, and the one before is tried. That does not depend on the sharding:
-    a state saved on 8 devices restores on one.
+    a state saved on 8 devices restores on one. Where float32 is asked for and
+    bfloat16 or float16 was saved, the array is widened.
 
     Args:
       abstract_state: Arrays or `jax.ShapeDtypeStruct`s in the saved structure.
@@ -677,7 +689,7 @@ class Checkpointer:
     targets = {
         name: jax.ShapeDtypeStruct(
             leaf.shape,
-            leaf.dtype,
+            jnp.dtype(saved[name]['dtype']),
             sharding=getattr(leaf, 'sharding', None) or first,
         )
         for name, leaf in leaves.items()
@@ -716,6 +728,9 @@ class Checkpointer:
     for name, digest in zip(leaves, digests):
       if saved[name]['digest'] != f'{digest:016x}':
         raise _DamagedError(f'{name} is not what was written')
+    restored = [
+        x.astype(leaf.dtype) for x, leaf in zip(restored, leaves.values())
+    ]
     if jax.process_count() > 1:
       restored = [
           x if getattr(leaf, 'sharding', None) else x.addressable_data(0)

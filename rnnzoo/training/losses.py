@@ -37,8 +37,8 @@ def cross_entropy(
 
   Args:
     logits: `[..., V]`.
-    targets: Class or token ids `[...]`; of one that there is not the loss is
-      NaN.
+    targets: Class or token ids `[...]`, of any integer dtype; of one that there
+      is not the loss is NaN.
     mask: Booleans `[...]`, `False` on positions that do not count.
     split_over: Inside `jax.shard_map`, the mesh axes whose devices hold `V`
       classes each, in order.
@@ -47,15 +47,27 @@ def cross_entropy(
     float32 scalars: `loss`, the sum; `correct`, the number of targets with the
     largest logit, the first one of equals; `weight`, the number of positions
     that count.
+
+  Raises:
+    UserValueError: If `targets` are no integers.
   """
+  if not jnp.issubdtype(targets.dtype, jnp.integer):
+    raise errors.UserValueError(
+        f'`targets` must be integers, got {targets.dtype}.'
+    )
   logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+  # Not in the targets' dtype, which need not hold the number of classes.
   classes = jax.lax.broadcasted_iota(
-      targets.dtype, logits.shape, logits.ndim - 1
+      jnp.int32, logits.shape, logits.ndim - 1
   )
   count = logits.shape[-1]
   if split_over:
     classes += jax.lax.axis_index(split_over) * count
     count *= jax.lax.psum(1, split_over)
+  exists = targets >= 0
+  if count <= jnp.iinfo(targets.dtype).max:
+    exists &= targets < count
+  targets = jnp.where(exists, targets, 0).astype(jnp.int32)
   top = jax.lax.stop_gradient(logits).max(-1)
   top = jax.lax.pmax(top, split_over) if split_over else top
   # A target's logit is a sum of one number and zeros: no device needs to know
@@ -69,7 +81,7 @@ def cross_entropy(
   ])
   parts = jax.lax.psum(parts, split_over) if split_over else parts
   normalizer, chosen, better = jnp.log(parts[0]) + top, parts[1], parts[2]
-  chosen = jnp.where((0 <= targets) & (targets < count), chosen, jnp.nan)
+  chosen = jnp.where(exists, chosen, jnp.nan)
   valid = jnp.ones(targets.shape, bool) if mask is None else mask
   total = lambda u: jnp.where(valid, u, 0).sum(dtype=logits.dtype)
   return dict(

@@ -3,15 +3,23 @@
 The papers of this field train the parameters that set the recurrence with a
 rate of their own and without weight decay; biases, scales of norms and other
 vectors, also those of one a head, are not decayed either, as usual.
+
+Whatever the dtype of the parameters, an optimiser here keeps what it adds up in
+float32 at least: in bfloat16 a sum stops growing once a term is less than 1/256
+of it. `optimizer.options` may ask for less by name (`mu_dtype` of `adam`).
 """
 
+from collections.abc import Callable
 import dataclasses
 import inspect
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from rnnzoo import errors
 from rnnzoo import fields
+from rnnzoo.training import state as state_lib
 
 OPTIMIZERS = dict(
     adafactor=optax.adafactor,
@@ -83,6 +91,21 @@ OPTIONS = dict(
 _OWN = ('learning_rate', 'weight_decay', 'mask', 'weight_decay_mask')
 
 
+class Optimizer(NamedTuple):
+  """An `optax.GradientTransformation` that says what it leaves alone.
+
+  Attributes:
+    init: Maps parameters to the state of the optimiser.
+    update: `(gradients, state, parameters) -> (updates, state)`.
+    frozen: Whether a parameter is frozen, a bool per leaf. Its gradient has no
+      influence on anything, its update is 0, and there is no state for it.
+  """
+
+  init: Callable[..., Any]
+  update: Callable[..., Any]
+  frozen: Any
+
+
 def make_schedule(config, total_steps: int):
   """Returns the learning rate as a function of the number of updates made."""
   return SCHEDULES[config.schedule](
@@ -112,7 +135,9 @@ def check(config):
     )
 
 
-def make_optimizer(config, total_steps: int, *, axes, recurrent):
+def make_optimizer(
+    config, total_steps: int, *, axes, recurrent
+) -> Optimizer:
   """Builds the gradient transformation.
 
   Args:
@@ -125,7 +150,7 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
     recurrent: Whether a parameter sets the recurrence.
 
   Returns:
-    An `optax.GradientTransformation`.
+    The optimiser.
 
   Raises:
     UserValueError: On a wrong value or an unknown option.
@@ -148,10 +173,31 @@ def make_optimizer(config, total_steps: int, *, axes, recurrent):
     parts.append(
         optax.masked(optax.scale(config.recurrent_rate_factor), recurrent)
     )
-  if config.freeze:
-    frozen = frozen_parameters(recurrent, tuple(config.freeze))
-    parts.append(optax.masked(optax.set_to_zero(), frozen))
-  return optax.chain(*parts)
+  frozen = frozen_parameters(recurrent, tuple(config.freeze))
+  return _in_float32(optax.chain(*parts), frozen)
+
+
+def _in_float32(tx, frozen) -> Optimizer:
+  """Runs `tx` in float32 at least, on the parameters that are not frozen."""
+  trained = optax.masked(tx, jax.tree.map(lambda one: not one, frozen))
+
+  def init(params):
+    # What `masked` wraps around the state would be a part of the names that
+    # arrays have in checkpoints.
+    return trained.init(state_lib.at_least_float32(params)).inner_state
+
+  def update(grads, state, params=None):
+    updates, state = trained.update(
+        state_lib.at_least_float32(grads),
+        optax.MaskedState(state),
+        state_lib.at_least_float32(params),
+    )
+    updates = jax.tree.map(
+        lambda one, u: jnp.zeros_like(u) if one else u, frozen, updates
+    )
+    return updates, state.inner_state
+
+  return Optimizer(init, update, frozen)
 
 
 def is_matrix(path, axes):

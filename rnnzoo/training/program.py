@@ -10,7 +10,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import optax
 from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
 from rnnzoo.training import step as step_lib
@@ -30,7 +29,7 @@ class Program:
       metrics of so many steps are stacked.
   """
 
-  tx: optax.GradientTransformation
+  tx: optimizers.Optimizer
   abstract_state: Any
   make_state: Callable[[], Any]
   train_step: Any

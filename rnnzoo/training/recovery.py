@@ -139,16 +139,27 @@ class History:
     return config
 
 
-def is_sound(state) -> jax.Array:
+def is_sound(state, frozen=None) -> jax.Array:
   """Whether a training state is fit to be kept; to be jitted.
 
   Parameters, their average and statistics must be finite; a carry or the
-  optimiser may hold infinities, as a running maximum does at the start.
+  optimiser may hold infinities, as a running maximum does at the start, and so
+  may a frozen parameter, which training does not change.
+
+  Args:
+    state: The training state.
+    frozen: Whether a parameter is frozen, a bool per leaf; `None` if none is.
   """
-  checks = [jnp.isfinite(u).all() for u in jax.tree.leaves({
+  kept = {
       name: state[name] for name in ('params', 'ema', 'batch_stats')
       if name in state
-  })]
+  }
+  for name in ('params', 'ema'):
+    if frozen is not None and name in kept:
+      kept[name] = jax.tree.map(
+          lambda held, u: None if held else u, frozen, kept[name]
+      )
+  checks = [jnp.isfinite(u).all() for u in jax.tree.leaves(kept)]
   rest = {n: state[n] for n in ('opt_state', 'carry') if n in state}
   checks += [~jnp.isnan(u).any() for u in jax.tree.leaves(rest)]
   return jnp.stack(checks).all()

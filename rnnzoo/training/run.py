@@ -32,7 +32,9 @@ class Run:
     self.largest = multihost.Largest(mesh)
     self.steps_at_once = config.steps_per_dispatch
     self.eval_step = multihost.meeting(evaluation.make_eval_step(task))
-    self.is_sound = jax.jit(recovery.is_sound)
+    self.is_sound = jax.jit(
+        lambda state: recovery.is_sound(state, program.tx.frozen)
+    )
 
   def to_the_end(self, state, history) -> recovery.BadNumbers | None:
     """Trains from a state on and saves the last one.

@@ -237,12 +237,14 @@ def state_shardings(mesh, state, tx, axes, whole=()):
   if 'carry' in state:
     rows = NamedSharding(mesh, P(None, ('data', 'fsdp')))
     shardings['carry'] = jax.tree.map(lambda _: rows, state['carry'])
+  is_none = lambda u: isinstance(u, optax.MaskedNode)  # Of what is frozen.
   shardings['opt_state'] = optax.tree_map_params(
       tx,
-      lambda _, sharding: sharding,
+      lambda u, sharding: u if is_none(u) else sharding,
       state['opt_state'],
       params,
       transform_non_params=lambda _: everywhere,
+      is_leaf=is_none,
   )
   return shardings
 

@@ -21,7 +21,7 @@ def start(task, config, program, saver):
   """Returns the state to go on from, and the history of the run up to it."""
   if saver.latest_step() is None:
     return _new(task, config, program), recovery.History()
-  step, state, meta = saver.restore(program.abstract_state)
+  step, state, meta = _restore(config, program, saver)
   records.check_meta(
       meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
   )
@@ -62,7 +62,7 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
     restored, history = 0, recovery.History()
     state = _new(task, config, program)
   else:
-    restored, state, meta = saver.restore(program.abstract_state)
+    restored, state, meta = _restore(config, program, saver)
     history = recovery.History.of(meta)
   if history.rollbacks_to(restored) >= config.nan_limit:
     raise errors.UserError(
@@ -86,6 +86,13 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
     # A run resumed from there meets the same numbers, and does the same.
     logging.warning('%s', error)
   return state, history
+
+
+def _restore(config, program, saver):
+  """Returns the latest step, its state and what was saved with it."""
+  # Checkpoints of old have moments of frozen parameters too: they are left out.
+  partial = bool(config.optimizer.freeze)
+  return saver.restore(program.abstract_state, partial=partial)
 
 
 def _new(task, config, program):

@@ -3,6 +3,11 @@
 `nnx` modules are for reading and for building; a training step on dictionaries
 dispatches ten times faster. `Functional` is the bridge, crossed only while
 tracing.
+
+A training state holds its parameters, their average and their gradients in
+float32 at least. A model with `param_dtype=bfloat16` gets them rounded, by
+`Functional.merge`, each time it is called: an update of less than 1/256 of a
+parameter would else be lost, as nearly all are.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +15,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 Tree = Mapping[str, Any]  # Nested dictionaries with string keys.
 
@@ -55,9 +61,11 @@ class Functional:
     return self.variables(self._build(nnx.Rngs(seed)))
 
   def merge(self, params: Tree, batch_stats: Tree) -> nnx.Module:
-    """Returns a module that holds these values."""
+    """Returns a module that holds these values, in the dtypes of its own."""
     fill = lambda abstract, tree: nnx.from_flat_state({
-        path: variable.replace(_at(tree, path))
+        path: variable.replace(
+            _at(tree, path).astype(variable.get_value().dtype)
+        )
         for path, variable in abstract.items()
     })
     return nnx.merge(
@@ -76,6 +84,15 @@ class Functional:
 def count_parameters(params: Tree) -> int:
   """Returns the number of scalars in `params`."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def at_least_float32(tree):
+  """Returns `tree` with floating-point arrays of less widened to float32."""
+  return jax.tree.map(
+      lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32))
+      if jnp.issubdtype(u.dtype, jnp.floating) else u,
+      tree,
+  )
 
 
 def _flat(state):

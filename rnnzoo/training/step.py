@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from rnnzoo.training import state as state_lib
 
 # loss_fn(params, batch_stats, batch, carry, key) ->
 #   (sum of losses, (sums, batch_stats, carry))
@@ -26,9 +27,9 @@ def initial_state(functional, tx, seed, *, ema=False, carry=None):
 
   Returns:
     Nested dictionaries: `params`, `batch_stats`, `opt_state`, `step`, and `ema`
-    and `carry` where asked for.
+    and `carry` where asked for. All but `carry` is float32 at least.
   """
-  params, batch_stats = functional.initialize(seed)
+  params, batch_stats = state_lib.at_least_float32(functional.initialize(seed))
   state = dict(
       params=params,
       batch_stats=batch_stats,
@@ -55,7 +56,9 @@ def make_train_step(
 
   Args:
     loss_fn: See `LossFn`.
-    tx: The optimiser.
+    tx: The optimiser. What its attribute `frozen` marks, if it has one, see
+      `optimizers.Optimizer`, gets no gradient, so that a step is neither
+      clipped nor skipped for it.
     seed: With the step's number, the only source of randomness.
     accumulate_steps: Number of parts that a batch is run in, one after another;
       the gradient is that of the whole batch.
@@ -68,16 +71,29 @@ def make_train_step(
     positions that count), `accuracy`, `grad_norm`, and with `skip_bad` the bool
     `skipped`.
   """
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
   def train_step(state, batch):
     step = state['step'] + 1
     key = jax.random.fold_in(jax.random.key(seed, impl='rbg'), step)
     params, carry = state['params'], state.get('carry')
+    frozen = getattr(tx, 'frozen', None) or jax.tree.map(
+        lambda _: False, params
+    )
+    # Where a parameter is frozen `trained` has a node without leaves.
+    trained = jax.tree.map(
+        lambda held, p: optax.MaskedNode() if held else p, frozen, params
+    )
+
+    def loss_of_trained(trained, *rest):
+      whole = jax.tree.map(
+          lambda held, p, t: p if held else t, frozen, params, trained
+      )
+      return loss_fn(whole, *rest)
+
+    grad_fn = jax.value_and_grad(loss_of_trained, has_aux=True)
 
     def part(batch_stats, batch, carry, key):
       (_, (sums, batch_stats, carry)), grads = grad_fn(
-          params, batch_stats, batch, carry, key
+          trained, batch_stats, batch, carry, key
       )
       return batch_stats, carry, sums, grads
 
@@ -91,11 +107,15 @@ def make_train_step(
       )
     weight = jnp.maximum(sums['weight'], 1)
     grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-    updates, opt_state = tx.update(grads, state['opt_state'], params)
-    params = optax.apply_updates(params, updates)
     metrics = dict(
         loss=sums['loss'] / weight, grad_norm=optax.tree.norm(grads)
     )
+    grads = jax.tree.map(
+        lambda held, p, g: jnp.zeros_like(p) if held else g,
+        frozen, params, grads,
+    )
+    updates, opt_state = tx.update(grads, state['opt_state'], params)
+    params = optax.apply_updates(params, updates)
     if 'correct' in sums:
       metrics['accuracy'] = sums['correct'] / weight
     new_state = dict(
@@ -106,8 +126,11 @@ def make_train_step(
         step=step,
     )
     if 'ema' in state:
-      new_state['ema'] = optax.incremental_update(
+      average = optax.incremental_update(
           params, state['ema'], 1 - ema_decay
+      )
+      new_state['ema'] = jax.tree.map(
+          lambda held, p, e: p if held else e, frozen, params, average
       )
     if 'carry' in state:
       new_state['carry'] = carry
@@ -171,7 +194,9 @@ def _accumulate(part, count, batch_stats, batch, carry, key):
   shapes = jax.eval_shape(
       part, batch_stats, first(batches), first(carries), keys[0]
   )
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
+  zeros = state_lib.at_least_float32(
+      jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
+  )
 
   def body(state, inputs):
     batch_stats, totals = state

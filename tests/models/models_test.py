@@ -52,6 +52,29 @@ def part(tree, *index):
   return {k: v[(slice(None), *index)] for k, v in tree.items()}
 
 
+class EmbeddingTest(parameterized.TestCase):
+
+  def test_tokens_of_any_integer_dtype(self):
+    model = make(vocab_size=300)
+    tokens = np.array([[0, 7, 127]])
+    want = model.embed.embedding[...][tokens]
+    for dtype in ('int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32'):
+      found = models.models._embed(model, jnp.asarray(tokens, dtype), None)
+      np.testing.assert_array_equal(found, want)
+
+  def test_gradients_of_one_token_are_added_up_in_float32(self):
+    for dtype in ('float32', 'bfloat16'):
+      graph, state = nnx.split(make(dtype=dtype))
+
+      def total(state, graph=graph):
+        tokens = jnp.full((4, 256), 3)
+        x = models.models._embed(nnx.merge(graph, state), tokens, None)
+        return x.astype(jnp.float32).sum()
+
+      table = _jit(jax.grad(total))(state).embed.embedding[...]
+      np.testing.assert_array_equal(table[3], jnp.full((table.shape[1],), 1024))
+
+
 class LanguageModelTest(parameterized.TestCase):
 
   @parameterized.named_parameters(

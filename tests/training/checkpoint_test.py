@@ -306,6 +306,22 @@ class CheckpointerTest(CheckpointTestCase):
     _, restored, _ = self.open(readonly=True).restore(wanted, partial=True)
     self.assert_states_equal(restored, {'params': state['params']})
 
+  def test_what_was_narrow_is_widened_and_nothing_else(self):
+    narrow = {
+        'b': jnp.linspace(0, 1, 8, dtype=jnp.bfloat16),
+        'h': jnp.ones(2, jnp.float16),
+    }
+    checkpoints = self.open()
+    checkpoints.save(1, narrow, META)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
+    _, restored, _ = checkpoints.restore(abstract(wide))
+    self.assert_states_equal(restored, wide)
+    checkpoints.save(2, wide | {'i': jnp.int16(3)}, META)
+    for name, dtype in (('b', 'bfloat16'), ('i', 'float32'), ('h', 'float16')):
+      like = {name: jnp.zeros(jnp.shape(wide.get(name, 0)), dtype)}
+      with self.assertRaisesRegex(errors.UserError, f'{name} is .* {dtype}'):
+        checkpoints.restore(abstract(like), partial=True)
+
   def test_another_model_is_not_damage(self):
     state = make_state(3)
     checkpoints = self.open()

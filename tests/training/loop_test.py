@@ -10,8 +10,11 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import tasks
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import optax
 import rnnzoo
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
@@ -19,8 +22,10 @@ from rnnzoo.training import checks
 from rnnzoo.training import evaluation
 from rnnzoo.training import loop
 from rnnzoo.training import metrics
+from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import signals
+from rnnzoo.training import starting
 from tests.experiments import commands
 from tests.experiments import tiny
 
@@ -244,6 +249,53 @@ class LoopTest(parameterized.TestCase):
     self.assertIn(
         'batch_stats/norm/mean', commands.digests(workdir, 2)
     )
+
+
+class StartingTest(parameterized.TestCase):
+
+  def test_a_run_with_all_in_bfloat16_goes_on_in_float32(self):
+    # As they were once saved: moments of frozen parameters, too.
+    changes = dict(model__param_dtype='bfloat16', ema_decay=0.9)
+    config = make_config(**changes)
+    task, _ = tasks.make_task(config)
+    mesh = sharding.make_mesh(config.mesh)
+    old = program_lib.make_program(task, config, mesh)
+    state = jax.jit(old.make_state, out_shardings=old.shardings)()
+    parts = ('params', 'ema', 'opt_state')
+    for u in jax.tree.leaves([state[name] for name in parts]):
+      self.assertIn(u.dtype, (jnp.float32, jnp.int32))
+    narrow = lambda u: u.astype(
+        jnp.bfloat16 if u.dtype == jnp.float32 else u.dtype
+    )
+    state |= {
+        name: jax.tree.map(lambda u: narrow(u + 1), state[name])
+        for name in parts
+    }
+    config = make_config(optimizer__freeze=('embed',), **changes)
+    program = program_lib.make_program(task, config, mesh)
+    workdir = commands.temporary_directory(type(self))
+    with checkpoint.Checkpointer(workdir / 'checkpoints') as saver:
+      saver.save(2, state, task.meta)
+      found, _ = starting.start(task, config, program, saver)
+    self.assertEqual(
+        jax.tree.map(lambda u: (u.shape, u.dtype.name, u.sharding), found),
+        jax.tree.map(
+            lambda u: (u.shape, u.dtype.name, u.sharding),
+            program.abstract_state,
+        ),
+    )
+    for name in ('params', 'ema'):
+      jax.tree.map(np.testing.assert_array_equal, found[name], state[name])
+    moments = [
+        optax.tree.get(s['opt_state'], 'mu') for s in (found, state)
+    ]
+    self.assertFalse(jax.tree.leaves(moments[0]['embed']))
+    jax.tree.map(np.testing.assert_array_equal, *(m['head'] for m in moments))
+    # The model has them as it always had, rounded.
+    model = rnnzoo.restore(workdir)
+    kernel = model.head.kernel[...]
+    self.assertEqual(kernel.dtype, jnp.bfloat16)
+    np.testing.assert_array_equal(kernel, state['ema']['head']['kernel'])
 
 
 class ConfigTest(parameterized.TestCase):

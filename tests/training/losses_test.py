@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo.training import checks
@@ -107,6 +108,40 @@ class CrossEntropyTest(LossTestCase):
     )
     self.assertTrue(jnp.isnan(whole['loss']))
     self.assertAlmostEqual(float(rest['loss']), math.log(4), places=5)
+
+  def test_targets_of_any_integer_dtype(self):
+    # They need not be able to hold the number of classes.
+    rows = jnp.array([0, 7, 99])
+    for count in (200, 256, 300, 50257):
+      targets, wrong = [], []
+      for name in ('int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32'):
+        info = jnp.iinfo(name)
+        targets.append(rows.astype(name))
+        wrong += [
+            jnp.array([one], name) for one in (info.min, info.max)
+            if not 0 <= one < count
+        ]
+
+      def all_losses(kernel, targets, wrong):
+        one = jnp.ones((1, 3, 1))
+        of = lambda u: losses.cross_entropy(
+            jnp.tile(kernel, (len(u), 1)), u
+        )['loss']
+        chunked = [
+            losses.chunked_cross_entropy(one, kernel, u[None], chunk=2)['loss']
+            for u in targets[1:2]
+        ]
+        return [of(u) for u in targets] + chunked, [of(u) for u in wrong]
+
+      kernel = jnp.arange(count)[None] * 0.01
+      found, none = run(all_losses, kernel, targets, wrong)
+      want = optax.softmax_cross_entropy_with_integer_labels(
+          jnp.tile(kernel, (3, 1)), rows
+      ).sum()
+      np.testing.assert_allclose(found, [want] * len(found), rtol=1e-5)
+      self.assertTrue(np.isnan(none).all())
+    with self.assertRaisesRegex(errors.UserValueError, '`targets` must be int'):
+      losses.cross_entropy(jnp.zeros((2, 4)), jnp.zeros(2))
 
   @parameterized.parameters(
       dict(chunk=0), dict(chunk=1), dict(chunk=17), dict(chunk=64),

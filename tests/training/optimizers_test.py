@@ -101,11 +101,45 @@ class OptimizersTest(parameterized.TestCase):
       ):
         make(freeze=(name,))
 
+  def test_frozen_gradients_have_no_influence(self):
+    for gradient in (100.0, np.inf, np.nan):
+      tx = make(learning_rate=1, clip=1.0, freeze=('embed',))
+      grads = jax.tree.map(lambda p: jnp.full_like(p, 0.05), PARAMS)
+      grads['embed']['table'] = jnp.full((3, 2), gradient)
+      found = update(tx, grads)
+      expected = [-np.float32(0.05)]
+      self.assertEqual(found['table'], [0])
+      self.assertEqual(found['kernel'] + found['scale'], 2 * expected)
+    state = make(name='adamw', freeze=('embed',)).init(PARAMS)
+    sizes = [u.size for u in jax.tree.leaves(state) if u.ndim]
+    self.assertEqual(sum(sizes), 2 * (4 + 8 + 4))  # No moments of `table`.
+
   @parameterized.parameters(*optimizers.OPTIMIZERS)
   def test_every_optimizer(self, name):
-    tx = make(name=name, clip=1.0)
+    options = dict(momentum=0.9) if name in ('sgd', 'adafactor') else {}
+    tx = make(name=name, clip=1.0, options=options)
     found = update(tx)
     self.assertLess(max(v for values in found.values() for v in values), 0)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    state = tx.init(half)
+    updates, after = tx.update(half, state, half)
+    for u in jax.tree.leaves([updates, state, after]):
+      self.assertIn(u.dtype, (jnp.float32, jnp.int32))
+
+  def test_the_second_moment_of_bfloat16_parameters_decays(self):
+    tx = make(name='adam', options=dict(b2=0.999))
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state = jax.tree.map(
+        lambda u: jnp.full_like(u, 0.5) if u.ndim else u, tx.init(params)
+    )
+    state = jax.jit(lambda state: jax.lax.fori_loop(
+        0, 3233, lambda _, s: tx.update(zeros, s, params)[1], state
+    ))(state)
+    moments = optax.tree.get(state, 'nu')
+    np.testing.assert_allclose(
+        moments['embed']['table'], 0.5 * 0.999**3233, rtol=1e-3
+    )
 
   @parameterized.parameters(
       ('constant', 0, [0.5, 0.5, 0.5]),

@@ -107,6 +107,13 @@ class HistoryTest(parameterized.TestCase):
                         ('opt_state', jnp.nan), ('ema', -jnp.inf)):
       bad = state | {name: [jnp.array([0, value])]}
       self.assertFalse(recovery.is_sound(bad), name)
+    # A table of what is impossible, which no training has made.
+    state['params']['frozen'] = jnp.full(2, -jnp.inf)
+    self.assertFalse(recovery.is_sound(state))
+    frozen = dict(w=False, frozen=True)
+    self.assertTrue(recovery.is_sound(state, frozen))
+    state['params']['w'] = jnp.full(3, jnp.nan)
+    self.assertFalse(recovery.is_sound(state, frozen))
 
 
 class BadNumbersTest(RecoveryTestCase):

@@ -2,10 +2,14 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from flax import nnx
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import optax
+from rnnzoo.training import optimizers
+from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
 
 
@@ -181,12 +185,95 @@ class StepTest(parameterized.TestCase):
       )
     assert_close(state['ema'], expected)
 
+  @parameterized.parameters(1, 2)
+  def test_what_is_frozen_skips_nothing(self, accumulate):
+    tx = optimizers.make_optimizer(
+        ConfigDict(dict(
+            name='sgd', learning_rate=1.0, end_learning_rate=1.0,
+            warmup_steps=0, schedule='constant', weight_decay=0.0,
+            recurrent_rate_factor=1.0, clip=1.0, options={}, freeze=('b',),
+        )),
+        1, axes=dict(w=(), b=()), recurrent=dict(w=False, b=False),
+    )
+
+    def loss_fn(params, batch_stats, batch, carry, key):
+      # The gradient of the root of 0 is not finite.
+      losses = params['w'] * batch['x'] + jnp.sqrt(params['b'])
+      sums = dict(loss=losses.sum(), weight=jnp.float32(losses.size))
+      return sums['loss'], (sums, batch_stats, carry)
+
+    step = step_lib.make_train_step(
+        loss_fn, tx, seed=0, accumulate_steps=accumulate, skip_bad=True,
+        ema_decay=0.5,
+    )
+    state = make_state(tx, ema=True)
+    for name in ('params', 'ema'):
+      state[name]['b'] = jnp.float32(0)
+    after, metrics = jax.jit(step)(state, dict(x=jnp.full((4, 2), 0.25)))
+    self.assertFalse(metrics['skipped'])
+    self.assertEqual(metrics['grad_norm'], 0.25)
+    self.assertEqual(after['params'], dict(w=3.75, b=0.0))
+    self.assertEqual(after['ema'], dict(w=3.875, b=0.0))
+
   def test_evaluation_has_no_randomness(self):
     params, stats = Functional().initialize(0)
     sums = step_lib.make_eval_step(loss_fn)(params, stats, make_batch(0))
     loss, (expected, _, _) = loss_fn(params, stats, make_batch(0), None, None)
     assert_close(sums, expected)
     self.assertEqual(sums['loss'], loss)
+
+
+class OneNumber(nnx.Module):
+  """A model of one parameter, 1 in bfloat16."""
+
+  def __init__(self, rngs):
+    self.p = nnx.Param(jnp.ones((), jnp.bfloat16))
+
+
+class Bfloat16Test(parameterized.TestCase):
+  """Sums of small numbers, which bfloat16 cannot hold."""
+
+  def train(self, loss, batch, steps, **options):
+    """Trains `OneNumber` with SGD on the mean of `loss(p, x)`."""
+    functional = state_lib.Functional(OneNumber)
+
+    def loss_fn(params, batch_stats, x, carry, key):
+      p = functional.merge(params, batch_stats).p[...]
+      self.assertEqual(p.dtype, jnp.bfloat16)
+      losses = loss(p, x.astype(p.dtype))
+      sums = dict(loss=losses.sum(), weight=jnp.float32(losses.size))
+      return losses.sum(), (sums, batch_stats, carry)
+
+    tx = optax.sgd(options.pop('rate', 0.1))
+    step = step_lib.make_train_step(loss_fn, tx, seed=0, **options)
+    state = step_lib.initial_state(functional, tx, 0, ema=True)
+    batches = jnp.broadcast_to(batch, (steps, *batch.shape))
+    return jax.jit(step_lib.several_steps(step))(state, batches)[0]
+
+  def test_moving_average(self):
+    state = self.train(
+        lambda p, x: (p - x) ** 2, jnp.full((1,), 3.0), 3000, ema_decay=0.999
+    )
+    average, p = 1.0, 1.0
+    for _ in range(3000):
+      p -= 0.2 * (p - 3)
+      average = 0.999 * average + 0.001 * p
+    self.assertAlmostEqual(average, 2.90, places=2)
+    # The model has 3 as soon as that is what `p` is rounded to.
+    self.assertAlmostEqual(float(state['ema']['p']), average, delta=0.01)
+
+  def test_accumulation(self):
+    state = self.train(
+        lambda p, x: p * x, jnp.ones((1024,)), 1, rate=1.0,
+        accumulate_steps=1024,
+    )
+    self.assertEqual(state['params']['p'], 0)  # It was 0.75.
+
+  def test_small_rates(self):
+    state = self.train(
+        lambda p, x: p * x, jnp.ones((1,)), 100, rate=1e-4
+    )
+    self.assertAlmostEqual(float(state['params']['p']), 0.99, places=5)
 
 
 if __name__ == '__main__':
