@@ -91,7 +91,8 @@ def generate(
 
   Args:
     model: Returns logits `[B, T, V]`, and `[B, V]` from `step`.
-    prompts: Token ids `[B, P]`, P >= 1.
+    prompts: Token ids `[B, P]`, P >= 1; those under the mask must be less than
+      `model.config.vocab_size`, where the model has one.
     length: How many tokens to add.
     key: A PRNG key; may be `None` if `temperature` is 0.
     mask: Booleans `[B, P]`, `False` on padding, which may be anywhere.
@@ -103,11 +104,12 @@ def generate(
     The new token ids `[B, length]`, int32.
 
   Raises:
-    UserValueError: If an argument has another form, or a prompt is empty.
+    UserValueError: If an argument has another form, a prompt is empty, or an
+      id is none of the vocabulary.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
-  prompts, mask = _check_prompts(prompts, mask)
+  prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
   return _generate(model, prompts, mask, key, length, sampling)
 
@@ -139,11 +141,12 @@ def stream(
     An iterator over token ids `[B]`, int32: the columns of `generate`.
 
   Raises:
-    UserValueError: If an argument has another form, or a prompt is empty.
+    UserValueError: If an argument has another form, a prompt is empty, or an
+      id is none of the vocabulary.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
-  prompts, mask = _check_prompts(prompts, mask)
+  prompts, mask = _check_prompts(model, prompts, mask)
   if length is not None:
     _check_length(length)
   return _stream(model, prompts, mask, key, length, sampling)
@@ -161,12 +164,16 @@ def pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
   Returns:
     Token ids `[B, P]`, int32, and a mask `[B, P]` that is `False` on padding.
+
+  Raises:
+    UserValueError: If an id does not fit into int32.
   """
   width = max((len(prompt) for prompt in prompts), default=0)
   tokens = np.zeros((len(prompts), width), np.int32)
   mask = np.zeros((len(prompts), width), bool)
   for row, prompt in enumerate(prompts):
     start = width - len(prompt)
+    errors.check_token_ids(f'prompts[{row}]', prompt)
     tokens[row, start:] = prompt
     mask[row, start:] = True
   return tokens, mask
@@ -196,7 +203,7 @@ def _check_sampling(sampling: Sampling, key) -> jax.Array:
   return key
 
 
-def _check_prompts(prompts, mask):
+def _check_prompts(model, prompts, mask):
   """Raises on other forms; returns arrays."""
   prompts = np.asarray(prompts)
   if prompts.ndim != 2 or not np.issubdtype(prompts.dtype, np.integer):
@@ -212,7 +219,12 @@ def _check_prompts(prompts, mask):
       )
   if not prompts.shape[1] or mask is not None and not mask.any(1).all():
     raise errors.UserValueError('A prompt must have at least one token.')
-  return prompts, mask
+  present = prompts if mask is None else np.where(mask, prompts, 0)
+  config = getattr(model, 'config', None)
+  errors.check_token_ids(
+      'prompts', present, getattr(config, 'vocab_size', None)
+  )
+  return present.astype(np.int32), mask
 
 
 def _check_length(length):
