@@ -482,7 +482,8 @@ def sketch(tree) -> str:
       return _Word(f'{u.dtype}[{",".join(map(str, u.shape))}]')
     return _Word(type(u).__name__)
 
-  return textwrap.shorten(repr(jax.tree.map(of, tree)), 200, placeholder=' ...')
+  text = repr(jax.tree.map(of, tree))
+  return textwrap.shorten(text, 200, placeholder=' ...')
 
 
 class _Word(str):

@@ -91,7 +91,8 @@ class Backbone(nnx.Module):
     """
     x = base.as_array('x', x)
     reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
-    features, shape = self.config.features, jnp.shape(x) if x is not None else ()
+    features = self.config.features
+    shape = () if x is None else x.shape
     if len(shape) != len(axes) or shape[-1] != features:
       raise ValueError(
           f'`x` must be [{", ".join(axes)}] with D = {features}, got '
