@@ -2,6 +2,8 @@
 
 import difflib
 
+import numpy as np
+
 
 class UserError(Exception):
   """Something the user can put right; drivers print it and exit with 1.
@@ -20,6 +22,26 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
 
   def __str__(self):  # OSError would print the arguments as a tuple.
     return str(self.args[0]) if self.args else ''
+
+
+def check_token_ids(name, ids, vocab_size=None):
+  """Raises `UserValueError` unless all of `ids` are tokens.
+
+  >>> check_token_ids('tokens', [0, 15], 16)
+
+  Args:
+    name: Of the argument.
+    ids: Integers.
+    vocab_size: How many tokens there are; as many as int32 has if `None`.
+  """
+  ids, size = np.asarray(ids), vocab_size or 2**31
+  wrong = (ids < 0) | (ids >= size)
+  if wrong.any():
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    raise UserValueError(
+        f'`{name}` must be token ids from 0 to {size - 1}, got {ids[at]} at '
+        f'index {list(at)}.'
+    )
 
 
 def suggest(word, known):

@@ -104,7 +104,8 @@ def generate(
 
   Args:
     model: Returns logits `[B, T, V]`, and `[B, V]` from `step`.
-    prompts: Token ids `[B, P]`, P >= 1.
+    prompts: Token ids `[B, P]`, P >= 1; those under the mask must be less than
+      `model.config.vocab_size`, where the model has one.
     length: How many tokens to add.
     key: A PRNG key; may be `None` if `temperature` is 0.
     mask: Booleans `[B, P]`, `False` on padding, which may be anywhere.
@@ -116,12 +117,12 @@ def generate(
     The new token ids `[B, length]`, int32.
 
   Raises:
-    UserValueError: If an argument has another form, a prompt is empty, or the
-      model's logits are NaN.
+    UserValueError: If an argument has another form, a prompt is empty, an id is
+      none of the vocabulary, or the model's logits are NaN.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
-  prompts, mask = _check_prompts(prompts, mask)
+  prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
   tokens = _generate(model, prompts, mask, key, length, sampling)
   _check_drawn(tokens)
@@ -155,12 +156,13 @@ def stream(
     An iterator over token ids `[B]`, int32: the columns of `generate`.
 
   Raises:
-    UserValueError: If an argument has another form, a prompt is empty, or, once
-      it comes to that, the model's logits are NaN.
+    UserValueError: If an argument has another form, a prompt is empty, an id is
+      none of the vocabulary, or, once it comes to that, the model's logits are
+      NaN.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
-  prompts, mask = _check_prompts(prompts, mask)
+  prompts, mask = _check_prompts(model, prompts, mask)
   if length is not None:
     _check_length(length)
   return _stream(model, prompts, mask, key, length, sampling)
@@ -178,12 +180,16 @@ def pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
   Returns:
     Token ids `[B, P]`, int32, and a mask `[B, P]` that is `False` on padding.
+
+  Raises:
+    UserValueError: If an id does not fit into int32.
   """
   width = max((len(prompt) for prompt in prompts), default=0)
   tokens = np.zeros((len(prompts), width), np.int32)
   mask = np.zeros((len(prompts), width), bool)
   for row, prompt in enumerate(prompts):
     start = width - len(prompt)
+    errors.check_token_ids(f'prompts[{row}]', prompt)
     tokens[row, start:] = prompt
     mask[row, start:] = True
   return tokens, mask
@@ -213,7 +219,7 @@ def _check_sampling(sampling: Sampling, key) -> jax.Array:
   return key
 
 
-def _check_prompts(prompts, mask):
+def _check_prompts(model, prompts, mask):
   """Raises on other forms; returns arrays."""
   prompts = np.asarray(prompts)
   if prompts.ndim != 2 or not np.issubdtype(prompts.dtype, np.integer):
@@ -229,7 +235,12 @@ def _check_prompts(prompts, mask):
       )
   if not prompts.shape[1] or mask is not None and not mask.any(1).all():
     raise errors.UserValueError('A prompt must have at least one token.')
-  return prompts, mask
+  present = prompts if mask is None else np.where(mask, prompts, 0)
+  config = getattr(model, 'config', None)
+  errors.check_token_ids(
+      'prompts', present, getattr(config, 'vocab_size', None)
+  )
+  return present.astype(np.int32), mask
 
 
 def _check_length(length):

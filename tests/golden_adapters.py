@@ -198,7 +198,8 @@ def s6(case):
 def mamba(case):
   layer = layers.Mamba(
       case.x.shape[2], state_features=case.cfg['d_state'],
-      dt_rank=case.cfg['dt_rank'], rngs=nnx.Rngs(0),
+      conv_kernel=case.cfg['d_conv'], dt_rank=case.cfg['dt_rank'],
+      expansion_factor=case.cfg['expand'], rngs=nnx.Rngs(0),
   )
   channels, features = case.par['W_out'].T.shape
   into = case.par['W_in'].reshape(2, channels, features).transpose(2, 0, 1)

@@ -7,6 +7,9 @@ features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
 `RecurrentCell` and is scanned token by token.
 """
 
+from collections.abc import Callable
+import functools
+import textwrap
 from typing import Any
 
 from flax import nnx
@@ -21,6 +24,45 @@ from rnnzoo.ops.linear_scan import sharded
 _STACK_WIDE = jax.__version_info__ < (0, 12)
 
 Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
+
+
+def _call_with_arrays(call: Callable) -> Callable:
+  """Wraps `__call__` and the like: lists and NumPy arrays become JAX arrays."""
+
+  @functools.wraps(call)
+  def run(self, x, carry=None, **options):
+    return call(self, _as_input(x), carry, **_as_arrays(options))
+
+  return run
+
+
+def _step_with_arrays(step: Callable) -> Callable:
+  """The same for `step`, which takes the carry first."""
+
+  @functools.wraps(step)
+  def run(self, carry, x, **options):
+    return step(self, carry, _as_input(x), **_as_arrays(options))
+
+  return run
+
+
+def _as_input(x):
+  if x is None:
+    raise ValueError('`x` must be an array, got None.')
+  return as_array('x', x)
+
+
+def _as_arrays(options):
+  sides = ('reset', 'mask', 'dt', 'v_first')
+  return {k: as_array(k, v) if k in sides else v for k, v in options.items()}
+
+
+# The door of all layers: what `RecurrentLayer` wraps in each of its subclasses.
+_WITH_ARRAYS = dict(
+    __call__=_call_with_arrays,
+    first_value=_call_with_arrays,
+    step=_step_with_arrays,
+)
 
 
 class RecurrentLayer(nnx.Module):
@@ -39,6 +81,9 @@ class RecurrentLayer(nnx.Module):
   Outputs have the compute dtype: `dtype` if the layer was given one, else that
   of `x`. States are kept in `promote_types(float32, compute dtype)`.
 
+  `x`, the flags and the side inputs may be lists or NumPy arrays: the methods
+  of every subclass get them as JAX arrays. A carry stays as it is.
+
   Attributes:
     in_features: Size `D_in` of an input token.
     out_features: Size `D_out` of an output token.
@@ -56,6 +101,12 @@ class RecurrentLayer(nnx.Module):
   dtype: Any = None
   causal: bool = True
   gathers_time: bool = False
+
+  def __init_subclass__(cls, **options):
+    super().__init_subclass__(**options)
+    for name, with_arrays in _WITH_ARRAYS.items():
+      if name in vars(cls):
+        setattr(cls, name, with_arrays(vars(cls)[name]))
 
   def initialize_carry(self, batch_size: int, dtype=None) -> Carry:
     """Returns the carry before the first token.
@@ -274,6 +325,10 @@ class GatedRecurrence(LinearRecurrence):
 
 def scan_steps(layer, carry, x, *, reset=None, mask=None):
   """Scans `layer.step` over `x` `[B, T, D]`: the oracle for parallel forms."""
+  x, reset, mask = (
+      as_array(name, u)
+      for name, u in (('x', x), ('reset', reset), ('mask', mask))
+  )
   _, carry, _, _ = prepare(layer, x, carry, reset, mask)
   by_time = lambda u: jnp.moveaxis(u, 1, 0)
 
@@ -307,22 +362,20 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
     ValueError: If shapes or dtypes disagree.
   """
   axes, token = ('B',) if step else ('B', 'T'), input_shape(layer)
-  if x.ndim != len(axes) + len(token) or x.shape[len(axes) :] != token:
+  fits = lambda shape: (
+      len(shape) == len(axes) + len(token) and shape[len(axes) :] == token
+  )
+  if not fits(x.shape):
     names = ('D',) if len(token) == 1 else ('H', 'W', 'C')
+    swapped = step and fits(getattr(carry, 'shape', ()))
     raise ValueError(
         f'`x` must be [{", ".join(axes + names)}] with '
-        f'{", ".join(names)} = {", ".join(map(str, token))}, got {x.shape}.'
+        f'{", ".join(names)} = {", ".join(map(str, token))}, got {x.shape}'
+        + ('; the carry is the first argument of `step`.' if swapped else '.')
     )
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'`x` must be floating, got {x.dtype}.')
-  for name, flag in (('reset', reset), ('mask', mask)):
-    if flag is not None and (
-        flag.shape != x.shape[: len(axes)] or flag.dtype != jnp.bool_
-    ):
-      raise ValueError(
-          f'`{name}` must be bool {x.shape[: len(axes)]}, got {flag.dtype} '
-          f'{flag.shape}.'
-      )
+  check_flags(x.shape[: len(axes)], reset=reset, mask=mask)
   x = x.astype(layer.dtype or x.dtype)
   initial = layer.initialize_carry(x.shape[0], x.dtype)
   if carry is None:
@@ -362,12 +415,56 @@ def prepare_dt(dt, x, mask):
   return dt if mask is None else jnp.where(mask, dt, 1)
 
 
+def as_array(name, value):
+  """Returns a list or a NumPy array as a JAX array, `None` as it is.
+
+  Args:
+    name: Of the argument.
+    value: What was given for it; an array of JAX stays as it is.
+
+  Returns:
+    An array of JAX, or `None`.
+
+  Raises:
+    ValueError: If it cannot be one, as a carry of several arrays cannot.
+  """
+  if value is None or isinstance(value, jax.Array):
+    return value
+  kind = type(value).__name__
+  # A carry is no array, though all of its leaves may have one shape.
+  if isinstance(value, dict) or hasattr(value, '_fields'):
+    raise ValueError(
+        f'`{name}` must be an array, got {kind}; `step` takes the carry first, '
+        'a call takes `x` first.'
+    )
+  try:
+    return jnp.asarray(value)
+  except (TypeError, ValueError, OverflowError) as error:
+    raise ValueError(
+        f'`{name}` must be an array or a list of equally long rows, got {kind} '
+        f'({str(error).splitlines()[0]})'
+    ) from error
+
+
+def check_flags(shape, **flags):
+  """Raises `ValueError` unless all flags are `None` or bool of that shape."""
+  for name, flag in flags.items():
+    if flag is not None and (flag.shape != shape or flag.dtype != jnp.bool_):
+      raise ValueError(
+          f'`{name}` must be bool {shape}, got {flag.dtype} {flag.shape}.'
+      )
+
+
 def check_carry(carry, initial):
   """Raises `ValueError` unless `carry` is a tree like `initial`."""
   want = jax.tree_util.tree_flatten_with_path(initial)
   got = jax.tree_util.tree_flatten_with_path(carry)
-  if want[1] != got[1]:
-    raise ValueError(f'`carry` must be a tree {want[1]}, got {got[1]}.')
+  arrays = all(hasattr(u, 'shape') and hasattr(u, 'dtype') for _, u in got[0])
+  if want[1] != got[1] or not arrays:
+    raise ValueError(
+        f'`carry` must be {sketch(initial)}, got {sketch(carry)}; '
+        'initialize_carry(batch_size) of the same layer makes one.'
+    )
   for (path, w), (_, g) in zip(want[0], got[0]):
     if w.shape != g.shape or w.dtype != g.dtype:
       raise ValueError(
@@ -375,6 +472,24 @@ def check_carry(carry, initial):
           f'got {g.dtype} {g.shape}; layer.initialize_carry(batch_size, '
           'x.dtype) makes one.'
       )
+
+
+def sketch(tree) -> str:
+  """Describes a tree with the types of its arrays, shortened: `float32[2,5]`."""
+
+  def of(u):
+    if hasattr(u, 'shape') and hasattr(u, 'dtype'):
+      return _Word(f'{u.dtype}[{",".join(map(str, u.shape))}]')
+    return _Word(type(u).__name__)
+
+  text = repr(jax.tree.map(of, tree))
+  return textwrap.shorten(text, 200, placeholder=' ...')
+
+
+class _Word(str):
+  """A string that `repr` shows without quotes."""
+
+  __repr__ = str.__str__
 
 
 def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:

@@ -228,10 +228,10 @@ class RWKV4ChannelMix(base.RecurrentLayer):
     self.in_features = self.out_features = d = in_features
     self.hidden_features = h = int(in_features * expansion_factor)
     self.dtype = dtype
-    share = jnp.arange(d) / d
-    mu = (share ** (1 - layer_index / num_layers)).astype(param_dtype)
-    self.mu_k = nnx.Param(mu, axes=(None,))
-    self.mu_r = nnx.Param(mu, axes=(None,))
+    mu = (jnp.arange(d) / d) ** (1 - layer_index / num_layers)
+    # An array each: one buffer cannot be donated for two parameters.
+    self.mu_k = nnx.Param(jnp.array(mu, param_dtype), axes=(None,))
+    self.mu_r = nnx.Param(jnp.array(mu, param_dtype), axes=(None,))
     options = dict(param_dtype=param_dtype, rngs=rngs)
     self.key = _linear(
         d, h, ('embed', 'mlp'), False, gain=key_gain, **options

@@ -315,7 +315,7 @@ def convolution(lambda_, p, b, c, step, x, h0=None):
     first = _apply_power(squares, 1, weights, transpose=True)
     reads = _orbit(squares, 0, first, size, transpose=True)
     trace = exact.einsum('dnib,dnj->bijd', starts, reads)
-    s += trace.reshape(len(x), -1, x.shape[2])[:, :time]
+    s += trace.reshape(len(x), count * size, x.shape[2])[:, :time]
   return _complex(last), s
 
 

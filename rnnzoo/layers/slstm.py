@@ -97,10 +97,8 @@ class _Recurrence(base.RecurrentCell):
   def initialize_carry(self, batch_size: int, dtype=None) -> SLSTMCarry:
     """Returns the state before the first token: 0, and `m` of -infinity."""
     dtype = base.state_dtype(dtype or self.dtype)
-    zeros = jnp.zeros((batch_size, self.hidden_features), dtype)
-    return SLSTMCarry(
-        c=zeros, n=zeros, m=jnp.full_like(zeros, -jnp.inf), h=zeros
-    )
+    full = lambda u: jnp.full((batch_size, self.hidden_features), u, dtype)
+    return SLSTMCarry(c=full(0), n=full(0), m=full(-jnp.inf), h=full(0))
 
   def update(self, carry, projected, dtype):
     c, n, m, h = carry

@@ -55,8 +55,8 @@ class TFCSGRU(sgru.SGRU):
   def initialize_carry(self, batch_size: int, dtype=None) -> TFCSGRUCarry:
     """Returns the states before the first token: zeros."""
     dtype = base.state_dtype(dtype or self.dtype)
-    zeros = jnp.zeros((batch_size, self.hidden_features), dtype)
-    return TFCSGRUCarry(zeros, zeros)
+    shape = (batch_size, self.hidden_features)
+    return TFCSGRUCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
   def update(self, carry, projected, dtype):
     h = self.mix(carry.h, carry.before, projected, dtype)

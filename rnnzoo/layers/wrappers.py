@@ -192,8 +192,15 @@ class _RNNCell(nnx.RNNCellBase):
 
   def __call__(self, carry, inputs):
     """Maps a carry and `[*batch, D]` to a carry and `[*batch, D_out]`."""
-    axes = inputs.ndim - self.num_feature_axes
-    batch = inputs.shape[:axes]
+    inputs = base.as_array('inputs', inputs)
+    axes = jnp.ndim(inputs) - self.num_feature_axes
+    batch = inputs.shape[:max(axes, 0)]
+    for path, u in jax.tree_util.tree_flatten_with_path(carry)[0]:
+      if axes < 0 or np.shape(u)[:axes] != batch:
+        raise ValueError(
+            f'`carry{jax.tree_util.keystr(path)}` must have the batch axes of '
+            f'`inputs` {inputs.shape}, {batch}, first, got {np.shape(u)}.'
+        )
     carry, y = self.layer.step(
         _reshape_batch(carry, axes, (-1,)),
         inputs.reshape((-1,) + inputs.shape[axes:]),
@@ -260,8 +267,28 @@ def time_major(layer: base.RecurrentLayer) -> Callable:
 
   def apply(carry, inputs):
     x, resets = inputs
+    x, resets = base.as_array('x', x), base.as_array('resets', resets)
+    token = base.input_shape(layer)
+    sizes = {np.shape(u)[:1] for u in jax.tree.leaves(carry)}
+    shape = jnp.shape(x) if x is not None else ()
+    if (
+        len(shape) != 2 + len(token)
+        or shape[2:] != token
+        or sizes - {shape[1:2]}
+    ):
+      of = sorted(size[0] for size in sizes if size)
+      raise ValueError(
+          f'`x` must be [T, B, {", ".join(map(str, token))}], time first'
+          + (f', with B = {of[0]} as in `carry`' if of else '')
+          + f', got {shape}.'
+      )
+    if resets is None or resets.shape != shape[:2]:
+      raise ValueError(
+          f'`resets` must be [T, B] = {shape[:2]}, got '
+          f'{None if resets is None else resets.shape}.'
+      )
     swap = lambda u: jnp.swapaxes(u, 0, 1)
-    carry, y = layer(swap(x), carry, reset=swap(jnp.asarray(resets) != 0))
+    carry, y = layer(swap(x), carry, reset=swap(resets != 0))
     return carry, swap(y)
 
   return apply

@@ -13,10 +13,12 @@ import inspect
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import layers as zoo
 from rnnzoo import ops
+from rnnzoo.layers import base
 from rnnzoo.models import blocks
 from rnnzoo.models import config as config_lib
 from rnnzoo.models.config import ModelConfig
@@ -66,9 +68,10 @@ class Backbone(nnx.Module):
     return tuple(one(stack) for stack in self.stacks)
 
   def __call__(
-      self, x, carry, *, reset=None, mask=None, train=False, key=None
+      self, x, carry=None, *, reset=None, mask=None, train=False, key=None
   ):
     """Maps `[B, T, D]` to the next carry and `[B, T, D]`."""
+    x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BTD')
 
     def run(block, carry, x, v_first, depth):
       layer_key = None if key is None else jax.random.fold_in(key, depth)
@@ -80,10 +83,43 @@ class Backbone(nnx.Module):
 
   def step(self, carry, x, *, reset=None, mask=None):
     """Maps `[B, D]` to the next carry and `[B, D]`."""
+    x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BD')
     run = lambda block, carry, x, v_first, _: block.step(
         carry, x, v_first, reset=reset, mask=mask
     )
     return self._run(run, carry, x)
+
+  def _checked(self, x, carry, reset, mask, axes):
+    """Returns the arguments of a call as arrays, or raises `ValueError`.
+
+    Of a carry only its depth is checked: the rest each block sees for itself.
+    """
+    x = base.as_array('x', x)
+    reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
+    features = self.config.features
+    shape = () if x is None else x.shape
+    if len(shape) != len(axes) or shape[-1] != features:
+      raise ValueError(
+          f'`x` must be [{", ".join(axes)}] with D = {features}, got '
+          f'{None if x is None else shape}.'
+      )
+    base.check_flags(shape[:-1], reset=reset, mask=mask)
+    if carry is None:
+      return x, self.initialize_carry(len(x)), reset, mask
+    period, depth = len(self.stacks), self.config.num_layers
+    counts = [len(range(i, depth, period)) for i in range(period)]
+    same = isinstance(carry, tuple) and len(carry) == period and all(
+        isinstance(one, blocks.BlockCarry)
+        and all(np.shape(u)[:1] == (count,) for u in jax.tree.leaves(one))
+        for one, count in zip(carry, counts)
+    )
+    if not same:
+      raise ValueError(
+          f'`carry` must be a tuple of {period} BlockCarry, stacked over '
+          f'{counts} blocks, got {base.sketch(carry)}; '
+          'initialize_carry(batch_size) of the same model makes one.'
+      )
+    return x, carry, reset, mask
 
   def _run(self, run, carry, x, train=False):
     """Runs the blocks in order of depth, in a loop or unrolled."""

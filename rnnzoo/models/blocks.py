@@ -93,7 +93,17 @@ class Block(nnx.Module):
     )
     flags = dict(reset=reset, mask=mask)
     conv = carry.conv
+    if (conv is None) != (not config.conv_kernel):
+      raise ValueError(
+          f'`carry.conv` must be {"an array" if conv is None else "None"}, as '
+          f'conv_kernel is {config.conv_kernel}, got {base.sketch(conv)}.'
+      )
     if config.conv_kernel:
+      like = (len(x), config.conv_kernel - 1, config.features)
+      base.check_carry(
+          BlockCarry(conv, None),
+          BlockCarry(jax.ShapeDtypeStruct(like, x.dtype), None),
+      )
       conv, y = self.conv(x, conv, step=step, **flags)
       x = ops.spread_rows(x + y)
 

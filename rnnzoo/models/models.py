@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
@@ -81,8 +82,13 @@ class LanguageModel(nnx.Module):
   ):
     """Runs whole sequences.
 
+    Ids that are none of the vocabulary are an error where their values are
+    known. In a compiled program they are not: there JAX's rule for indices
+    holds, the last token for an id past the end, and from the end backwards for
+    a negative one. `mask` hides an id from the check.
+
     Args:
-      tokens: Token ids `[B, T]`.
+      tokens: Token ids `[B, T]`, from 0 to `vocab_size - 1`.
       carry: State left by earlier tokens; `initialize_carry` if `None`.
       reset: Booleans `[B, T]`, `True` on the first token of each sequence.
       mask: Booleans `[B, T]`, `False` on tokens to be skipped.
@@ -93,8 +99,9 @@ class LanguageModel(nnx.Module):
       `(carry, logits)`: logits `[B, T, vocab_size]`, float32 at least.
 
     Raises:
-      ValueError: If shapes or dtypes disagree.
+      ValueError: If shapes or dtypes disagree, or an id is no token.
     """
+    mask = base.as_array('mask', mask)
     carry, x = self.features(
         tokens, carry, reset=reset, mask=mask, train=train, key=key
     )
@@ -120,9 +127,9 @@ class LanguageModel(nnx.Module):
       `(carry, features)`: features `[B, T, features]` of `config.dtype`.
 
     Raises:
-      ValueError: If shapes or dtypes disagree.
+      ValueError: If shapes or dtypes disagree, or an id is no token.
     """
-    _check_tokens(tokens, 2)
+    tokens, reset, mask = _checked_tokens(self, tokens, reset, mask, 2)
     if carry is None:
       carry = self.initialize_carry(tokens.shape[0])
     embed_key = None
@@ -149,7 +156,7 @@ class LanguageModel(nnx.Module):
 
   def step(self, carry, tokens, *, reset=None, mask=None):
     """Runs one token `[B]`: the next carry, and logits `[B, vocab_size]`."""
-    _check_tokens(tokens, 1)
+    tokens, reset, mask = _checked_tokens(self, tokens, reset, mask, 1)
     x = _embed(self, tokens, mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
     x = self.norm(base.masked(x, mask), mask=mask)
@@ -257,9 +264,8 @@ class SequenceClassifier(nnx.Module):
     Raises:
       ValueError: If shapes or dtypes disagree.
     """
-    x = self._encode(inputs, mask, 2, train)
-    if carry is None:
-      carry = self.initialize_carry(x.shape[0])
+    x, reset, mask = self._encode(inputs, reset, mask, 2, train)
+    carry = self._checked_carry(carry, x.shape[0])
     embed_key = None
     if key is not None:
       key, embed_key = jax.random.split(key)
@@ -279,7 +285,8 @@ class SequenceClassifier(nnx.Module):
 
   def step(self, carry, inputs, *, reset=None, mask=None):
     """Runs one step, `[B]` or `[B, in_features]`; logits so far `[B, C]`."""
-    x = self._encode(inputs, mask, 1)
+    x, reset, mask = self._encode(inputs, reset, mask, 1)
+    carry = self._checked_carry(carry, x.shape[0])
     layers, x = self.backbone.step(carry.layers, x, reset=reset, mask=mask)
     if self.config.norm_position == 'pre':
       x = self.norm(base.masked(x, mask), mask=mask)
@@ -290,17 +297,37 @@ class SequenceClassifier(nnx.Module):
     )
     return carry, self._logits(carry.pooled, x.dtype)
 
-  def _encode(self, inputs, mask, axes, train=False):
+  def _checked_carry(self, carry, batch_size):
+    """The carry, all but that of the backbone checked."""
+    if carry is None:
+      return self.initialize_carry(batch_size)
+    dtype = base.state_dtype(jnp.dtype(self.config.dtype))
+    like = ClassifierCarry(
+        None,
+        jax.ShapeDtypeStruct((batch_size, self.config.features), dtype),
+        jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    )
+    own = isinstance(carry, ClassifierCarry)
+    base.check_carry(carry._replace(layers=None) if own else carry, like)
+    return carry
+
+  def _encode(self, inputs, reset, mask, axes, train=False):
+    """What the first block reads, and the flags, checked."""
     if self.config.vocab_size:
-      _check_tokens(inputs, axes)
-      return _embed(self, inputs, mask, train)
+      inputs, reset, mask = _checked_tokens(self, inputs, reset, mask, axes)
+      return _embed(self, inputs, mask, train), reset, mask
+    inputs = base.as_array('inputs', inputs)
+    if inputs is None:
+      raise ValueError('`inputs` must be an array, got None.')
     if inputs.ndim != axes + 1 or inputs.shape[-1] != self.config.in_features:
       raise ValueError(
           f'`inputs` must have {axes + 1} axes, the last of size '
           f'{self.config.in_features}, got {inputs.shape}.'
       )
+    reset, mask = _checked_flags(reset, mask, inputs.shape[:-1])
     x = base.masked(inputs.astype(self.config.dtype), mask)
-    return _normed(self, common.project(self.encoder, x), mask, train)
+    x = _normed(self, common.project(self.encoder, x), mask, train)
+    return x, reset, mask
 
   def _logits(self, pooled, dtype):
     return common.project(self.head, pooled.astype(dtype), pooled.dtype)
@@ -377,9 +404,40 @@ def _normed(model, x, mask, train):
   return x
 
 
-def _check_tokens(tokens, axes):
+def _checked_tokens(model, tokens, reset, mask, axes):
+  """Returns token ids with `axes` axes and their flags as arrays, or raises."""
+  if tokens is None:
+    raise ValueError('`tokens` must be an array, got None.')
+  # In NumPy first, which keeps ids that int32 cannot hold.
+  if not isinstance(tokens, jax.Array):
+    try:
+      tokens = np.asarray(tokens)
+    except ValueError as error:
+      raise ValueError(
+          '`tokens` must be rows of one length, got rows of several.'
+      ) from error
+    if not tokens.size:
+      tokens = tokens.astype(np.int32)  # An empty list has no integers.
   if tokens.ndim != axes or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
         f'`tokens` must be integers with {axes} axes, got {tokens.dtype} '
         f'{tokens.shape}.'
     )
+  reset, mask = _checked_flags(reset, mask, tokens.shape)
+  if _is_known(tokens) and _is_known(mask):
+    present = tokens if mask is None else np.where(mask, tokens, 0)
+    errors.check_token_ids('tokens', present, model.config.vocab_size)
+  return jnp.asarray(tokens), reset, mask
+
+
+def _checked_flags(reset, mask, shape):
+  reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
+  base.check_flags(shape, reset=reset, mask=mask)
+  return reset, mask
+
+
+def _is_known(u):
+  """Whether the values of an array can be looked at, here and now."""
+  if isinstance(u, jax.core.Tracer):
+    return False
+  return not isinstance(u, jax.Array) or u.is_fully_addressable

@@ -460,7 +460,9 @@ def _to_border(g, size):
   half, from the border on to each token, itself included; and of the first
   half, from behind each token to the border.
   """
-  halves = g.reshape(*g.shape[:-2], -1, 2, size, g.shape[-1])
+  halves = g.reshape(
+      *g.shape[:-2], g.shape[-2] // (2 * size), 2, size, g.shape[-1]
+  )
   return up_to(halves[..., 1, :, :], -2), after(halves[..., 0, :, :], -2)
 
 

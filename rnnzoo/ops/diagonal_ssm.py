@@ -79,7 +79,9 @@ def _convolve(a, b, c, x, h0):
   # The real part of a product is a sum of two, with a sign: [.., 2 N].
   pairs = _pairs if jnp.iscomplexobj(a) else lambda u, sign: u
   fine_pairs = pairs(fine, 1)
-  flat = lambda u: u.reshape(u.shape[:-2] + (-1,))[..., :time]
+  flat = lambda u: u.reshape(
+      u.shape[:-2] + (u.shape[-2] * u.shape[-1],)
+  )[..., :time]
   kernel = flat(exact.einsum(
       'hni,hnj->hij', pairs((c * b)[..., None] * coarse, -1), fine_pairs
   ))
@@ -87,7 +89,7 @@ def _convolve(a, b, c, x, h0):
   # From the last step backwards, in I rows of J.
   padding = (0, 0), (0, coarse.shape[-1] * size - time), (0, 0)
   rows = jnp.pad(x[:, ::-1], padding).reshape(
-      x.shape[0], -1, size, x.shape[2]
+      x.shape[0], coarse.shape[-1], size, x.shape[2]
   )
   parts = exact.einsum('bijh,hnj->bihn', rows, fine_pairs)
   if jnp.iscomplexobj(a):

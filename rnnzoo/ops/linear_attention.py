@@ -213,10 +213,11 @@ def _by_itself(tokens, g, reset, dtype):
     k = k * jnp.exp(chunkwise.after(tokens['g'], 1))
     total = tokens['g'].sum(1)
   v = jnp.where(last[..., None, None], v, 0)
-  v = v.reshape(*v.shape[:2], groups, -1, v.shape[-1])
+  v = v.reshape(*v.shape[:2], groups, v.shape[2] // groups, v.shape[-1])
   S = exact.einsum('btgk,btgrv->bgrkv', k, v)
   kept = jnp.where(through[:, None, None], jnp.exp(total), 0)
-  return kept[..., None], S.reshape(len(v), -1, *S.shape[3:])
+  S = S.reshape(len(v), S.shape[1] * S.shape[2], *S.shape[3:])
+  return kept[..., None], S
 
 
 def _both(earlier, later):
@@ -242,10 +243,14 @@ def _heads_fade(S, q, k, v, decays, bonus, sight):
   """
   groups = q.shape[1]
   # [., H, ...] -> [., G, H / G, ...]; where there is 1 for all heads, [., 1, 1.
-  split = lambda u: u.reshape(
-      u.shape[0], min(groups, u.shape[1]), -1, *u.shape[2:]
+  # Sizes are spelt out: JAX cannot infer one of an empty array.
+  def split(u):
+    some = min(groups, u.shape[1])
+    return u.reshape(len(u), some, u.shape[1] // some, *u.shape[2:])
+
+  together = lambda u: u.reshape(
+      len(u), u.shape[1] * u.shape[2], *u.shape[3:]
   )
-  together = lambda u: u.reshape(u.shape[0], -1, *u.shape[3:])
   shape = v.shape
   S, v = split(S), split(v)
   if bonus is not None:

@@ -170,11 +170,13 @@ def _chunks(a, b, c, u, m0, reset, count):
       weights.reshape(length * channels, features),
   )
   of_state = times(
-      before.transpose(1, 0, 3, 2).reshape(batch * chunks, -1),
+      before.transpose(1, 0, 3, 2).reshape(
+          batch * chunks, before.shape[2] * before.shape[3]
+      ),
       free.reshape(-1, length * features),
   )
   y = of_inputs + jnp.where(entering[..., None], of_state, 0)
-  y = y.reshape(batch, -1, features)[:, :time].astype(c.dtype)
+  y = y.reshape(batch, chunks * length, features)[:, :time].astype(c.dtype)
 
   # The last steps by themselves, from the state before their chunk.
   u, reset = jax.tree.map(split, (u, reset))

@@ -166,7 +166,7 @@ def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
   )
   if only_state:
     return h_last, None
-  y = jnp.moveaxis(y, 0, 1).reshape(batch, -1, features)
+  y = jnp.moveaxis(y, 0, 1).reshape(batch, count * length, features)
   return h_last, y[:, :time]
 
 
@@ -177,7 +177,7 @@ def _chunk(A, h0, inputs, reset):
   # CPU than elementwise and summed. Every one is of a single step.
   a = jnp.exp(exact.einsum('btd,dn->btdn', delta, A))
   u = exact.einsum('btd,btn->btdn', delta * x, B)
-  flat = lambda u: u.reshape(*u.shape[:-2], -1)
+  flat = lambda u: u.reshape(*u.shape[:-2], A.size)
   h_last, h = api.linear_scan(flat(a), flat(u), flat(h0), reset=reset)
   y = exact.einsum('btdn,btn->btd', h.reshape(a.shape), C)
   return h_last.reshape(h0.shape), y

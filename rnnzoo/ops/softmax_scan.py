@@ -82,7 +82,7 @@ def softmax_scan(
     new = jnp.where(mask[..., None], new, -jnp.inf)
   a, b = jnp.exp(fade), jnp.exp(new)
   u_last, u = api.linear_scan(a, b, state.u, reset=reset)
-  flat = lambda w: w.reshape(*w.shape[:-2], -1)
+  flat = lambda w: w.reshape(*w.shape[:-2], w.shape[-2] * w.shape[-1])
   w_last, w = api.linear_scan(
       flat(jnp.broadcast_to(a[..., None], v.shape)),
       flat(b[..., None] * v),

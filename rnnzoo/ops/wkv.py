@@ -142,8 +142,8 @@ def empty_wkv_state(
   >>> empty_wkv_state(2, 3).pp.shape
   (2, 3)
   """
-  zeros = jnp.zeros((batch_size, features), dtype)
-  return WKVState(zeros, zeros, jnp.full_like(zeros, _LOWEST))
+  full = lambda u: jnp.full((batch_size, features), u, dtype)
+  return WKVState(full(0), full(0), full(_LOWEST))
 
 
 def _checked(k, v, time_decay, time_first, state, reset, mask):

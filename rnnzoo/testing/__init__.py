@@ -34,13 +34,16 @@ def check_layer(
 ) -> None:
   """Holds a layer to every promise of `rnnzoo.layers.base`.
 
-  Takes seconds, nearly all of them compilation. All checks run; what failed is
-  printed as one table. A layer with the attribute `causal = False` is excused
-  from `steps`, `chunks`, `causality` and `export`, nothing else.
+  Takes seconds, nearly all of them compilation. All checks run, those that tell
+  most first; what held, or else what failed, is printed as one table. A layer
+  with the attribute `causal = False` is excused from `steps`, `chunks`,
+  `causality` and `export`, nothing else.
 
   >>> from flax import nnx
   >>> from rnnzoo import layers
-  >>> check_layer(lambda rngs: layers.MinGRU(4, rngs=rngs), checks=['shapes'])
+  >>> check_layer(lambda rngs: layers.MinGRU(4, rngs=rngs), checks=['batch'])
+  check  input    promise
+  batch  float32  A row does not depend on the others.
 
   Args:
     make_layer: Makes the layer from an `nnx.Rngs`; a small one is quick.
@@ -66,7 +69,7 @@ def check_layer(
     raise ValueError(
         '`dtypes` has float64, which needs `with jax.enable_x64(True):`.'
     )
-  failures = []
+  held, failures = {}, []
   for dtype in dtypes:
     try:
       case = Case(make_layer(nnx.Rngs(0)), dtype)
@@ -83,10 +86,16 @@ def check_layer(
       except Exception as error:  # pylint: disable=broad-except
         problems = [_as_problem(error)]
       failures += [(name, dtype, problem) for problem in problems]
+      held.setdefault(name, []).append(dtype)
   if failures:
     print(_table(failures))
     names = ', '.join(dict.fromkeys(name for name, _, _ in failures))
     raise AssertionError(f'The layer fails {names}; the table says where.')
+  promises = [('check', 'input', 'promise')]
+  for name, inputs in held.items():
+    promise = CHECKS[name].__doc__.splitlines()[0]
+    promises.append((name, ', '.join(inputs), promise))
+  print(_aligned(promises))
 
 
 def _as_problem(error):
@@ -99,6 +108,10 @@ def _table(failures):
   for name, dtype, problem in failures:
     what, error, tolerance = problem
     rows.append((name, dtype, what, f'{error:.2g}', f'{tolerance:.2g}'))
+  return _aligned(rows)
+
+
+def _aligned(rows):
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = ('  '.join(u.ljust(w) for u, w in zip(r, widths)) for r in rows)
   return '\n'.join(line.rstrip() for line in lines)

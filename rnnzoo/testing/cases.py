@@ -38,6 +38,8 @@ class Case:
     carry: A state that some tokens left behind.
     d_y: A cotangent of the outputs.
     d_carry: A cotangent of the floating leaves of the final carry.
+    not_donated: Which arrays keep the initial carry and the parameters from
+      being donated, as they are before the first run where there are none.
   """
 
   def __init__(self, layer, dtype):
@@ -45,6 +47,11 @@ class Case:
     self.dtype = jnp.dtype(dtype)
     self.compute_dtype = jnp.dtype(layer.dtype or dtype)
     self._graph, self.params, self._rest = nnx.split(layer, nnx.Param, ...)
+    carry = layer.initialize_carry(BATCH, self.compute_dtype)
+    self.not_donated = _shared_buffers((carry, self.params))
+    if not self.not_donated:
+      # A copy: a layer that `make_layer` has from elsewhere stays alive.
+      self.params = _donated((carry, jax.tree.map(jnp.copy, self.params)))[1]
     if self.dtype == jnp.float64:  # So that gradients have its digits, too.
       self.params = jax.tree.map(
           lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float64)),
@@ -267,6 +274,25 @@ def quick_options():
       except jax.errors.JaxRuntimeError:
         pass
   return options
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _donated(tree):
+  """The arrays of a tree in the buffers of its own, which it loses."""
+  return tree
+
+
+def _shared_buffers(tree):
+  """Says which arrays of a tree lie in one buffer."""
+  names, shared = {}, []
+  for path, u in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    if isinstance(u, jax.Array) and u.size and u.is_fully_addressable:
+      name = ('carry', 'parameters')[path[0].idx]
+      name += jax.tree_util.keystr(path[1:])
+      first = names.setdefault(u.unsafe_buffer_pointer(), name)
+      if first != name:
+        shared.append(f'{name} shares the buffer of {first}')
+  return shared
 
 
 def floating_leaves(tree):

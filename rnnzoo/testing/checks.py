@@ -294,7 +294,7 @@ def check_shapes(case):
   """Sizes are as announced; a carry has one shape, batch first, whatever T."""
   layer, problems = case.layer, []
   types = lambda tree: jax.tree.map(lambda u: (u.shape, u.dtype), tree)
-  for batch in (1, cases.BATCH):
+  for batch in (0, 1, cases.BATCH):
     want = jax.eval_shape(
         lambda: layer.initialize_carry(batch, case.compute_dtype)
     )
@@ -314,12 +314,19 @@ def check_shapes(case):
   return problems
 
 
+def check_donation(case):
+  """Carry and parameters can be donated: no two of them share a buffer."""
+  return [wrong(what) for what in case.not_donated]
+
+
 def check_errors(case):
   """What does not fit raises `ValueError`."""
   layer, x, carry = case.layer, case.x, case.carry
   flag = np.zeros(x.shape[:2], bool)
   step = (carry, x[:, 0])
   calls = {
+      'x that is None': lambda: layer(None),
+      'x that is a number': lambda: layer(1.0),
       'x of rank 2': lambda: layer(x[0]),
       'x of another size': lambda: layer(x[..., 1:]),
       'integer x': lambda: layer(x.astype(np.int32)),
@@ -330,6 +337,10 @@ def check_errors(case):
           x, jax.tree.map(lambda u: u.real.astype(jnp.float16), carry)
       ),
       'carry of another structure': lambda: layer(x, {'carry': carry}),
+      'carry that is a list': lambda: layer(x, [carry]),
+      'carry that is a number': lambda: layer(x, 1.0),
+      'reset that is True': lambda: layer(x, reset=True),
+      'mask that is True': lambda: layer(x, mask=True),
       'reset of another length': lambda: layer(x, reset=flag[:, 1:]),
       'integer reset': lambda: layer(x, reset=flag.astype(int)),
       'mask of another length': lambda: layer(x, mask=flag[:, 1:]),
@@ -356,21 +367,23 @@ def check_errors(case):
   return problems
 
 
+# Those that tell most come first.
 CHECKS = dict(
-    shapes=check_shapes,
-    dtypes=check_dtypes,
-    errors=check_errors,
+    causality=check_causality,
     steps=check_steps,
     chunks=check_chunks,
     reset=check_reset,
     mask=check_mask,
-    causality=check_causality,
     batch=check_batch,
     lengths=check_lengths,
+    grad=check_grad,
+    shapes=check_shapes,
+    dtypes=check_dtypes,
+    errors=check_errors,
+    donation=check_donation,
     transforms=check_transforms,
     stretches=check_stretches,
     eager=check_eager,
-    grad=check_grad,
     export=check_export,
     long=check_long,
 )

@@ -214,6 +214,13 @@ class _AsksTheHost(_Leaky):
     return carry, jax.pure_callback(np.asarray, y, y)
 
 
+class _SharesABuffer(_Leaky):
+
+  def __init__(self, features=4):
+    super().__init__(features)
+    self.twin = nnx.Param(self.scale[...])
+
+
 # The check that must notice; others may, too.
 _BREACHES = {
     'reset': (_ResetByMultiplication, _ResetAfterwards),
@@ -226,6 +233,7 @@ _BREACHES = {
     'eager': (_CountsCalls,),
     'grad': (_GateDetached,),
     'export': (_AsksTheHost,),
+    'donation': (_SharesABuffer,),
     'stretches': (_ForgetsAtBorders,),
 }
 
@@ -233,7 +241,12 @@ _BREACHES = {
 class CheckLayerTest(parameterized.TestCase):
 
   def test_a_right_layer_passes(self):
-    testing.check_layer(lambda rngs: _Leaky(), dtypes=['float32'])
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      testing.check_layer(lambda rngs: _Leaky(), dtypes=['float32'])
+    head, *rows = output.getvalue().splitlines()
+    self.assertEqual(head.split(), ['check', 'input', 'promise'])
+    self.assertEqual([row.split()[0] for row in rows], list(testing.CHECKS))
 
   @parameterized.parameters(
       (check, breach) for check, all_ in _BREACHES.items() for breach in all_

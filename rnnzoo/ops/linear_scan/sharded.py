@@ -451,7 +451,9 @@ def _in_one_array(send, tree):
   """`send` of every leaf `[B, ...]` of a tree, as one array: one exchange."""
   leaves, structure = jax.tree.flatten(tree)
   dtype = jnp.result_type(*leaves)
-  flat = [u.astype(dtype).reshape(len(u), -1) for u in leaves]
+  flat = [
+      u.astype(dtype).reshape(len(u), math.prod(u.shape[1:])) for u in leaves
+  ]
   ends = np.cumsum([u.shape[1] for u in flat])[:-1]
   sent = send(jnp.concatenate(flat, axis=1))
   parts = jnp.split(sent, ends, axis=-1)

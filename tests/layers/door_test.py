@@ -1,0 +1,256 @@
+"""What a caller may get wrong, and what a layer or a model says to it."""
+
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import layers
+from rnnzoo import linen
+from rnnzoo import models
+from rnnzoo import testing
+from rnnzoo.layers import base
+
+B, T = 2, 5
+
+
+class LayersTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(testing.LAYERS.items())
+  def test_every_argument(self, make_layer):
+
+    def check():  # Nothing is computed, and so nothing compiled.
+      layer = make_layer(nnx.Rngs(0))
+      self.check_forms(layer)
+      self.check_bad_input(layer)
+      self.check_nothing(layer)
+      return 0
+
+    jax.eval_shape(check)
+
+  def check_forms(self, layer):
+    """Lists and arrays of NumPy are as good as those of JAX."""
+    x = np.zeros((B, T, *base.input_shape(layer)), np.float32)
+    reset, mask = np.zeros((2, B, T), bool)
+    types = lambda tree: jax.tree.map(lambda u: (u.shape, u.dtype), tree)
+    want = types(layer(jnp.asarray(x)))
+    for form in (lambda u: u, lambda u: u.tolist()):
+      got = layer(form(x), reset=form(reset), mask=form(mask))
+      self.assertEqual(types(got), want)
+    carry, _ = layer.step(
+        None, x[:, 0].tolist(), reset=reset[:, 0].tolist(), mask=mask[:, 0]
+    )
+    self.assertEqual(types(carry), want[0])
+
+  def check_bad_input(self, layer):
+    """The error names the argument, in one line."""
+    shape = base.input_shape(layer)
+    x, flag = np.zeros((B, T, *shape), np.float32), np.zeros((B, T), bool)
+    carry = layer.initialize_carry(B, layer.dtype or jnp.float32)
+    other = layer.initialize_carry(B + 1, layer.dtype or jnp.float32)
+    cut = jax.tree.map(lambda u: u[..., None], carry)
+    halves = jax.tree.map(lambda u: u.real.astype(jnp.float16), carry)
+    step = layer.step
+    for name, call in (
+        ('x', lambda: layer(None)), ('x', lambda: layer(1.0)),
+        ('x', lambda: layer('text')), ('x', lambda: layer({'x': x})),
+        ('x', lambda: layer([[1.0], [1.0, 2.0]])), ('x', lambda: layer(x[0])),
+        ('x', lambda: layer(x.astype(int))), ('x', lambda: step(carry, None)),
+        ('x', lambda: step(carry, 1)), ('x', lambda: step(carry, x)),
+        ('reset', lambda: layer(x, reset=True)),
+        ('reset', lambda: layer(x, reset='no')),
+        ('reset', lambda: layer(x, reset=flag[0])),
+        ('reset', lambda: layer(x, reset=flag.astype(int).tolist())),
+        ('reset', lambda: step(carry, x[:, 0], reset=flag)),
+        ('mask', lambda: layer(x, mask=1)),
+        ('mask', lambda: layer(x, mask=flag[:, 1:])),
+        ('mask', lambda: step(carry, x[:, 0], mask=False)),
+        ('carry', lambda: layer(x, 0.0)), ('carry', lambda: layer(x, 'no')),
+        ('carry', lambda: layer(x, [carry])), ('carry', lambda: layer(x, ())),
+        ('carry', lambda: layer(x, np.zeros((B, 7, 7)))),
+        ('carry', lambda: layer(x, other)), ('carry', lambda: layer(x, cut)),
+        ('carry', lambda: layer(x, halves)),
+        ('carry', lambda: step(other, x[:, 0])),
+        ('carry', lambda: step([carry], x[:, 0])),
+    ):
+      with self.subTest(name):
+        with self.assertRaisesRegex(ValueError, f'^`{name}') as caught:
+          call()
+        self.assertNotIn('\n', str(caught.exception))
+
+  def check_nothing(self, layer):
+    """No rows, or no tokens, are no error."""
+    shape = base.input_shape(layer)
+    for batch, time in ((0, T), (B, 0), (0, 0)):
+      x, flag = jnp.zeros((batch, time, *shape)), jnp.ones((batch, time), bool)
+      for flags in ({}, dict(reset=flag, mask=flag)):
+        _, y = layer(x, **flags)
+        self.assertEqual(y.shape, (batch, time, *base.output_shape(layer)))
+    _, y = layer.step(None, jnp.zeros((0, *shape)))
+    self.assertEqual(y.shape, (0, *base.output_shape(layer)))
+
+  def test_swapped_arguments_of_step(self):
+    lstm, gru = layers.LSTM(6, 5, rngs=nnx.Rngs(0)), testing.LAYERS['gru'](
+        nnx.Rngs(0)
+    )
+    x = jnp.zeros((B, 6))
+    with self.assertRaisesRegex(ValueError, 'takes the carry first'):
+      lstm.step(x, lstm.initialize_carry(B))
+    with self.assertRaisesRegex(ValueError, 'carry is the first argument'):
+      gru.step(x, gru.initialize_carry(B))
+
+  def test_side_inputs(self):
+    layer = layers.S5(6, 8, rngs=nnx.Rngs(0))
+    x = np.zeros((B, T, 6), np.float32)
+    layer(x, dt=np.ones((B, T)).tolist())
+    for dt in (1.0, 'no', np.ones((B, 1)), np.ones((B, T), int)):
+      with self.assertRaisesRegex(ValueError, '^`dt`'):
+        layer(x, dt=dt)
+    rwkv = testing.LAYERS['rwkv7'](nnx.Rngs(0))
+    v = rwkv.first_value(x.tolist())
+    rwkv(x, v_first=np.asarray(v).tolist())
+    with self.assertRaisesRegex(ValueError, '^`x`'):
+      rwkv.first_value(None)
+    for v_first in (1.0, 'no', v[0], v.astype(int)):
+      with self.assertRaisesRegex(ValueError, '^`v_first`'):
+        rwkv(x, v_first=v_first)
+
+  def test_wrappers(self):
+    layer = layers.LSTM(6, 5, rngs=nnx.Rngs(0))
+    x, resets = np.zeros((T, B, 6), np.float32), np.zeros((T, B))
+    carry = layer.initialize_carry(B)
+    run = layers.time_major(layer)
+    _, y = run(carry, (x.tolist(), resets.tolist()))
+    self.assertEqual(y.shape, (T, B, 5))
+    for given in (x.swapaxes(0, 1), x[0], None, 1.0):
+      with self.assertRaisesRegex(ValueError, r'^`x` .*\[T, B, 6\].*B = 2'):
+        run(carry, (given, resets))
+    with self.assertRaisesRegex(ValueError, r'`resets` must be \[T, B\]'):
+      run(carry, (x, resets.T))
+    cell = layers.as_rnn_cell(layer)
+    with self.assertRaisesRegex(ValueError, r'`carry.c` must have the batch'):
+      cell(cell.initialize_carry((3, 2, 6)), np.zeros((2, 3, 6), np.float32))
+    both = layers.Bidirectional(layer, layers.GRU(6, 5, rngs=nnx.Rngs(0)))
+    with self.assertRaisesRegex(ValueError, '`carry`'):
+      both(x, (carry, carry))
+    twin = linen.LSTM(6, 5)
+    variables = linen.to_linen_variables(layer)
+    with self.assertRaisesRegex(ValueError, '`carry`'):
+      twin.apply(variables, x, [carry])
+
+
+class OnesOwn(base.RecurrentLayer):
+  """A layer of a user's that reads its arguments as they come."""
+
+  in_features = out_features = 3
+
+  def initialize_carry(self, batch_size, dtype=None):
+    return jnp.zeros((batch_size, 3))
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    return carry, jnp.where(mask[..., None], x, 0) + reset.sum(dtype=x.dtype)
+
+
+class OnesOwnTest(parameterized.TestCase):
+
+  def test_it_has_the_same_door(self):
+    _, y = OnesOwn()([[[1.0, 2, 3]]], reset=[[True]], mask=[[False]])
+    np.testing.assert_array_equal(y, np.ones((1, 1, 3)))
+    with self.assertRaisesRegex(ValueError, '^`mask`'):
+      OnesOwn()([[[1.0, 2, 3]]], reset=[[True]], mask=[[False], []])
+
+
+def make_model(depth=2, layer='min_gru', kind=models.LanguageModel, **changes):
+  config = models.ModelConfig(
+      layer=layer, num_layers=depth, features=8, vocab_size=16, **changes
+  )
+  return kind(config, rngs=nnx.Rngs(0))
+
+
+class ModelsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (models.LanguageModel, {}), (models.LanguageModel, dict(conv_kernel=3)),
+      (models.SequenceClassifier, dict(num_classes=3)),
+  )
+  def test_carry_of_another_model(self, kind, changes):
+    make = lambda **given: make_model(kind=kind, **changes | given)
+    model, tokens = make(), jnp.zeros((B, T), jnp.int32)
+    run = lambda carry: jax.eval_shape(lambda: model(tokens, carry))
+    step = lambda carry: jax.eval_shape(lambda: model.step(carry, tokens[:, 0]))
+    good = model.initialize_carry(B)
+    self.assertEqual(run(None)[1].shape[:1], (B,))
+    self.assertEqual(run(good), run(None))
+    self.assertEqual(step(good), step(None))
+    halves = jax.tree.map(lambda u: u.astype(jnp.float16), good)
+    for bad in (
+        make(depth=3).initialize_carry(B), make(depth=1).initialize_carry(B),
+        make(layer='min_gru,min_gru').initialize_carry(B),
+        make(layer='lstm').initialize_carry(B),
+        make(conv_kernel=4).initialize_carry(B),
+        make(conv_kernel=0 if changes.get('conv_kernel') else 2)
+        .initialize_carry(B),
+        model.initialize_carry(B + 1), model.initialize_carry(1), halves,
+        list(good), (), 0.0, 'no', {'carry': good},
+    ):
+      for call in (run, step):
+        with self.assertRaisesRegex(ValueError, '`carry'):
+          call(bad)
+
+  def test_carry_of_a_mixed_stack(self):
+    model = make_model(layer='min_gru,min_gru,lstm', depth=5)
+    tokens = jnp.zeros((B, T), jnp.int32)
+    for depth in (4, 6):
+      bad = make_model(layer='min_gru,min_gru,lstm', depth=depth)
+      with self.assertRaisesRegex(ValueError, r'stacked over \[2, 2, 1\]'):
+        model(tokens, bad.initialize_carry(B))
+
+  def test_backbone_by_itself(self):
+    backbone = make_model().backbone
+    x = np.zeros((B, T, 8), np.float32)
+    want = backbone(x, backbone.initialize_carry(B))[1]
+    for carry in ((), (None,)):
+      np.testing.assert_array_equal(backbone(x.tolist(), *carry)[1], want)
+    step = backbone.step(None, x[:, 0])[1]
+    np.testing.assert_allclose(step, want[:, 0], atol=1e-6)
+    for bad in (None, 1.0, x[0], x[..., 1:]):
+      with self.assertRaisesRegex(ValueError, '^`x` must be'):
+        backbone(bad)
+    with self.assertRaisesRegex(ValueError, '^`mask` must be'):
+      backbone(x, mask=True)
+
+  @parameterized.parameters(
+      models.LanguageModel, models.SequenceClassifier
+  )
+  def test_tokens_outside_the_vocabulary(self, kind):
+    model = make_model(kind=kind, num_classes=3)
+    carry = model.initialize_carry(1)
+    for bad in (99, -1, 16, 2**32 + 3):
+      for form in (lambda u: u, np.array, jnp.array):
+        if bad > 2**31 and form is jnp.array:
+          continue  # JAX refuses it by itself.
+        with self.assertRaisesRegex(ValueError, f'0 to 15, got {bad} at'):
+          model(form([[3, bad]]))
+        with self.assertRaisesRegex(ValueError, f'0 to 15, got {bad} at'):
+          model.step(carry, form([bad]))
+      # Padding is nobody's token.
+      model(np.array([[3, bad]]), mask=[[True, False]])
+    for bad in (None, 1.5, [[1.5]], [[1], [1, 2]], [1], 'no', [['a']]):
+      with self.assertRaisesRegex(ValueError, '^`tokens` must be'):
+        model(bad)
+    with self.assertRaisesRegex(ValueError, '^`mask` must be'):
+      model([[1, 2]], mask=[True, True])
+
+  def test_tokens_of_a_compiled_program_follow_jax(self):
+    model = make_model()
+    run = jax.jit(lambda tokens: model(tokens)[1])
+    good = run(jnp.array([[3, 15, 15]]))
+    np.testing.assert_array_equal(run(jnp.array([[3, 99, -1]])), good)
+
+  def test_tokens_of_small_dtypes(self):
+    config = models.ModelConfig(num_layers=1, features=8, vocab_size=300)
+    model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+    want = model(np.array([[3, 100]]))[1]
+    for dtype in ('int8', 'uint8', 'int16', 'uint16', 'uint32', 'int64'):
+      got = model(np.array([[3, 100]], dtype))[1]
+      np.testing.assert_array_equal(got, want)
