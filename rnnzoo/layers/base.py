@@ -7,7 +7,9 @@ features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
 `RecurrentCell` and is scanned token by token.
 """
 
-from typing import Any
+import importlib
+import sys
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -111,6 +113,28 @@ class RecurrentLayer(nnx.Module):
       ValueError: If shapes or dtypes disagree.
     """
     raise TypeError(f'{type(self).__name__} does not define step.')
+
+  def __getstate__(self):
+    # Pickle finds `jnp.tanh` by its name, and not the function inside its jit.
+    return {
+        name: _by_name(value) for name, value in super().__getstate__().items()
+    }
+
+  def __setstate__(self, state):
+    super().__setstate__({
+        name: value.find() if isinstance(value, _Named) else value
+        for name, value in state.items()
+    })
+
+
+class _Named(NamedTuple):
+  """A function by the name it has in its module."""
+
+  module: str
+  name: str
+
+  def find(self):
+    return getattr(importlib.import_module(self.module), self.name)
 
 
 class RecurrentCell(RecurrentLayer):
@@ -328,7 +352,7 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
   if carry is None:
     carry = initial
   else:
-    check_carry(carry, initial)
+    check_carry(carry, initial, x.dtype)
   if mask is not None:
     x = masked(x, mask)
     reset = None if reset is None else reset & mask
@@ -362,18 +386,28 @@ def prepare_dt(dt, x, mask):
   return dt if mask is None else jnp.where(mask, dt, 1)
 
 
-def check_carry(carry, initial):
-  """Raises `ValueError` unless `carry` is a tree like `initial`."""
+def check_carry(carry, initial, dtype=None):
+  """Raises `ValueError` unless `carry` is a tree like `initial`.
+
+  Args:
+    carry: What was given.
+    initial: What it must be like.
+    dtype: The compute dtype, of a layer's carry.
+  """
   want = jax.tree_util.tree_flatten_with_path(initial)
   got = jax.tree_util.tree_flatten_with_path(carry)
   if want[1] != got[1]:
     raise ValueError(f'`carry` must be a tree {want[1]}, got {got[1]}.')
   for (path, w), (_, g) in zip(want[0], got[0]):
     if w.shape != g.shape or w.dtype != g.dtype:
+      advice = ''
+      if dtype is not None:
+        advice = (
+            f'; layer.initialize_carry(batch_size, jnp.{dtype}) makes one'
+        )
       raise ValueError(
           f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, '
-          f'got {g.dtype} {g.shape}; layer.initialize_carry(batch_size, '
-          'x.dtype) makes one.'
+          f'got {g.dtype} {g.shape}{advice}.'
       )
 
 
@@ -413,3 +447,13 @@ def input_shape(layer) -> tuple[int, ...]:
 def output_shape(layer) -> tuple[int, ...]:
   """The sizes of an output token."""
   return input_shape(layer)[:-1] + (layer.out_features,)
+
+
+def _by_name(value):
+  """The `_Named` of a function that has one; anything else as it is."""
+  module = getattr(value, '__module__', None)
+  name = getattr(value, '__qualname__', None)
+  if None in (module, name) or isinstance(value, type):
+    return value
+  found = getattr(sys.modules.get(module), name, None)
+  return _Named(module, name) if found is value else value

@@ -1,8 +1,10 @@
 """Every layer keeps the contract, and the suite that says so is no fool."""
 
 import contextlib
+import copy
 import io
 import itertools
+import pickle
 
 from absl.testing import parameterized
 from flax import nnx
@@ -45,7 +47,13 @@ class ContractTest(parameterized.TestCase):
   def test_there_is_a_layer_for_every_name_in_configs(self):
     self.assertSameElements(testing.LAYERS, layers.LAYERS)
     for name, make_layer in testing.LAYERS.items():
-      self.assertIs(type(make_layer(nnx.Rngs(0))), layers.LAYERS[name])
+      layer = make_layer(nnx.Rngs(0))
+      self.assertIs(type(layer), layers.LAYERS[name])
+      with self.subTest(f'{name} can be copied'):
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+          got, want = nnx.split(copied), nnx.split(layer)
+          self.assertEqual(got[0], want[0])
+          jax.tree.map(np.testing.assert_array_equal, got[1], want[1])
 
 
 class _Leaky(base.RecurrentLayer):
