@@ -273,7 +273,7 @@ class TimedRecurrence(LinearRecurrence):
 
 
 class GatedRecurrence(LinearRecurrence):
-  """A layer whose `a` and `b` are computed from its projections, inside a scan.
+  """A layer whose `a` and `b` are computed from its projections by a gate.
 
   A layer defines `gate`, as `ops.gated_scan` takes it, and `project`.
   """

@@ -86,15 +86,6 @@ class MaxPlusScanTest(parameterized.TestCase):
       )
     tolerance.assert_close(got, want, f64)
 
-  def test_padding_in_front_makes_no_nan_on_the_way(self):
-    s, v = np.zeros((1, 3, 1), f32), np.ones((1, 3, 1, 1), f32)
-    s[:, :2] = v[:, :2] = np.nan
-    mask = np.array([[False, False, True]])
-    with jax.debug_nans(True):
-      for scan in (ops.softmax_scan, ops.softmax_last):
-        _, o = scan(s, v, mask=mask)
-        np.testing.assert_array_equal(o.reshape(-1)[-1], 1)
-
   def test_nan_before_a_reset_stays_there(self):
     x = np.array([1, np.nan, 0, 5, np.nan], f32)[None, :, None]
     reset = np.array([[False, False, True, False, False]])
@@ -135,6 +126,15 @@ class SoftmaxScanTest(parameterized.TestCase):
     tolerance.assert_close(tuple(last[0]), want[0])
     if time and not names:
       tolerance.assert_close(last[1], want[1][:, -1])
+
+  def test_padding_in_front_makes_no_nan_on_the_way(self):
+    s, v = np.zeros((1, 3, 1), f32), np.ones((1, 3, 1, 1), f32)
+    s[:, :2] = v[:, :2] = np.nan
+    s, v, mask = map(jnp.asarray, (s, v, np.array([[False, False, True]])))
+    with jax.debug_nans(True):
+      for scan in (ops.softmax_scan, ops.softmax_last):
+        _, o = scan(s, v, mask=mask)
+        np.testing.assert_array_equal(o.reshape(-1)[-1], 1)
 
   def test_starts_empty(self):
     s, v, _ = operands(2, 5)
