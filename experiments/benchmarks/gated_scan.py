@@ -3,10 +3,10 @@
   python -m experiments.benchmarks.gated_scan \
       --out=experiments/results/gated_scan_cpu.json
 
-The gates of minGRU, minLSTM and RG-LRU: where `ops.gated_scan` puts them, inside
-the scan (`sequential`, pinned), in front of our own `linear_scan`, and in front of
-`jax.lax.associative_scan`; for a ceiling, `u * .5 + v`, which moves three arrays.
- Malloc is pinned, as by our drivers.
+The gates of minGRU, minLSTM and RG-LRU: where `ops.gated_scan` puts them,
+inside the scan (pinned to `sequential`), in front of our own `linear_scan`, and
+in front of `jax.lax.associative_scan`; for a ceiling, `u * .5 + v`, which moves
+three arrays. Malloc is pinned, as by our drivers.
 Prints a table, writes JSON, and beside it a plot.
 """
 
