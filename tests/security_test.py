@@ -1,12 +1,14 @@
 """Nothing that is read from a file is unpickled, executed or led astray."""
 
 import ast
+import io
 import json
 import pathlib
 import pickle
 import shutil
 import sys
 import tempfile
+import zipfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -152,6 +154,25 @@ class PickleTest(FilesTestCase):
     bait = np.array([Touch(self.ran)], object)
     for name in whole:
       np.savez(path, **whole | {name: bait})
+      with self.assertRaisesRegex(errors.UserValueError, 'damaged'):
+        layers.load_carry(path, like)
+    # Nothing is unpacked before it is known to be what was asked for.
+    zeros = np.lib.stride_tricks.as_strided(np.zeros(1), (2**28,), (0,))
+    record = whole.pop('rnnzoo_carry')
+    for entries in (
+        {'rnnzoo_carry': record, "carry['h']": zeros},
+        {'rnnzoo_carry': record} | whole | {'more': zeros},
+        {'rnnzoo_carry': np.array('x' * 2**21)} | whole,
+    ):
+      with zipfile.ZipFile(path, 'w') as archive:
+        for name, array in entries.items():
+          header = io.BytesIO()
+          np.lib.format.write_array_header_1_0(
+              header, np.lib.format.header_data_from_array_1_0(array)
+          )
+          archive.writestr(f'{name}.npy', header.getvalue() + (
+              array.tobytes() if array.size < 2**20 else b''
+          ))
       with self.assertRaisesRegex(errors.UserValueError, 'damaged'):
         layers.load_carry(path, like)
     for write in (

@@ -3,9 +3,10 @@
   python -m experiments.benchmarks.gated_scan \
       --out=experiments/results/gated_scan_cpu.json
 
-The gates of minGRU, minLSTM and RG-LRU: inside the scan, in front of our own
-`linear_scan`, and in front of `jax.lax.associative_scan`; for a ceiling,
-`u * .5 + v`, which moves three arrays. Malloc is pinned, as by our drivers.
+The gates of minGRU, minLSTM and RG-LRU: where `ops.gated_scan` puts them,
+inside the scan (pinned to `sequential`), in front of our own `linear_scan`, and
+in front of `jax.lax.associative_scan`; for a ceiling, `u * .5 + v`, which moves
+three arrays. Malloc is pinned, as by our drivers.
 Prints a table, writes JSON, and beside it a plot.
 """
 
@@ -56,7 +57,13 @@ _COLUMNS = {
 
 def forms(gate, constant):
   """Returns the forms by name, functions of the inputs `[B, T, D]`."""
+
+  def inside(*u):
+    with ops.implementation('sequential'):
+      return ops.gated_scan(gate, (*constant, *u))[1]
+
   return {
+      'gated_scan, sequential': inside,
       'gated_scan': lambda *u: ops.gated_scan(gate, (*constant, *u))[1],
       'gates + linear_scan': (
           lambda *u: ops.linear_scan(*gate(None, *constant, *u))[1]

@@ -9,8 +9,10 @@ features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
 
 from collections.abc import Callable
 import functools
+import importlib
+import sys
 import textwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -163,6 +165,28 @@ class RecurrentLayer(nnx.Module):
     """
     raise TypeError(f'{type(self).__name__} does not define step.')
 
+  def __getstate__(self):
+    # Pickle finds `jnp.tanh` by its name, and not the function inside its jit.
+    return {
+        name: _by_name(value) for name, value in super().__getstate__().items()
+    }
+
+  def __setstate__(self, state):
+    super().__setstate__({
+        name: value.find() if isinstance(value, _Named) else value
+        for name, value in state.items()
+    })
+
+
+class _Named(NamedTuple):
+  """A function by the name it has in its module."""
+
+  module: str
+  name: str
+
+  def find(self):
+    return getattr(importlib.import_module(self.module), self.name)
+
 
 class RecurrentCell(RecurrentLayer):
   """A layer whose recurrence is not linear: it is scanned, token by token.
@@ -300,7 +324,7 @@ class TimedRecurrence(LinearRecurrence):
 
 
 class GatedRecurrence(LinearRecurrence):
-  """A layer whose `a` and `b` are computed from its projections, inside a scan.
+  """A layer whose `a` and `b` are computed from its projections by a gate.
 
   A layer defines `gate`, as `ops.gated_scan` takes it, and `project`.
   """
@@ -381,7 +405,7 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
   if carry is None:
     carry = initial
   else:
-    check_carry(carry, initial)
+    check_carry(carry, initial, x.dtype)
   if mask is not None:
     x = masked(x, mask)
     reset = None if reset is None else reset & mask
@@ -455,8 +479,14 @@ def check_flags(shape, **flags):
       )
 
 
-def check_carry(carry, initial):
-  """Raises `ValueError` unless `carry` is a tree like `initial`."""
+def check_carry(carry, initial, dtype=None):
+  """Raises `ValueError` unless `carry` is a tree like `initial`.
+
+  Args:
+    carry: What was given.
+    initial: What it must be like.
+    dtype: The compute dtype, of a layer's carry.
+  """
   want = jax.tree_util.tree_flatten_with_path(initial)
   got = jax.tree_util.tree_flatten_with_path(carry)
   arrays = all(hasattr(u, 'shape') and hasattr(u, 'dtype') for _, u in got[0])
@@ -467,15 +497,19 @@ def check_carry(carry, initial):
     )
   for (path, w), (_, g) in zip(want[0], got[0]):
     if w.shape != g.shape or w.dtype != g.dtype:
+      advice = ''
+      if dtype is not None:
+        advice = (
+            f'; layer.initialize_carry(batch_size, jnp.{dtype}) makes one'
+        )
       raise ValueError(
           f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, '
-          f'got {g.dtype} {g.shape}; layer.initialize_carry(batch_size, '
-          'x.dtype) makes one.'
+          f'got {g.dtype} {g.shape}{advice}.'
       )
 
 
 def sketch(tree) -> str:
-  """Describes a tree with the types of its arrays, shortened: `float32[2,5]`."""
+  """Describes a tree by the types of its arrays, in few words."""
 
   def of(u):
     if hasattr(u, 'shape') and hasattr(u, 'dtype'):
@@ -528,3 +562,13 @@ def input_shape(layer) -> tuple[int, ...]:
 def output_shape(layer) -> tuple[int, ...]:
   """The sizes of an output token."""
   return input_shape(layer)[:-1] + (layer.out_features,)
+
+
+def _by_name(value):
+  """The `_Named` of a function that has one; anything else as it is."""
+  module = getattr(value, '__module__', None)
+  name = getattr(value, '__qualname__', None)
+  if None in (module, name) or isinstance(value, type):
+    return value
+  found = getattr(sys.modules.get(module), name, None)
+  return _Named(module, name) if found is value else value

@@ -34,6 +34,7 @@ import json
 import os
 from typing import Any
 import uuid
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from rnnzoo.layers import base
 
 _FORMAT = 1
 _RECORD = 'rnnzoo_carry'  # The entry of a file that says what the others are.
+_LONGEST_RECORD = 2**20  # Characters.
 
 
 def batch_axes(module) -> Any:
@@ -165,7 +167,10 @@ def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
     if not isinstance(getattr(leaf, 'dtype', None), np.dtype):
       raise ValueError(f'`{name}` must be an array of numbers, got {leaf!r}.')
   leaves = jax.block_until_ready(leaves)  # Raises where computing failed.
-  arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+  arrays = {
+      name: np.asarray(leaf, leaf.dtype.newbyteorder('='))
+      for name, leaf in leaves.items()
+  }
   record = dict(
       format=_FORMAT,
       dtypes={name: array.dtype.name for name, array in arrays.items()},
@@ -178,7 +183,7 @@ def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
         np.savez(
             file,
             **{_RECORD: np.array(json.dumps(record))},
-            **{name: _plain(array) for name, array in arrays.items()},
+            **{name: u.view(_plain(u.dtype)) for name, u in arrays.items()},
         )
         file.flush()
         os.fsync(file.fileno())
@@ -210,21 +215,20 @@ def load_carry(path: str | os.PathLike, like: base.Carry) -> base.Carry:
     UserError: If it cannot be read.
   """
   path = os.fspath(path)
-  arrays, dtypes = _read(path)
   wanted = _named_leaves(like)
-  if set(wanted) != set(arrays):
+  try:
+    with zipfile.ZipFile(path) as archive:
+      arrays = _read(archive, wanted, path)
+  except FileNotFoundError as e:
+    raise errors.UserFileNotFoundError(f'There is no file {path}.') from e
+  except errors.UserError:
+    raise
+  except OSError as e:
+    raise errors.UserError(f'Cannot read {path}: {e.strerror or e}.') from e
+  except Exception as e:  # An archive can be damaged in a dozen ways.
     raise errors.UserValueError(
-        f'{path} holds the carry of something else: it has '
-        f'{", ".join(sorted(arrays))}, where {", ".join(sorted(wanted))} '
-        'must be.'
-    )
-  for name, leaf in wanted.items():
-    here = f'{leaf.dtype.name} {tuple(leaf.shape)}'
-    there = f'{dtypes[name]} {arrays[name].shape}'
-    if here != there:
-      raise errors.UserValueError(
-          f'`{name}` is {there} in {path}, where {here} must be.'
-      )
+        f'{path} is damaged, or no file of save_carry.'
+    ) from e
   leaves = [
       jnp.asarray(arrays[name].view(leaf.dtype))
       for name, leaf in wanted.items()
@@ -274,30 +278,107 @@ def _named_leaves(tree) -> dict[str, Any]:
   }
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-  """The bits of an array in a dtype that NumPy's files know."""
-  if array.dtype.kind != 'V':  # That of bfloat16 and its like.
-    return array
-  return array.view(f'u{array.dtype.itemsize}')
+def _plain(dtype: np.dtype) -> np.dtype:
+  """The dtype of NumPy's files that has the bits of `dtype`."""
+  if dtype.kind != 'V':  # That of bfloat16 and its like.
+    return dtype
+  return np.dtype(f'u{dtype.itemsize}')
 
 
-def _read(path):
-  """Returns the arrays in a file by name, and the names of their dtypes."""
-  try:
-    with np.load(path, allow_pickle=False) as entries:
-      record = json.loads(str(entries[_RECORD]))
-      dtypes = record['dtypes']
-      arrays = {name: entries[name] for name in dtypes}
-  except FileNotFoundError as e:
-    raise errors.UserFileNotFoundError(f'There is no file {path}.') from e
-  except OSError as e:
-    raise errors.UserError(f'Cannot read {path}: {e.strerror or e}.') from e
-  except Exception as e:  # An archive can be damaged in a dozen ways.
+def _read(archive, wanted, path):
+  """Returns the arrays of an archive, all of them checked before they are read.
+
+  What an archive says of itself may be a lie, and a few bytes of it a billion
+  when unpacked.
+
+  Args:
+    archive: A `zipfile.ZipFile`.
+    wanted: `_named_leaves` of what must be in it.
+    path: Where it lies, for messages.
+
+  Raises:
+    UserValueError: If the archive holds something else.
+    Exception: If it is damaged.
+  """
+  dtypes = _read_record(archive, path)
+  entries = sorted(f'{name}.npy' for name in (_RECORD, *dtypes))
+  if sorted(archive.namelist()) != entries:
+    raise ValueError('Entries are missing, or there are some too many.')
+  if set(wanted) != set(dtypes):
     raise errors.UserValueError(
-        f'{path} is damaged, or no file of save_carry.'
-    ) from e
+        f'{path} holds the carry of something else: it has {_listed(dtypes)}, '
+        f'where {_listed(wanted)} must be.'
+    )
+  for name, leaf in wanted.items():
+    with archive.open(f'{name}.npy') as file:
+      shape, dtype = _header(file)
+    plain = _plain(leaf.dtype)
+    if (
+        dtypes[name] == leaf.dtype.name and dtype.newbyteorder('=') != plain
+    ):
+      raise errors.UserValueError(
+          f'{path} is damaged, or no file of save_carry: `{name}` is stored as '
+          f'{dtype.name}, where {plain} holds {leaf.dtype.name}.'
+      )
+    here = f'{leaf.dtype.name} {tuple(leaf.shape)}'
+    there = f'{_shown(dtypes[name])} {shape}'
+    if here != there:
+      raise errors.UserValueError(
+          f'`{name}` is {there} in {path}, where {here} must be.'
+      )
+  arrays = {}
+  for name, leaf in wanted.items():
+    with archive.open(f'{name}.npy') as file:
+      array = _array(file)
+    arrays[name] = array.astype(_plain(leaf.dtype), copy=False)
+  return arrays
+
+
+def _read_record(archive, path):
+  """Returns the names of the dtypes by entry, or raises."""
+  with archive.open(f'{_RECORD}.npy') as file:
+    shape, dtype = _header(file)
+  if shape or dtype.kind != 'U' or dtype.itemsize > 4 * _LONGEST_RECORD:
+    raise ValueError('The record is no text, or too long a one.')
+  with archive.open(f'{_RECORD}.npy') as file:
+    record = json.loads(str(_array(file)))
   if record['format'] != _FORMAT:
     raise errors.UserValueError(
-        f'{path} is of format {record["format"]}, here {_FORMAT} is read.'
+        f'{path} is of format {record["format"]!r:.40}, here {_FORMAT} is '
+        'read.'
     )
-  return arrays, dtypes
+  dtypes = record['dtypes']
+  if not isinstance(dtypes, dict) or not all(
+      isinstance(name, str) for name in dtypes.values()
+  ):
+    raise ValueError('The record has no dtypes.')
+  return dtypes
+
+
+def _header(file):
+  """Returns the shape and the dtype of an entry, of which no more is read."""
+  # That of NumPy's other versions may be as long as it likes.
+  if np.lib.format.read_magic(file) != (1, 0):
+    raise ValueError('No entry that np.savez would write.')
+  shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  return shape, dtype
+
+
+def _array(file):
+  """Returns the array of an entry to its end, where its checksum is checked."""
+  array = np.lib.format.read_array(file, allow_pickle=False)
+  if file.read(1):
+    raise ValueError('There is more than the array.')
+  return array
+
+
+def _listed(names):
+  """The first few of them."""
+  names = sorted(names)
+  rest = f' and {len(names) - 20} more' if len(names) > 20 else ''
+  return ', '.join(map(_shown, names[:20])) + rest
+
+
+def _shown(name):
+  """A name from a file as it can be shown, in one line."""
+  return ''.join(c if c.isprintable() else '?' for c in name[:80])

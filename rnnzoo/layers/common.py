@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import ops
 from rnnzoo.ops.linear_scan import sharded
 
@@ -62,7 +63,7 @@ def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   Returns:
     `[..., *kernel.shape[1:]]`.
   """
-  if x.ndim > 2 and not _is_on_a_mesh(x):
+  if x.ndim > 2 and not sharded.is_on_a_mesh(x):
     # As one matrix of all tokens: where a gradient sums over several axes,
     # XLA:CPU computes what comes in a second time, across the grain of memory.
     # On a mesh axes stay what they are, since each may be split.
@@ -74,13 +75,6 @@ def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
       (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=dtype or x.dtype,
   )
-
-
-def _is_on_a_mesh(x):
-  """Whether several devices may hold parts of `x`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  mesh = jax.typeof(x).sharding.mesh if mesh.empty else mesh
-  return not mesh.empty and mesh.size > 1
 
 
 def block_diagonal(
@@ -245,11 +239,12 @@ def rotary(
   """Rotates pairs of features by the position over their wavelength.
 
   Feature `i` of the first half of those rotated is paired with feature `i` of
-  the second half. Angles are float32 at least.
+  the second half. An angle is reduced to one turn in integers, before it is
+  float32 at least: products with keys depend on distances at any position.
 
   Args:
     u: `[..., H, K]`.
-    positions: `[...]`, integers.
+    positions: `[...]`, int32 or uint32; a negative one stands for `2**32` more.
     features: How many of the `K` are rotated, the first ones; even.
     max_wavelength: Pair `i` of `n` has the wavelength `max_wavelength**(i/n)`
       times 2 pi.
@@ -258,8 +253,8 @@ def rotary(
     An array like `u`.
   """
   dtype, half = jnp.promote_types(jnp.float32, u.dtype), features // 2
-  wavelengths = max_wavelength ** (jnp.arange(half, dtype=dtype) / half)
-  angles = positions[..., None, None].astype(dtype) / wavelengths
+  turns = max_wavelength ** -(np.arange(half) / half) / (2 * np.pi)
+  angles = _angles(positions[..., None, None], turns, dtype)
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   first, second = (
       part.astype(dtype) for part in jnp.split(u[..., :features], 2, axis=-1)
@@ -268,6 +263,32 @@ def rotary(
   return jnp.concatenate(
       [*(part.astype(u.dtype) for part in rotated), u[..., features:]], axis=-1
   )
+
+
+def _angles(positions, turns, dtype):
+  """`2 pi turns positions` in `[-pi, pi)`, exact but for the last rounding.
+
+  Args:
+    positions: Integers of 32 bits, taken as unsigned.
+    turns: `[N]`, NumPy's float64.
+    dtype: Dtype of the result.
+  """
+  fractions = np.rint(np.ldexp(turns % 1, 64)).astype(np.uint64)
+  positions = positions.astype(jnp.uint32)
+  # In fixed point, where whole turns overflow and are gone.
+  if dtype == jnp.float64:
+    phase = positions.astype(jnp.uint64) * fractions
+  else:
+    # The upper half of 64 bits, but for at most two units in the last place.
+    a, b, c = (
+        ((fractions >> shift) & mask).astype(np.uint32)
+        for shift, mask in ((32, 2**32 - 1), (16, 2**16 - 1), (0, 2**16 - 1))
+    )
+    high, low = positions >> 16, positions & 0xFFFF
+    phase = positions * a + high * b + ((high * c) >> 16) + ((low * b) >> 16)
+  bits = phase.dtype.itemsize * 8
+  signed = phase.astype(f'int{bits}').astype(dtype)
+  return signed * (2 * np.pi / 2.0**bits)
 
 
 class RMSNorm(nnx.Module):

@@ -119,7 +119,7 @@ class LinearAttention(base.RecurrentLayer):
         'value_features', value_features, d, num_heads
     )
     self.hidden_features = num_heads * self.value_features
-    self.feature_map = _FEATURE_MAPS[feature_map]
+    self.feature_map = feature_map
     self.use_normalizer = use_normalizer
     self.epsilon = epsilon
     self.chunk_size = chunk_size
@@ -180,7 +180,7 @@ class LinearAttention(base.RecurrentLayer):
         common.project(linear, x)
         for linear in (self.query, self.key, self.value)
     )
-    q, k = self.feature_map(q), self.feature_map(k)
+    q, k = (_FEATURE_MAPS[self.feature_map](u) for u in (q, k))
     if self.use_normalizer:
       # Both sums need their digits: they are to be divided.
       v = v.astype(base.state_dtype(x.dtype))

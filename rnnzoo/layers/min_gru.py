@@ -81,7 +81,6 @@ class MinGRU(base.GatedRecurrence):
     self.out_features = in_features if use_projection else self.hidden_features
     self.activation_fn = activation_fn
     self.dtype = dtype
-    self.gate = ops.min_gru_gate(activation_fn)
     # Both maps, [D] -> [2, H]: the gate's, the candidate's.
     self.gates = gate_projection(
         2, in_features, self.hidden_features, use_bias, param_dtype, rngs
@@ -99,6 +98,10 @@ class MinGRU(base.GatedRecurrence):
       )
     else:
       self.initial_state = None
+
+  @property
+  def gate(self) -> ops.Gate:
+    return ops.min_gru_gate(self.activation_fn)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
     """Returns the state before the first token `[B, H]`, float32 at least."""

@@ -82,7 +82,6 @@ class MinLSTM(base.GatedRecurrence):
     self.activation_fn = activation_fn
     self.normalize = normalize
     self.dtype = dtype
-    self.gate = ops.min_lstm_gate(activation_fn, normalize)
     # The three maps, [D] -> [3, H]: forget, input, candidate.
     self.gates = min_gru.gate_projection(
         3, in_features, self.hidden_features, use_bias, param_dtype, rngs,
@@ -101,6 +100,10 @@ class MinLSTM(base.GatedRecurrence):
       )
     else:
       self.initial_state = None
+
+  @property
+  def gate(self) -> ops.Gate:
+    return ops.min_lstm_gate(self.activation_fn, self.normalize)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
     """Returns the state before the first token `[B, H]`, float32 at least."""

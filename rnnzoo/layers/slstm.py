@@ -66,7 +66,7 @@ class _Recurrence(base.RecurrentCell):
       )
     self.hidden_features = self.out_features = features
     self.num_heads = num_heads
-    self.log_forget = _LOG_FORGET[forget_gate]
+    self.forget_gate = forget_gate
     self.dtype = dtype
     size = features // num_heads
     shape = (num_heads, size, 4, size)
@@ -109,7 +109,7 @@ class _Recurrence(base.RecurrentCell):
     recurrent = recurrent.reshape(len(h), heads, 4, size).swapaxes(1, 2)
     gates = projected + recurrent.reshape(projected.shape)
     i, f, z, o = (gates[:, k] for k in range(4))
-    kept = self.log_forget(f) + m
+    kept = _LOG_FORGET[self.forget_gate](f) + m
     m = jnp.maximum(kept, i)
     i, f = jnp.exp(i - m), jnp.exp(kept - m)
     c = f * c + i * jnp.tanh(z)

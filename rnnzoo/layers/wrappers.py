@@ -410,6 +410,9 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     raise ValueError('`sequences` must not be empty.')
   like = sequences[0]
   rows = []  # Of each row, the sequences in it.
+  # A tree over rows, the one of all at 1: of each node the most room below it.
+  leaves = 1 << (len(sequences) - 1).bit_length()
+  room = [length] * (2 * leaves)
   for i, s in enumerate(sequences):
     if not s.ndim or s.shape[1:] != like.shape[1:] or s.dtype != like.dtype:
       raise ValueError(
@@ -420,11 +423,15 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
       raise ValueError(
           f'`sequences[{i}]` must have 1 to {length} tokens, got {len(s)}.'
       )
-    fits = (row for row in rows if sum(map(len, row)) + len(s) <= length)
-    row = next(fits, None)
-    if row is None:
-      rows.append(row := [])
-    row.append(s)
+    node = 1
+    while node < leaves:
+      node = 2 * node if room[2 * node] >= len(s) else 2 * node + 1
+    if node - leaves == len(rows):
+      rows.append([])
+    rows[node - leaves].append(s)
+    room[node] -= len(s)
+    while node := node // 2:
+      room[node] = max(room[2 * node], room[2 * node + 1])
   shape = (len(rows), length)
   inputs = np.zeros(shape + like.shape[1:], like.dtype)
   reset, mask = np.zeros(shape, bool), np.zeros(shape, bool)

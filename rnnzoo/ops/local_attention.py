@@ -16,7 +16,8 @@ class AttentionCache(NamedTuple):
     key: `[B, W, G, K]`.
     value: `[B, W, G, K]`.
     count: Tokens of the sequence so far `[B]`, int32: slots from there on are
-      empty.
+      empty. Beyond `2**31` its bits are those of an unsigned integer; at
+      `2**32` tokens the sequence starts anew.
   """
 
   key: jax.Array
@@ -47,7 +48,8 @@ def sequence_positions(
   Array([[7, 8, 0, 1]], dtype=int32)
 
   Args:
-    count: Tokens of the sequence that goes on `[B]`, int32.
+    count: Tokens of the sequence that goes on `[B]`, int32; the bits of an
+      unsigned integer, as those of the result are.
     time: `T`.
     reset: Booleans `[B, T]`, `True` where a new sequence starts.
     mask: Booleans `[B, T]`; a `False` token is absent.
@@ -59,11 +61,11 @@ def sequence_positions(
   if mask is not None:
     index = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
     reset = None if reset is None else reset & mask
-  start = -count[:, None]
-  if reset is not None:
-    starts = jnp.where(reset, index, jnp.iinfo(jnp.int32).min)
-    start = jnp.maximum(jax.lax.cummax(starts, axis=1), start)
-  return index - start
+  going_on = index + count[:, None]
+  if reset is None:
+    return going_on
+  start = jax.lax.cummax(jnp.where(reset, index, -1), axis=1)
+  return jnp.where(start < 0, going_on, index - start)
 
 
 def local_attention(
@@ -125,6 +127,7 @@ def local_attention(
   if not q.shape[0] * q.shape[1]:
     return cache, jnp.zeros_like(q)
   count = _count_after(cache.count, q.shape[1], reset, mask)
+  cache = cache._replace(count=_small(cache.count, cache.key.shape[1]))
   tokens, ring = 'btdk', 'bkdk'
   key, value, y = sharded.aligned_over_mesh(
       functools.partial(_run, chunk_size=chunk_size),
@@ -143,13 +146,14 @@ def local_attention_step(
   _check(q[:, None], k[:, None], v[:, None], cache, 1)
   cache = AttentionCache(*map(jnp.asarray, cache))
   window = cache.key.shape[1]
-  rows, slot = jnp.arange(q.shape[0]), cache.count % window
+  rows, count = jnp.arange(q.shape[0]), _small(cache.count, window)
+  slot = count % window
   cache = AttentionCache(
       cache.key.at[rows, slot].set(k),
       cache.value.at[rows, slot].set(v),
       cache.count + 1,
   )
-  seen = jnp.arange(window) < cache.count[:, None]
+  seen = jnp.arange(window) <= count[:, None]
   keys, values, bad = _finite(cache.key, cache.value)
   y = _attend(q[:, None], keys, values, seen[:, None], bad)
   return cache, y[:, 0]
@@ -302,6 +306,10 @@ def _attend(q, k, v, seen, bad):
   q = jnp.where(good, q, 0)
   if q.dtype == jnp.float64:
     y = _in_float64(q, k, v, seen)
+  elif q.dtype == jnp.float16:  # XLA:CPU cannot sum its products in float32.
+    wide = (u.astype(jnp.float32) for u in (q, k, v))
+    y = jax.nn.dot_product_attention(*wide, mask=seen[:, None])
+    y = y.astype(q.dtype)
   else:
     y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
   return jnp.where(spoilt[..., None, None], jnp.nan, y)
@@ -358,6 +366,13 @@ def _since_reset(reset, number):
     return number, jnp.zeros_like(number, bool)
   start = jnp.where(reset, jnp.arange(reset.shape[1]), 0).max(1)
   return number - start.astype(number.dtype), reset.any(1)
+
+
+def _small(count, window):
+  """A count `[B]` below `2 W` whose ring is that of `count`."""
+  whole = count.astype(jnp.uint32)
+  small = jnp.where(whole < window, whole, window + whole % window)
+  return small.astype(count.dtype)
 
 
 def _count_after(count, time, reset, mask):

@@ -76,9 +76,10 @@ def softmax_scan(
   if not v.size:
     return state, v.astype(out_dtype)
   m_last, before, m = max_plus_scan(s, 0.0, state.m, reset=reset, mask=mask)
+  if mask is not None:  # Before the first token, both are infinite.
+    before, m = (jnp.where(mask[..., None], u, 0) for u in (before, m))
   fade, new = before - m, s - m
-  if mask is not None:  # Before the first token, infinities are subtracted.
-    fade = jnp.where(mask[..., None], fade, 0)
+  if mask is not None:
     new = jnp.where(mask[..., None], new, -jnp.inf)
   a, b = jnp.exp(fade), jnp.exp(new)
   u_last, u = api.linear_scan(a, b, state.u, reset=reset)

@@ -120,6 +120,11 @@ class TextFileTest(parameterized.TestCase):
     copied = self.load(noise * 20).baselines()['gzip_bits']
     self.assertLess(copied, 1.0)
     self.assertGreater(self.load(noise).baselines()['gzip_bits'], 4.0)
+    # Nothing is free, however short it is.
+    for n in range(60, 1500, 40):
+      found = self.load(noise[:n] + 'ab' * 20).baselines()['gzip_bits']
+      self.assertGreater(found, 0)
+      self.assertGreater(self.load('abc' * n).baselines()['gzip_bits'], 0)
 
   def test_objects_serve_as_configs(self):
     fields = dict(

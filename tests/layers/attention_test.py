@@ -1,5 +1,7 @@
 """Attention: its equations in float64 NumPy, rotations, initial values."""
 
+import fractions
+
 from absl.testing import parameterized
 from flax import nnx
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers
 from rnnzoo.layers import attention
+from rnnzoo.layers import base
 from rnnzoo.layers import common
 from tests.layers import transcription
 
@@ -96,6 +99,64 @@ class AttentionTest(parameterized.TestCase):
       _, y = jax.jit(lambda x: layer(x))(x)
       gap = np.abs(y[0, 2:] - y[1, 2:]).max()
       self.assertEqual(gap > 1e-3, fraction > 0)
+
+  def test_a_long_stream_is_like_a_short_one(self):
+    # Past 2**31 a count has the bits of an unsigned integer.
+    counts = [10**6, 10**7, 2**24, 2**30, 2**31 - 3, 3 * 2**30 + 1]
+    layer = layers.Attention(
+        8, num_heads=2, window=4, chunk_size=2, rngs=nnx.Rngs(0)
+    )
+    x = np.random.default_rng(0).standard_normal((1, 12, 8)).astype(np.float32)
+    x = jnp.asarray(np.repeat(x, len(counts) + 1, axis=0))
+    counts = np.array([4, *counts], np.uint32)
+    reset = np.zeros(x.shape[:2], bool)
+    reset[:, 9] = True
+
+    @jax.jit
+    def run(count):
+      # A full ring of zeros, whichever slot comes next.
+      carry = layer.initialize_carry(len(x))._replace(count=count)
+      carry, first = layer(x[:, :4], carry)
+      carry, second = layer(x[:, 4:], carry, reset=reset[:, 4:])
+      return carry, jnp.concatenate([first, second], axis=1)
+
+    def stepped(count):
+      carry = layer.initialize_carry(len(x))._replace(count=count)
+      return base.scan_steps(layer, carry, x, reset=reset)
+
+    carry, y = run(counts.view(np.int32))
+    np.testing.assert_allclose(y, y[:1].repeat(len(y), 0), atol=1e-6)
+    np.testing.assert_array_equal(carry.count, 3)
+    carry, steps = jax.jit(stepped)(counts.view(np.int32))
+    np.testing.assert_allclose(steps, y, atol=1e-6)
+    np.testing.assert_array_equal(carry.count, 3)
+
+  def test_angles_are_those_of_exact_arithmetic(self):
+    positions = np.array([0, 1, 10**6, 2**24 + 1, 2**30, -5], np.int32)
+    for dtype in (jnp.float32, jnp.float64):
+      with jax.enable_x64(dtype == jnp.float64):
+        u = jnp.ones((len(positions), 1, 4), dtype)
+        got = common.rotary(u, jnp.asarray(positions), 4, 100.0)
+      for p, row in zip(positions.view(np.uint32).tolist(), got[:, 0]):
+        # In whole turns, by fractions of Python: pi to 50 digits.
+        pi = fractions.Fraction(
+            '3.14159265358979323846264338327950288419716939937510'
+        )
+        for i, wavelength in enumerate((1, 10)):
+          turn = fractions.Fraction(p, wavelength) / (2 * pi)
+          angle = 2 * np.pi * float(turn % 1)
+          want = [np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)]
+          np.testing.assert_allclose(row[i::2], want, atol=2e-6)
+
+  def test_half_precision(self):
+    layer = layers.Attention(
+        4, num_heads=1, window=3, chunk_size=2, rngs=nnx.Rngs(0)
+    )
+    x = np.random.default_rng(0).standard_normal((1, 4, 4))
+    _, y = jax.jit(layer)(jnp.asarray(x, jnp.float16))
+    self.assertEqual(y.dtype, jnp.float16)
+    _, want = jax.jit(layer)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(y, want, atol=5e-3)
 
   def test_initial_maps(self):
     layer = layers.Attention(

@@ -249,6 +249,44 @@ class CarriesTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'Cannot read .*directory'):
       layers.load_carry(self.directory, draw(3))
 
+  def test_a_record_is_checked(self):
+    path, like = self.directory / 'carry.npz', {'h': draw(1, 8)}
+    name = "carry['h']"
+    good = dict(format=1, dtypes={name: 'float32'})
+    for record in (
+        dict(dtypes=good['dtypes']), dict(format=1), [], 3, None, 'text',
+        good | dict(dtypes=[name]), good | dict(dtypes={name: ['float32']}),
+        good | dict(dtypes={name: 'float32', 'more': 'int8'}),
+        good | dict(dtypes={}),
+    ):
+      entries = {'rnnzoo_carry': np.array(json.dumps(record)), name: like['h']}
+      np.savez(path, **entries)
+      with self.assertRaisesRegex(errors.UserValueError, 'no file of save_'):
+        layers.load_carry(path, like)
+
+  def test_an_array_is_of_the_dtype_that_its_record_names(self):
+    path, name = self.directory / 'carry.npz', "carry['h']"
+    like = {'h': draw(1, 8)}
+
+    def load(stored, recorded='float32', like=like):
+      record = json.dumps(dict(format=1, dtypes={name: recorded}))
+      np.savez(path, **{'rnnzoo_carry': np.array(record), name: stored})
+      return layers.load_carry(path, like)
+
+    for wrong in (
+        np.zeros((1, 8), np.int32), np.zeros((1, 8), np.float64),
+        np.zeros((1, 4), np.float64), np.zeros((1, 8), 'S4'),
+    ):
+      with self.assertRaisesRegex(errors.UserValueError, 'is stored as .*flo'):
+        load(wrong)
+    with self.assertRaisesRegex(errors.UserValueError, 'is complex64.*float32'):
+      load(np.zeros((1, 8), np.complex64), 'complex64')
+    # Whatever the order of its bytes, a number is that number.
+    swapped = np.asarray(like['h']).astype('>f4')
+    assert_same_bits(load(swapped), like)
+    layers.save_carry(path, {'h': swapped})
+    assert_same_bits(layers.load_carry(path, like), like)
+
   def test_refuses_to_save_what_is_no_number(self):
     for carry in ({'h': 1.0}, {'h': jax.random.key(0)}):
       with self.assertRaisesRegex(ValueError, r"carry\['h'\]` must be an arr"):

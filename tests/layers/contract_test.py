@@ -1,8 +1,10 @@
 """Every layer keeps the contract, and the suite that says so is no fool."""
 
 import contextlib
+import copy
 import io
 import itertools
+import pickle
 
 from absl.testing import parameterized
 from flax import nnx
@@ -42,10 +44,30 @@ class ContractTest(parameterized.TestCase):
         checks=set(testing.CHECKS) - set(_OPTION_CHECKS),
     )
 
+  def test_the_carry_that_an_error_recommends_is_taken(self):
+    x = jnp.ones((1, 2, 4))
+    for layer in (
+        layers.DeltaNet(4, num_heads=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+        layers.Attention(
+            4, num_heads=1, window=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+        ),
+    ):
+      with self.assertRaisesRegex(
+          ValueError, r'initialize_carry\(batch_size, jnp.bfloat16\) makes one'
+      ):
+        layer(x, layer.initialize_carry(1, x.dtype))
+      jax.eval_shape(layer, x, layer.initialize_carry(1, jnp.bfloat16))
+
   def test_there_is_a_layer_for_every_name_in_configs(self):
     self.assertSameElements(testing.LAYERS, layers.LAYERS)
     for name, make_layer in testing.LAYERS.items():
-      self.assertIs(type(make_layer(nnx.Rngs(0))), layers.LAYERS[name])
+      layer = make_layer(nnx.Rngs(0))
+      self.assertIs(type(layer), layers.LAYERS[name])
+      with self.subTest(f'{name} can be copied'):
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+          got, want = nnx.split(copied), nnx.split(layer)
+          self.assertEqual(got[0], want[0])
+          jax.tree.map(np.testing.assert_array_equal, got[1], want[1])
 
 
 class _Leaky(base.RecurrentLayer):

@@ -250,8 +250,10 @@ class OptionsTest(parameterized.TestCase):
     carry = layer.initialize_carry(1)
     run = jax.jit(lambda *u: layer(*u)[1])
     want = run(x, carry)
-    got = run(x, carry._replace(position=jnp.array([50], jnp.int32)))
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    # Past 2**31 a position has the bits of an unsigned integer.
+    for at in (50, 10**6, 10**7, 2**24, 2**30, 2**31 - 3):
+      got = run(x, carry._replace(position=jnp.array([at], jnp.int32)))
+      np.testing.assert_allclose(got, want, atol=1e-5)
     # And does depend on them.
     got = jax.jit(lambda u: layer(u[:, ::-1])[1][:, ::-1])(x)
     self.assertGreater(np.abs(got - want)[:, -1].max(), 1e-2)

@@ -1,6 +1,7 @@
 """Directions, adapters to Flax and RL, flags, packing."""
 
 import functools
+import time
 
 from absl.testing import parameterized
 from flax import nnx
@@ -269,6 +270,25 @@ class PackTest(parameterized.TestCase):
         batch['reset'], [[1, 0, 0, 1, 0], [1, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
     )
     self.assertTrue(batch['mask'].all())
+
+  def test_many_sequences_go_where_the_first_room_is(self):
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 101, 20_000)
+    start = time.process_time()
+    batch = layers.pack([np.full(n, n) for n in lengths], 100)
+    self.assertLess(time.process_time() - start, 5)  # It was minutes.
+    np.testing.assert_array_equal(batch['mask'].sum(), lengths.sum())
+    some, rows = lengths[:300], []
+    for n in some.tolist():
+      row = next((row for row in rows if sum(row) + n <= 100), None)
+      if row is None:
+        rows.append(row := [])
+      row.append(n)
+    got = layers.pack([np.full(n, n) for n in some], 100)
+    np.testing.assert_array_equal(
+        got['inputs'],
+        [np.pad(np.repeat(row, row), (0, 100 - sum(row))) for row in rows],
+    )
 
   def test_a_layer_sees_sequences_alone(self):
     sequences = [draw(n, 4) + n for n in (3, 2, 4, 1)]

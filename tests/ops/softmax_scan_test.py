@@ -127,6 +127,15 @@ class SoftmaxScanTest(parameterized.TestCase):
     if time and not names:
       tolerance.assert_close(last[1], want[1][:, -1])
 
+  def test_padding_in_front_makes_no_nan_on_the_way(self):
+    s, v = np.zeros((1, 3, 1), f32), np.ones((1, 3, 1, 1), f32)
+    s[:, :2] = v[:, :2] = np.nan
+    s, v, mask = map(jnp.asarray, (s, v, np.array([[False, False, True]])))
+    with jax.debug_nans(True):
+      for scan in (ops.softmax_scan, ops.softmax_last):
+        _, o = scan(s, v, mask=mask)
+        np.testing.assert_array_equal(o.reshape(-1)[-1], 1)
+
   def test_starts_empty(self):
     s, v, _ = operands(2, 5)
     want = np.exp(s)[..., None] * v

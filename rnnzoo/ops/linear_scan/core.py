@@ -58,6 +58,11 @@ def implementation(name: Implementation):
   return _context(name)
 
 
+def pinned() -> Implementation | None:
+  """The implementation that scans are pinned to, if they are."""
+  return _context.value
+
+
 class _Kernel(NamedTuple):
   """What an implementation brings; `__init__.py` has the contract."""
 

@@ -253,6 +253,13 @@ def splits_time(x: jax.Array) -> bool:
   return axes is not None and bool(axes.time)
 
 
+def is_on_a_mesh(x: jax.Array) -> bool:
+  """Whether several devices may hold parts of `x`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  mesh = jax.typeof(x).sharding.mesh if mesh.empty else mesh
+  return not mesh.empty and mesh.size > 1
+
+
 def is_partly_manual() -> bool:
   """Whether this is inside a `jax.shard_map` over some of the mesh axes."""
   kinds = set(jax.sharding.get_abstract_mesh().axis_types)
