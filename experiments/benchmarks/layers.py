@@ -21,6 +21,7 @@ import sys
 from absl import app
 from absl import flags
 from experiments.benchmarks import layer_programs
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 from rnnzoo import layers
@@ -112,23 +113,41 @@ def measure(name, length):
   )
 
 
-def draw(plt, record):
-  """Draws time and memory of a training step over length."""
-  figure, panels = plt.subplots(1, 2, figsize=(14, 6))
-  names = sorted({row['layer'] for row in record['rows']})
-  keys = dict(
-      training_ms='milliseconds a training step', training_mib='temporary MiB'
+def draw(record):
+  """Draws what each layer costs, a line of dots, one for each length."""
+  lengths = sorted({row['length'] for row in record['rows']})
+  rows = {(row['layer'], row['length']): row for row in record['rows']}
+  columns = dict(
+      training_ms='training step, milliseconds',
+      training_mib='training step, temporary memory, MiB',
+      token_us='one token, microseconds',
   )
-  for panel, (key, label) in zip(panels, keys.items()):
-    for i, name in enumerate(names):
-      rows = [row for row in record['rows'] if row['layer'] == name]
+  at = lengths[len(lengths) // 2]
+  keys = {u: row['training_ms'] for (u, n), row in rows.items() if n == at}
+  figure, panels = plots.subplots(
+      1, len(columns),
+      f'What a layer costs: {record["rows"][0]["batch"]} sequences, '
+      f'{record["rows"][0]["features"]} features, float32',
+      figsize=(11, 2.5 + 0.2 * len(keys)), sharey=True,
+  )
+  heights = plots.layers_axis(panels[0], keys)
+  for panel, (key, label) in zip(panels[0], columns.items()):
+    # One more token costs the same after any number of them.
+    shown = [at] if key == 'token_us' else lengths
+    for name, height in heights.items():
+      values = [rows[name, n][key] for n in shown if (name, n) in rows]
+      panel.plot(values, [height] * len(values), color=plots.LIGHT, zorder=1)
+    for length in shown:
+      there = [name for name in heights if (name, length) in rows]
       panel.plot(
-          [row['length'] for row in rows], [row[key] for row in rows],
-          marker='osv^D'[i // 10], color=f'C{i % 10}', label=name,
+          [rows[name, length][key] for name in there],
+          [heights[name] for name in there],
+          'o', markersize=5, label=f'{length:,} tokens',
+          color=plots.COLORS[lengths.index(length)],
       )
-    panel.set(xscale='log', yscale='log', xlabel='length', ylabel=label)
-    panel.grid(alpha=0.3)
-  panels[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    panel.set(xscale='log', xlabel=label)
+    plots.plain_numbers(panel.xaxis)
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
@@ -151,6 +170,8 @@ def kept(record):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  if plots.replotted(_OUT.value, draw):
+    return
   timing.never_cache_compilation()
   host.pin_malloc()
   record = timing.environment()
@@ -164,7 +185,7 @@ def main(argv):
     # As it goes: what has been measured outlives an interruption.
     timing.write(record, _OUT.value)
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':
