@@ -78,10 +78,9 @@ _SETTINGS = dict(
     ),
 )
 
-# Tokens of these are images; the last one looks at one token before, no more.
-_NOT_ASKED = (
-    'conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix'
-)
+# Tokens of the first two are images; the others are a part of a block that
+# looks at one token before, no further.
+NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix')
 
 # Whether a layer can tell parity at any length, where theory has a word on it.
 _PARITY = dict(
@@ -245,7 +244,7 @@ def _theory(layer, task):
 
 def trainable():
   """Names of the layers that are asked by default."""
-  return [name for name in layers.LAYERS if name not in _NOT_ASKED]
+  return [name for name in layers.LAYERS if name not in NOT_ASKED]
 
 
 def draw(record):
