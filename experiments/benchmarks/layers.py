@@ -133,7 +133,8 @@ def draw(record):
   heights = plots.layers_axis(panels[0], keys)
   for panel, (key, label) in zip(panels[0], columns.items()):
     # One more token costs the same after any number of them.
-    shown = [at] if key == 'token_us' else lengths
+    alone = key == 'token_us'
+    shown = [at] if alone else lengths
     for name, height in heights.items():
       values = [rows[name, n][key] for n in shown if (name, n) in rows]
       panel.plot(values, [height] * len(values), color=plots.LIGHT, zorder=1)
@@ -143,7 +144,7 @@ def draw(record):
           [rows[name, length][key] for name in there],
           [heights[name] for name in there],
           'o', markersize=5, label=f'{length:,} tokens',
-          color=plots.COLORS[lengths.index(length)],
+          color=plots.GRAY if alone else plots.COLORS[lengths.index(length)],
       )
     panel.set(xscale='log', xlabel=label)
     plots.plain_numbers(panel.xaxis)
