@@ -9,8 +9,8 @@ of `layer.step`, interleaved, which the parallel form is there to beat, and one
 token with the state at hand. That scan keeps the state of every token; where it
 would be 8 GiB and more it is timed over fewer of them, in proportion
 (`steps_length`). Rows in the file that were measured with the same JAX on the
-same device are kept, so a long run can be made in parts. Prints the table that
-README.md shows, and draws it.
+same device are kept, so a long run can be made in parts. Prints a table and
+draws it; `experiments.benchmarks.readme` makes that of README.md from the JSON.
 """
 
 import functools
