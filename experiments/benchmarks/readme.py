@@ -20,7 +20,7 @@ RESULTS = _ROOT / 'experiments' / 'results'
 # Layers that `abilities` has not trained yet at a task: README.md names them.
 UNTRAINED = dict(
     remember=('attention', 'mlstm_block', 'mlstm_large'),
-    parity=('attention', 'mlstm_block', 'mlstm_large', 'rwkv7'),
+    parity=('attention', 'mlstm_block', 'mlstm_large'),
 )
 
 _COSTS = {
