@@ -27,6 +27,7 @@ from absl import flags
 from absl import logging
 from experiments import drivers
 from experiments import tasks
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 from experiments.configs import default
 import jax
@@ -242,28 +243,46 @@ def judge(samples):
   return rows
 
 
-def draw(plt, record):
+def draw(record):
   """Draws all quantities over the steps."""
   samples = record['samples']
-  panels = {name: limit.title for name, limit in LIMITS.items()}
-  panels['rate'] = 'steps a second, by the clock'
-  figure, axes = plt.subplots(4, 2, figsize=(10, 9), sharex=True)
-  axes.flat[-1].axis('off')
-  for panel, (name, title) in zip(axes.flat, panels.items()):
-    steps = [sample['step'] for sample in samples]
+  quantities = {name: limit.title for name, limit in LIMITS.items()}
+  quantities['rate'] = 'steps a second, by the clock'
+  figure, panels = plots.subplots(
+      4, 2, f'{record["steps"]:,} steps of a tiny model: what may not grow in '
+      'the second half', figsize=(10, 9), sharex=True,
+  )
+  steps = [sample['step'] for sample in samples]
+  for panel, (name, title) in zip(panels.flat, quantities.items()):
     values = [
         1 / sample['seconds'] if name == 'rate' else sample[name]
         for sample in samples
     ]
-    panel.plot(steps, values, linewidth=0.8)
+    panel.plot(steps, values, linewidth=0.8, color=plots.COLORS[0])
     panel.set(title=title, ylim=(0, 1.2 * max(values)))
-    panel.axvline(steps[len(steps) // 2], color='gray', linewidth=0.5)
-    panel.grid(alpha=0.25)
+    panel.yaxis.set_major_formatter('{x:,.0f}')
+    panel.axvspan(
+        steps[len(steps) // 2], steps[-1], color=plots.LIGHT, alpha=0.3
+    )
+  panels[-1, -1].axis('off')
+  panels[-1, -1].text(
+      0, 0.8, '\n'.join([
+          'Growth in the second half (and what is allowed):',
+          *(f'{row["what"]}: {row["growth"]:.4g} ({row["allowed"]:.4g})'
+            for row in record['rows']),
+      ]), va='top', fontsize='small', transform=panels[-1, -1].transAxes,
+  )
+  for panel in (panels[-1, 0], panels[-2, 1]):  # The lowest of each column.
+    panel.set_xlabel('step')
+    panel.xaxis.set_major_formatter('{x:,.0f}')
+    panel.tick_params(labelbottom=True)
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   if not pathlib.Path('/proc/self/statm').exists():
     raise errors.UserError('The soak reads /proc, which only Linux has.')
   logging.set_verbosity(logging.WARNING)
@@ -287,7 +306,7 @@ def main(argv):
       'in the second half': '{what}', 'last': '{last:.1f}',
       'growth': '{growth:.2f}', 'allowed': '{allowed:.2f}', 'flat': '{flat}',
   })
-  timing.save(
+  plots.save(
       dict(
           timing.environment(), steps=steps, steps_per_dispatch=1,
           seconds=round(time.monotonic() - start, 1), rows=rows, samples=found,

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import pathlib
 import re
@@ -13,8 +12,10 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments.benchmarks import readme
 from rnnzoo import layers
 from rnnzoo.data import settings
+from tests.experiments import commands
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _README = (_ROOT / 'README.md').read_text()
@@ -102,22 +103,29 @@ class ReadmeTest(parameterized.TestCase):
       self.assertIn(f'| `{layer.__name__}` |', table)
       self.assertIn(f'`{name}`', _README)
 
-  def test_costs_are_those_measured(self):
-    results = _ROOT / 'experiments' / 'results' / 'layers_cpu.json'
-    rows = {
-        row['layer']: row
-        for row in json.loads(results.read_text())['rows']
-        if row['length'] == 4096
-    }
-    self.assertSameElements(rows, layers.LAYERS)
-    for name, row in rows.items():
-      cells = (
-          f'`{name}`', row['parameters'], f'{row["forward_ms"]:.0f}',
-          f'{row["training_ms"]:.0f}', row['over_steps'] or '',
-          f'{row["token_us"]:.0f}', f'{row["training_mib"]:.0f}',
+  def test_tables_are_those_measured(self):
+    self.assertEqual(readme.updated(_README), _README)
+    costs = readme.record('layers_cpu.json')['rows']
+    self.assertCountEqual(
+        [row['layer'] for row in costs if row['length'] == 4096], layers.LAYERS
+    )
+
+  def test_claims_are_those_measured(self):
+    text = ' '.join(_README.split())
+    self.assertEqual([u for u in readme.claims() if u not in text], [])
+
+  def test_every_layer_was_asked_what_it_learns(self):
+    abilities = commands.imported('experiments.benchmarks.abilities')
+    rows = readme.record('abilities.json')['rows']
+    said = _README.partition('experiments.benchmarks.abilities')[2]
+    for task, untrained in readme.UNTRAINED.items():
+      missing = {*abilities.NOT_ASKED, *untrained}
+      self.assertCountEqual(
+          [row['layer'] for row in rows if row['task'] == task],
+          set(layers.LAYERS) - missing,
       )
-      line = ' | '.join(map(str, cells)).replace('|  |', '| |')
-      self.assertIn(f'| {line} |', _README)
+      for name in missing:
+        self.assertIn(f'`{name}`', said.partition('\n\n')[0])
 
   def test_files_exist(self):
     names = re.findall(

@@ -22,6 +22,7 @@ from absl import flags
 from absl import logging
 from experiments import drivers
 from experiments import tasks
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 from ml_collections import ConfigDict
@@ -81,10 +82,9 @@ _SETTINGS = dict(
     ),
 )
 
-# Tokens of these are images; the last one looks at one token before, no more.
-_NOT_ASKED = (
-    'conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix'
-)
+# Tokens of the first two are images; the others are a part of a block that
+# looks at one token before, no further.
+NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix')
 
 # Whether a layer can tell parity at any length, where theory has a word on it.
 _PARITY = dict(
@@ -113,6 +113,18 @@ _COLUMNS = {
     's': '{seconds:.0f}',
     'parameters': '{parameters}',
 }
+
+# Accuracies of a row in the plot; the first is larger: where both are the same,
+# both are seen.
+_DRAWN = dict(
+    accuracy=dict(
+        marker='o', markersize=7, color=plots.COLORS[0],
+        label='at the length of training',
+    ),
+    longer=dict(
+        marker='s', markersize=3.5, color=plots.COLORS[1], label='longer',
+    ),
+)
 
 
 def batch_of(task, rng, count, length):
@@ -236,42 +248,60 @@ def _theory(layer, task):
 
 def trainable():
   """Names of the layers that are asked by default."""
-  return [name for name in layers.LAYERS if name not in _NOT_ASKED]
+  return [name for name in layers.LAYERS if name not in NOT_ASKED]
 
 
-def draw_bars(plt, record):
+def draw(record):
   """Draws the accuracies of every layer, a panel a task."""
-  tasks_done = list(dict.fromkeys(row['task'] for row in record['rows']))
-  figure, panels = plt.subplots(
-      1, len(tasks_done), figsize=(11, 6), squeeze=False
+  rows = record['rows']
+  names = sorted({row['layer'] for row in rows})
+  done = [task for task in _TASKS if task in {row['task'] for row in rows}]
+  figure, panels = plots.subplots(
+      1, len(done), 'What one block of each layer learns',
+      figsize=(11, 2.5 + 0.2 * len(names)), sharey=True,
   )
-  for panel, task in zip(panels[0], tasks_done):
-    rows = [row for row in record['rows'] if row['task'] == task]
-    at = np.arange(len(rows))
-    panel.barh(
-        at, [100 * row['accuracy'] for row in rows], 0.4,
-        label=f'length {rows[0]["length"]}',
+  heights = plots.layers_axis(panels[0], dict.fromkeys(names, 0))
+  for panel, task in zip(panels[0], done):
+    of_task = [row for row in rows if row['task'] == task]
+    for row in of_task:
+      ends = [100 * row[key] for key in _DRAWN if row[key] is not None]
+      height = heights[row['layer']]
+      panel.plot(ends, [height] * len(ends), color=plots.LIGHT, zorder=1)
+      panel.text(
+          1.07, height, f'{row["steps"]:,}', ha='right', va='center',
+          fontsize='x-small', transform=panel.get_yaxis_transform(),
+      )
+    panel.text(
+        1.07, -0.3, 'steps', ha='right', fontsize='x-small',
+        transform=panel.get_yaxis_transform(),
     )
-    if rows[0]['longer'] is not None:
-      panel.barh(
-          at + 0.4, [100 * row['longer'] for row in rows], 0.4,
-          label=f'length {rows[0]["longer_length"]}',
+    for key, style in _DRAWN.items():
+      shown = [row for row in of_task if row[key] is not None]
+      panel.plot(
+          [100 * row[key] for row in shown],
+          [heights[row['layer']] for row in shown], linestyle='none', **style,
       )
     chance = 100 / (2 if task == 'parity' else _SYMBOLS)
-    panel.axvline(chance, color='gray', linestyle=':', label='chance')
-    panel.set_yticks(at + 0.2, [row['layer'] for row in rows], fontsize=8)
-    panel.set(title=task, xlabel='right answers at the last step, %')
-    panel.invert_yaxis()
-    panel.legend(fontsize=8, loc='lower left')
+    panel.axvline(chance, color=plots.GRAY, linestyle=':', label='chance')
+    one = of_task[0]
+    panel.set(
+        title=f'parity of {one["length"]} bits, as trained, and of '
+        f'{one["longer_length"]}' if task == 'parity' else
+        f'which of {_SYMBOLS} symbols came first, {one["length"]} tokens ago',
+        xlabel='right answers, %', xlim=(0, 103),
+    )
+  plots.legend(figure, panels[0, -1])
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   logging.set_verbosity(logging.INFO)
-  rows = timing.read(_OUT.value)['rows']
+  earlier = timing.earlier_rows(_OUT.value)
   key = lambda row: (row['layer'], row['task'])
-  rows = {key(row): row for row in rows if is_done(row)}
+  rows = {key(row): row for row in earlier if is_done(row)}
 
   def record():
     order = lambda row: (_TASKS.index(row['task']), row['layer'])
@@ -281,7 +311,7 @@ def main(argv):
     )
 
   def save(row):
-    rows[key(row)] = row
+    rows[key(row)] = timing.row_of_now(row)
     timing.write(record(), _OUT.value)
 
   for task in _TASK.value:
@@ -306,7 +336,7 @@ def main(argv):
       ],
       _COLUMNS,
   )
-  timing.save(done, _OUT.value, draw_bars)
+  plots.save(done, _OUT.value, draw)
 
 
 def _percent(share):

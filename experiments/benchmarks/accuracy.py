@@ -17,6 +17,7 @@ import sys
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import baselines
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 import numpy as np
@@ -72,42 +73,42 @@ def _is_pretended():
   return jax.default_backend() != 'tpu'
 
 
-def draw(plt, record):
-  """Draws the error of the last state over length, a panel a decay."""
+def draw(record):
+  """Draws the error of the last state over length, a panel a case."""
   kinds = list(dict.fromkeys(r['decay'] for r in record['rows']))
-  figure, panels = plt.subplots(
-      1, len(kinds), figsize=(13, 4.2), sharey=True, squeeze=False
-  )
-  styles = dict(zip(_DTYPES, ('-', ':', '--')))
   names = list(dict.fromkeys(r['implementation'] for r in record['rows']))
-  for panel, kind in zip(panels[0], kinds):
-    for name in names:
-      for dtype, style in styles.items():
+  figure, panels = plots.subplots(
+      len(_DTYPES), len(kinds),
+      'How far the last state of linear_scan is from float64',
+      figsize=(10, 8), sharex=True, sharey=True,
+  )
+  for row, dtype in zip(panels, _DTYPES):
+    for panel, kind in zip(row, kinds):
+      for k, name in enumerate(names):
         rows = [
             r for r in record['rows']
             if (r['decay'], r['implementation'], r['dtype'])
             == (kind, name, dtype)
         ]
         panel.plot(
-            [r['length'] for r in rows],
-            [r['last'] for r in rows],
-            style,
-            color=f'C{names.index(name)}',
-            marker='.',
-            label=f'{name}, {dtype}',
+            [r['length'] for r in rows], [r['last'] for r in rows],
+            # Those that agree lie on top of each other.
+            color=plots.COLORS[k], linewidth=6 / (k + 1), label=name,
         )
-    panel.set_xscale('log', base=2)
-    panel.set_yscale('log')
+      panel.set_xscale('log', base=2)
+      panel.set(yscale='log', title=f'{dtype}, decay {kind}')
+  for panel in panels[-1]:
     panel.set_xlabel('length')
-    panel.set_title(f'decay {kind}')
-    panel.grid(alpha=0.3)
-  panels[0][0].set_ylabel('error of the last state / largest state')
-  panels[0][-1].legend(fontsize=7)
+  for panel in panels[:, 0]:
+    panel.set_ylabel('error / largest state')
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   record = dict(timing.environment(), rows=[])
   for kind in ('near 0', 'near 1', 'mixed'):
     for dtype in _DTYPES:
@@ -120,7 +121,7 @@ def main(argv):
             if name != 'pallas_tpu' or not _is_pretended() or length <= 2**16
         ]
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

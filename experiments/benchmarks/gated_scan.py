@@ -15,6 +15,7 @@ import sys
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import baselines
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax.numpy as jnp
 import numpy as np
@@ -98,19 +99,25 @@ def measure(name, shape, repeats):
   return [dict(gate=name, **row) for row in rows]
 
 
-def draw(plt, record):
-  """Draws milliseconds of every form, as bars, for each case."""
-  figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
-  for panel, direction in zip(panels, ('forward', 'forward+backward')):
+def draw(record):
+  """Draws milliseconds of every form, forwards and with the gradients."""
+  figure, panels = plots.subplots(
+      1, 2, 'Gates inside the scan and in front of it: time of a call',
+      figsize=(11, 3.8), sharex=True, sharey=True,
+  )
+  for panel, direction in zip(panels[0], ('forward', 'forward+backward')):
     rows = [r for r in record['rows'] if r['direction'] == direction]
-    timing.bars(panel, rows, ('gate', 'shape'), title=direction)
-  panels[0].set_ylabel('milliseconds')
-  panels[0].legend()
+    plots.dots(
+        panel, rows, ('gate', 'shape'), title=direction, xlabel='milliseconds'
+    )
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   timing.never_cache_compilation()
   host.pin_malloc()
   record = dict(timing.environment(), rows=[])
@@ -120,7 +127,7 @@ def main(argv):
       shape_ = tuple(map(int, shape.split(',')))
       record['rows'] += measure(name, shape_, _REPEATS.value)
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

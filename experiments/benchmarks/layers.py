@@ -9,8 +9,8 @@ of `layer.step`, interleaved, which the parallel form is there to beat, and one
 token with the state at hand. That scan keeps the state of every token; where it
 would be 8 GiB and more it is timed over fewer of them, in proportion
 (`steps_length`). Rows in the file that were measured with the same JAX on the
-same device are kept, so a long run can be made in parts. Prints the table that
-README.md shows, and draws it.
+same device are kept, so a long run can be made in parts. Prints a table and
+draws it; `experiments.benchmarks.readme` makes that of README.md from the JSON.
 """
 
 import functools
@@ -19,6 +19,7 @@ import sys
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import layer_programs
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 from rnnzoo import layers
@@ -111,23 +112,42 @@ def measure(name, length):
   )
 
 
-def draw(plt, record):
-  """Draws time and memory of a training step over length."""
-  figure, panels = plt.subplots(1, 2, figsize=(14, 6))
-  names = sorted({row['layer'] for row in record['rows']})
-  keys = dict(
-      training_ms='milliseconds a training step', training_mib='temporary MiB'
+def draw(record):
+  """Draws what each layer costs, a line of dots, one for each length."""
+  lengths = sorted({row['length'] for row in record['rows']})
+  rows = {(row['layer'], row['length']): row for row in record['rows']}
+  columns = dict(
+      training_ms='training step, milliseconds',
+      training_mib='training step, temporary memory, MiB',
+      token_us='one token, microseconds',
   )
-  for panel, (key, label) in zip(panels, keys.items()):
-    for i, name in enumerate(names):
-      rows = [row for row in record['rows'] if row['layer'] == name]
+  at = lengths[len(lengths) // 2]
+  keys = {u: row['training_ms'] for (u, n), row in rows.items() if n == at}
+  figure, panels = plots.subplots(
+      1, len(columns),
+      f'What a layer costs: {record["rows"][0]["batch"]} sequences, '
+      f'{record["rows"][0]["features"]} features, float32',
+      figsize=(11, 2.5 + 0.2 * len(keys)), sharey=True,
+  )
+  heights = plots.layers_axis(panels[0], keys)
+  for panel, (key, label) in zip(panels[0], columns.items()):
+    # One more token costs the same after any number of them.
+    alone = key == 'token_us'
+    shown = [at] if alone else lengths
+    for name, height in heights.items():
+      values = [rows[name, n][key] for n in shown if (name, n) in rows]
+      panel.plot(values, [height] * len(values), color=plots.LIGHT, zorder=1)
+    for length in shown:
+      there = [name for name in heights if (name, length) in rows]
       panel.plot(
-          [row['length'] for row in rows], [row[key] for row in rows],
-          marker='osv^D'[i // 10], color=f'C{i % 10}', label=name,
+          [rows[name, length][key] for name in there],
+          [heights[name] for name in there],
+          'o', markersize=5, label=f'{length:,} tokens',
+          color=plots.GRAY if alone else plots.COLORS[lengths.index(length)],
       )
-    panel.set(xscale='log', yscale='log', xlabel='length', ylabel=label)
-    panel.grid(alpha=0.3)
-  panels[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    panel.set(xscale='log', xlabel=label)
+    plots.plain_numbers(panel.xaxis)
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
@@ -146,6 +166,8 @@ def kept(record):
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   timing.never_cache_compilation()
   host.pin_malloc()
   record = timing.environment()
@@ -159,7 +181,7 @@ def main(argv):
     # As it goes: what has been measured outlives an interruption.
     timing.write(record, _OUT.value)
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

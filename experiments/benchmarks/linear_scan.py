@@ -19,6 +19,7 @@ import tempfile
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import baselines
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax.numpy as jnp
 import numpy as np
@@ -128,31 +129,37 @@ def measure_in_new_processes():
   return record
 
 
-def draw(plt, record):
-  """Draws milliseconds of every form, as bars, for each case."""
-  figure, panels = plt.subplots(2, 2, figsize=(13, 8), sharey=True)
-  for i, direction in enumerate(('forward', 'forward+backward')):
-    for j, malloc in enumerate(('pinned', 'default')):
+def draw(record):
+  """Draws milliseconds of every form, a panel a direction and malloc."""
+  figure, panels = plots.subplots(
+      2, 2, 'linear_scan and other forms of the recurrence: time of a call',
+      figsize=(11, 6.5), sharex=True, sharey=True,
+  )
+  for row, direction in zip(panels, ('forward', 'forward+backward')):
+    for panel, malloc in zip(row, ('pinned', 'default')):
       rows = [
           r for r in record['rows']
           if (r['direction'], r['malloc']) == (direction, malloc)
       ]
-      title = f'{direction}, malloc {malloc}'
-      timing.bars(panels[i, j], rows, ('shape', 'dtype'), title=title)
-  panels[0, 0].legend()
-  for panel in panels[:, 0]:
-    panel.set_ylabel('milliseconds')
+      plots.dots(
+          panel, rows, ('shape', 'dtype'), title=f'{direction}, malloc {malloc}'
+      )
+  for panel in panels[-1]:
+    panel.set_xlabel('milliseconds')
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   if _MALLOC.value != 'both':
     timing.save(measure_all(_MALLOC.value), _OUT.value)
     return
   record = measure_in_new_processes()
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

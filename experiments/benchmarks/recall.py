@@ -27,6 +27,7 @@ from absl import flags
 from absl import logging
 from experiments import drivers
 from experiments import tasks
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 import jax.numpy as jnp
@@ -230,27 +231,46 @@ def numbers_in_state(functional, state):
   )
 
 
-def draw_curves(plt, record):
+def draw(record):
   """Draws accuracy over steps, a line a layer."""
-  figure, panel = plt.subplots(figsize=(8, 5))
-  for k, row in enumerate(record['rows']):
+  some = record['rows'][0]
+  figure, panels = plots.subplots(
+      1, 1, f'Recall of {some["pairs"]} pairs among {some["length"]} tokens',
+      figsize=(8.5, 5),
+  )
+  (panel,) = panels.flat
+  # In the legend as they arrive.
+  for k, row in enumerate(sorted(record['rows'], key=lambda r: r['steps'])):
     steps, _, accuracies = zip(*row['history'])
     panel.plot(
         steps, 100 * np.array(accuracies),
-        '-' if row['memory'] == 'matrix' else '--',
-        color=plt.get_cmap('tab20')(k % 20), label=row['layer'],
+        plots.MARKERS[k // len(plots.COLORS)],
+        linestyle='-' if row['memory'] == 'matrix' else '--', markersize=3.5,
+        color=plots.COLORS[k % len(plots.COLORS)],
+        label=f'{row["layer"]}: {row["steps"]}',
     )
-  panel.axhline(95, color='gray', linestyle=':')
-  panel.set(xlabel='step', ylabel='right answers, %')
-  panel.legend(fontsize=8)
-  panel.grid(alpha=0.3)
+  panel.axhline(100 * _ENOUGH, color=plots.GRAY, linestyle=':')
+  panel.annotate(
+      f'enough: {100 * _ENOUGH:.0f} %', (1, 100 * _ENOUGH), (0, -3),
+      xycoords=panel.get_yaxis_transform(), textcoords='offset points',
+      ha='right', va='top', fontsize='small', color=plots.GRAY,
+  )
+  panel.set(xlabel='step', ylabel='right answers on validation sequences, %')
+  panel.set(xlim=(0, None), ylim=(0, 103))
+  figure.legend(
+      loc='outside right center', frameon=False, fontsize='small',
+      title='steps of training;\ndashed: no matrix state',
+      title_fontsize='small',
+  )
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   logging.set_verbosity(logging.INFO)
-  rows = timing.read(_OUT.value)['rows']
+  rows = timing.earlier_rows(_OUT.value)
   rows = {row['layer']: row for row in rows if is_done(row)}
 
   def record():
@@ -261,7 +281,7 @@ def main(argv):
     )
 
   def save(row):
-    rows[row['layer']] = row
+    rows[row['layer']] = timing.row_of_now(row)
     timing.write(record(), _OUT.value)
 
   for layer in _LAYERS.value:
@@ -278,7 +298,7 @@ def main(argv):
       [dict(row, percent=100 * row['accuracy']) for row in done['rows']],
       _COLUMNS,
   )
-  timing.save(done, _OUT.value, draw_curves)
+  plots.save(done, _OUT.value, draw)
 
 
 if __name__ == '__main__':

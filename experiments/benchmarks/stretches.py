@@ -14,6 +14,7 @@ import functools
 from absl import flags
 from experiments import drivers
 from experiments.benchmarks import layer_programs
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
 from rnnzoo import layers
@@ -91,27 +92,37 @@ def measure(name):
   ]
 
 
-def draw(plt, record):
+def draw(record):
   """Draws work and memory of each layer against one device's."""
   rows = [row for row in record['rows'] if row['devices'] > 1]
-  names = sorted({row['layer'] for row in rows})
   counts = sorted({row['devices'] for row in rows})
-  figure, panels = plt.subplots(
-      1, 2, figsize=(10, 1.5 + 0.25 * len(names)), sharey=True
+  keys = {r['layer']: r['work'] for r in rows if r['devices'] == counts[-1]}
+  figure, panels = plots.subplots(
+      1, 2, 'What it costs to divide time over devices',
+      figsize=(10, 2.5 + 0.2 * len(keys)), sharey=True,
   )
-  for panel, key in zip(panels, ('work', 'memory')):
-    for count in counts:
+  heights = plots.layers_axis(panels[0], keys)
+  labels = dict(
+      work='CPU time of all devices / that of one alone',
+      memory='memory of a device / that of one alone',
+  )
+  for panel, (key, label) in zip(panels[0], labels.items()):
+    for k, count in enumerate(counts):
       of = {r['layer']: r[key] for r in rows if r['devices'] == count}
-      panel.plot([of[n] for n in names], names, 'o', label=f'{count} devices')
-    panel.axvline(1, color='gray', linewidth=0.5)
-    panel.set(xlim=(0, None), xlabel=f'{key} / that of one device')
-    panel.grid(alpha=0.3)
-  panels[0].legend()
+      panel.plot(
+          list(of.values()), [heights[name] for name in of], plots.MARKERS[k],
+          color=plots.COLORS[k], label=f'{count} devices',
+      )
+    panel.axvline(1, color=plots.GRAY, linewidth=0.8)
+    panel.set(xlim=(0, None), xlabel=label)
+  plots.legend(figure, panels[0, 0])
   return figure
 
 
 def main(argv):
   drivers.check_usage(argv)
+  if plots.replotted(_OUT.value, draw):
+    return
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', max(_DEVICES.value))
   timing.never_cache_compilation()
@@ -123,7 +134,7 @@ def main(argv):
     jax.clear_caches()
     timing.write(record, _OUT.value)
   timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value, draw)
+  plots.save(record, _OUT.value, draw)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jaxlib
-import matplotlib
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import filenames
@@ -175,29 +174,31 @@ def environment() -> dict[str, Any]:
   )
 
 
-def save(
-    record: Mapping[str, Any], out: str, draw: Callable | None = None
-) -> None:
-  """Writes a record, and what is drawn from it beside it.
+def earlier_rows(out: str) -> list[dict[str, Any]]:
+  """Returns the rows of a record, each with where and when it was measured.
 
   Args:
-    record: What was measured, and `environment()`.
-    out: A path that ends in `.json`.
-    draw: A function of `matplotlib.pyplot` and the record that gives a figure.
-  """
-  path = write(record, out)
-  written = [path]
-  if draw is not None:
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt  # After the backend is chosen.
+    out: The path of the record. If there is none the result is empty.
 
-    figure = draw(plt, record)
-    figure.suptitle(f'jax {record["jax"]}, {record["device"]}')
-    figure.tight_layout()
-    written.append(path.with_suffix('.png'))
-    figure.savefig(written[-1], dpi=120)
-    plt.close(figure)
-  print('Wrote', ' and '.join(map(str, written)) + '.')
+  Raises:
+    UserValueError: If there is a file that holds something else.
+  """
+  record = read(out)
+  return [dict(_measured(record), **row) for row in record['rows']]
+
+
+def row_of_now(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a row that says where and when it was measured."""
+  return dict(row, **_measured(environment()))
+
+
+def _measured(record):
+  return {key: record[key] for key in ('device', 'jax', 'date')}
+
+
+def save(record: Mapping[str, Any], out: str) -> None:
+  """Writes a record and says so; `plots.save` draws it, too."""
+  print(f'Wrote {write(record, out)}.')
 
 
 def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
@@ -230,27 +231,6 @@ def read(out: str) -> dict[str, Any]:
         f'{path} is {error}. Remove it, or name another --out.'
     ) from error
   return record
-
-
-def bars(panel, rows, case_names: Sequence[str], **options) -> None:
-  """Draws the milliseconds of every form, side by side for each case.
-
-  Args:
-    panel: The axes to draw in.
-    rows: With `form`, `ms` and the fields that make up a case.
-    case_names: Those fields.
-    **options: For `panel.set`.
-  """
-  case = lambda row: '\n'.join(str(row[name]) for name in case_names)
-  cases = list(dict.fromkeys(map(case, rows)))
-  forms = list(dict.fromkeys(row['form'] for row in rows))
-  for k, form in enumerate(forms):
-    ms = {case(row): row['ms'] for row in rows if row['form'] == form}
-    at = [cases.index(c) + (k - (len(forms) - 1) / 2) / 5 for c in ms]
-    panel.bar(at, ms.values(), 0.2, label=form)
-  panel.set(yscale='log', **options)
-  panel.set_xticks(range(len(cases)), cases, fontsize=7)
-  panel.grid(axis='y', alpha=0.3)
 
 
 def print_table(

@@ -24,7 +24,10 @@ from rnnzoo.training import files
 from rnnzoo.training import records
 import tqdm
 
-_COLORS = {'train': '#4477aa', 'eval': ('#ee6677', '#228833', '#aa3377')}
+_COLORS = {
+    'train': '#4477aa', 'eval': ('#ee6677', '#228833', '#aa3377'),
+    'speed': '#333333', 'wait': '#bb5500',
+}
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -237,16 +240,20 @@ def _title(workdir: pathlib.Path) -> str:
 def _plot_speed(axes, rows) -> None:
   """Draws tokens a second, and what of the time the devices had to wait."""
   steps, speeds = _column(rows, 'tokens_per_second_per_device')
-  axes.plot(steps, speeds, color=_COLORS['train'], linewidth=0.8)
-  axes.set_ylabel('tokens/s/device', fontsize='x-small')
-  steps, waits = _column(rows, 'input_wait')
+  waited, waits = _column(rows, 'input_wait')
   other = axes.twinx()
-  other.plot(steps, 100 * waits, color=_COLORS['eval'][0], linewidth=0.8)
-  other.set_ylabel('% input wait', fontsize='x-small')
-  for each in (axes, other):
+  for each, x, y, color, label in (
+      (axes, steps, speeds, _COLORS['speed'], 'tokens/s,\na device'),
+      (other, waited, 100 * waits, _COLORS['wait'], 'waiting for\ndata, %'),
+  ):
+    # A point has no line.
+    each.plot(x, y, color=color, linewidth=0.8, marker='.' * (len(x) == 1))
+    each.set_ylabel(label, fontsize='x-small', color=color)
     each.set_ylim(bottom=0)
-    each.tick_params(labelsize='x-small')
+    each.tick_params(axis='x', labelsize='x-small')
+    each.tick_params(axis='y', labelsize='x-small', colors=color)
     each.spines['top'].set_visible(False)
+  other.set_ylim(0, max(1, *other.get_ylim()))  # Never fractions of nothing.
   axes.grid(alpha=0.25)
 
 
@@ -269,6 +276,7 @@ def plot_curves(workdir) -> pathlib.Path:
   """
   # Not pyplot, which keeps global state and may look for a display.
   from matplotlib import figure
+  from matplotlib import ticker
   from matplotlib.backends import backend_agg
 
   workdir = files.workdir(workdir)
@@ -283,13 +291,16 @@ def plot_curves(workdir) -> pathlib.Path:
     axes = below = canvas.figure.add_subplot()
   axes.set_title(_title(workdir), loc='left')
   below.set_xlabel('step')
-  axes.set_ylabel('loss (nats per token)')
+  below.xaxis.set_major_locator(ticker.MaxNLocator(
+      'auto', integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)
+  ))
+  axes.set_ylabel('loss, nats per token')
   axes.spines['top'].set_visible(False)
   axes.grid(alpha=0.25)
   bits = axes.secondary_yaxis(
       'right', (lambda x: x / math.log(2), lambda x: x * math.log(2))
   )
-  bits.set_ylabel('bits per token')
+  bits.set_ylabel('loss, bits per token')
 
   steps, losses = _column(rows, 'train_loss')
   color = _COLORS['train']
@@ -309,7 +320,7 @@ def plot_curves(workdir) -> pathlib.Path:
     color = _COLORS['eval'][i % len(_COLORS['eval'])]
     label = 'validation'
     if key != 'eval_loss':
-      label = key.removesuffix('_loss').replace('_', ' ')
+      label = key[len('eval_') : -len('_loss')].replace('_', ' ')
     axes.plot(
         steps, losses, color=color, marker='o', markersize=3.5, label=label
     )
@@ -318,8 +329,8 @@ def plot_curves(workdir) -> pathlib.Path:
       axes.plot(
           steps[best], losses[best], color=color, marker='*', markersize=14,
           markeredgecolor='white', linestyle='none', zorder=4,
-          label=f'best: {losses[best]:.4f} nats, '
-          f'{losses[best] / math.log(2):.3f} bits at step {steps[best]:.0f}',
+          label=f'best: {losses[best]:.4g} nats, '
+          f'{losses[best] / math.log(2):.4g} bits at step {steps[best]:.0f}',
       )
   if axes.lines:
     axes.legend(frameon=False)

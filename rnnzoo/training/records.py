@@ -136,8 +136,10 @@ def title(workdir: pathlib.Path) -> dict[str, Any]:
       config[name] if isinstance(config.get(name), dict) else {}
       for name in ('model', 'data')
   )
+  # A summary that was kept without the config knows them too.
   found = dict(
-      layer=model.get('layer'), data=data.get('name'),
+      layer=model.get('layer') or summary.get('model.layer'),
+      data=data.get('name') or summary.get('data.name'),
       parameters=summary.get('parameters'),
   )
   kinds = dict(layer=str, data=str, parameters=int)

@@ -1,11 +1,13 @@
 """Runs the command lines as processes of their own, see processes.py."""
 
+import importlib
 import json
 import os
 import pathlib
 import tempfile
 import time
 
+from absl import flags
 from experiments import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,6 +22,22 @@ def temporary_directory(test) -> pathlib.Path:
   clean = test.addClassCleanup if is_class else test.addCleanup
   clean(directory.cleanup)
   return pathlib.Path(directory.name)
+
+
+def imported(name):
+  """Imports a program and leaves the flags of this process as they are.
+
+  Those of two programs may have the same names.
+  """
+  aside, new = flags.FlagValues(), flags.FlagValues()
+  aside.append_flag_values(flags.FLAGS)
+  flags.FLAGS.remove_flag_values(aside)
+  try:
+    return importlib.import_module(name)
+  finally:
+    new.append_flag_values(flags.FLAGS)
+    flags.FLAGS.remove_flag_values(new)
+    flags.FLAGS.append_flag_values(aside)
 
 
 class Command:

@@ -19,6 +19,7 @@ from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax.numpy as jnp
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 from rnnzoo import errors
@@ -246,6 +247,43 @@ class PlotCurvesTest(MetricsTestCase):
         'min_gru on python_docs, 651k parameters',
     )
     self.assertLen(list(self.workdir.glob('curve*')), 1)
+
+  def test_axes_say_what_they_show(self):
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      for step in (1, 2, 3):
+        writer.write(step, {
+            'train_loss': 4.0, 'eval_loss': 0.0002, 'eval_other_split_loss': 4,
+            'tokens_per_second_per_device': 1e5, 'input_wait': 0.01,
+        })
+    with mock.patch.object(
+        matplotlib.figure.Figure, 'savefig', autospec=True
+    ) as savefig:
+      metrics.plot_curves(self.workdir)
+    figure = savefig.call_args.args[0]
+    losses, speed, wait = figure.axes
+    self.assertEqual(speed.get_xlabel(), 'step')
+    for tick in speed.get_xticks():
+      self.assertEqual(tick, round(tick))
+    labels = losses.get_legend_handles_labels()[1]
+    self.assertEqual(labels[:2], ['training', 'validation'])
+    self.assertEqual(labels[3], 'other split')
+    # Four digits of a small number, too.
+    self.assertIn('0.0002 nats, 0.0002885 bits', labels[2])
+    for axes in (speed, wait):
+      (line,) = axes.lines
+      self.assertEqual(axes.yaxis.label.get_color(), line.get_color())
+      self.assertEqual(
+          axes.yaxis.get_tick_params()['labelcolor'], line.get_color()
+      )
+    self.assertNotEqual(speed.lines[0].get_color(), wait.lines[0].get_color())
+
+  def test_the_title_of_a_run_without_its_config(self):
+    (self.workdir / 'summary.json').write_text(
+        '{"model.layer": "lru", "data.name": "mqar", "parameters": 1000}'
+    )
+    self.assertEqual(
+        metrics._title(self.workdir), 'lru on mqar, 1.00k parameters'
+    )
 
   def test_smoothing_does_not_lag(self):
     line = np.linspace(4.0, 1.0, 500)
