@@ -475,7 +475,7 @@ def check_carry(carry, initial):
 
 
 def sketch(tree) -> str:
-  """Describes a tree with the types of its arrays, shortened: `float32[2,5]`."""
+  """Describes a tree by the types of its arrays, in few words."""
 
   def of(u):
     if hasattr(u, 'shape') and hasattr(u, 'dtype'):
