@@ -29,6 +29,35 @@ _DIRECTORY = pathlib.Path(
 _PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
 
 
+# Options that no adapter passes on: the layer has this form only, or the arrays
+# say it. A file with another value needs an adapter that reads the option.
+_ASSUMED = dict(
+    activation=('g',), block_len_used=(8,), c=(8.0,), clip_eigs=(False,),
+    discretization=('zoh, dt=1',),
+    forget_gate=('exp (log-sigmoid stabilised)',),
+    g=('log of the forget gate',), gamma_h=('1-2^(-5-h)',),
+    gate_order=('i,f,z,o',), gates=('h', 'rzn', 'ifgo'), gelu=('exact erf',),
+    glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
+    keep_order=(False, True), kk_norm_floor=(1e-12,),
+    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
+    pp0=(-1e30, -1e38), scale=(0.5,), step_rescale=(1.0,), temporal_width=(4,),
+    time_decay=('already -exp(raw)',),
+    w=('-exp(w_raw)', 'log decay (<0)'),
+)
+
+
+class _Options(dict):
+  """The `cfg` of a file, which remembers what of it was read."""
+
+  def __init__(self, options):
+    super().__init__(options)
+    self.unread = set(options)
+
+  def __getitem__(self, key):
+    self.unread.discard(key)
+    return super().__getitem__(key)
+
+
 def _read(path):
   with np.load(path) as file:
     parts = _PARTS.get(path.stem, {})
@@ -46,7 +75,7 @@ def _run(adapter, data, dtype):
   Returns:
     Arrays by their names in the file: outputs, final states, gradients.
   """
-  cfg = json.loads(str(data.get('cfg', '{}')))
+  cfg = _Options(json.loads(str(data.get('cfg', '{}'))))
   inputs = {
       key: u.astype(dtype) if u.dtype.kind == 'f' else u
       for key, u in data.items()
@@ -74,6 +103,9 @@ def _run(adapter, data, dtype):
     return value, results | {f'stT.{name}': u for name, u in states.items()}
 
   gradients, results = jax.jit(jax.grad(loss, has_aux=True))(floating)
+  for key in sorted(cfg.unread):
+    if dict.__getitem__(cfg, key) not in _ASSUMED.get(key, ()):
+      raise ValueError(f'{adapter.__name__} ignores {key}.')
   return results | {f'grad.{name}': u for name, u in gradients.items()}
 
 
@@ -124,6 +156,15 @@ class GoldenTest(parameterized.TestCase):
       got = _run(adapter, data, np.float64)
     tolerance = dict(outputs=1e-10, gradients=1e-10)
     self.assertEmpty(_problems(got, data, tolerance), 'in float64')
+
+  def test_an_option_that_an_adapter_ignores_is_noticed(self):
+    data = {
+        'cfg': json.dumps({'c': 7.0}), 'in.x': np.ones(3), 'w.y': np.ones(3)
+    }
+    ignore = lambda case: ({'y': case.x}, {})
+    with self.assertRaisesRegex(ValueError, 'ignores c'):
+      _run(ignore, data, np.float32)
+    _run(ignore, data | {'cfg': json.dumps({'c': 8.0})}, np.float32)
 
   def test_there_are_cases(self):
     self.assertNotEmpty(_FILES, f'no *.npz in {_DIRECTORY}')
