@@ -68,7 +68,8 @@ class ContractTest(parameterized.TestCase):
         self.assertEqual(nnx.graphdef(pickled), want[0])
         for copied in (copy.deepcopy(layer), pickled):
           got = nnx.split(copied)
-          for u, w in zip(*map(jax.tree.leaves, (got[1], want[1])), strict=True):
+          leaves = map(jax.tree.leaves, (got[1], want[1]))
+          for u, w in zip(*leaves, strict=True):
             np.testing.assert_array_equal(u, w)
 
 
