@@ -64,10 +64,13 @@ class ContractTest(parameterized.TestCase):
       layer = make_layer(nnx.Rngs(0))
       self.assertIs(type(layer), layers.LAYERS[name])
       with self.subTest(f'{name} can be copied'):
-        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-          got, want = nnx.split(copied), nnx.split(layer)
-          self.assertEqual(got[0], want[0])
-          jax.tree.map(np.testing.assert_array_equal, got[1], want[1])
+        want, pickled = nnx.split(layer), pickle.loads(pickle.dumps(layer))
+        self.assertEqual(nnx.graphdef(pickled), want[0])
+        for copied in (copy.deepcopy(layer), pickled):
+          got = nnx.split(copied)
+          leaves = map(jax.tree.leaves, (got[1], want[1]))
+          for u, w in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(u, w)
 
 
 class _Leaky(base.RecurrentLayer):
