@@ -64,7 +64,7 @@ class Functional:
     """Returns a module that holds these values, in the dtypes of its own."""
     fill = lambda abstract, tree: nnx.from_flat_state({
         path: variable.replace(
-            _at(tree, path).astype(variable.get_value().dtype)
+            _rounded(_at(tree, path), variable.get_value().dtype)
         )
         for path, variable in abstract.items()
     })
@@ -114,6 +114,11 @@ def _nested(flat, value=lambda variable: variable.get_value()):
       node = node.setdefault(key, {})
     node[last] = value(variable)
   return tree
+
+
+def _rounded(leaf, dtype):
+  # What is abstract has no `astype`, and in all of our uses this dtype.
+  return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
 
 def _at(tree, path):
