@@ -1,5 +1,6 @@
 """`load`: from the name in a config to a data set."""
 
+import os
 from typing import Any
 
 from rnnzoo import errors
@@ -64,6 +65,8 @@ def load(
   """
   for name, field in FIELDS.items():
     value = settings.field(config, name)
+    if isinstance(value, os.PathLike):
+      value = os.fspath(value)
     if value is not None:
       fields.check(f'data.{name}', value, field)
   name = settings.field(config, 'name', '')

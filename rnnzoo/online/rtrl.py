@@ -97,7 +97,7 @@ class RTRL:
 
   def merge(self, params: Tree) -> Stack:
     """Returns the model with these parameters."""
-    return self._functional.merge(params, {})
+    return self._functional.merge(params, {}, rounded=False)
 
   def initialize(self, params: Tree, batch_size: int, dtype=None) -> RTRLState:
     """Returns the state before the first token.
@@ -453,7 +453,7 @@ class _Layer:
         key[n:]: values.get(key, u)
         for key, u in flatten_dict(params).items() if key[:n] == self.path
     }
-    return self._functional.merge(unflatten_dict(own), {})
+    return self._functional.merge(unflatten_dict(own), {}, rounded=False)
 
   def _probe(self, values, tokens, weights):
     """Pulls cotangents back through steps from a random state.

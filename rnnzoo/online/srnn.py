@@ -114,7 +114,7 @@ class SRNN:
 
   def merge(self, params: Tree) -> Stack:
     """Returns the network with these parameters."""
-    return self._functional.merge(params, {})
+    return self._functional.merge(params, {}, rounded=False)
 
   def step(
       self, state: SRNNState, x: jax.Array, target: jax.Array

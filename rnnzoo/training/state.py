@@ -60,11 +60,20 @@ class Functional:
     """Returns new parameters and batch statistics; may be jitted."""
     return self.variables(self._build(nnx.Rngs(seed)))
 
-  def merge(self, params: Tree, batch_stats: Tree) -> nnx.Module:
-    """Returns a module that holds these values, in the dtypes of its own."""
+  def merge(
+      self, params: Tree, batch_stats: Tree, *, rounded: bool = True
+  ) -> nnx.Module:
+    """Returns a module that holds these values.
+
+    Args:
+      params: Parameters.
+      batch_stats: Batch statistics.
+      rounded: Whether they get the dtypes that the module has by itself.
+    """
     fill = lambda abstract, tree: nnx.from_flat_state({
         path: variable.replace(
             _rounded(_at(tree, path), variable.get_value().dtype)
+            if rounded else _at(tree, path)
         )
         for path, variable in abstract.items()
     })

@@ -21,6 +21,7 @@ def summarize(run, workdir):
   shardings = sharding.parameter_shardings(
       run.mesh, params, task.functional.axes, tuple(config.whole_axes)
   )
+  params = jax.eval_shape(state_lib.at_least_float32, params)
   placed = lambda u, s: jax.ShapeDtypeStruct(u.shape, u.dtype, sharding=s)
   abstract = {
       name: jax.tree.map(placed, params, shardings),

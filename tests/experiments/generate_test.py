@@ -79,11 +79,11 @@ class GenerateTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('unknown_character', ['--prompt=naïve ☃'], "lacks 'ï', '☃'"),
       ('empty_prompt', ['--prompt='], 'at least one character'),
-      ('length', ['--length=0'], '`length` must be'),
       ('temperature', ['--temperature=-1'], '`temperature` must be'),
       ('top_p', ['--top_p=2'], '`top_p` must be'),
       ('layers', ['--layers='], "a layer of its own, 'mine'"),
-      ('layers_file', ['--layers=nothing.py'], 'no config file nothing.py'),
+      ('layers_file', ['--layers=nothing.py'],
+       'nothing.py; configs are Python files'),
   )
   def test_bad_input(self, words, message):
     done = self.generate(*words)
@@ -91,6 +91,11 @@ class GenerateTest(parameterized.TestCase):
     (line,) = done.stderr.splitlines()
     self.assertStartsWith(line, 'Error: ')
     self.assertIn(message, line)
+
+  def test_usage(self):
+    done = self.generate('--length=0')
+    self.assertEqual((done.code, done.stdout), (2, ''), done)
+    self.assertIn('--length=0: 0 is not an integer in the range', done.stderr)
 
   def test_evaluate(self):
     done = commands.Command(

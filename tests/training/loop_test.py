@@ -86,12 +86,14 @@ class LoopTest(parameterized.TestCase):
 
   def test_the_carry_is_saved_and_goes_on(self):
     workdir = self.directory / 'stopped'
+    # Under nohup SIGHUP is ignored, in the background SIGINT.
+    for number in (signal.SIGHUP, signal.SIGINT):
+      old = signal.signal(number, signal.default_int_handler)
+      self.addCleanup(signal.signal, number, old)
     with self.assertRaisesRegex(signals.Interrupted, 'SIGHUP; step 3 is saved'):
       self.train(workdir, stop_at=3)
-    self.assertIs(
-        signal.getsignal(signal.SIGINT), signal.default_int_handler
-    )
-    self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGINT):
+      self.assertIs(signal.getsignal(number), signal.default_int_handler)
     self.assertEqual(commands.saved_steps(workdir), [2, 3])
     carries = [n for n in commands.digests(workdir, 3) if n.startswith('carry')]
     self.assertLen(carries, 2)  # The convolution's and the layer's.

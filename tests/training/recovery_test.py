@@ -260,7 +260,7 @@ class StoppedEvaluationTest(RecoveryTestCase):
 
 class FailingSavesTest(RecoveryTestCase):
 
-  def fail(self, name, times):
+  def let_fail(self, name, times):
     """Lets calls of Orbax's manager fail as on a full disk, by number."""
     real = getattr(ocp.CheckpointManager, name)
     calls = []
@@ -276,8 +276,8 @@ class FailingSavesTest(RecoveryTestCase):
   def test_training_goes_on(self):
     self.train('whole', total_steps=4, eval_every=2, save_every=1, keep=9)
     # The save of step 1 does not begin, and another does not end.
-    self.fail('save', [1])
-    self.fail('wait_until_finished', [2])
+    self.let_fail('save', [1])
+    self.let_fail('wait_until_finished', [2])
     with self.assertLogs(logging.get_absl_logger(), 'WARNING') as logs:
       self.train('failing', total_steps=4, eval_every=2, save_every=1, keep=9)
     self.assertLen(logs.output, 2)
@@ -296,7 +296,7 @@ class FailingSavesTest(RecoveryTestCase):
   def test_the_last_save(self):
     last = dict(total_steps=2, eval_every=2, save_every=2)
     # It is tried twice,
-    self.fail('save', [1, 3, 4])
+    self.let_fail('save', [1, 3, 4])
     self.train('last', **last)
     self.assertEqual(commands.saved_steps(self.directory / 'last'), [2])
     # and not more often.
@@ -306,13 +306,14 @@ class FailingSavesTest(RecoveryTestCase):
     self.assertEqual(self.digests('last_fails', 2), self.digests('last', 2))
 
   def test_a_signal_and_no_room(self):
-    self.fail('save', [2, 3, 4])
+    self.let_fail('save', [2, 3, 4])
+    handler = signal.getsignal(signal.SIGINT)
     with self.assertRaisesRegex(
         errors.UserError,
         'Cannot save checkpoint 3 in .*: No space left .* kept is 2',
     ):
       self.train('signal', stop_at=3)
-    self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+    self.assertIs(signal.getsignal(signal.SIGINT), handler)
     # A rollback is made, too, though it cannot be noted.
     self.train('unnoted', {1: 'loss'}, on_nan='rollback', total_steps=2,
                eval_every=2)
