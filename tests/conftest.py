@@ -42,8 +42,9 @@ def pytest_runtest_teardown():
     jax.clear_caches()
 
 
-# The CPU time of each test, its fixtures and child processes included, is
-# reported by file: where the time of the suite goes.
+# The CPU time of each test, with its fixtures and the processes that it waits
+# for, is reported by file: where the time of the suite goes. Commands that are
+# forked (see experiments/processes.py) are not counted.
 _CPU_SECONDS = 'cpu_seconds'
 _started = pytest.StashKey[float]()
 _files = collections.Counter()
