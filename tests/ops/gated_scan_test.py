@@ -239,7 +239,7 @@ class GatedScanTest(parameterized.TestCase):
   def test_forward_needs_no_temporaries(self):
     shape = (4, 512, 128)
     spec = jax.ShapeDtypeStruct(shape, f32)
-    # One of its own each, or the program would be that of the other one.
+    # A new function each time: JAX would reuse the program of the first.
     scan = lambda: lambda k, v: ops.gated_scan(ops.min_gru_gate(), (k, v))
     memory = lambda: jax.jit(scan()).lower(spec, spec).compile(
     ).memory_analysis().temp_size_in_bytes / (4 * np.prod(shape))
