@@ -319,6 +319,16 @@ class TimedRecurrence(LinearRecurrence):
     return self._advance(recurrence, x, carry, initial, reset, mask)
 
 
+class computed:  # A decorator, named like `property`.
+  """A property that one may set, to another value for this layer."""
+
+  def __init__(self, compute: Callable):
+    self._compute = compute
+
+  def __get__(self, layer, owner=None):
+    return self if layer is None else self._compute(layer)
+
+
 class GatedRecurrence(LinearRecurrence):
   """A layer whose `a` and `b` are computed from its projections by a gate.
 
