@@ -273,13 +273,14 @@ class ModelsTest(parameterized.TestCase):
     self.assertEqual(run(good), run(None))
     self.assertEqual(step(good), step(None))
     halves = jax.tree.map(lambda u: u.astype(jnp.float16), good)
+    other = lambda **given: jax.tree.map(
+        lambda u: jnp.zeros(u.shape, u.dtype),
+        jax.eval_shape(lambda: make(**given).initialize_carry(B)),
+    )
     for bad in (
-        make(depth=3).initialize_carry(B), make(depth=1).initialize_carry(B),
-        make(layer='min_gru,min_gru').initialize_carry(B),
-        make(layer='lstm').initialize_carry(B),
-        make(conv_kernel=4).initialize_carry(B),
-        make(conv_kernel=0 if changes.get('conv_kernel') else 2)
-        .initialize_carry(B),
+        other(depth=3), other(layer='min_gru,min_gru'), other(layer='lstm'),
+        other(conv_kernel=4),
+        other(conv_kernel=0 if changes.get('conv_kernel') else 2),
         model.initialize_carry(B + 1), model.initialize_carry(1), halves,
         list(good), (), 0.0, 'no', {'carry': good},
     ):
