@@ -205,6 +205,26 @@ class GenerateTest(parameterized.TestCase):
     run()
     self.assertEqual(generation._generate._cache_size(), before)
 
+  def test_ids_outside_the_vocabulary(self):
+    """Found before anything is compiled."""
+    before = generation._generate._cache_size()
+    for bad in (16, -1, 2**32 + 3):
+      for function in (generation.generate, generation.stream):
+        run = lambda mask=None: function(
+            self.model, np.array([[3, bad]]), mask=mask, length=2, temperature=0
+        )
+        with self.assertRaisesRegex(
+            errors.UserValueError, rf'`prompts` .* 0 to 15, got {bad} at'
+        ):
+          run()
+    self.assertEqual(generation._generate._cache_size(), before)
+    # Without a vocabulary, only what int32 cannot hold is known to be none.
+    for bad in (-1, 2**31):
+      with self.assertRaisesRegex(
+          errors.UserValueError, rf'`prompts\[1\]` .* got {bad} at'
+      ):
+        generation.pad([[1], [2, bad]])
+
   @parameterized.named_parameters(
       ('one_axis', dict(prompts=np.ones(3, int)), '`prompts` must be integers'),
       ('floats', dict(prompts=np.ones((1, 3))), '`prompts` must be integers'),

@@ -181,12 +181,10 @@ class Attention(base.RecurrentLayer):
       batch_size: `B`.
       dtype: The compute dtype, that of keys and values.
     """
-    cache = ops.empty_attention_cache(
+    return ops.empty_attention_cache(
         batch_size, self.window, self.num_kv_heads, self.head_features,
         jnp.dtype(dtype or self.dtype or jnp.float32),
     )
-    # An array each: one buffer cannot be donated for two leaves.
-    return cache._replace(value=jnp.zeros_like(cache.key))
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)

@@ -28,43 +28,37 @@ _STACK_WIDE = jax.__version_info__ < (0, 12)
 Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
 
 
-def _call_with_arrays(call: Callable) -> Callable:
-  """Wraps `__call__` and the like: lists and NumPy arrays become JAX arrays."""
+def _with_arrays(method: Callable, place: int) -> Callable:
+  """Wraps `__call__` and the like: lists and NumPy arrays become JAX arrays.
 
-  @functools.wraps(call)
-  def run(self, x, carry=None, **options):
-    return call(self, _as_input(x), carry, **_as_arrays(options))
+  Args:
+    method: Of a layer.
+    place: Where `x` is among its arguments.
+
+  Returns:
+    A method of the same arguments, whatever they are: a call that does not fit
+    gets Python's own message, which names `method`.
+  """
+
+  @functools.wraps(method)
+  def run(self, *args, **options):
+    args = [
+        as_array('x', u, required=True) if i == place else u
+        for i, u in enumerate(args)
+    ]
+    options = {
+        k: as_array(k, u, required=k == 'x') if k in _ARRAYS else u
+        for k, u in options.items()
+    }
+    return method(self, *args, **options)
 
   return run
 
 
-def _step_with_arrays(step: Callable) -> Callable:
-  """The same for `step`, which takes the carry first."""
-
-  @functools.wraps(step)
-  def run(self, carry, x, **options):
-    return step(self, carry, _as_input(x), **_as_arrays(options))
-
-  return run
-
-
-def _as_input(x):
-  if x is None:
-    raise ValueError('`x` must be an array, got None.')
-  return as_array('x', x)
-
-
-def _as_arrays(options):
-  sides = ('reset', 'mask', 'dt', 'v_first')
-  return {k: as_array(k, v) if k in sides else v for k, v in options.items()}
-
-
-# The door of all layers: what `RecurrentLayer` wraps in each of its subclasses.
-_WITH_ARRAYS = dict(
-    __call__=_call_with_arrays,
-    first_value=_call_with_arrays,
-    step=_step_with_arrays,
-)
+_ARRAYS = ('x', 'reset', 'mask', 'dt', 'v_first')
+# The door of all layers: what `RecurrentLayer` wraps in each of its subclasses,
+# and where `x` is among the arguments.
+_DOOR = dict(__call__=0, first_value=0, step=1)
 
 
 class RecurrentLayer(nnx.Module):
@@ -84,7 +78,9 @@ class RecurrentLayer(nnx.Module):
   of `x`. States are kept in `promote_types(float32, compute dtype)`.
 
   `x`, the flags and the side inputs may be lists or NumPy arrays: the methods
-  of every subclass get them as JAX arrays. A carry stays as it is.
+  of every subclass get them as JAX arrays. A carry stays as it is. In a
+  subclass `x` and `carry` must have these names, and everything else is passed
+  by keyword.
 
   Attributes:
     in_features: Size `D_in` of an input token.
@@ -106,9 +102,9 @@ class RecurrentLayer(nnx.Module):
 
   def __init_subclass__(cls, **options):
     super().__init_subclass__(**options)
-    for name, with_arrays in _WITH_ARRAYS.items():
+    for name, place in _DOOR.items():
       if name in vars(cls):
-        setattr(cls, name, with_arrays(vars(cls)[name]))
+        setattr(cls, name, _with_arrays(vars(cls)[name], place))
 
   def initialize_carry(self, batch_size: int, dtype=None) -> Carry:
     """Returns the carry before the first token.
@@ -323,6 +319,16 @@ class TimedRecurrence(LinearRecurrence):
     return self._advance(recurrence, x, carry, initial, reset, mask)
 
 
+class computed:  # A decorator, named like `property`.
+  """A property that one may set, to another value for this layer."""
+
+  def __init__(self, compute: Callable):
+    self._compute = compute
+
+  def __get__(self, layer, owner=None):
+    return self if layer is None else self._compute(layer)
+
+
 class GatedRecurrence(LinearRecurrence):
   """A layer whose `a` and `b` are computed from its projections by a gate.
 
@@ -439,12 +445,13 @@ def prepare_dt(dt, x, mask):
   return dt if mask is None else jnp.where(mask, dt, 1)
 
 
-def as_array(name, value):
+def as_array(name, value, *, required=False):
   """Returns a list or a NumPy array as a JAX array, `None` as it is.
 
   Args:
     name: Of the argument.
     value: What was given for it; an array of JAX stays as it is.
+    required: Whether `None` is an error.
 
   Returns:
     An array of JAX, or `None`.
@@ -452,6 +459,8 @@ def as_array(name, value):
   Raises:
     ValueError: If it cannot be one, as a carry of several arrays cannot.
   """
+  if value is None and required:
+    raise ValueError(f'`{name}` must be an array, got None.')
   if value is None or isinstance(value, jax.Array):
     return value
   kind = type(value).__name__
@@ -465,8 +474,8 @@ def as_array(name, value):
     return jnp.asarray(value)
   except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(
-        f'`{name}` must be an array or a list of equally long rows, got {kind} '
-        f'({str(error).splitlines()[0]})'
+        f'`{name}` must be an array or a list of equally long rows of numbers, '
+        f'got {kind}.'
     ) from error
 
 

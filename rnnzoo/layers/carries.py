@@ -288,8 +288,8 @@ def _plain(dtype: np.dtype) -> np.dtype:
 def _read(archive, wanted, path):
   """Returns the arrays of an archive, all of them checked before they are read.
 
-  What an archive says of itself may be a lie, and a few bytes of it a billion
-  when unpacked.
+  Headers may be wrong, and few bytes may unpack to many, so all is checked
+  before any array is read.
 
   Args:
     archive: A `zipfile.ZipFile`.
@@ -300,10 +300,17 @@ def _read(archive, wanted, path):
     UserValueError: If the archive holds something else.
     Exception: If it is damaged.
   """
+  # Of the others zipfile unpacks as much as there is, whatever is asked for.
+  if any(entry.compress_type for entry in archive.infolist()):
+    raise errors.UserValueError(
+        f'{path} is no file of save_carry: it has compressed entries.'
+    )
   dtypes = _read_record(archive, path)
   entries = sorted(f'{name}.npy' for name in (_RECORD, *dtypes))
   if sorted(archive.namelist()) != entries:
-    raise ValueError('Entries are missing, or there are some too many.')
+    raise ValueError(
+        'Entries are missing, or there are more than the record names.'
+    )
   if set(wanted) != set(dtypes):
     raise errors.UserValueError(
         f'{path} holds the carry of something else: it has {_listed(dtypes)}, '
@@ -357,7 +364,7 @@ def _read_record(archive, path):
 
 def _header(file):
   """Returns the shape and the dtype of an entry, of which no more is read."""
-  # That of NumPy's other versions may be as long as it likes.
+  # In other versions of the format a header has no maximal length.
   if np.lib.format.read_magic(file) != (1, 0):
     raise ValueError('No entry that np.savez would write.')
   shape, _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -266,7 +266,10 @@ def rotary(
 
 
 def _angles(positions, turns, dtype):
-  """`2 pi turns positions` in `[-pi, pi)`, exact but for the last rounding.
+  """`2 pi turns positions`, less whole turns, in `[-pi, pi]`.
+
+  Differences of angles are those of distances; `turns` itself has the digits of
+  float64, which is 5e-7 at position `2**32`.
 
   Args:
     positions: Integers of 32 bits, taken as unsigned.

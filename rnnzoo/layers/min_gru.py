@@ -99,7 +99,7 @@ class MinGRU(base.GatedRecurrence):
     else:
       self.initial_state = None
 
-  @property
+  @base.computed
   def gate(self) -> ops.Gate:
     return ops.min_gru_gate(self.activation_fn)
 

@@ -101,7 +101,7 @@ class MinLSTM(base.GatedRecurrence):
     else:
       self.initial_state = None
 
-  @property
+  @base.computed
   def gate(self) -> ops.Gate:
     return ops.min_lstm_gate(self.activation_fn, self.normalize)
 

@@ -19,7 +19,8 @@ class RetNetCarry(NamedTuple):
   Attributes:
     S: What keys give which values `[B, H, K, V]`.
     position: Tokens of the sequence so far `[B]`, int32; beyond `2**31` its
-      bits are those of an unsigned integer. `None` where nothing is rotated.
+      bits are those of an unsigned integer. At `2**32` tokens it is 0 again:
+      reset before. `None` where nothing is rotated.
   """
 
   S: jax.Array

@@ -302,7 +302,7 @@ def convolution(lambda_, p, b, c, step, x, h0=None):
   into = _parts(advance(lambda_, p, step, jnp.zeros_like(b), step * b))
   # The last state: in rows of `size` steps, zeros before the first.
   padding = (0, 0), (count * size - time, 0), (0, 0)
-  rows = jnp.pad(x, padding).reshape(len(x), count, size, x.shape[2])
+  rows = jnp.pad(x, padding).reshape(x.shape[0], count, size, x.shape[2])
   impulses = _orbit(squares, 0, into, size)[..., ::-1]  # [D, N, size]
   ends = exact.einsum('bijd,dnj->bidn', rows, impulses)
   level = size.bit_length() - 1
@@ -315,7 +315,7 @@ def convolution(lambda_, p, b, c, step, x, h0=None):
     first = _apply_power(squares, 1, weights, transpose=True)
     reads = _orbit(squares, 0, first, size, transpose=True)
     trace = exact.einsum('dnib,dnj->bijd', starts, reads)
-    s += trace.reshape(len(x), count * size, x.shape[2])[:, :time]
+    s += trace.reshape(x.shape[0], count * size, x.shape[2])[:, :time]
   return _complex(last), s
 
 

@@ -106,7 +106,7 @@ class _Recurrence(base.RecurrentCell):
     recurrent = common.block_diagonal(
         h.astype(dtype), self.R[...].reshape(heads, size, -1), dtype=h.dtype
     )
-    recurrent = recurrent.reshape(len(h), heads, 4, size).swapaxes(1, 2)
+    recurrent = recurrent.reshape(h.shape[0], heads, 4, size).swapaxes(1, 2)
     gates = projected + recurrent.reshape(projected.shape)
     i, f, z, o = (gates[:, k] for k in range(4))
     kept = _LOG_FORGET[self.forget_gate](f) + m

@@ -7,6 +7,7 @@ packs sequences into rows.
 """
 
 from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 from flax import nnx
@@ -187,12 +188,12 @@ class _RNNCell(nnx.RNNCellBase):
     if carry_init is not None:
       raise ValueError('`carry_init` must be None: the layer has its own.')
     batch = tuple(input_shape[: -self.num_feature_axes])
-    carry = self.layer.initialize_carry(int(np.prod(batch)), self.dtype)
+    carry = self.layer.initialize_carry(math.prod(batch), self.dtype)
     return _reshape_batch(carry, 1, batch)
 
   def __call__(self, carry, inputs):
     """Maps a carry and `[*batch, D]` to a carry and `[*batch, D_out]`."""
-    inputs = base.as_array('inputs', inputs)
+    inputs = base.as_array('inputs', inputs, required=True)
     axes = jnp.ndim(inputs) - self.num_feature_axes
     batch = inputs.shape[:max(axes, 0)]
     for path, u in jax.tree_util.tree_flatten_with_path(carry)[0]:
@@ -269,14 +270,14 @@ def time_major(layer: base.RecurrentLayer) -> Callable:
     x, resets = inputs
     x, resets = base.as_array('x', x), base.as_array('resets', resets)
     token = base.input_shape(layer)
-    sizes = {np.shape(u)[:1] for u in jax.tree.leaves(carry)}
+    sizes = {np.shape(u)[:1] for u in jax.tree.leaves(carry) if np.ndim(u)}
     shape = jnp.shape(x) if x is not None else ()
     if (
         len(shape) != 2 + len(token)
         or shape[2:] != token
         or sizes - {shape[1:2]}
     ):
-      of = sorted(size[0] for size in sizes if size)
+      of = sorted(size[0] for size in sizes)
       raise ValueError(
           f'`x` must be [T, B, {", ".join(map(str, token))}], time first'
           + (f', with B = {of[0]} as in `carry`' if of else '')

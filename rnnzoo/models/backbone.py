@@ -94,18 +94,17 @@ class Backbone(nnx.Module):
 
     Of a carry only its depth is checked: the rest each block sees for itself.
     """
-    x = base.as_array('x', x)
+    x = base.as_array('x', x, required=True)
     reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
     features = self.config.features
-    shape = () if x is None else x.shape
+    shape = x.shape
     if len(shape) != len(axes) or shape[-1] != features:
       raise ValueError(
-          f'`x` must be [{", ".join(axes)}] with D = {features}, got '
-          f'{None if x is None else shape}.'
+          f'`x` must be [{", ".join(axes)}] with D = {features}, got {shape}.'
       )
     base.check_flags(shape[:-1], reset=reset, mask=mask)
     if carry is None:
-      return x, self.initialize_carry(len(x)), reset, mask
+      return x, self.initialize_carry(x.shape[0]), reset, mask
     period, depth = len(self.stacks), self.config.num_layers
     counts = [len(range(i, depth, period)) for i in range(period)]
     same = isinstance(carry, tuple) and len(carry) == period and all(

@@ -99,7 +99,7 @@ class Block(nnx.Module):
           f'conv_kernel is {config.conv_kernel}, got {base.sketch(conv)}.'
       )
     if config.conv_kernel:
-      like = (len(x), config.conv_kernel - 1, config.features)
+      like = (x.shape[0], config.conv_kernel - 1, config.features)
       base.check_carry(
           BlockCarry(conv, None),
           BlockCarry(jax.ShapeDtypeStruct(like, x.dtype), None),

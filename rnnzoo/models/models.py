@@ -83,9 +83,10 @@ class LanguageModel(nnx.Module):
     """Runs whole sequences.
 
     Ids that are none of the vocabulary are an error where their values are
-    known. In a compiled program they are not: there JAX's rule for indices
-    holds, the last token for an id past the end, and from the end backwards for
-    a negative one. `mask` hides an id from the check.
+    known. In a compiled program they are not, and JAX's rule for indices holds:
+    an id past the end is the last token; a negative one counts from the end.
+    `mask` hides an id from the check. Looking at ids outside a compiled program
+    waits for the device: compile what runs often.
 
     Args:
       tokens: Token ids `[B, T]`, from 0 to `vocab_size - 1`.
@@ -316,9 +317,7 @@ class SequenceClassifier(nnx.Module):
     if self.config.vocab_size:
       inputs, reset, mask = _checked_tokens(self, inputs, reset, mask, axes)
       return _embed(self, inputs, mask, train), reset, mask
-    inputs = base.as_array('inputs', inputs)
-    if inputs is None:
-      raise ValueError('`inputs` must be an array, got None.')
+    inputs = base.as_array('inputs', inputs, required=True)
     if inputs.ndim != axes + 1 or inputs.shape[-1] != self.config.in_features:
       raise ValueError(
           f'`inputs` must have {axes + 1} axes, the last of size '
@@ -406,17 +405,17 @@ def _normed(model, x, mask, train):
 
 def _checked_tokens(model, tokens, reset, mask, axes):
   """Returns token ids with `axes` axes and their flags as arrays, or raises."""
-  if tokens is None:
-    raise ValueError('`tokens` must be an array, got None.')
-  # In NumPy first, which keeps ids that int32 cannot hold.
-  if not isinstance(tokens, jax.Array):
+  if tokens is None or isinstance(tokens, jax.Array):
+    tokens = base.as_array('tokens', tokens, required=True)
+  else:  # In NumPy first, which keeps ids that int32 cannot hold.
+    is_list = isinstance(tokens, (list, tuple))
     try:
       tokens = np.asarray(tokens)
     except ValueError as error:
       raise ValueError(
           '`tokens` must be rows of one length, got rows of several.'
       ) from error
-    if not tokens.size:
+    if is_list and not tokens.size:
       tokens = tokens.astype(np.int32)  # An empty list has no integers.
   if tokens.ndim != axes or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(

@@ -113,7 +113,7 @@ def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, shards):
   elif mask is None and x.shape[1] >= tail.shape[1]:
     tail = shards.before(own, tail, False)
   else:  # It may take several stretches to fill a tail.
-    count = jnp.full(len(x), x.shape[1]) if mask is None else mask.sum(1)
+    count = jnp.full(x.shape[:1], x.shape[1]) if mask is None else mask.sum(1)
     if reset is not None:  # Before a reset everything is known: zeros.
       started = (reset if mask is None else reset & mask).any(1)
       count = jnp.where(started, tail.shape[1], count)
@@ -144,7 +144,7 @@ def _one_tail(earlier, later):
 
 def _zeros_before(x, kernel):
   """The tail before the beginning, spread over a mesh as `x` is."""
-  return jnp.zeros_like(x, shape=(len(x), len(kernel) - 1, x.shape[-1]))
+  return jnp.zeros_like(x, shape=(x.shape[0], len(kernel) - 1, x.shape[-1]))
 
 
 def _convolve_present(x, kernel, bias, tail, reset, mask):

@@ -374,7 +374,7 @@ def _by_itself(body, inputs, reset, chunk_size, dtype):
   """
   _, k, v, *others = inputs
   before = jnp.eye(k.shape[-1], k.shape[-1] + v.shape[-1], dtype=dtype)
-  before = jnp.broadcast_to(before, (len(k), k.shape[2], *before.shape))
+  before = jnp.broadcast_to(before, (k.shape[0], k.shape[2], *before.shape))
   before, _ = sharded.same_varying(before, k)
   nothing = jnp.zeros_like(v, shape=k.shape)
   values = jnp.concatenate([nothing, v], axis=-1)

@@ -15,8 +15,6 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.linear_scan import core
-from rnnzoo.ops.linear_scan import gates
-from rnnzoo.ops.linear_scan import sharded
 
 # `(start, *inputs) -> (a, x)`, element by element; `start` is the reset flag of
 # the step, or None.
@@ -130,8 +128,7 @@ def gated_scan(
   """Computes `h_t = a_t * h_{t-1} + x_t` with `a_t, x_t = gate(*inputs_t)`.
 
   All that holds for `linear_scan` holds here: platforms, meshes, gradients.
-  Gates are computed inside the scan; on CPU in front of it, where inputs have
-  the accumulation dtype and are on one device, as is faster there
+  Gates are computed inside the scan; on CPU in front of it, as is faster there
   (`ops.implementation('sequential')` computes them inside).
 
   >>> import jax.numpy as jnp
@@ -181,27 +178,4 @@ def gated_scan(
   mask = api.checked_flag('mask', mask, shape)
   if not inputs[-1].size:  # No step, no row or no channel.
     return h0, inputs[-1]
-  fused = functools.partial(_fused, gate, reverse)
-  arguments = inputs, h0, reset, mask
-  if (
-      core.pinned()
-      or any(u.dtype != dtype for u in inputs)
-      or sharded.is_on_a_mesh(inputs[-1])
-  ):
-    return fused(*arguments)
-  # Chosen at lowering, as the implementations of a scan are.
-  return jax.lax.platform_dependent(
-      *arguments, cpu=functools.partial(_apart, gate, reverse), default=fused
-  )
-
-
-def _fused(gate, reverse, inputs, h0, reset, mask):
   return core.recurrence(gate, inputs, h0, reset, mask, reverse=reverse)
-
-
-def _apart(gate, reverse, inputs, h0, reset, mask):
-  if mask is not None and reset is not None:
-    reset = reset & mask
-  a, x = gates.evaluate(gate, inputs, h0.dtype, reset, mask)
-  a, x = (jnp.broadcast_to(u, inputs[-1].shape) for u in (a, x))
-  return core.recurrence(gates.linear, (a, x), h0, reset, reverse=reverse)

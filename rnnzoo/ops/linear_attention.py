@@ -201,7 +201,7 @@ def _by_itself(tokens, g, reset, dtype):
   groups = k.shape[2]
   last, through = chunkwise.seen_last(reset, v)
   if g is None:
-    total = jnp.zeros_like(v, shape=(len(v), 1, 1))
+    total = jnp.zeros_like(v, shape=(v.shape[0], 1, 1))
   elif g.ndim == 1:
     number = jnp.cumsum(tokens['count'], axis=1)
     v = v * jnp.exp(g * (number[:, -1:] - number))[..., None]
@@ -216,7 +216,7 @@ def _by_itself(tokens, g, reset, dtype):
   v = v.reshape(*v.shape[:2], groups, v.shape[2] // groups, v.shape[-1])
   S = exact.einsum('btgk,btgrv->bgrkv', k, v)
   kept = jnp.where(through[:, None, None], jnp.exp(total), 0)
-  S = S.reshape(len(v), S.shape[1] * S.shape[2], *S.shape[3:])
+  S = S.reshape(S.shape[0], S.shape[1] * S.shape[2], *S.shape[3:])
   return kept[..., None], S
 
 
@@ -246,10 +246,10 @@ def _heads_fade(S, q, k, v, decays, bonus, sight):
   # Sizes are spelt out: JAX cannot infer one of an empty array.
   def split(u):
     some = min(groups, u.shape[1])
-    return u.reshape(len(u), some, u.shape[1] // some, *u.shape[2:])
+    return u.reshape(u.shape[0], some, u.shape[1] // some, *u.shape[2:])
 
   together = lambda u: u.reshape(
-      len(u), u.shape[1] * u.shape[2], *u.shape[3:]
+      u.shape[0], u.shape[1] * u.shape[2], *u.shape[3:]
   )
   shape = v.shape
   S, v = split(S), split(v)

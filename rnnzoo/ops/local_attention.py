@@ -29,8 +29,11 @@ def empty_attention_cache(
     batch: int, window: int, groups: int, features: int, dtype=jnp.float32
 ) -> AttentionCache:
   """Returns the cache of no tokens: zeros."""
-  ring = jnp.zeros((batch, window, groups, features), dtype)
-  return AttentionCache(ring, ring, jnp.zeros((batch,), jnp.int32))
+  # An array each: one buffer cannot be donated for two leaves.
+  key, value = (
+      jnp.zeros((batch, window, groups, features), dtype) for _ in range(2)
+  )
+  return AttentionCache(key, value, jnp.zeros((batch,), jnp.int32))
 
 
 def sequence_positions(
@@ -229,7 +232,8 @@ def _entering(shards, cache, k, v, reset, number):
 
   def ring(old, tail):
     old = jnp.where(begun[:, None, None, None], 0, old)
-    tail = jnp.moveaxis(tail, 0, 1).reshape(len(old), -1, *old.shape[2:])
+    tail = jnp.moveaxis(tail, 0, 1)
+    tail = tail.reshape(old.shape[0], -1, *old.shape[2:])
     tail = _take(tail.astype(dtype), jnp.maximum(place, 0))
     return jnp.where(new[..., None, None], tail, old)
 

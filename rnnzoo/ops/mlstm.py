@@ -314,7 +314,7 @@ def _checked(q, k, v, i, f, state, leading):
       raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
   dtype = jnp.promote_types(jnp.result_type(*operands.values()), jnp.float32)
   empty = empty_mlstm_state(
-      len(q), q.shape[-2], q.shape[-1], v.shape[-1], dtype
+      q.shape[0], q.shape[-2], q.shape[-1], v.shape[-1], dtype
   )
   if state is None:
     state = empty

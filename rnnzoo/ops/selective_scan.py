@@ -109,7 +109,7 @@ def selective_scan(
   if mask is not None:
     delta = jnp.where(present, delta, 0)
   if h0 is None:
-    h0 = jnp.zeros_like(x, dtype, shape=(len(x), *A.shape))
+    h0 = jnp.zeros_like(x, dtype, shape=(x.shape[0], *A.shape))
   # What all devices have they add up gradients of: not in less than float32.
   A, h0, B, C = (u.astype(dtype) for u in (A, h0, B, C))
   h_last, y = sharded.aligned_over_mesh(

@@ -182,7 +182,7 @@ def _checked(s, v, state, reset, mask):
     if not jnp.issubdtype(u.dtype, jnp.floating):
       raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
   dtype = jnp.promote_types(jnp.result_type(s, v), jnp.float32)
-  empty = empty_softmax_state(len(s), *v.shape[2:], dtype)
+  empty = empty_softmax_state(s.shape[0], *v.shape[2:], dtype)
   if state is None:
     state = empty
   for name, got, want in zip(empty._fields, state, empty):

@@ -38,8 +38,8 @@ class Case:
     carry: A state that some tokens left behind.
     d_y: A cotangent of the outputs.
     d_carry: A cotangent of the floating leaves of the final carry.
-    not_donated: Which arrays keep the initial carry and the parameters from
-      being donated, as they are before the first run where there are none.
+    not_donated: Arrays that share a buffer, which cannot be donated. If there
+      are none, carry and parameters are donated before the first run.
   """
 
   def __init__(self, layer, dtype):
@@ -278,7 +278,7 @@ def quick_options():
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _donated(tree):
-  """The arrays of a tree in the buffers of its own, which it loses."""
+  """Returns the tree; its buffers are donated."""
   return tree
 
 
@@ -286,7 +286,9 @@ def _shared_buffers(tree):
   """Says which arrays of a tree lie in one buffer."""
   names, shared = {}, []
   for path, u in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    if isinstance(u, jax.Array) and u.size and u.is_fully_addressable:
+    if not isinstance(u, jax.Array) or not u.size:
+      continue
+    if len(u.sharding.device_set) == 1 and u.is_fully_addressable:
       name = ('carry', 'parameters')[path[0].idx]
       name += jax.tree_util.keystr(path[1:])
       first = names.setdefault(u.unsafe_buffer_pointer(), name)

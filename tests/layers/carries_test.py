@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 from unittest import mock
+import zipfile
 
 from absl.testing import parameterized
 from flax import nnx
@@ -263,6 +264,22 @@ class CarriesTest(parameterized.TestCase):
       np.savez(path, **entries)
       with self.assertRaisesRegex(errors.UserValueError, 'no file of save_'):
         layers.load_carry(path, like)
+
+  @parameterized.parameters('ZIP_DEFLATED', 'ZIP_BZIP2', 'ZIP_LZMA')
+  def test_refuses_compressed_entries(self, method):
+    """Before any is read: they may unpack to whatever size."""
+    path, packed = self.directory / 'carry.npz', self.directory / 'packed.npz'
+    like = {'h': draw(1, 8)}
+    layers.save_carry(path, like)
+    for chosen in ("carry['h'].npy", 'rnnzoo_carry.npy'):
+      with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, 'w') as new:
+        for name in old.namelist():
+          how = getattr(zipfile, method) if name == chosen else 0
+          new.writestr(name, old.read(name), how)
+      with self.assertRaisesRegex(
+          errors.UserValueError, 'packed.npz is no file .* compressed entries'
+      ), mock.patch.object(zipfile.ZipFile, 'open', side_effect=MemoryError):
+        layers.load_carry(packed, like)
 
   def test_an_array_is_of_the_dtype_that_its_record_names(self):
     path, name = self.directory / 'carry.npz', "carry['h']"

@@ -1,6 +1,7 @@
 """Models obey the contract of layers, and depth is laid out in one way only."""
 
 import functools
+import pickle
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -50,6 +51,16 @@ def assert_trees_close(got, want, atol=2e-6):
 
 def part(tree, *index):
   return {k: v[(slice(None), *index)] for k, v in tree.items()}
+
+
+class PickleTest(parameterized.TestCase):
+
+  def test_a_model_comes_back_as_it_was(self):
+    model = make(layer='min_gru,gru', conv_kernel=3, norm='batch')
+    want, got = map(nnx.split, (model, pickle.loads(pickle.dumps(model))))
+    self.assertEqual(got[0], want[0])
+    for u, w in zip(*map(jax.tree.leaves, (got[1], want[1])), strict=True):
+      np.testing.assert_array_equal(u, w)
 
 
 class EmbeddingTest(parameterized.TestCase):

@@ -4,6 +4,7 @@ import functools
 
 from absl.testing import parameterized
 import jax
+from jax import export
 from jax.extend import core
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -253,6 +254,19 @@ class LinearAttentionTest(parameterized.TestCase):
     *_, g, _ = operands('feature', 4)[0]
     with self.assertRaisesRegex(ValueError, '`q` must be of all heads'):
       chunked(q, k, v, S, g, None)
+
+  def test_a_program_for_batches_of_any_size(self):
+    (q, k, v, S, g, _), flags = operands('head', 2, batch=3)
+    run = jax.jit(lambda *u, **flags: chunked(*u, None, **flags))
+    arguments = [u.astype(f32) for u in (q, k, v, S, g)]
+    batch, = export.symbolic_shape('batch')
+    spec = lambda u: jax.ShapeDtypeStruct((batch, *u.shape[1:]), u.dtype)
+    program = export.export(run)(
+        *map(spec, arguments), **jax.tree.map(spec, flags)
+    )
+    tolerance.assert_close(
+        program.call(*arguments, **flags), run(*arguments, **flags)
+    )
 
   def test_chunks_are_powers_of_two(self):
     with self.assertRaisesRegex(ValueError, '`chunk_size` must be a power of'):

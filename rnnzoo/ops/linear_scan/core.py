@@ -58,11 +58,6 @@ def implementation(name: Implementation):
   return _context(name)
 
 
-def pinned() -> Implementation | None:
-  """The implementation that scans are pinned to, if they are."""
-  return _context.value
-
-
 class _Kernel(NamedTuple):
   """What an implementation brings; `__init__.py` has the contract."""
 
@@ -310,8 +305,24 @@ def _dispatch(form, what, operands, h0, *others):
 
   def runs(name):
     kernel = _kernel(name)
+    # All cores compute gates in front of a loop, and only one inside it.
+    gates_first = (
+        name == 'sequential' and form.name is None
+        and form.gate is not gates.linear
+    )
 
     def run(inputs, h0, reset, mask, *others):
+      if what == 'scan' and gates_first:
+        a, x = gates.evaluate(
+            form.gate, inputs, h0.dtype, reset, mask, form.decay_after
+        )
+        shape, dtype = inputs[-1].shape, inputs[-1].dtype
+        last, h = kernel.scan(
+            tuple(jnp.broadcast_to(u, shape) for u in (a, x)), h0, reset, None,
+            gate=gates.linear, reverse=form.reverse,
+            decay_after=form.decay_after,
+        )
+        return last, h.astype(dtype)
       if what == 'scan':
         return kernel.scan(
             inputs, h0, reset, mask, **options, decay_after=form.decay_after

@@ -539,7 +539,7 @@ def _ends(u, reverse):
 def _blocks(flags, count, size):
   """Splits flags `[B, T]` into blocks `[B, count, size]`, False beyond T."""
   flags = jnp.pad(flags, ((0, 0), (0, count * size - flags.shape[1])))
-  return flags.reshape(len(flags), count, size)
+  return flags.reshape(flags.shape[0], count, size)
 
 
 def _words(flags, count, size):

@@ -402,7 +402,7 @@ class Shards(NamedTuple):
       h0: The state that enters the first stretch `[B, ...]`.
     """
     axes = (1,) * (last.ndim - 1)
-    steps = jnp.full_like(last, time, jnp.int32, shape=(len(last), *axes))
+    steps = jnp.full_like(last, time, jnp.int32, shape=(last.shape[0], *axes))
     if mask is not None:
       reset = None if reset is None else reset & mask
       steps = mask.sum(1, dtype=jnp.int32).reshape(steps.shape)
@@ -448,7 +448,7 @@ class Shards(NamedTuple):
 
 def _forgets(last, reset):
   """Whether there is a reset in a stretch, with the axes of `last`."""
-  shape = (len(last),) + (1,) * (last.ndim - 1)
+  shape = last.shape[:1] + (1,) * (last.ndim - 1)
   if reset is None:
     return jnp.zeros_like(last, bool, shape=shape)
   return reset.any(axis=1).reshape(shape)
@@ -459,7 +459,8 @@ def _in_one_array(send, tree):
   leaves, structure = jax.tree.flatten(tree)
   dtype = jnp.result_type(*leaves)
   flat = [
-      u.astype(dtype).reshape(len(u), math.prod(u.shape[1:])) for u in leaves
+      u.astype(dtype).reshape(u.shape[0], math.prod(u.shape[1:]))
+      for u in leaves
   ]
   ends = np.cumsum([u.shape[1] for u in flat])[:-1]
   sent = send(jnp.concatenate(flat, axis=1))

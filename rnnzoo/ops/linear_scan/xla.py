@@ -120,7 +120,7 @@ class _Rows:
 
   def _row(self, u, dtype, b, t):
     # The same row again where `u` does not vary: a broadcast costs no memory.
-    start = (b if u.shape[0] > 1 else 0, t if u.shape[1] > 1 else 0, 0)
+    start = (b if u.shape[0] != 1 else 0, t if u.shape[1] != 1 else 0, 0)
     u_t = lax.dynamic_slice(u, start, (1, 1, u.shape[2]))
     return _from_storage(u_t, dtype).astype(self.dtype)
 
