@@ -49,6 +49,12 @@ class FilenamesTest(absltest.TestCase):
       self.assertEqual(filenames.absolute(expected), expected)
     with self.assertRaisesRegex(errors.UserValueError, 'NUL'):
       filenames.absolute('a\0b')
+    with self.assertRaisesRegex(
+        errors.UserValueError,
+        "no home directory for '~none-such'; write ./~none-such/x for a file",
+    ):
+      filenames.absolute('~none-such/x')
+    self.assertEqual(filenames.absolute('./~x'), os.path.abspath('~x'))
 
   def test_a_workdir_below_the_home(self):
     with lock.hold('~/run'):
