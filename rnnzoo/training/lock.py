@@ -83,10 +83,10 @@ def _holding(workdir):
 def check(workdir):
   """Raises `UserError` if another run may be writing to a workdir by now.
 
-  That is so where the workdir, or a link that leads to it, was moved or replaced
-  after `hold`; or where somebody removed `.lock`, the file system does not lock
-  directories, and another run came in. A `.lock` that nobody else holds is made
-  again.
+  That is so where the workdir, or a link that leads to it, was moved or
+  replaced after `hold`; or where somebody removed `.lock`, the file system does
+  not lock directories, and another run came in. A `.lock` that nobody else
+  holds is made again.
 
   Args:
     workdir: The directory; nothing is checked unless this process holds it.
