@@ -61,6 +61,12 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
   return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 
 
+def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+  """`factor * x` in `x.dtype`, multiplied in float32, see `add_bias`."""
+  wide = jnp.promote_types(jnp.float32, x.dtype)
+  return (factor.astype(wide) * x.astype(wide)).astype(x.dtype)
+
+
 def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   """`x @ kernel`, for `[..., D]` and `[D, ...]`, in `x.dtype`.
 

@@ -43,11 +43,12 @@ class ProductTest(parameterized.TestCase):
       ('project', lambda x, bias: common._affine(
           x, jnp.ones((8, 8)), bias, x.dtype
       )),
+      ('scaled', common.scaled),
       ('blocks', lambda x, bias: common.block_diagonal(
           x, jnp.ones((2, 4, 4)), bias.reshape(2, 4)
       )),
   )
-  def test_the_gradient_of_a_bias_counts_all_tokens(self, function):
+  def test_the_gradient_of_a_parameter_counts_all_tokens(self, function):
     x = jnp.ones((64, 256, 8), jnp.bfloat16)
     bias = jnp.full(8, 0.5)
     loss = lambda bias: function(x, bias).astype(jnp.float32).sum()
