@@ -53,7 +53,12 @@ def check(config: ConfigDict):
           'config of experiments/configs/default.py, which has all of them.'
       )
   fields.check('smoke_overrides', values['smoke_overrides'], fields.Field(dict))
-  fields.check_all(values['data'], loading.FIELDS, 'data.')
+  # For `loading.load`, `None` is as good as no value.
+  data = {
+      name: value for name, value in values['data'].items()
+      if value is not None or f'data.{name}' in _NEEDED
+  }
+  fields.check_all(data, loading.FIELDS, 'data.')
   models.ModelConfig.from_dict(values['model'])
   checks.check(config)
 

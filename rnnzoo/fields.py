@@ -43,7 +43,7 @@ class Field:
     below_high: Whether the number must be smaller than `high`.
     choices: All possible strings; any string if empty.
     optional: Whether `None` is possible.
-    hint: A sentence for who gave a wrong value.
+    hint: A sentence that ends the message.
   """
 
   kind: type
@@ -125,6 +125,11 @@ def of_annotation(annotation: Any) -> Field | None:
   if origin is Mapping:
     return Field(dict)
   return Field(annotation) if annotation in (bool, int, float, str) else None
+
+
+def is_integer(value: Any) -> bool:
+  """True for Python's and NumPy's integers, not for booleans."""
+  return _is_of_kind(value, int)
 
 
 def shown(value: Any) -> str:

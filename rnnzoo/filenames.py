@@ -29,6 +29,11 @@ def absolute(name: str | os.PathLike) -> str:
   if '://' in name:
     return name
   name = os.path.expanduser(name)
+  if name.startswith('~'):
+    raise errors.UserValueError(
+        f'There is no home directory for {name.split(os.sep)[0]!r}; write '
+        f'./{name} for a file of this name.'
+    )
   if '..' in name.split(os.sep):
     return os.path.realpath(name)
   return os.path.abspath(name)

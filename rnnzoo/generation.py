@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import fields
 
 
 class Sampling(NamedTuple):
@@ -75,8 +76,7 @@ def sample_logits(
         f'`logits` must be real numbers, got {logits.dtype}.'
     )
   tokens = _sample(key, logits, sampling)
-  if not isinstance(tokens, jax.core.Tracer):
-    _check_drawn(tokens)
+  _check_if_known(tokens)
   return tokens
 
 
@@ -125,7 +125,7 @@ def generate(
   prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
   tokens = _generate(model, prompts, mask, key, length, sampling)
-  _check_drawn(tokens)
+  _check_if_known(tokens)
   return tokens
 
 
@@ -202,7 +202,7 @@ def _check_sampling(sampling: Sampling, key) -> jax.Array:
     raise errors.UserValueError(
         f'`temperature` must be a number of at least 0, got {temperature!r}.'
     )
-  if not _is_integer(top_k) or top_k < 0:
+  if not fields.is_integer(top_k) or top_k < 0:
     raise errors.UserValueError(
         f'`top_k` must be an integer of at least 0 (all), got {top_k!r}.'
     )
@@ -244,17 +244,24 @@ def _check_prompts(model, prompts, mask):
 
 
 def _check_length(length):
-  if not _is_integer(length) or length < 1:
+  if not fields.is_integer(length) or length < 1:
     raise errors.UserValueError(
         f'`length` must be an integer of at least 1, got {length!r}.'
     )
 
 
-def _check_drawn(tokens):
+def _check_if_known(tokens):
+  """`_check_drawn`, unless JAX is only tracing."""
+  if not isinstance(tokens, jax.core.Tracer):
+    # What ran out of memory raises here; `np.asarray` waits for ever.
+    _check_drawn(np.asarray(jax.block_until_ready(tokens)))
+
+
+def _check_drawn(tokens: np.ndarray):
   """Raises `UserValueError` if a row of `[B]` or `[B, length]` has no token."""
   if not (tokens < 0).any():
     return
-  row, *number = np.argwhere(np.asarray(tokens) < 0)[0]
+  row, *number = np.argwhere(tokens < 0)[0]
   where = f' for new token {number[0]}' if number else ''
   raise errors.UserValueError(
       f'The logits of row {row}{where} are NaN or all -inf: no token can be '
@@ -264,10 +271,6 @@ def _check_drawn(tokens):
 
 def _is_number(value) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _is_integer(value) -> bool:
-  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _sample(key, logits, sampling: Sampling):
@@ -342,13 +345,13 @@ def _generate(model, prompts, mask, key, length, sampling):
 
 def _stream(model, prompts, mask, key, length, sampling) -> Iterator[Any]:
   carry, tokens = _read_compiled(model, prompts, mask, key, sampling)
-  tokens = jax.block_until_ready(tokens)
-  _check_drawn(tokens)
-  yield np.asarray(tokens)
+  drawn = np.asarray(jax.block_until_ready(tokens))
+  _check_drawn(drawn)
+  yield drawn
   for number in itertools.count(1) if length is None else range(1, length):
     carry, tokens = _write_compiled(
         model, carry, tokens, number, key, sampling
     )
-    tokens = jax.block_until_ready(tokens)
-    _check_drawn(tokens)
-    yield np.asarray(tokens)
+    drawn = np.asarray(jax.block_until_ready(tokens))
+    _check_drawn(drawn)
+    yield drawn

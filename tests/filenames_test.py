@@ -10,6 +10,7 @@ from absl.testing import absltest
 from experiments import drivers
 from experiments import tasks
 from experiments.configs import default
+import matplotlib
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo import restoring
@@ -26,6 +27,7 @@ class FilenamesTest(absltest.TestCase):
     self.home = os.path.realpath(
         self.enterContext(tempfile.TemporaryDirectory())
     )
+    matplotlib.get_configdir(), matplotlib.get_cachedir()  # Once for all.
     self.enterContext(mock.patch.dict(os.environ, HOME=self.home))
     self.before = set(os.listdir())
 
@@ -49,6 +51,12 @@ class FilenamesTest(absltest.TestCase):
       self.assertEqual(filenames.absolute(expected), expected)
     with self.assertRaisesRegex(errors.UserValueError, 'NUL'):
       filenames.absolute('a\0b')
+    with self.assertRaisesRegex(
+        errors.UserValueError,
+        "no home directory for '~none-such'; write ./~none-such/x for a file",
+    ):
+      filenames.absolute('~none-such/x')
+    self.assertEqual(filenames.absolute('./~x'), os.path.abspath('~x'))
 
   def test_a_workdir_below_the_home(self):
     with lock.hold('~/run'):
@@ -87,6 +95,12 @@ class FilenamesTest(absltest.TestCase):
     self.assertEqual(drivers._with_home(words), [
         'p', f'--config={self.home}/c.py', '--config', f'{self.home}/d.py', '~',
     ])
+
+  def test_no_flag_for_a_file_is_a_mere_string(self):
+    for path in pathlib.Path(drivers.__file__).parent.rglob('*.py'):
+      self.assertNotRegex(
+          path.read_text(), r"DEFINE_string\(\s*'(out|workdir)'", path
+      )
 
   def test_data(self):
     for name, expected in (

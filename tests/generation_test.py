@@ -225,6 +225,11 @@ class GenerateTest(parameterized.TestCase):
       ):
         generation.pad([[1], [2, bad]])
 
+  def test_inside_of_jit(self):
+    prompts, make = np.ones((2, 2), int), generation.generate
+    run = lambda m: make(m, prompts, length=3, temperature=0)
+    np.testing.assert_array_equal(nnx.jit(run)(self.model), run(self.model))
+
   @parameterized.named_parameters(
       ('one_axis', dict(prompts=np.ones(3, int)), '`prompts` must be integers'),
       ('floats', dict(prompts=np.ones((1, 3))), '`prompts` must be integers'),

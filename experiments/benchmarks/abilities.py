@@ -51,7 +51,7 @@ _MORE_BITS = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
     'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
 )
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/abilities.json', 'Where to write.'
 )
 

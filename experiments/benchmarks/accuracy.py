@@ -33,7 +33,7 @@ _IMPLEMENTATIONS = flags.DEFINE_multi_enum(
     ['reference', 'associative', 'sequential', 'pallas_tpu', 'pallas_gpu'],
     'Which ones to run.',
 )
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/accuracy.json', 'Where to write.'
 )
 

@@ -30,7 +30,7 @@ _CHOSEN = flags.DEFINE_multi_enum(
     ['min_gru', 'min_lstm', 'rg_lru'], 'Which ones to run.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/gated_scan_cpu.json', 'Where to write.'
 )
 

@@ -43,7 +43,7 @@ _SHAPES = flags.DEFINE_multi_string(
     ['16,2048,2048', '32,1024,512', '8,4096,256', '1,65536,64'],
     'Batch, time and features, one flag each.',
 )
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/gpu_suite.json', 'Where to write.'
 )
 

@@ -25,7 +25,7 @@ from rnnzoo.training import metrics
 _STEPS = flags.DEFINE_integer('steps', 12, 'Of training.', lower_bound=4)
 _LIMIT = flags.DEFINE_float('limit', 0.02, 'Fraction of the time.')
 _SHORT = flags.DEFINE_bool('short', False, 'A narrow model, and no limit.')
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/input_wait_cpu.json', 'Where to write.'
 )
 

@@ -42,7 +42,7 @@ _FEATURES = flags.DEFINE_integer(
     'features', 256, 'Width of the input; a multiple of 16.', lower_bound=16
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/layers_cpu.json', 'Where to write.'
 )
 

@@ -38,7 +38,7 @@ _DTYPES = flags.DEFINE_multi_enum(
     'Of the first shape.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/linear_scan_cpu.json', 'Where to write.'
 )
 _MALLOC = flags.DEFINE_enum(

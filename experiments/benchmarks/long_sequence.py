@@ -39,7 +39,7 @@ _FEATURES = flags.DEFINE_integer(
     'features', 32, 'Width of the model.', lower_bound=1
 )
 _STEPS = flags.DEFINE_integer('steps', 2, 'Of training.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/long_sequence_cpu.json', 'Where to write.'
 )
 

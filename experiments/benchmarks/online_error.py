@@ -28,7 +28,7 @@ _DEPTHS = flags.DEFINE_multi_integer(
 _FEATURES = flags.DEFINE_integer('features', 16, 'Width.', lower_bound=1)
 _LENGTH = flags.DEFINE_integer('length', 200, 'Tokens.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 4, 'Streams.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/online_error.json', 'Where to write.'
 )
 

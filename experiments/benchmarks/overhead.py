@@ -39,7 +39,7 @@ _ROUNDS = flags.DEFINE_integer(
 _STEPS = flags.DEFINE_integer('steps', 20, 'Of a stretch.', lower_bound=10)
 _SHORT = flags.DEFINE_bool('short', False, 'One layer, few rounds, no limit.')
 _LIMIT = flags.DEFINE_float('limit', 1.5, 'Milliseconds a step.')
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/overhead_cpu.json', 'Where to write.'
 )
 

@@ -69,7 +69,7 @@ _VOCAB = flags.DEFINE_integer('vocab', 64, 'Token ids.', lower_bound=4)
 _SEED = flags.DEFINE_integer(
     'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
 )
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/recall.json', 'Where to write.'
 )
 

@@ -42,7 +42,7 @@ _FEATURES = flags.DEFINE_integer(
     'features', 128, 'Width of input and state.', lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/speedup_cpu.json', 'Where to write.'
 )
 

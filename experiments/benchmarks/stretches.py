@@ -37,7 +37,7 @@ _FEATURES = flags.DEFINE_integer(
     'features', 256, 'Width of the input.', lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
-_OUT = flags.DEFINE_string(
+_OUT = drivers.define_path(
     'out', 'experiments/results/stretches.json', 'Where to write.'
 )
 

@@ -17,7 +17,6 @@ import jax
 import jaxlib
 import numpy as np
 from rnnzoo import errors
-from rnnzoo import filenames
 from rnnzoo.training import files
 from rnnzoo.training import host
 from rnnzoo.training import records
@@ -203,7 +202,7 @@ def save(record: Mapping[str, Any], out: str) -> None:
 
 def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
   """Writes a record to `out`, and never half of it."""
-  path = pathlib.Path(filenames.absolute(out))
+  path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
   files.write_text(path, json.dumps(record, indent=1) + '\n')
   return path
@@ -215,7 +214,7 @@ def read(out: str) -> dict[str, Any]:
   Raises:
     UserValueError: If there is a file that holds something else.
   """
-  path = pathlib.Path(filenames.absolute(out))
+  path = pathlib.Path(out)
   if not path.exists():
     return {'rows': []}
   try:

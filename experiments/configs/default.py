@@ -1,6 +1,7 @@
 """Every field of a config, with its default; the other configs change a few.
 
-What each may be stands in `experiments/schema.py` and where it is read.
+What each value may be is described in `experiments/schema.py` and beside the
+code that reads it.
 
   python -m experiments.train --config=experiments/configs/default.py \
       --workdir=runs/default --config.model.layer=min_lstm

@@ -31,7 +31,6 @@ from experiments.faults import records
 from experiments.faults import runs
 from experiments.faults import stops
 import jax
-from rnnzoo import filenames
 from rnnzoo.training import files
 
 # What is done, by name: `(directory, short) -> iterable of runs.Outcome`.
@@ -82,7 +81,7 @@ def main(argv):
         outcomes.append(outcome)
         print(_row(outcome), flush=True)
       print(f'({name}: {time.monotonic() - start:.0f} s)', flush=True)
-  out = pathlib.Path(filenames.absolute(flags.FLAGS.out))
+  out = pathlib.Path(flags.FLAGS.out)
   out.parent.mkdir(parents=True, exist_ok=True)
   files.write_text(out, table(outcomes, short))
   bad = [outcome for outcome in outcomes if not outcome.ok]
@@ -112,7 +111,7 @@ if __name__ == '__main__':
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   flags.DEFINE_bool('short', False, 'A few faults, in a minute.')
   flags.DEFINE_list('only', [], f'Some of {", ".join(FAULTS)}.')
-  flags.DEFINE_string(
+  drivers.define_path(
       'out', str(runs.ROOT / 'experiments' / 'results' / 'faults.md'),
       'Where to write the table.',
   )

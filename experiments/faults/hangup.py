@@ -30,7 +30,7 @@ def _close_terminal(workdir, whole):
     problems.append(f'went on after {last.first_step()}')
   problems += runs.differences(workdir, whole)
   return runs.Outcome(
-      'SIGHUP in a step, as of a terminal that is closed',
+      'SIGHUP in a step',
       '; '.join(problems) or f'ended with exit code {run.code}, its last step '
       'saved',
       f'{reached - durable} steps' if reached > durable else 'nothing',

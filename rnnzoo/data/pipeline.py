@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 from rnnzoo import errors
-from rnnzoo.data import settings
+from rnnzoo import fields
 from rnnzoo.data import vocabulary as vocabularies
 
 Batch = dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class Shard:
   def __post_init__(self):
     for name in ('batch_size', 'process_count'):
       value = getattr(self, name)
-      if not settings.is_integer(value) or value < 1:
+      if not fields.is_integer(value) or value < 1:
         raise errors.UserValueError(
             f'{name} must be a positive integer, got {value!r}.'
         )
@@ -106,7 +106,7 @@ class Shard:
 
 def check_seed(seed: int) -> int:
   """Returns `seed` if grain and numpy both take it."""
-  if not settings.is_integer(seed) or not 0 <= seed < 2**32:
+  if not fields.is_integer(seed) or not 0 <= seed < 2**32:
     raise errors.UserValueError(
         f'seed must be an integer in [0, 2**32), got {seed!r}.'
     )
@@ -213,6 +213,6 @@ class Dataset:
 
 
 def _check_step(step: Any) -> int:
-  if not settings.is_integer(step) or step < 1:
+  if not fields.is_integer(step) or step < 1:
     raise ValueError(f'step must be an integer of at least 1, got {step!r}.')
   return int(step)

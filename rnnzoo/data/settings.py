@@ -5,7 +5,6 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from rnnzoo import filenames
 
 
@@ -20,11 +19,6 @@ def field(config: Any, name: str, default: Any = None) -> Any:
   else:
     value = getattr(config, name, None)
   return default if value is None else value
-
-
-def is_integer(value: Any) -> bool:
-  """True for Python's and NumPy's integers, not for booleans."""
-  return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def data_directory(config: Any = None) -> pathlib.Path:

@@ -273,7 +273,8 @@ def measure_baselines(
 
   text = texts['test'].encode()
   before = texts['train'].encode()[-(2**15) :]
-  # gzip's algorithm, without its header: that of the train split would do.
+  # gzip's algorithm without gzip's header, since the header of the train split
+  # would serve both.
   deflate = zlib.compressobj(9, wbits=-15, zdict=before)
   added = len(deflate.compress(text) + deflate.flush())
   return {

@@ -48,7 +48,23 @@ def project_each(
 
 def _affine(x, kernel, bias, dtype):
   y = product(x, kernel, dtype)
-  return y if bias is None else y + bias.astype(dtype)
+  return y if bias is None else add_bias(y, bias)
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+  """`y + bias` in `y.dtype`, added in float32 at least.
+
+  Added in bfloat16, the gradient of the bias is a sum over all tokens in
+  bfloat16, which XLA:CPU stops at a few thousand.
+  """
+  wide = jnp.promote_types(jnp.float32, y.dtype)
+  return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+
+
+def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+  """`factor * x` in `x.dtype`, multiplied in float32, see `add_bias`."""
+  wide = jnp.promote_types(jnp.float32, x.dtype)
+  return (factor.astype(wide) * x.astype(wide)).astype(x.dtype)
 
 
 def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
@@ -104,7 +120,7 @@ def block_diagonal(
   )
   y = jnp.moveaxis(y, 0, -2)
   y = y.reshape(x.shape[:-1] + (kernel.shape[0] * kernel.shape[2],))
-  return y if bias is None else y + bias.astype(dtype).reshape(-1)
+  return y if bias is None else add_bias(y, bias.reshape(-1))
 
 
 def token_shift(

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
+from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
 
@@ -137,4 +138,4 @@ class LRU(base.TimedRecurrence):
         '...n,dn->...d', part.astype(x.dtype), c[...].astype(x.dtype)
     )
     y = out(h.real, self.C_re) - out(h.imag, self.C_im)
-    return y + self.D[...].astype(x.dtype) * x
+    return y + common.scaled(x, self.D[...])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import common
 from rnnzoo.layers import state_space
 from rnnzoo.layers import wrappers
 
@@ -222,7 +223,7 @@ class S5(base.TimedRecurrence):
 
   def readout(self, h, x):
     y = self._out(h, self.C_re, self.C_im, x.dtype)
-    return y + self.D[...].astype(x.dtype) * x
+    return y + common.scaled(x, self.D[...])
 
   def __call__(self, x, carry=None, *, reset=None, mask=None, dt=None):
     if self.causal:

@@ -12,6 +12,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from rnnzoo.layers import common
 
 FORMS = ('joint', 'first', 'last', 'separate')
 
@@ -161,7 +162,7 @@ class TTGates(nnx.Module):
         y = y.reshape(*x.shape[:-1], self.hidden_features, self.gates)
         y = y.swapaxes(-1, -2)
       y = y.reshape(*x.shape[:-1], self.gates, self.hidden_features)
-    return y if self.bias is None else y + self.bias[...].astype(dtype)
+    return y if self.bias is None else common.add_bias(y, self.bias[...])
 
 
 def cell_maps(

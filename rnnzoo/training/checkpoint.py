@@ -302,7 +302,8 @@ class Checkpointer:
       if directory.exists() and not directory.is_dir():
         raise NotADirectoryError('not a directory')
       if not readonly and '://' not in str(directory):
-        for path in (directory, self.bad_directory, *directory.glob('*')):
+        # The directory itself may be a link, to a larger disk.
+        for path in (self.bad_directory, *directory.glob('*')):
           files.check_own(path)
       self._list(self._open)
     except OSError as e:
@@ -426,7 +427,7 @@ class Checkpointer:
       errors.UserError: If that cannot be written.
     """
     self.wait()
-    for step in list(self._metrics):
+    for step in self.metrics:
       self._rewrite(step, metric=None)
     self._metrics.clear()
 

@@ -113,17 +113,17 @@ def check_vocabulary(now, then, where='the checkpoint'):
 
 
 def check_data(now, then, allow: str, allowed: bool) -> bool:
-  """Says whether the data of a run is other than it was.
+  """Returns whether the data of a run has changed.
 
   Args:
     now: What `data.Dataset.source` says, or `None`.
     then: What it said when the checkpoint was written; `None` if that is from
       before it was recorded.
     allow: How to allow that, as `--config.data.allow_changed=True`.
-    allowed: Whether it is.
+    allowed: Whether that is allowed.
 
   Raises:
-    UserValueError: If it is, and nobody allows it.
+    UserValueError: If it has, and that is not allowed.
   """
   if not then or not now or now == then:
     return False

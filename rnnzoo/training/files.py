@@ -5,6 +5,7 @@ it or deletes in it, or the run would change files outside its workdir.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import stat
@@ -47,12 +48,21 @@ def write_bytes(path: pathlib.Path, data: bytes):
     with open(new, 'xb') as file:
       file.write(data)
       file.flush()
-      os.fsync(file.fileno())
+      _sync(file.fileno())
     new.replace(path)
   except OSError:
     with contextlib.suppress(OSError):
       new.unlink()
     raise
+
+
+def _sync(descriptor: int):
+  """Makes sure that a file is on disk, where its file system knows how to."""
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
 
 
 def check_own(path) -> None:

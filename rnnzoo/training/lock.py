@@ -16,13 +16,14 @@ FILE = '.lock'
 
 
 class _Held(NamedTuple):
-  """The locks on a workdir: open files, `None` where there are no locks."""
+  """The locks on a workdir: open files, `file` `None` if there are no locks."""
 
   file: Any
-  directory: int | None
+  directory: int
 
 
 _held = {}  # By workdir, what this process holds; `None` if not the first.
+_led = {}  # By the name that `hold` was given, the workdir it led to.
 
 
 @contextlib.contextmanager
@@ -41,7 +42,21 @@ def hold(workdir):
   Raises:
     errors.UserError: If another run holds it, or it cannot be made.
   """
-  workdir = files.workdir(workdir).resolve()
+  name = files.workdir(workdir)
+  if name in _led:
+    yield
+    return
+  _led[name] = name.resolve()
+  try:
+    with _holding(_led[name]):
+      yield
+  finally:
+    del _led[name]
+
+
+@contextlib.contextmanager
+def _holding(workdir):
+  """`hold`, for a name without links."""
   if workdir in _held:
     yield
     return
@@ -68,22 +83,24 @@ def hold(workdir):
 def check(workdir):
   """Raises `UserError` if another run may be writing to a workdir by now.
 
-  That is so where the workdir was moved or replaced after `hold`; or where
-  somebody removed `.lock`, the file system does not lock directories, and
-  another run came in. A `.lock` that nobody else holds is made again.
+  That is so where the workdir, or a link that leads to it, was moved or
+  replaced after `hold`; or where somebody removed `.lock`, the file system does
+  not lock directories, and another run came in. A `.lock` that nobody else
+  holds is made again.
 
   Args:
     workdir: The directory; nothing is checked unless this process holds it.
   """
-  workdir = files.workdir(workdir).resolve()
+  name = files.workdir(workdir)
+  workdir = _led.get(name) or name.resolve()
   held = _held.get(workdir)
-  if held is None or held.directory is None:
+  if held is None:
     return
-  if not _is_at(held.directory, workdir):
+  if not _is_at(held.directory, name.resolve()):
     raise errors.UserError(
-        f'{workdir} is no longer the directory that this run began to write '
-        'to: somebody moved or removed it. The same command goes on from what '
-        'is there.'
+        f'{name} is no longer the directory that this run began to write to: '
+        'somebody moved or removed it, or a link that leads to it. The same '
+        'command goes on from what is there.'
     )
   if held.file is not None and not _is_at(held.file.fileno(), workdir / FILE):
     with files.usable(workdir):
@@ -96,17 +113,17 @@ def check(workdir):
 
 
 def _lock(workdir) -> _Held:
-  with files.usable(workdir):
+  with files.usable(workdir), contextlib.ExitStack() as opened:
     workdir.mkdir(parents=True, exist_ok=True)
-    held = _Held(
-        _lock_file(workdir),
-        os.open(workdir, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0)),
-    )
-  try:
-    _flock(held.directory)
-  except BlockingIOError as error:
-    _unlock(held)
-    raise _another_run(workdir, b'') from error
+    directory = os.open(workdir, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
+    opened.callback(os.close, directory)
+    # First, so that who is refused has not held `.lock` either.
+    try:
+      _flock(directory)
+    except BlockingIOError as error:
+      raise _another_run(workdir, _read(workdir / FILE)) from error
+    held = _Held(_lock_file(workdir), directory)
+    opened.pop_all()
   if held.file is None:
     logging.warning(
         '%s cannot be locked: see to it that no two runs write to it.', workdir
@@ -120,21 +137,31 @@ def _lock_file(workdir):
   """Returns the locked file, open, or `None` where there are no locks."""
   path = workdir / FILE
   while True:
-    file = open(path, 'ab+', buffering=0, opener=files.open_own)
-    try:
-      locked = _flock(file.fileno())
-    except BlockingIOError as error:
-      with file:
-        file.seek(0)
-        raise _another_run(workdir, file.read(200)) from error
-    if not locked:
-      file.close()
-      return None
-    if _is_at(file.fileno(), path):
-      if os.fstat(file.fileno()).st_nlink == 1:
-        return file
-      path.unlink()  # As of `cp -l`: the file is another workdir's too.
-    file.close()  # Somebody removed it between opening and locking.
+    with contextlib.ExitStack() as opened:
+      file = opened.enter_context(
+          open(path, 'ab+', buffering=0, opener=files.open_own)
+      )
+      try:
+        locked = _flock(file.fileno())
+      except BlockingIOError as error:
+        raise _another_run(workdir, _read(path)) from error
+      if not locked:
+        return None
+      # Else somebody removed it between opening and locking.
+      if _is_at(file.fileno(), path):
+        if os.fstat(file.fileno()).st_nlink == 1:
+          opened.pop_all()
+          return file
+        path.unlink()  # As of `cp -l`: the file is another workdir's too.
+
+
+def _read(path) -> bytes:
+  """Returns what a lock file says, without locking it."""
+  try:
+    with open(path, 'rb', opener=files.open_own) as file:
+      return file.read(200)
+  except (OSError, errors.UserError):
+    return b''
 
 
 def _sign(file):

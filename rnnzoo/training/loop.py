@@ -112,7 +112,8 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     del state  # Given away, all of it.
     values = summary_lib.summarize(run, workdir)
     if jax.process_index() == 0:
-      files.write_text(summary, json.dumps(values, indent=2) + '\n')
+      with files.usable(workdir):
+        files.write_text(summary, json.dumps(values, indent=2) + '\n')
     _draw(workdir)
     return values
 

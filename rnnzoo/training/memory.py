@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import ctypes
 import math
 import pathlib
 import re
@@ -25,8 +26,8 @@ class Room(NamedTuple):
   """What may still be allocated.
 
   Attributes:
-    bytes: So much.
-    limit: What sets the limit, in words.
+    bytes: How many bytes may still be allocated.
+    limit: What sets the limit, for messages.
   """
 
   bytes: int
@@ -41,10 +42,13 @@ def on_host() -> Room | None:
 
   That is the least of: the memory and swap that the machine has available, the
   limits of the process's control groups (version 1 or 2), `ulimit -v` and
-  `ulimit -d`.
+  `ulimit -d`. What malloc holds free, as after `host.pin_malloc`, adds to it.
   """
   rooms = [*_of_machine(), *_of_cgroups(), *_of_ulimits()]
-  return min(rooms, default=None)
+  if not rooms:
+    return None
+  room = min(rooms)
+  return room._replace(bytes=room.bytes + _free_in_malloc())
 
 
 def on_device(device) -> Room | None:
@@ -64,7 +68,7 @@ def check(tree: Any, what: str, advice: str) -> None:
   Args:
     tree: Of `jax.ShapeDtypeStruct`s; those without `sharding` are counted for
       the first device.
-    what: They are, the subject of a sentence in the plural.
+    what: The subject of the message, in the plural, such as `The parameters`.
     advice: What to do, a sentence.
 
   Raises:
@@ -123,16 +127,15 @@ def readable_errors() -> Iterator[None]:
         r'(?:alloc\w*) (?P<size>[\d.]+) ?(?P<unit>[KMGTP]?i?B|bytes)',
         str(error),
     )
-    size = ''
+    size = 0
     if asked:
-      size = f'{asked["size"]} {asked["unit"]}'
-      if asked['unit'] == 'bytes':
-        size = _text(float(asked['size']))
+      power = 'BKMGTP'.index(asked['unit'][0].upper())
+      size = float(asked['size']) * 1024**power
     room = on_device(jax.local_devices()[0])
     raise errors.UserError(
         'Out of memory'
-        + (f': {size} were asked for at once' if size else '')
-        + (f', there is room for {room}' if room is not None else '')
+        + (f': {_text(size)} were asked for at once' if size else '')
+        + (f', there is room for {room}' if room and size > room.bytes else '')
         + '. A smaller model, batch_size or data.sequence_length needs less, '
         'and so does a share of it on more devices (mesh).'
     ) from error
@@ -208,8 +211,8 @@ def _of_cgroup(directory, version):
   except ValueError:  # No such group, or the limit is 'max'.
     return
   stat = _table(directory / 'memory.stat')
-  # The cache of files goes where there is need.
-  cached = sum(
+  # The caches of files and of the kernel go where there is need.
+  cached = stat.get('slab_reclaimable', 0) + sum(
       stat.get(f'{prefix}{name}_file', 0) for name in ('inactive', 'active')
   )
   yield Room(max(0, limit - used + cached), 'the limit of its control group')
@@ -226,6 +229,25 @@ def _of_ulimits():
     if limit != resource.RLIM_INFINITY and pages:
       used = int(pages[field]) * resource.getpagesize()
       yield Room(max(0, limit - used), f'ulimit -{option}')
+
+
+class _MallInfo2(ctypes.Structure):
+  _fields_ = [
+      (name, ctypes.c_size_t) for name in (
+          'arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks',
+          'fsmblks', 'uordblks', 'fordblks', 'keepcost',
+      )
+  ]
+
+
+def _free_in_malloc() -> int:
+  """Bytes that glibc has from the system and nobody uses; 0 elsewhere."""
+  try:
+    mallinfo2 = ctypes.CDLL('libc.so.6').mallinfo2
+  except (OSError, AttributeError):
+    return 0
+  mallinfo2.restype = _MallInfo2
+  return mallinfo2().fordblks
 
 
 def _read(path):

@@ -210,8 +210,10 @@ class MetricsWriter:
 
 
 def _column(rows, key) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and finite values of a metric."""
-  return np.array(records.numbers(rows, key), float).reshape(-1, 2).T
+  """Steps in ascending order and finite values of a metric."""
+  # Losses that a run has recovered come after those of later steps.
+  points = sorted(records.numbers(rows, key), key=lambda point: point[0])
+  return np.array(points, float).reshape(-1, 2).T
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

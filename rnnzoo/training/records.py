@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 from rnnzoo import errors
+from rnnzoo import fields
 
 # Deeper than any record of a run, and far from Python's limit of recursion.
 _MAX_DEPTH = 50
@@ -64,7 +65,8 @@ def check_tree(found: Any, like: dict[str, Any], name: str = '') -> None:
   """
   if not isinstance(found, dict):
     raise ValueError(
-        f'damaged: {name or "it"} must be a dictionary, got {_short(found)}'
+        f'damaged: {name or "it"} must be a dictionary, got '
+        f'{fields.shown(found)}'
     )
   for key in like.keys() & found.keys():
     if isinstance(like[key], dict):
@@ -79,7 +81,8 @@ def read_config(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
     like: The config of the run that goes on.
 
   Raises:
-    UserValueError: If it is damaged, saying that the run needs it not.
+    UserValueError: If it is damaged; the message says that the run does not
+      need it.
   """
   try:
     config = parse(path.read_bytes())
@@ -92,18 +95,29 @@ def read_config(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
-  """Reads `summary.json`; `None` if there is none, or a damaged one."""
+  """Reads `summary.json`; `None` if there is none, or a damaged one.
+
+  Raises:
+    UserError: If the system cannot read it.
+  """
   try:
     summary = parse(path.read_bytes())
     check_tree(summary, {})
     for name in _SUMMARY:
-      if not _is_number(summary.get(name)):
+      # That of a model may be NaN on a split that training never saw.
+      finite = not name.startswith('test_')
+      if not _is_number(summary.get(name), finite):
         raise ValueError(
             f'damaged: {name} must be a number, got '
-            f'{_short(summary.get(name))}'
+            f'{fields.shown(summary.get(name))}'
         )
   except FileNotFoundError:
     return None
+  except OSError as error:
+    raise errors.UserError(
+        f'Cannot read {path}: {error.strerror}. Remove it: the run goes on '
+        'without it.'
+    ) from error
   except ValueError as error:
     logging.warning('%s is %s. It is written again.', path, error)
     return None
@@ -157,9 +171,9 @@ def parse_checkpoint(data: bytes) -> dict[str, Any]:
   types = dict(format=int, step=int, meta=dict, leaves=dict, sha256=str)
   for name, kind in types.items():
     if not isinstance(record.get(name), kind):
-      raise ValueError(f'damaged: {name} is {_short(record.get(name))}')
+      raise ValueError(f'damaged: {name} is {fields.shown(record.get(name))}')
   if not (record.get('metric') is None or _is_number(record['metric'])):
-    raise ValueError(f'damaged: metric is {_short(record["metric"])}')
+    raise ValueError(f'damaged: metric is {fields.shown(record["metric"])}')
   for name, leaf in record['leaves'].items():
     check_tree(leaf, {}, name)
     if not (
@@ -167,7 +181,7 @@ def parse_checkpoint(data: bytes) -> dict[str, Any]:
         and isinstance(leaf.get('digest'), str)
         and isinstance(leaf.get('shape'), list)
     ):
-      raise ValueError(f'damaged: {name} is {_short(leaf)}')
+      raise ValueError(f'damaged: {name} is {fields.shown(leaf)}')
   return record
 
 
@@ -189,7 +203,7 @@ def check_meta(meta: dict[str, Any], names, where: str) -> None:
     if name in meta and not isinstance(meta[name], kinds):
       raise errors.UserValueError(
           f'{where} was not written by experiments.train: {name!r} of its '
-          f'`meta` must be a dictionary, got {_short(meta[name])}.'
+          f'`meta` must be a dictionary, got {fields.shown(meta[name])}.'
       )
 
 
@@ -199,12 +213,12 @@ def _children(value):
   return value if isinstance(value, list) else ()
 
 
-def _is_number(value) -> bool:
-  """Whether a value is a finite number, no boolean."""
+def _is_number(value, finite=True) -> bool:
+  """Whether a value is a number, no boolean."""
   return (
       isinstance(value, python_numbers.Real)
       and not isinstance(value, bool)
-      and -_MAX_NUMBER < value < _MAX_NUMBER
+      and (not finite or -_MAX_NUMBER < value < _MAX_NUMBER)
   )
 
 
@@ -226,8 +240,3 @@ def _read_dictionary(path):
   except (OSError, ValueError):
     return {}
   return value if isinstance(value, dict) else {}
-
-
-def _short(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + '...'

@@ -75,7 +75,8 @@ class History:
     in_a_row: How many of them were the last ones.
     rollbacks: One dictionary each: `restored`, the step gone back to, `bad`,
       the step that was at fault, and `rate`, the factor of the learning rate.
-    data_since: The last step on other data, see `checks.check_data`.
+    data_since: The last step on earlier data, 0 if the data never changed, see
+      `checks.check_data`.
   """
 
   skipped: int = 0

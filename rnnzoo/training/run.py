@@ -149,9 +149,9 @@ class Run:
     }
     if lost or self.first and all(row['step'] != self.first for row in rows):
       recovery.warn(
-          'metrics.jsonl lacks lines up to step %d. The checkpoints know '
-          'validation losses of %s.', self.first,
-          ', '.join(f'step {step}' for step in lost) or 'no other step',
+          'metrics.jsonl has lost lines up to step %d. Validation losses '
+          'written again from checkpoints: %s.', self.first,
+          ', '.join(f'step {step}' for step in lost) or 'none',
       )
     for step, loss in lost.items():
       self.writer.write(step, {'eval_loss': loss})

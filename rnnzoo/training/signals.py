@@ -25,8 +25,7 @@ class Stop:
 def caught():
   """Turns these signals into a wish; a second SIGINT kills as usual.
 
-  SIGHUP, which a terminal sends when it is closed, stays ignored where it is,
-  as under `nohup`.
+  Where SIGHUP is already ignored, as under `nohup`, it stays ignored.
   """
   stop = Stop()
 

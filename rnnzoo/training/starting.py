@@ -21,22 +21,7 @@ def start(task, config, program, saver):
   """Returns the state to go on from, and the history of the run up to it."""
   if saver.latest_step() is None:
     return _new(task, config, program), recovery.History()
-  step, state, meta = _restore(config, program, saver)
-  records.check_meta(
-      meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
-  )
-  checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
-  history = recovery.History.of(meta)
-  if checks.check_data(
-      task.meta.get('data'), meta.get('data'),
-      '--config.data.allow_changed=True', config.data.get('allow_changed'),
-  ):
-    recovery.warn(
-        'The data is not what it was. The best checkpoint is chosen among '
-        'those after step %d.', step
-    )
-    history = dataclasses.replace(history, data_since=step)
-    saver.forget_metrics()
+  step, state, history = _restore(task, config, program, saver)
   logging.info('Going on after step %d.', step)
   return state, history
 
@@ -62,8 +47,7 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
     restored, history = 0, recovery.History()
     state = _new(task, config, program)
   else:
-    restored, state, meta = _restore(config, program, saver)
-    history = recovery.History.of(meta)
+    restored, state, history = _restore(task, config, program, saver)
   if history.rollbacks_to(restored) >= config.nan_limit:
     raise errors.UserError(
         f'{bad.what}. The run has gone back to step {restored} '
@@ -88,11 +72,29 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
   return state, history
 
 
-def _restore(config, program, saver):
-  """Returns the latest step, its state and what was saved with it."""
+def _restore(task, config, program, saver):
+  """Returns the latest step, its state and the history of the run up to it."""
   # Checkpoints of old have moments of frozen parameters too: they are left out.
   partial = bool(config.optimizer.freeze)
-  return saver.restore(program.abstract_state, partial=partial)
+  step, state, meta = saver.restore(program.abstract_state, partial=partial)
+  records.check_meta(
+      meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
+  )
+  checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
+  history = recovery.History.of(meta)
+  changed = checks.check_data(
+      task.meta.get('data'), meta.get('data'),
+      '--config.data.allow_changed=True', config.data.get('allow_changed'),
+  )
+  # A run that is finished never sees the new data.
+  if changed and step < config.total_steps:
+    recovery.warn(
+        'The data is not what it was. The best checkpoint is chosen among '
+        'those after step %d.', step
+    )
+    history = dataclasses.replace(history, data_since=step)
+    saver.forget_metrics()
+  return step, state, history
 
 
 def _new(task, config, program):

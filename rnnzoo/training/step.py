@@ -56,9 +56,9 @@ def make_train_step(
 
   Args:
     loss_fn: See `LossFn`.
-    tx: The optimiser. What its attribute `frozen` marks, if it has one, see
-      `optimizers.Optimizer`, gets no gradient, so that a step is neither
-      clipped nor skipped for it.
+    tx: The optimiser, an `optimizers.Optimizer`. What its attribute `frozen`
+      marks gets no gradient, so that a step is neither clipped nor skipped for
+      it.
     seed: With the step's number, the only source of randomness.
     accumulate_steps: Number of parts that a batch is run in, one after another;
       the gradient is that of the whole batch.
@@ -75,9 +75,7 @@ def make_train_step(
     step = state['step'] + 1
     key = jax.random.fold_in(jax.random.key(seed, impl='rbg'), step)
     params, carry = state['params'], state.get('carry')
-    frozen = getattr(tx, 'frozen', None) or jax.tree.map(
-        lambda _: False, params
-    )
+    frozen = tx.frozen
     # Where a parameter is frozen `trained` has a node without leaves.
     trained = jax.tree.map(
         lambda held, p: optax.MaskedNode() if held else p, frozen, params

@@ -56,7 +56,9 @@ def summarize(run, workdir):
   return {
       'best_step': step,
       # The lowest may be of a step whose save failed.
-      'best_eval_loss': losses.get(step) or lowest(first, losses),
+      'best_eval_loss': (
+          losses[step] if step in losses else lowest(first, losses)
+      ),
       **extra,
       'test_loss': test['loss'],
       'test_bits_per_token': test['loss'] / np.log(2),

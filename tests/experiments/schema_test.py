@@ -125,7 +125,8 @@ class SchemaTest(parameterized.TestCase):
     numeric = schema.FIELDS[name].kind in (int, float)
     for value in NEVER_NUMBERS:
       accepted = is_accepted(name, value)
-      self.assertFalse(accepted and numeric, f'{name}={fields.shown(value)}')
+      if not (value is None and name.startswith('data.')):
+        self.assertFalse(accepted and numeric, f'{name}={fields.shown(value)}')
     for value in OTHERS:
       is_accepted(name, value)
 
@@ -133,6 +134,12 @@ class SchemaTest(parameterized.TestCase):
   def test_refused(self, name, value, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       tasks.resolve(changed(name, value))
+
+  def test_none_in_data_is_the_default(self):
+    for name in ('path', 'data_dir', 'eval_examples'):
+      self.assertTrue(is_accepted(f'data.{name}', None), name)
+    for name in ('name', 'sequence_length'):
+      self.assertFalse(is_accepted(f'data.{name}', None), name)
 
   def test_a_field_is_missing(self):
     config = default.get_config()

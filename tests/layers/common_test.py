@@ -39,6 +39,22 @@ class ProductTest(parameterized.TestCase):
         common.product(x, kernel, jnp.float32).dtype, jnp.float32
     )
 
+  @parameterized.named_parameters(
+      ('project', lambda x, bias: common._affine(
+          x, jnp.ones((8, 8)), bias, x.dtype
+      )),
+      ('scaled', common.scaled),
+      ('blocks', lambda x, bias: common.block_diagonal(
+          x, jnp.ones((2, 4, 4)), bias.reshape(2, 4)
+      )),
+  )
+  def test_the_gradient_of_a_parameter_counts_all_tokens(self, function):
+    x = jnp.ones((64, 256, 8), jnp.bfloat16)
+    bias = jnp.full(8, 0.5)
+    loss = lambda bias: function(x, bias).astype(jnp.float32).sum()
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(bias), 64 * 256)
+    self.assertEqual(function(x, bias).dtype, jnp.bfloat16)
+
   def test_tokens_are_one_axis_unless_devices_share_them(self):
     x, kernel = jnp.ones((8, 8, 4)), jnp.ones((4, 4))
     self.assertEqual(max(summed_axes(x, kernel)), 1)

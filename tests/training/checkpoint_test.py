@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -478,22 +479,22 @@ class DamageTest(CheckpointTestCase):
     elsewhere = self.workdir / 'elsewhere'
     (elsewhere / '3.orbax-checkpoint-tmp').mkdir(parents=True)
     state = abstract(self.states[1])
-    for path in (
-        self.workdir / 'bad_checkpoints', self.directory / '3',
-        self.workdir / 'linked',
-    ):
+    for path in self.workdir / 'bad_checkpoints', self.directory / '3':
       path.symlink_to(elsewhere)
-      directory = path if path.name == 'linked' else self.directory
       with self.subTest(path.name), self.assertRaisesRegex(
           errors.UserError, f'{path} is a symbolic link, and a run'
       ):
-        checkpoint.Checkpointer(directory)
+        checkpoint.Checkpointer(self.directory)
       path.unlink()
     self.assertTrue((elsewhere / '3.orbax-checkpoint-tmp').exists())
-    # Readers may go through links, and a workdir may be one.
+    # Readers may go through links; a workdir and `checkpoints` may be links.
     linked = self.workdir / 'linked'
     linked.symlink_to(self.directory)
     self.assertEqual(checkpoint.restore_meta(linked)[0], 2)
+    with checkpoint.Checkpointer(linked) as checkpoints:
+      checkpoints.save(3, self.states[1], META)
+    self.assertTrue((self.directory / '3').is_dir())
+    shutil.rmtree(self.directory / '3')
     linked.unlink()
     linked.symlink_to(self.workdir)
     with checkpoint.Checkpointer(linked / 'checkpoints') as checkpoints:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from rnnzoo import errors
@@ -96,6 +97,46 @@ class LockTest(absltest.TestCase):
         with self.assertRaisesRegex(errors.UserError, 'moved or removed it'):
           lock.check(self.workdir)
         self.workdir.mkdir(exist_ok=True)
+
+  def test_a_link_that_is_pointed_elsewhere(self):
+    link, other = self.directory / 'link', self.directory / 'other'
+    for path in (self.workdir, other):
+      path.mkdir(parents=True)
+    link.symlink_to(self.workdir)
+    with lock.hold(link):
+      lock.check(link)
+      link.unlink()
+      link.symlink_to(other)
+      with lock.hold(link):  # The run that is there already.
+        with self.assertRaisesRegex(errors.UserError, 'a link that leads to'):
+          lock.check(link)
+      lock.check(self.workdir)
+    with lock.hold(link):
+      lock.check(link)
+    self.assertEqual(os.listdir(other), [lock.FILE])
+
+  def test_who_is_refused_holds_nothing(self):
+    import fcntl
+
+    self.workdir.mkdir(parents=True)
+    directory = os.open(self.workdir, os.O_RDONLY)
+    self.addCleanup(os.close, directory)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    file = self.workdir / lock.FILE
+    file.write_text('process 7 on there\n')
+    opened = len(os.listdir('/proc/self/fd')) if sys.platform == 'linux' else 0
+    locks = mock.patch.object(lock, '_lock_file', self.fail)
+    with locks, self.assertRaisesRegex(errors.UserError, 'process 7 on there'):
+      with lock.hold(self.workdir):
+        self.fail('held twice')
+    fcntl.flock(directory, fcntl.LOCK_UN)
+    file.unlink()
+    file.symlink_to('nowhere')
+    with self.assertRaisesRegex(errors.UserError, 'symbolic link'):
+      with lock.hold(self.workdir):
+        self.fail('held a link')
+    if opened:
+      self.assertLen(os.listdir('/proc/self/fd'), opened)
 
   def test_no_file_outside_is_changed(self):
     self.workdir.mkdir(parents=True)

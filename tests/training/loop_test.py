@@ -23,9 +23,11 @@ from rnnzoo.training import evaluation
 from rnnzoo.training import loop
 from rnnzoo.training import metrics
 from rnnzoo.training import program as program_lib
+from rnnzoo.training import recovery
 from rnnzoo.training import sharding
 from rnnzoo.training import signals
 from rnnzoo.training import starting
+from rnnzoo.training import summary as summary_lib
 from tests.experiments import commands
 from tests.experiments import tiny
 
@@ -253,7 +255,62 @@ class LoopTest(parameterized.TestCase):
     )
 
 
+class SummaryTest(absltest.TestCase):
+
+  def test_a_best_loss_of_zero(self):
+    config = make_config()
+    functional = mock.MagicMock(params={}, batch_stats={}, axes={})
+    restored = {'params': {}, 'batch_stats': {}}
+    run = mock.MagicMock(
+        config=config, mesh=sharding.make_mesh(config.mesh),
+        task=mock.MagicMock(functional=functional),
+        history=recovery.History(),
+        saver=mock.MagicMock(
+            restore=lambda *_, **__: (5, restored, {}),
+            metrics={4: -1.0, 5: 0.0},
+        ),
+        sums=lambda *_: dict(loss=2.0, accuracy=0.5),
+    )
+    workdir = commands.temporary_directory(type(self))
+    found = summary_lib.summarize(run, workdir)
+    self.assertEqual(found['best_eval_loss'], 0)
+    del run.saver.metrics[5]  # Its evaluation is lost.
+    self.assertEqual(summary_lib.summarize(run, workdir)['best_eval_loss'], -1)
+
+
 class StartingTest(parameterized.TestCase):
+
+  @parameterized.parameters((6, True), (2, False))
+  def test_data_that_changed(self, total_steps, changed):
+    config = make_config(total_steps=total_steps)
+    config.data.allow_changed = True
+    meta = dict(vocabulary={}, data=dict(version=1))
+    saver = mock.MagicMock(
+        latest_step=lambda: 2, restore=lambda *_, **__: (2, 'state', meta)
+    )
+    task = mock.MagicMock(meta=dict(meta, data=dict(version=2)))
+    bad = recovery.BadNumbers('It is bad', 4)
+    for go_on in (
+        starting.start, lambda *args: starting.roll_back(*args, bad)
+    ):
+      saver.forget_metrics.reset_mock()
+      state, history = go_on(task, config, mock.MagicMock(), saver)
+      self.assertEqual((state, history.data_since), ('state', 2 * changed))
+      # A run that is finished keeps its best checkpoint.
+      self.assertEqual(saver.forget_metrics.called, changed)
+    noted = saver.note.call_args.args[1]
+    self.assertEqual(noted['history']['data_since'], 2 * changed)
+    self.assertLen(noted['history']['rollbacks'], 1)
+
+  def test_steps_that_are_deleted_have_no_metrics_to_forget(self):
+    directory = commands.temporary_directory(type(self)) / 'checkpoints'
+    with checkpoint.Checkpointer(directory) as saver:
+      saver.save(1, {'w': jnp.ones(1)}, {}, best_metric=1.0)
+      saver._metrics[7] = 0.5
+      saver.forget_metrics()
+      self.assertEqual(saver.metrics, {})
+    with checkpoint.Checkpointer(directory) as saver:
+      self.assertEqual((saver.all_steps(), saver.metrics), ([1], {}))
 
   def test_a_run_with_all_in_bfloat16_goes_on_in_float32(self):
     # As they were once saved: moments of frozen parameters, too.

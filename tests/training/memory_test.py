@@ -1,6 +1,7 @@
 """Tests of `rnnzoo.training.memory`."""
 
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -39,14 +40,15 @@ class MemoryTest(parameterized.TestCase):
     with mock.patch.object(
         memory, '_read', lambda path: files.get(path, None) if (
             path in files) else read(path)
-    ):
+    ), mock.patch.object(memory, '_free_in_malloc', lambda: 0):
       return memory.on_host()
 
   def test_version_2(self):
     self.cgroups(2, {
         '': {},
         'a': {'memory.max': '1000', 'memory.current': '700',
-              'memory.stat': 'anon 500\ninactive_file 150\nactive_file 50\n'},
+              'memory.stat': 'anon 500\ninactive_file 100\nactive_file 50\n'
+                             'slab_reclaimable 50\n'},
         'a/b': {'memory.max': 'max', 'memory.current': '300'},
     })
     meminfo = 'MemTotal: 9 kB\nMemAvailable: 2 kB\nSwapFree: 1 kB\n'
@@ -72,6 +74,19 @@ class MemoryTest(parameterized.TestCase):
     self.assertEqual(room.limit, 'ulimit -v')
     self.assertBetween(room.bytes, 2**38, 2**40 - 2**20)
 
+  def test_what_malloc_holds_free_is_room(self):
+    blocks = [np.empty(100_000, np.uint8) for _ in range(200)]
+    before = memory._free_in_malloc()
+    if before:  # With glibc.
+      del blocks[::2]  # What lies between two others stays with the process.
+      self.assertGreater(memory._free_in_malloc() - before, 5_000_000)
+    room = memory.Room(1000, 'so much')
+    with mock.patch.multiple(
+        memory, _of_machine=lambda: [room], _of_cgroups=lambda: [],
+        _of_ulimits=lambda: [], _free_in_malloc=lambda: 24,
+    ):
+      self.assertEqual(memory.on_host(), (1024, 'so much'))
+
   def test_refuses_what_cannot_fit(self):
     mesh = jax.make_mesh((jax.device_count(),), ('data',))
     shared = jax.NamedSharding(mesh, jax.P('data'))
@@ -95,14 +110,18 @@ class MemoryTest(parameterized.TestCase):
       ('RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000 bytes.',
        '3.6 TiB'),
       ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.25GiB.',
-       '1.25 GiB'),
+       '1.2 GiB'),
   )
   def test_one_line(self, text, size):
-    with self.assertRaisesRegex(
-        errors.UserError, f'^Out of memory: {size} were asked for .* room for '
-    ):
-      with memory.readable_errors():
-        raise jax.errors.JaxRuntimeError(text)
+    for room, said in (2**30, ', there is room for 1.0 GiB'), (2**50, '. A sm'):
+      with self.assertRaisesRegex(
+          errors.UserError,
+          f'^Out of memory: {size} were asked for at once{re.escape(said)}',
+      ), mock.patch.object(
+          memory, 'on_device', lambda _: memory.Room(room, 'so much')
+      ):
+        with memory.readable_errors():
+          raise jax.errors.JaxRuntimeError(text)
     with self.assertRaisesRegex(RuntimeError, 'else'):
       with memory.readable_errors():
         raise RuntimeError('else')

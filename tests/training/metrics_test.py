@@ -248,6 +248,11 @@ class PlotCurvesTest(MetricsTestCase):
     )
     self.assertLen(list(self.workdir.glob('curve*')), 1)
 
+  def test_recovered_losses_are_no_zigzag(self):
+    rows = [dict(step=s, eval_loss=x) for s, x in ((3, 1), (1, 3), (2, 2))]
+    steps, losses = metrics._column(rows, 'eval_loss')
+    np.testing.assert_array_equal([steps, losses], [[1, 2, 3], [3, 2, 1]])
+
   def test_axes_say_what_they_show(self):
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       for step in (1, 2, 3):

@@ -1,9 +1,11 @@
 """Tests of `rnnzoo.training.records` and `files`: what may lie in a workdir."""
 
+import errno
 import json
 import os
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -82,6 +84,13 @@ class RecordsTest(parameterized.TestCase):
     self.assertIsNone(records.read_summary(path))
     path.write_text(json.dumps(_SUMMARY))
     self.assertEqual(records.read_summary(path), _SUMMARY)
+    lost = dict(_SUMMARY, test_loss=float('inf'))
+    path.write_text(json.dumps(lost))
+    self.assertEqual(records.read_summary(path), lost)
+    path.unlink()
+    path.mkdir()
+    with self.assertRaisesRegex(errors.UserError, 'summary.json: Is a direc'):
+      records.read_summary(path)
     root = pathlib.Path(__file__).parents[2] / 'experiments' / 'results'
     for path in root.glob('*/summary.json'):
       self.assertIsNotNone(records.read_summary(path), path)
@@ -113,6 +122,18 @@ class RecordsTest(parameterized.TestCase):
       self.assertEqual(precious.read_text(), 'mine')
       path.unlink()
     self.assertEqual(os.listdir(self.workdir), ['precious'])
+
+  def test_a_file_system_that_cannot_sync(self):
+    path = self.workdir / 'config.json'
+    for number in (errno.EINVAL, errno.ENOTSUP):
+      with mock.patch.object(os, 'fsync', side_effect=OSError(number, 'no')):
+        files.write_text(path, str(number))
+      self.assertEqual(path.read_text(), str(number))
+    with self.assertRaises(OSError), mock.patch.object(
+        os, 'fsync', side_effect=OSError(errno.EIO, 'broken')
+    ):
+      files.write_text(path, 'new')
+    self.assertEqual(path.read_text(), str(errno.ENOTSUP))
 
 
 if __name__ == '__main__':

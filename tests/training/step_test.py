@@ -62,7 +62,7 @@ def assert_close(a, b, rtol=1e-6):
 class StepTest(parameterized.TestCase):
 
   def test_the_mean_of_what_counts(self):
-    tx = optax.sgd(0.1)
+    tx = optimizers.Optimizer(*optax.sgd(0.1), frozen=False)
     step = jax.jit(step_lib.make_train_step(without_key, tx, seed=0))
     batch, state = make_batch(0), make_state(tx)
 
@@ -80,7 +80,7 @@ class StepTest(parameterized.TestCase):
     self.assertEqual(new['batch_stats']['seen'], batch['mask'].sum())
 
   def test_nothing_that_counts(self):
-    tx = optax.sgd(0.1)
+    tx = optimizers.Optimizer(*optax.sgd(0.1), frozen=False)
     step = jax.jit(step_lib.make_train_step(without_key, tx, seed=0))
     batch = make_batch(0) | dict(mask=np.zeros((6, 4), bool))
     state = make_state(tx)
@@ -91,7 +91,7 @@ class StepTest(parameterized.TestCase):
   @parameterized.parameters(2, 3, 6)
   def test_accumulation_is_one_big_batch(self, count):
     # The parts hold different numbers of positions that count.
-    tx = optax.adam(0.1)
+    tx = optimizers.Optimizer(*optax.adam(0.1), frozen=False)
     carry = lambda model: jnp.zeros((1, 6)) + model['w']
     results = []
     for accumulate in (1, count):
@@ -110,7 +110,7 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_allclose(results[1][0]['carry'][0], 4 + sums, rtol=1e-5)
 
   def test_several_steps_are_as_many_single_ones(self):
-    tx = optax.adam(0.1)
+    tx = optimizers.Optimizer(*optax.adam(0.1), frozen=False)
     step = step_lib.make_train_step(loss_fn, tx, seed=0)
     batches = [make_batch(n) for n in range(3)]
     state, losses = make_state(tx), []
@@ -124,7 +124,7 @@ class StepTest(parameterized.TestCase):
     assert_close(metrics['loss'], np.array(losses))
 
   def test_randomness_is_of_seed_and_step(self):
-    tx = optax.sgd(0.0)
+    tx = optimizers.Optimizer(*optax.sgd(0.0), frozen=False)
     one, other = (
         jax.jit(step_lib.make_train_step(loss_fn, tx, seed=seed))
         for seed in (0, 1)
@@ -137,7 +137,7 @@ class StepTest(parameterized.TestCase):
 
   @parameterized.parameters((1, 1), (2, 1), (1, 3))
   def test_skip_what_is_not_finite(self, accumulate, at_once):
-    tx = optax.adam(0.1)
+    tx = optimizers.Optimizer(*optax.adam(0.1), frozen=False)
     carry = lambda model: jnp.zeros((1, 6)) + model['w']
     step = step_lib.make_train_step(
         loss_fn, tx, seed=0, accumulate_steps=accumulate, ema_decay=0.9,
@@ -172,7 +172,7 @@ class StepTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(metrics['loss']))
 
   def test_moving_average(self):
-    tx = optax.sgd(0.1)
+    tx = optimizers.Optimizer(*optax.sgd(0.1), frozen=False)
     step = jax.jit(
         step_lib.make_train_step(without_key, tx, seed=0, ema_decay=0.75)
     )
@@ -244,7 +244,8 @@ class Bfloat16Test(parameterized.TestCase):
       sums = dict(loss=losses.sum(), weight=jnp.float32(losses.size))
       return losses.sum(), (sums, batch_stats, carry)
 
-    tx = optax.sgd(options.pop('rate', 0.1))
+    rate = options.pop('rate', 0.1)
+    tx = optimizers.Optimizer(*optax.sgd(rate), frozen=False)
     step = step_lib.make_train_step(loss_fn, tx, seed=0, **options)
     state = step_lib.initial_state(functional, tx, 0, ema=True)
     batches = jnp.broadcast_to(batch, (steps, *batch.shape))
