@@ -17,11 +17,6 @@ from absl import app
 _ROOT = pathlib.Path(__file__).parents[2]
 README = _ROOT / 'README.md'
 RESULTS = _ROOT / 'experiments' / 'results'
-# Layers that `abilities` has not trained yet at a task: README.md names them.
-UNTRAINED = dict(
-    remember=('attention', 'mlstm_block', 'mlstm_large'),
-    parity=('attention', 'mlstm_block', 'mlstm_large'),
-)
 
 _COSTS = {
     'Layer': '`{layer}`',
