@@ -118,7 +118,8 @@ def generate(
 
   Raises:
     UserValueError: If an argument has another form, a prompt is empty, an id is
-      none of the vocabulary, or the model's logits are NaN.
+      none of the vocabulary, or the model's logits are NaN. Inside of `jax.jit`
+      a row of NaN gives -1 instead.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
