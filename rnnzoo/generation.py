@@ -76,7 +76,8 @@ def sample_logits(
         f'`logits` must be real numbers, got {logits.dtype}.'
     )
   tokens = _sample(key, logits, sampling)
-  _check_if_known(tokens)
+  if not isinstance(tokens, jax.core.Tracer):
+    _drawn(tokens)
   return tokens
 
 
@@ -126,7 +127,8 @@ def generate(
   prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
   tokens = _generate(model, prompts, mask, key, length, sampling)
-  _check_if_known(tokens)
+  if not isinstance(tokens, jax.core.Tracer):
+    _drawn(tokens)
   return tokens
 
 
@@ -251,17 +253,16 @@ def _check_length(length):
     )
 
 
-def _check_if_known(tokens):
-  """`_check_drawn`, unless JAX is only tracing."""
-  if not isinstance(tokens, jax.core.Tracer):
-    # What ran out of memory raises here; `np.asarray` waits for ever.
-    _check_drawn(np.asarray(jax.block_until_ready(tokens)))
+def _drawn(tokens: jax.Array) -> np.ndarray:
+  """Returns tokens `[B]` or `[B, length]` as NumPy has them.
 
-
-def _check_drawn(tokens: np.ndarray):
-  """Raises `UserValueError` if a row of `[B]` or `[B, length]` has no token."""
+  Raises:
+    UserValueError: If a row has no token.
+  """
+  # What ran out of memory raises here; `np.asarray` waits for ever.
+  tokens = np.asarray(jax.block_until_ready(tokens))
   if not (tokens < 0).any():
-    return
+    return tokens
   row, *number = np.argwhere(tokens < 0)[0]
   where = f' for new token {number[0]}' if number else ''
   raise errors.UserValueError(
@@ -346,13 +347,9 @@ def _generate(model, prompts, mask, key, length, sampling):
 
 def _stream(model, prompts, mask, key, length, sampling) -> Iterator[Any]:
   carry, tokens = _read_compiled(model, prompts, mask, key, sampling)
-  drawn = np.asarray(jax.block_until_ready(tokens))
-  _check_drawn(drawn)
-  yield drawn
+  yield _drawn(tokens)
   for number in itertools.count(1) if length is None else range(1, length):
     carry, tokens = _write_compiled(
         model, carry, tokens, number, key, sampling
     )
-    drawn = np.asarray(jax.block_until_ready(tokens))
-    _check_drawn(drawn)
-    yield drawn
+    yield _drawn(tokens)

@@ -3,6 +3,7 @@
 import signal
 
 from experiments.faults import runs
+from experiments.faults import stops
 
 
 def hang_up(directory, *, short):
@@ -18,23 +19,8 @@ def _close_terminal(workdir, whole):
   run = runs.Run(workdir)
   run.wait_until(lambda: runs.last_step(workdir) > 5)
   run.end(signal.SIGHUP)
-  problems = []
-  reached = runs.last_step(workdir)
-  durable = max(runs.saved_steps(workdir), default=0)
-  if run.code != 128 + signal.SIGHUP:
-    problems.append(f'ended with {run.code}: {run.last_line()}')
-  if durable != reached:
-    problems.append(f'step {reached} is not saved, only {durable}')
-  last = runs.finish(workdir)
-  if last.first_step() != durable:
-    problems.append(f'went on after {last.first_step()}')
-  problems += runs.differences(workdir, whole)
-  return runs.Outcome(
-      'SIGHUP in a step',
-      '; '.join(problems) or f'ended with exit code {run.code}, its last step '
-      'saved',
-      f'{reached - durable} steps' if reached > durable else 'nothing',
-      not problems,
+  return stops.judge(
+      run, whole, 'SIGHUP in a step', (128 + signal.SIGHUP,)
   )
 
 

@@ -36,23 +36,41 @@ def preempt(directory, *, short):
     if run.code is None:
       problems.append(f'had not ended after {GRACE} s')
       run.end()
-    reached = runs.last_step(workdir)
-    durable = max(runs.saved_steps(workdir), default=0)
-    if run.code not in (128 + signal.SIGTERM, -signal.SIGTERM):
-      problems.append(f'ended with {run.code}: {run.last_line()}')
-    if durable != reached:
-      problems.append(f'step {reached} is not saved, only {durable}')
-    last = runs.finish(workdir)
-    if last.first_step() != durable:
-      problems.append(f'went on after {last.first_step()}')
-    problems += runs.differences(workdir, whole)
-    yield runs.Outcome(
-        f'SIGTERM {name}, SIGKILL {GRACE} s later',
-        '; '.join(problems) or f'ended after {seconds:.1f} s with '
-        f'{_code(run.code)}',
-        f'{reached - durable} steps' if reached > durable else 'nothing',
-        not problems,
+    yield judge(
+        run, whole, f'SIGTERM {name}, SIGKILL {GRACE} s later',
+        (128 + signal.SIGTERM, -signal.SIGTERM), f'after {seconds:.1f} s ',
+        problems,
     )
+
+
+def judge(run, whole, what, codes, when='', problems=()) -> runs.Outcome:
+  """Finishes a run that a signal ended, and says what it lost.
+
+  Args:
+    run: The run, which has ended.
+    whole: The workdir of a run that was left alone.
+    what: What happened to it.
+    codes: The exit codes that are right.
+    when: When it ended, in words, with a space behind.
+    problems: What is known to be wrong.
+  """
+  problems, workdir = list(problems), run.workdir
+  reached = runs.last_step(workdir)
+  durable = max(runs.saved_steps(workdir), default=0)
+  if run.code not in codes:
+    problems.append(f'ended with {run.code}: {run.last_line()}')
+  if durable != reached:
+    problems.append(f'step {reached} is not saved, only {durable}')
+  last = runs.finish(workdir)
+  if last.first_step() != durable:
+    problems.append(f'went on after {last.first_step()}')
+  problems += runs.differences(workdir, whole)
+  return runs.Outcome(
+      what,
+      '; '.join(problems) or f'ended {when}with {_code(run.code)}',
+      f'{reached - durable} steps' if reached > durable else 'nothing',
+      not problems,
+  )
 
 
 def _code(code):
