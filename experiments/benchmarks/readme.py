@@ -12,7 +12,7 @@ import pathlib
 import re
 from typing import Any
 
-from absl import app
+from experiments import drivers
 
 _ROOT = pathlib.Path(__file__).parents[2]
 README = _ROOT / 'README.md'
@@ -182,8 +182,7 @@ def updated(text: str) -> str:
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  drivers.check_usage(argv)
   README.write_text(updated(README.read_text()))
   text = ' '.join(README.read_text().split())
   for claim in claims():
@@ -192,4 +191,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  drivers.run(main)
