@@ -249,8 +249,8 @@ def draw(record):
   quantities = {name: limit.title for name, limit in LIMITS.items()}
   quantities['rate'] = 'steps a second, by the clock'
   figure, panels = plots.subplots(
-      4, 2, f'{record["steps"]:,} steps of a tiny model: what may not grow in '
-      'the second half', figsize=(10, 9), sharex=True,
+      4, 2, f'{record["steps"]:,} training steps of a tiny model, '
+      f'{samples[-1]["saves"]:,.0f} checkpoints', figsize=(10, 9), sharex=True,
   )
   steps = [sample['step'] for sample in samples]
   for panel, (name, title) in zip(panels.flat, quantities.items()):
@@ -267,8 +267,9 @@ def draw(record):
   panels[-1, -1].axis('off')
   panels[-1, -1].text(
       0, 0.8, '\n'.join([
-          'Growth in the second half (and what is allowed):',
-          *(f'{row["what"]}: {row["growth"]:.4g} ({row["allowed"]:.4g})'
+          'Growth in the second half, shaded (and its limit):',
+          *(f'{quantities.get(row["what"], row["what"])}: '
+            f'{row["growth"]:.4g} ({row["allowed"]:.4g})'
             for row in record['rows']),
       ]), va='top', fontsize='small', transform=panels[-1, -1].transAxes,
   )

@@ -41,9 +41,9 @@ def sample_logits(
   `top_p` to what `top_k` has left, normalised. What a row gets depends on its
   logits, its number and the key, not on how many rows there are.
 
-  A row that holds NaN, or nothing but -inf, gives no token. That is an error
-  where the logits are known. Under `jax.jit` and `jax.vmap`, where they are
-  not, such a row gets -1; `generate` and `stream` raise the same error for it.
+  No token can be drawn from a row with NaN, or with only -inf. Outside
+  `jax.jit` and `jax.vmap` that raises an error; inside them such a row gets -1.
+  `generate` and `stream` raise the same error for it.
 
   >>> import jax.numpy as jnp
   >>> sample_logits(None, jnp.array([[0.0, 2.0, 1.0]]), temperature=0)
@@ -52,8 +52,9 @@ def sample_logits(
   Args:
     key: A PRNG key; may be `None` if `temperature` is 0.
     logits: `[B, V]`.
-    temperature: Divides the logits; 0 takes the largest, the first of equals.
-      A Python number, like the next two: each value is a program of its own.
+    temperature: Divides the logits; 0 takes the largest, of equal ones the
+      lowest index. A static Python number, like the next two: a new value
+      triggers recompilation.
     top_k: Only the k most probable tokens; 0 for all.
     top_p: Only the smallest set of the most probable tokens whose probabilities
       add up to this much; 1 for all.
@@ -105,8 +106,8 @@ def generate(
 
   Args:
     model: Returns logits `[B, T, V]`, and `[B, V]` from `step`.
-    prompts: Token ids `[B, P]`, P >= 1; those under the mask must be less than
-      `model.config.vocab_size`, where the model has one.
+    prompts: Token ids `[B, P]`, P >= 1; where `mask` is `True` they must be
+      less than `model.config.vocab_size`, if the model has one.
     length: How many tokens to add.
     key: A PRNG key; may be `None` if `temperature` is 0.
     mask: Booleans `[B, P]`, `False` on padding, which may be anywhere.
@@ -119,8 +120,8 @@ def generate(
 
   Raises:
     UserValueError: If an argument has another form, a prompt is empty, an id is
-      none of the vocabulary, or the model's logits are NaN. Inside of `jax.jit`
-      a row of NaN gives -1 instead.
+      outside the vocabulary, or the model's logits are NaN. Inside `jax.jit` a
+      row of NaN gives -1 instead.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)
@@ -160,8 +161,8 @@ def stream(
 
   Raises:
     UserValueError: If an argument has another form, a prompt is empty, an id is
-      none of the vocabulary, or, once it comes to that, the model's logits are
-      NaN.
+      outside the vocabulary, or the logits for the next token are NaN, which is
+      raised when that token is drawn.
   """
   sampling = Sampling(temperature, top_k, top_p)
   key = _check_sampling(sampling, key)

@@ -122,7 +122,7 @@ def restore_run(
         params: functional.params, 'batch_stats': functional.batch_stats
     })
     memory.check(
-        abstract, 'The parameters', 'A device with more memory can hold them.'
+        abstract, 'The parameters', 'Use a device with more memory.'
     )
     with memory.readable_errors():
       found, state, meta = checkpoints.restore(

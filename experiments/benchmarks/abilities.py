@@ -119,10 +119,11 @@ _COLUMNS = {
 _DRAWN = dict(
     accuracy=dict(
         marker='o', markersize=7, color=plots.COLORS[0],
-        label='at the length of training',
+        label='at the training length',
     ),
     longer=dict(
-        marker='s', markersize=3.5, color=plots.COLORS[1], label='longer',
+        marker='s', markersize=3.5, color=plots.COLORS[1],
+        label='longer (parity)',
     ),
 )
 
@@ -257,7 +258,7 @@ def draw(record):
   names = sorted({row['layer'] for row in rows})
   done = [task for task in _TASKS if task in {row['task'] for row in rows}]
   figure, panels = plots.subplots(
-      1, len(done), 'What one block of each layer learns',
+      1, len(done), 'Accuracy of one block of each layer on two tasks',
       figsize=(11, 2.5 + 0.2 * len(names)), sharey=True,
   )
   heights = plots.layers_axis(panels[0], dict.fromkeys(names, 0))

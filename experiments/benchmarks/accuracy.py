@@ -79,7 +79,7 @@ def draw(record):
   names = list(dict.fromkeys(r['implementation'] for r in record['rows']))
   figure, panels = plots.subplots(
       len(_DTYPES), len(kinds),
-      'How far the last state of linear_scan is from float64',
+      'Relative error of the last state of linear_scan, against float64',
       figsize=(10, 8), sharex=True, sharey=True,
   )
   for row, dtype in zip(panels, _DTYPES):

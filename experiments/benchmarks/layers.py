@@ -119,7 +119,7 @@ def draw(record):
   columns = dict(
       training_ms='training step, milliseconds',
       training_mib='training step, temporary memory, MiB',
-      token_us='one token, microseconds',
+      token_us='one call of step, microseconds',
   )
   at = lengths[len(lengths) // 2]
   keys = {u: row['training_ms'] for (u, n), row in rows.items() if n == at}

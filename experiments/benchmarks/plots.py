@@ -48,12 +48,12 @@ _STYLE = {
 
 # Layers by what they remember in and how they run. Every layer is in one.
 FAMILIES = {
-    'state: a vector, or one a channel': (
+    'state: one vector, or one per channel': (
         'aaren', 'cg_lru', 'conv_s5', 'griffin', 'hgrn', 'lru', 'mamba',
         'min_gru', 'min_lstm', 'parallel_lmu', 'rg_lru', 'rwkv4', 's4', 's4d',
         's5',
     ),
-    'state: a matrix a head': (
+    'state: one matrix per head': (
         'delta_net', 'gated_delta_net', 'gla', 'linear_attention', 'mamba2',
         'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
     ),
@@ -94,8 +94,10 @@ def legend(figure, panel) -> None:
   handles, labels = panel.get_legend_handles_labels()
   figure.legend(
       handles, labels, ncols=len(labels), loc='upper left', frameon=False,
-      bbox_to_anchor=(0, 1 - 0.35 / figure.get_figheight()), fontsize='small',
-      borderaxespad=0,
+      bbox_to_anchor=(
+          0.1 / figure.get_figwidth(), 1 - 0.35 / figure.get_figheight()
+      ),
+      fontsize='small', borderaxespad=0,
   )
   _leave_above(figure, 0.75)
 

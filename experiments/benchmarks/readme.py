@@ -101,10 +101,10 @@ def _abilities(rows):
   learned = [u for u in right if u > 0.99]
   others = [r['longer'] for r, u in zip(parity, right) if u <= 0.99]
   return [
-      f'all {len(remembered)} that were asked learn it, {_span(remembered)} % '
+      f'All {len(remembered)} layers tested learn it, {_span(remembered)} % '
       'right',
-      f'the {len(learned)} cells learn it, {_span(learned)} % right',
-      f'The other {len(others)} are {_span(others)} % right on 256 bits',
+      f'The {len(learned)} recurrent cells learn it, {_span(learned)} % right',
+      f'The other {len(others)} layers are {_span(others)} % right on 256 bits',
   ]
 
 

@@ -235,7 +235,8 @@ def draw(record):
   """Draws accuracy over steps, a line a layer."""
   some = record['rows'][0]
   figure, panels = plots.subplots(
-      1, 1, f'Recall of {some["pairs"]} pairs among {some["length"]} tokens',
+      1, 1, f'Associative recall (MQAR) of {some["pairs"]} key-value pairs in '
+      f'{some["length"]} tokens',
       figsize=(8.5, 5),
   )
   (panel,) = panels.flat
@@ -251,15 +252,15 @@ def draw(record):
     )
   panel.axhline(100 * _ENOUGH, color=plots.GRAY, linestyle=':')
   panel.annotate(
-      f'enough: {100 * _ENOUGH:.0f} %', (1, 100 * _ENOUGH), (0, -3),
+      f'end of training: {100 * _ENOUGH:.0f} %', (1, 100 * _ENOUGH), (4, 0),
       xycoords=panel.get_yaxis_transform(), textcoords='offset points',
-      ha='right', va='top', fontsize='small', color=plots.GRAY,
+      va='center', fontsize='small', color=plots.GRAY,
   )
-  panel.set(xlabel='step', ylabel='right answers on validation sequences, %')
+  panel.set(xlabel='step', ylabel='validation accuracy, %')
   panel.set(xlim=(0, None), ylim=(0, 103))
   figure.legend(
       loc='outside right center', frameon=False, fontsize='small',
-      title='steps of training;\ndashed: no matrix state',
+      title='layer: training steps;\ndashed: no matrix state',
       title_fontsize='small',
   )
   return figure

@@ -137,7 +137,7 @@ def draw(record):
   figure, panels = plots.subplots(
       1, 3,
       f'A training step of {record["batch"]} sequences, width '
-      f'{record["features"]}: parallel over time, and nnx.RNN',
+      f'{record["features"]}: parallel scans against nnx.RNN',
       figsize=(12, 4.4), sharex=True,
   )
   labels = dict(

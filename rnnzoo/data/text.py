@@ -177,8 +177,8 @@ def warn_of_little(name, tokens, length: int, batch_size: int):
     logging.warning(
         '%s has only %d tokens to train on, but a batch has %d (batch_size %d '
         'x data.sequence_length %d), so each step sees the text more than '
-        'once. The model will learn it by heart, and validation (%d tokens) '
-        'and test (%d) say little.',
+        'once. The model will overfit, and the losses on validation (%d '
+        'tokens) and test (%d tokens) mean little.',
         name, count, batch, batch_size, length,
         len(tokens['validation']), len(tokens['test']),
     )

@@ -313,8 +313,8 @@ def _read(archive, wanted, path):
     )
   if set(wanted) != set(dtypes):
     raise errors.UserValueError(
-        f'{path} holds the carry of something else: it has {_listed(dtypes)}, '
-        f'where {_listed(wanted)} must be.'
+        f'{path} holds a different carry: it has {_listed(dtypes)}, expected '
+        f'{_listed(wanted)}.'
     )
   for name, leaf in wanted.items():
     with archive.open(f'{name}.npy') as file:

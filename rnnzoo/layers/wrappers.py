@@ -199,8 +199,9 @@ class _RNNCell(nnx.RNNCellBase):
     for path, u in jax.tree_util.tree_flatten_with_path(carry)[0]:
       if axes < 0 or np.shape(u)[:axes] != batch:
         raise ValueError(
-            f'`carry{jax.tree_util.keystr(path)}` must have the batch axes of '
-            f'`inputs` {inputs.shape}, {batch}, first, got {np.shape(u)}.'
+            f'`carry{jax.tree_util.keystr(path)}` must start with the batch '
+            f'shape {batch} of `inputs` {inputs.shape}, got shape '
+            f'{np.shape(u)}.'
         )
     carry, y = self.layer.step(
         _reshape_batch(carry, axes, (-1,)),

@@ -114,8 +114,9 @@ class Backbone(nnx.Module):
     )
     if not same:
       raise ValueError(
-          f'`carry` must be a tuple of {period} BlockCarry, stacked over '
-          f'{counts} blocks, got {base.sketch(carry)}; '
+          '`carry` must come from a model with the same number of layers: a '
+          f'tuple of {period} BlockCarry with leading axes {counts}, got '
+          f'{base.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )
     return x, carry, reset, mask
@@ -276,8 +277,8 @@ def _layer_options(config, depth, known):
       raise errors.UserValueError(
           f'Layer {name} has no option {option!r} (config field '
           f'model.layer_options).{errors.suggest(option, allowed)} Its options '
-          f'are: {", ".join(sorted(allowed))}. To drop the options of another '
-          "layer, add --config.model.layer_options='{}'."
+          f'are: {", ".join(sorted(allowed))}. If these options are of another '
+          "layer, clear them with --config.model.layer_options='{}'."
       )
     field = fields.of_annotation(signature.parameters[option].annotation)
     if field and field.kind is int:  # They count something, all of them.

@@ -82,11 +82,11 @@ class LanguageModel(nnx.Module):
   ):
     """Runs whole sequences.
 
-    Ids that are none of the vocabulary are an error where their values are
-    known. In a compiled program they are not, and JAX's rule for indices holds:
-    an id past the end is the last token; a negative one counts from the end.
-    `mask` hides an id from the check. Looking at ids outside a compiled program
-    waits for the device: compile what runs often.
+    Outside `jax.jit`, ids outside the vocabulary are an error; masked-out ids
+    are not checked. The check copies the ids to the host, which waits for the
+    device: use `jax.jit` in loops. Inside `jax.jit` nothing is checked, and
+    JAX's rule for indices holds: an id past the end is the last token; a
+    negative one counts from the end.
 
     Args:
       tokens: Token ids `[B, T]`, from 0 to `vocab_size - 1`.

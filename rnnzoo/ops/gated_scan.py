@@ -128,8 +128,9 @@ def gated_scan(
   """Computes `h_t = a_t * h_{t-1} + x_t` with `a_t, x_t = gate(*inputs_t)`.
 
   All that holds for `linear_scan` holds here: platforms, meshes, gradients.
-  Gates are computed inside the scan; on CPU in front of it, mostly faster there
-  (`ops.implementation('sequential')` computes them inside).
+  On TPU the kernel computes the gates inside the scan; on CPU and GPU they are
+  computed before it. With `ops.implementation('sequential')` the loop computes
+  them inside.
 
   >>> import jax.numpy as jnp
   >>> k, v = jnp.zeros((1, 3, 1)), jnp.ones((1, 3, 1))

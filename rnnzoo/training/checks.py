@@ -138,7 +138,7 @@ def check_data(now, then, allow: str, allowed: bool) -> bool:
   raise errors.UserValueError(
       'The data is not what the checkpoint was trained on: '
       + ('; '.join(changes) or 'of the same length, with another digest')
-      + f'. Restore the old data, use another --workdir, or allow it: {allow}.'
+      + f'. Restore the old data, or allow the new data: {allow}.'
   )
 
 

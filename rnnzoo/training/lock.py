@@ -99,15 +99,17 @@ def check(workdir):
   if not _is_at(held.directory, name.resolve()):
     raise errors.UserError(
         f'{name} is no longer the directory that this run began to write to: '
-        'somebody moved or removed it, or a link that leads to it. The same '
-        'command goes on from what is there.'
+        'somebody moved or removed it, or a link that leads to it. Start the '
+        'same command again to resume from the files that are there now.'
     )
   if held.file is not None and not _is_at(held.file.fileno(), workdir / FILE):
     with files.usable(workdir):
       file = _lock_file(workdir)
     if file is not None:
       _sign(file)
-    logging.warning('%s was removed, and is made again.', workdir / FILE)
+    logging.warning(
+        '%s was deleted during the run. It was created again.', workdir / FILE
+    )
     held.file.close()
     _held[workdir] = held._replace(file=file)
 

@@ -87,9 +87,8 @@ def train(task: Task, config, workdir) -> dict[str, Any]:
     stack.enter_context(memory.readable_errors())
     program = program_lib.make_program(task, config, mesh)
     memory.check(
-        program.abstract_state, 'Parameters and optimizer',
-        'A smaller model needs less, and so does a share of it on more devices '
-        '(mesh.fsdp).',
+        program.abstract_state, 'Parameters and optimizer state',
+        'Use a smaller model, or shard it over more devices (mesh.fsdp).',
     )
     state, history = starting.start(task, config, program, saver)
     first = int(memory.fetch(state['step']))

@@ -97,9 +97,9 @@ def warn_of_step(compiled) -> None:
   room = on_device(device)
   if room is not None and temporary > room.bytes:
     logging.warning(
-        'A training step needs %s beside its state, and there is room for %s: '
-        'it may run out of memory. A smaller batch_size or more '
-        'accumulate_steps, or model.remat=full, need less.',
+        'A training step needs %s in addition to its state, and there is room '
+        'for %s: it may run out of memory. Use a smaller batch_size, more '
+        'accumulate_steps, or model.remat=full.',
         _text(temporary), room,
     )
 
@@ -136,8 +136,8 @@ def readable_errors() -> Iterator[None]:
         'Out of memory'
         + (f': {_text(size)} were asked for at once' if size else '')
         + (f', there is room for {room}' if room and size > room.bytes else '')
-        + '. A smaller model, batch_size or data.sequence_length needs less, '
-        'and so does a share of it on more devices (mesh).'
+        + '. Use a smaller model, batch_size or data.sequence_length, or shard '
+        'the model over more devices (mesh).'
     ) from error
 
 

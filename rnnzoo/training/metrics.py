@@ -245,7 +245,7 @@ def _plot_speed(axes, rows) -> None:
   waited, waits = _column(rows, 'input_wait')
   other = axes.twinx()
   for each, x, y, color, label in (
-      (axes, steps, speeds, _COLORS['speed'], 'tokens/s,\na device'),
+      (axes, steps, speeds, _COLORS['speed'], 'tokens/s\nper device'),
       (other, waited, 100 * waits, _COLORS['wait'], 'waiting for\ndata, %'),
   ):
     # A point has no line.

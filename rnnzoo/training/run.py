@@ -149,8 +149,8 @@ class Run:
     }
     if lost or self.first and all(row['step'] != self.first for row in rows):
       recovery.warn(
-          'metrics.jsonl has lost lines up to step %d. Validation losses '
-          'written again from checkpoints: %s.', self.first,
+          'Lines up to step %d are missing from metrics.jsonl. Validation '
+          'losses restored from checkpoints: %s.', self.first,
           ', '.join(f'step {step}' for step in lost) or 'none',
       )
     for step, loss in lost.items():

@@ -77,7 +77,7 @@ OPTIONS = (
     ('mamba', {'conv_kernel': 10**6}, 'conv_kernel must be at most 1024'),
     ('mamba', {'use_bias': 'no'}, 'use_bias|no option'),
     ('gla', {'norm': 'batch'}, 'norm must be one of layer, rms'),
-    ('lru', {'window': 3}, r"add --config.model.layer_options='\{\}'"),
+    ('lru', {'window': 3}, r"clear them with --config.model.layer_options='\{\}'"),
     ('lru', {'r_min': None}, 'r_min must be a number, got None'),
 )
 

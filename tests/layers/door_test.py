@@ -187,7 +187,7 @@ class LayersTest(parameterized.TestCase):
     cell = layers.as_rnn_cell(layer)
     with self.assertRaisesRegex(ValueError, '^`inputs` must be .* got None'):
       cell(carry, None)
-    with self.assertRaisesRegex(ValueError, r'`carry.c` must have the batch'):
+    with self.assertRaisesRegex(ValueError, r'`carry.c` must start with the batch'):
       cell(cell.initialize_carry((3, 2, 6)), np.zeros((2, 3, 6), np.float32))
     both = layers.Bidirectional(layer, layers.GRU(6, 5, rngs=nnx.Rngs(0)))
     with self.assertRaisesRegex(ValueError, '`carry`'):
@@ -296,7 +296,7 @@ class ModelsTest(parameterized.TestCase):
     tokens = jnp.zeros((B, T), jnp.int32)
     for depth in (4, 6):
       bad = make_model(layer='min_gru,min_gru,lstm', depth=depth)
-      with self.assertRaisesRegex(ValueError, r'stacked over \[2, 2, 1\]'):
+      with self.assertRaisesRegex(ValueError, r'with leading axes \[2, 2, 1\]'):
         model(tokens, bad.initialize_carry(B))
 
   def test_backbone_by_itself(self):
