@@ -19,8 +19,8 @@ from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import filenames
 from rnnzoo.training import memory
-from rnnzoo.training import peers
-from rnnzoo.training import signals
+from rnnzoo.training.processes import peers
+from rnnzoo.training.processes import signals
 
 flags.disclaim_key_flags()  # Flags belong to the modules that call this one.
 

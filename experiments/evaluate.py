@@ -12,9 +12,9 @@ from experiments import tasks
 from rnnzoo import restoring
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
-from rnnzoo.training import host
-from rnnzoo.training import multihost
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import host
+from rnnzoo.training.processes import multihost
 
 _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'Such as test or validation.')

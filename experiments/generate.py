@@ -15,7 +15,7 @@ from experiments import sampling
 from rnnzoo import fields
 from rnnzoo import generation
 from rnnzoo import restoring
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 
 _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _PROMPT = flags.DEFINE_multi_string(

@@ -11,8 +11,8 @@ where a cluster says who is who, or on each machine
 from absl import flags
 from absl import logging
 import jax
-from rnnzoo.training import multihost
-from rnnzoo.training import peers
+from rnnzoo.training.processes import multihost
+from rnnzoo.training.processes import peers
 
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False,

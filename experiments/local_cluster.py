@@ -23,7 +23,7 @@ import time
 from absl import app
 from absl import flags
 from experiments import drivers
-from rnnzoo.training import peers
+from rnnzoo.training.processes import peers
 
 _PROCESSES = flags.DEFINE_integer(
     'processes', 2, 'How many.', lower_bound=1

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import planning
+from rnnzoo.planning import targets
 from rnnzoo.training import files
-from rnnzoo.training import hardware as hardware_lib
-from rnnzoo.training import targets
+from rnnzoo.training.performance import hardware as hardware_lib
 
 _RESULTS = pathlib.Path(__file__).parent / 'results' / 'plans'
 # Set in the process that compiles.

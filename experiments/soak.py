@@ -34,10 +34,10 @@ import jax
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import models
-from rnnzoo.training import host
 from rnnzoo.training import loop
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import host
 
 _STEPS = flags.DEFINE_integer('steps', 100_000, 'Of training.', lower_bound=400)
 _SAMPLES = flags.DEFINE_integer('samples', 200, 'Over the run.', lower_bound=20)
@@ -86,7 +86,7 @@ LIMITS = dict(
     arrays=Limit('arrays kept by JAX', 0.5),
     # Caches of bounded size still fill up; two objects kept at every tenth
     # step, when the log is written, would be 0.2 a step, and what TensorStore
-    # never frees 500 a save (rnnzoo/training/leaks.py keeps it from that).
+    # never frees 500 a save (rnnzoo/training/checkpoint/leaks.py avoids that).
     blocks=Limit('blocks allocated by Python', 1000, 0.02, each_save=2),
     # Of a step in the loop over a bare one, in CPU time: by the clock it would
     # tell what else the machine was doing. On a busy one a sample is still off

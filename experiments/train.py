@@ -19,11 +19,11 @@ from experiments import sampling
 from experiments import tasks
 from ml_collections import config_flags
 from rnnzoo import errors
-from rnnzoo.training import host
-from rnnzoo.training import lock
 from rnnzoo.training import loop
-from rnnzoo.training import multihost
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import host
+from rnnzoo.training.processes import lock
+from rnnzoo.training.processes import multihost
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
 _WORKDIR = drivers.define_path('workdir', None, 'Where to write.')

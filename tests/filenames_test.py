@@ -16,8 +16,8 @@ from rnnzoo import filenames
 from rnnzoo import restoring
 from rnnzoo.data import settings
 from rnnzoo.training import checkpoint
-from rnnzoo.training import lock
 from rnnzoo.training import metrics
+from rnnzoo.training.processes import lock
 
 
 class FilenamesTest(absltest.TestCase):

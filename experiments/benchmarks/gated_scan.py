@@ -20,7 +20,7 @@ from experiments.benchmarks import timing
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 
 _SHAPES = flags.DEFINE_multi_string(
     'shapes', ['8,4096,256', '1,65536,64'], 'Batch, time and features.'

@@ -18,9 +18,9 @@ from experiments.benchmarks import timing
 from experiments.configs import default
 from rnnzoo import errors
 from rnnzoo import models
-from rnnzoo.training import host
 from rnnzoo.training import loop
 from rnnzoo.training import metrics
+from rnnzoo.training.processes import host
 
 _STEPS = flags.DEFINE_integer('steps', 12, 'Of training.', lower_bound=4)
 _LIMIT = flags.DEFINE_float('limit', 0.02, 'Fraction of the time.')

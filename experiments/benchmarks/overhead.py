@@ -28,10 +28,10 @@ import jax
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import models
-from rnnzoo.training import host
 from rnnzoo.training import loop
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import host
 
 _ROUNDS = flags.DEFINE_integer(
     'rounds', 100, 'Stretches of each kind.', lower_bound=1

@@ -20,7 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import layers
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 
 _LENGTHS = flags.DEFINE_multi_integer(
     'lengths', [128, 256, 512, 1024, 2048, 4096], 'Of sequences.', lower_bound=1

@@ -19,7 +19,7 @@ from experiments.benchmarks import timing
 import jax
 from rnnzoo import layers
 from rnnzoo.layers import base
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 import tqdm
 
 _NAMES = flags.DEFINE_multi_enum(

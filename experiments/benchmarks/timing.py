@@ -18,8 +18,8 @@ import jaxlib
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import files
-from rnnzoo.training import host
 from rnnzoo.training import records
+from rnnzoo.training.processes import host
 
 
 class Duration(NamedTuple):

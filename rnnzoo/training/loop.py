@@ -15,22 +15,22 @@ from rnnzoo import errors
 from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import files
-from rnnzoo.training import lock
 from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training import multihost
-from rnnzoo.training import peers
-from rnnzoo.training import profiling
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import records
 from rnnzoo.training import recovery
 from rnnzoo.training import run as run_lib
 from rnnzoo.training import sharding
-from rnnzoo.training import signals
 from rnnzoo.training import starting
 from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
 from rnnzoo.training import summary as summary_lib
+from rnnzoo.training.performance import profiling
+from rnnzoo.training.processes import lock
+from rnnzoo.training.processes import multihost
+from rnnzoo.training.processes import peers
+from rnnzoo.training.processes import signals
 
 
 @dataclasses.dataclass(frozen=True)

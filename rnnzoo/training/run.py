@@ -7,16 +7,16 @@ from absl import logging
 import jax
 import numpy as np
 from rnnzoo.training import evaluation
-from rnnzoo.training import lock
 from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training import multihost
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import records
 from rnnzoo.training import recovery
 from rnnzoo.training import sharding
-from rnnzoo.training import signals
-from rnnzoo.training import throughput
+from rnnzoo.training.performance import throughput
+from rnnzoo.training.processes import lock
+from rnnzoo.training.processes import multihost
+from rnnzoo.training.processes import signals
 
 
 class Run:

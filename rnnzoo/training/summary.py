@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 from rnnzoo.training import evaluation
-from rnnzoo.training import host
 from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training import multihost
 from rnnzoo.training import records
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
+from rnnzoo.training.processes import host
+from rnnzoo.training.processes import multihost
 
 
 def summarize(run, workdir):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.aot
 _PROGRAM = """
 import jax
 import jax.numpy as jnp
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 from tests.aot import gpu_test
 
 host.make_deterministic()

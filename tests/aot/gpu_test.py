@@ -24,8 +24,8 @@ import pytest
 from rnnzoo import ops
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_gpu
-from rnnzoo.training import hardware
-from rnnzoo.training import targets
+from rnnzoo.planning import targets
+from rnnzoo.training.performance import hardware
 
 pytestmark = pytest.mark.aot
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 from rnnzoo import models
 from rnnzoo import planning
+from rnnzoo.planning import targets
 from rnnzoo.training import losses
 from rnnzoo.training import state as state_lib
-from rnnzoo.training import targets
 from tests.aot import gpu_test
 from tests.aot import tpu_test
 

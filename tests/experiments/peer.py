@@ -19,9 +19,9 @@ import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data import text
-from rnnzoo.training import multihost
-from rnnzoo.training import peers
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import multihost
+from rnnzoo.training.processes import peers
 
 _FAIL = flags.DEFINE_enum(
     'fail', '', ['', 'user', 'bug'], 'How the last process ends, if early.'

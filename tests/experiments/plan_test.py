@@ -6,7 +6,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import plan
 from rnnzoo import planning
-from rnnzoo.training import hardware
+from rnnzoo.training.performance import hardware
 from tests.experiments import commands
 
 _GIB = 2**30

@@ -19,7 +19,7 @@ import optax
 import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
-from rnnzoo.training import hashing
+from rnnzoo.training.checkpoint import digests
 
 P = jax.sharding.PartitionSpec
 META = {'config': {'model': {'layer': 'min_gru'}}, 'vocabulary': 'abcé'}
@@ -111,43 +111,43 @@ class DigestTest(parameterized.TestCase):
         P(('data', 'model')),
     ):
       sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-      self.assertEqual(hashing.local_digest(sharded), expected, spec)
+      self.assertEqual(digests.local_digest(sharded), expected, spec)
 
   def test_blocks_do_not_show(self):
     rng = np.random.default_rng(2)
-    for shape in ((3, hashing.BLOCK + 7), (hashing.BLOCK // 4, 9)):
+    for shape in ((3, digests.BLOCK + 7), (digests.BLOCK // 4, 9)):
       array = rng.integers(0, 256, shape, dtype=np.uint8)
-      whole = hashing.shard_sum(array, (slice(None),) * 2, shape)
+      whole = digests.shard_sum(array, (slice(None),) * 2, shape)
       parts = 0
       for index in np.ndindex(3, 2):
         index = tuple(
             slice(n * i // k, n * (i + 1) // k)
             for i, k, n in zip(index, (3, 2), shape)
         )
-        parts += hashing.shard_sum(array[index], index, shape)
+        parts += digests.shard_sum(array[index], index, shape)
       self.assertEqual(whole, parts % 2**64)
       self.assertEqual(whole, slow_digest(array))
 
   def test_every_bit_and_the_order_count(self):
     for dtype in (np.float16, np.complex128):
       array = np.arange(6).astype(dtype)
-      sums = {hashing.shard_sum(array, (slice(None),), (6,))}
+      sums = {digests.shard_sum(array, (slice(None),), (6,))}
       for i in range(array.nbytes * 8):
         flipped = array.copy()
         flipped.view(np.uint8)[i // 8] ^= 1 << (i % 8)
-        sums.add(hashing.shard_sum(flipped, (slice(None),), (6,)))
+        sums.add(digests.shard_sum(flipped, (slice(None),), (6,)))
       for i in range(5):
         swapped = array.copy()
         swapped[[i, i + 1]] = swapped[[i + 1, i]]
-        sums.add(hashing.shard_sum(swapped, (slice(None),), (6,)))
+        sums.add(digests.shard_sum(swapped, (slice(None),), (6,)))
       self.assertLen(sums, 1 + array.nbytes * 8 + 5)
 
   def test_scalars_and_empty_arrays(self):
     scalar = jnp.float32(2.5)
     self.assertEqual(
-        hashing.local_digest(scalar), slow_digest(np.asarray(scalar)[None])
+        digests.local_digest(scalar), slow_digest(np.asarray(scalar)[None])
     )
-    self.assertEqual(hashing.local_digest(jnp.zeros((0, 3))), 0)
+    self.assertEqual(digests.local_digest(jnp.zeros((0, 3))), 0)
 
 
 class CheckpointerTest(CheckpointTestCase):
@@ -570,8 +570,9 @@ class DamageTest(CheckpointTestCase):
 import gc, resource
 from absl import logging
 import jax.numpy as jnp, numpy as np
+from rnnzoo import errors
 from rnnzoo.training import checkpoint
-from rnnzoo.training import hashing
+from rnnzoo.training.checkpoint import digests
 logging.use_absl_handler()
 logging.set_verbosity(logging.INFO)
 noise = np.random.default_rng(0).standard_normal((20, 100, 100), np.float32)
@@ -585,7 +586,7 @@ with checkpoint.Checkpointer({str(self.directory)!r}) as checkpoints:
   try:
     checkpoints.save(6, state, {{}})
     checkpoints.wait()
-  except checkpoint.errors.UserError as e:
+  except errors.UserError as e:
     print(e)
 gc.collect()
 """
@@ -597,7 +598,7 @@ gc.collect()
     self.assertEqual(done.stdout.count('\n'), 1)
     self.assertIn('Cannot save checkpoint 6', done.stdout)
     lines = done.stderr.splitlines()
-    lines = [x for x in lines if ' checkpoint.py' in x or x[0] not in 'IW']
+    lines = [x for x in lines if ' checkpointer.py' in x or x[0] not in 'IW']
     self.assertLen(lines, 1, done.stderr)
     self.assertIn('Checkpoint 2 is damaged: its arrays', lines[0])
 

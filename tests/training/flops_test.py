@@ -1,4 +1,4 @@
-"""Tests of `rnnzoo.training.flops`: counts that can be done by hand."""
+"""Tests of `performance.flops`: counts that can be done by hand."""
 
 import doctest
 
@@ -10,9 +10,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from rnnzoo.training import flops
 from rnnzoo.training import program
 from rnnzoo.training import sharding
+from rnnzoo.training.performance import flops
 from tests.experiments import commands
 from tests.experiments import tiny
 

@@ -1,4 +1,4 @@
-"""Tests of `rnnzoo.training.host`, whose settings each take a process."""
+"""Tests of `processes.host`, whose settings each take a process."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 
 
 def run(program, **environment):
@@ -34,7 +34,7 @@ class HostTest(parameterized.TestCase):
     program = """
 import resource
 import numpy as np
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 
 def page_faults():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -59,7 +59,7 @@ import jax
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
 jax.jit(lambda x: x - 1)(3.0)  # Too early; must not turn the cache off.
-from rnnzoo.training import host
+from rnnzoo.training.processes import host
 print(host.enable_compilation_cache())
 print(jax.jit(lambda x: 3 * x + 1)(2.0), jax.jit(lambda x: x * x)(4.0))
 print(sum(name.endswith('/cache_hits') for name in hits))

@@ -1,4 +1,4 @@
-"""Tests of `rnnzoo.training.lock`: one run a workdir."""
+"""Tests of `rnnzoo.training.processes.lock`: one run a workdir."""
 
 import os
 import pathlib
@@ -10,11 +10,11 @@ from unittest import mock
 
 from absl.testing import absltest
 from rnnzoo import errors
-from rnnzoo.training import lock
+from rnnzoo.training.processes import lock
 
 HOLDER = """
 import sys, time
-from rnnzoo.training import lock
+from rnnzoo.training.processes import lock
 with lock.hold(sys.argv[1]):
   print('held', flush=True)
   time.sleep(600)

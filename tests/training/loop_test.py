@@ -25,9 +25,9 @@ from rnnzoo.training import metrics
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import recovery
 from rnnzoo.training import sharding
-from rnnzoo.training import signals
 from rnnzoo.training import starting
 from rnnzoo.training import summary as summary_lib
+from rnnzoo.training.processes import signals
 from tests.experiments import commands
 from tests.experiments import tiny
 

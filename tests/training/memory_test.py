@@ -113,7 +113,9 @@ class MemoryTest(parameterized.TestCase):
        '1.2 GiB'),
   )
   def test_one_line(self, text, size):
-    for room, said in (2**30, ', there is room for 1.0 GiB'), (2**50, '. Use a sm'):
+    for room, said in (
+        (2**30, ', there is room for 1.0 GiB'), (2**50, '. Use a sm'),
+    ):
       with self.assertRaisesRegex(
           errors.UserError,
           f'^Out of memory: {size} were asked for at once{re.escape(said)}',

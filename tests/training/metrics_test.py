@@ -25,6 +25,7 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import metrics
 from rnnzoo.training import summary
+from rnnzoo.training.metrics import curves
 
 
 class MetricsTestCase(parameterized.TestCase):
@@ -243,14 +244,14 @@ class PlotCurvesTest(MetricsTestCase):
     for before, after in zip(images, images[1:]):
       self.assertFalse(np.array_equal(before, after))
     self.assertEqual(
-        metrics._title(self.workdir),
+        curves._title(self.workdir),
         'min_gru on python_docs, 651k parameters',
     )
     self.assertLen(list(self.workdir.glob('curve*')), 1)
 
   def test_recovered_losses_are_no_zigzag(self):
     rows = [dict(step=s, eval_loss=x) for s, x in ((3, 1), (1, 3), (2, 2))]
-    steps, losses = metrics._column(rows, 'eval_loss')
+    steps, losses = curves._column(rows, 'eval_loss')
     np.testing.assert_array_equal([steps, losses], [[1, 2, 3], [3, 2, 1]])
 
   def test_axes_say_what_they_show(self):
@@ -287,15 +288,15 @@ class PlotCurvesTest(MetricsTestCase):
         '{"model.layer": "lru", "data.name": "mqar", "parameters": 1000}'
     )
     self.assertEqual(
-        metrics._title(self.workdir), 'lru on mqar, 1.00k parameters'
+        curves._title(self.workdir), 'lru on mqar, 1.00k parameters'
     )
 
   def test_smoothing_does_not_lag(self):
     line = np.linspace(4.0, 1.0, 500)
-    np.testing.assert_allclose(metrics._smooth(line)[:-10], line[:-10])
-    np.testing.assert_allclose(metrics._smooth(line), line, atol=0.03)
+    np.testing.assert_allclose(curves._smooth(line)[:-10], line[:-10])
+    np.testing.assert_allclose(curves._smooth(line), line, atol=0.03)
     rough = np.random.default_rng(0).standard_normal(500)
-    self.assertLess(np.std(metrics._smooth(rough)), 0.4)
+    self.assertLess(np.std(curves._smooth(rough)), 0.4)
 
 
 class ProgressTest(MetricsTestCase):

@@ -4,8 +4,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 from rnnzoo import errors
-from rnnzoo.training import multihost
 from rnnzoo.training import sharding
+from rnnzoo.training.processes import multihost
 
 
 class DataShardTest(parameterized.TestCase):

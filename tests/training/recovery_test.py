@@ -18,7 +18,7 @@ from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
 from rnnzoo.training import loop
 from rnnzoo.training import recovery
-from rnnzoo.training import signals
+from rnnzoo.training.processes import signals
 from tests.experiments import commands
 from tests.training import loop_test
 from tests.training import poison

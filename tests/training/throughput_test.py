@@ -1,4 +1,4 @@
-"""Tests of `rnnzoo.training.throughput`, on a clock that is set by hand."""
+"""Tests of `performance.throughput`, on a clock that is set by hand."""
 
 import doctest
 from unittest import mock
@@ -8,9 +8,9 @@ from absl.testing import parameterized
 from experiments import tasks
 import jax
 import jax.numpy as jnp
-from rnnzoo.training import flops
-from rnnzoo.training import hardware
-from rnnzoo.training import throughput
+from rnnzoo.training.performance import flops
+from rnnzoo.training.performance import hardware
+from rnnzoo.training.performance import throughput
 from tests.experiments import commands
 from tests.experiments import tiny
 

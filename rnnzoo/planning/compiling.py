@@ -20,16 +20,16 @@ from typing import Any
 from absl import logging
 import jax
 from rnnzoo import errors
-from rnnzoo.training import flops
-from rnnzoo.training import hardware as hardware_lib
-from rnnzoo.training import hlo
+from rnnzoo.planning import hlo
+from rnnzoo.planning import targets
+from rnnzoo.planning import traffic
 from rnnzoo.training import losses
 from rnnzoo.training import optimizers
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
-from rnnzoo.training import targets
-from rnnzoo.training import traffic
+from rnnzoo.training.performance import flops
+from rnnzoo.training.performance import hardware as hardware_lib
 
 _TOO_LARGE = re.compile(
     r'\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)'

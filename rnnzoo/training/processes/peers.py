@@ -20,7 +20,7 @@ import traceback
 from absl import logging
 import jax
 from rnnzoo import errors
-from rnnzoo.training import signals
+from rnnzoo.training.processes import signals
 
 # What a shell calls a temporary failure: the same command may succeed.
 LOST = 75

@@ -8,7 +8,6 @@ and processes each hash what they hold.
 import math
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 _WORD = 2**64
@@ -83,14 +82,3 @@ def local_digest(array: jax.Array) -> int:
       for shard in jax.block_until_ready(array).addressable_shards
       if shard.replica_id == 0
   ) % _WORD
-
-
-def sum_over_processes(values: list[int]) -> list[int]:
-  """Adds each of `values` up over all processes, modulo 2^64."""
-  if jax.process_count() == 1:
-    return values
-  # Halves, because JAX has 64-bit integers only under x64.
-  halves = np.array(values, np.uint64).view(np.uint32)
-  gathered = np.asarray(multihost_utils.process_allgather(halves))
-  words = np.ascontiguousarray(gathered).view(np.uint64)
-  return [int(x) for x in words.sum(axis=0, dtype=np.uint64)]

@@ -6,8 +6,8 @@ from experiments import plan as plan_lib
 from experiments.configs import default
 from rnnzoo import errors
 from rnnzoo import planning
-from rnnzoo.training import hardware
-from rnnzoo.training import targets
+from rnnzoo.planning import targets
+from rnnzoo.training.performance import hardware
 
 GIB = 2**30
 

@@ -11,8 +11,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
-from rnnzoo.training import hlo
-from rnnzoo.training import traffic
+from rnnzoo.planning import hlo
+from rnnzoo.planning import traffic
 
 
 def text(name):

@@ -5,7 +5,7 @@ import math
 import re
 
 import numpy as np
-from rnnzoo.training import hlo
+from rnnzoo.planning import hlo
 
 _KINDS = (
     'all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast',

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.experimental import topologies
 from rnnzoo import errors
-from rnnzoo.training import hardware as hardware_lib
+from rnnzoo.training.performance import hardware as hardware_lib
 
 # What the GPU compiler wants to know of a device; of Hopper, but for memory.
 _GPU = """

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import files
-from rnnzoo.training import peers
+from rnnzoo.training.processes import peers
 
 # A process is dead if nothing is heard of it for so long.
 HEARTBEAT_SECONDS = 20
@@ -231,6 +231,17 @@ def agreed(value: bool) -> bool:
   if jax.process_count() == 1:
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def sum_over_processes(values: list[int]) -> list[int]:
+  """Adds each of `values` up over all processes, modulo 2^64."""
+  if jax.process_count() == 1:
+    return values
+  # Halves, because JAX has 64-bit integers only under x64.
+  halves = np.array(values, np.uint64).view(np.uint32)
+  gathered = np.asarray(multihost_utils.process_allgather(halves))
+  words = np.ascontiguousarray(gathered).view(np.uint64)
+  return [int(x) for x in words.sum(axis=0, dtype=np.uint64)]
 
 
 class Largest:

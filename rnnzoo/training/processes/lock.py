@@ -10,7 +10,7 @@ from absl import logging
 import jax
 from rnnzoo import errors
 from rnnzoo.training import files
-from rnnzoo.training import hashing
+from rnnzoo.training.processes import multihost
 
 FILE = '.lock'
 
@@ -66,7 +66,7 @@ def _holding(workdir):
       held = _lock(workdir)
     except errors.UserError as error:
       problem = error
-  (failed,) = hashing.sum_over_processes([int(problem is not None)])
+  (failed,) = multihost.sum_over_processes([int(problem is not None)])
   if failed:
     raise problem or errors.UserError(
         f'The first process cannot use {workdir}.'

@@ -55,11 +55,12 @@ import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.training import files
-from rnnzoo.training import hashing
-from rnnzoo.training import leaks
 from rnnzoo.training import memory
-from rnnzoo.training import paths
 from rnnzoo.training import records
+from rnnzoo.training.checkpoint import digests
+from rnnzoo.training.checkpoint import leaks
+from rnnzoo.training.checkpoint import paths
+from rnnzoo.training.processes import multihost
 
 FORMAT = 1
 
@@ -371,8 +372,8 @@ class Checkpointer:
           f'`step` must be after the latest checkpoint, {self.latest_step()}, '
           f'got {step}.'
       )
-    digests = hashing.sum_over_processes(
-        [hashing.local_digest(x) for x in leaves.values()]
+    sums = multihost.sum_over_processes(
+        [digests.local_digest(x) for x in leaves.values()]
     )
     record = {
         'format': FORMAT,
@@ -385,7 +386,7 @@ class Checkpointer:
                 'shape': list(leaf.shape),
                 'digest': f'{digest:016x}',
             }
-            for (name, leaf), digest in zip(leaves.items(), digests)
+            for (name, leaf), digest in zip(leaves.items(), sums)
         },
     }
     try:
@@ -722,11 +723,11 @@ class Checkpointer:
     # processes come to the same conclusion.
     values = [0] * (1 + len(leaves))
     if restored is not None:
-      values = [1] + [hashing.local_digest(x) for x in restored]
-    readers, *digests = hashing.sum_over_processes(values)
+      values = [1] + [digests.local_digest(x) for x in restored]
+    readers, *sums = multihost.sum_over_processes(values)
     if readers != jax.process_count():
       raise _DamagedError(problem)
-    for name, digest in zip(leaves, digests):
+    for name, digest in zip(leaves, sums):
       if saved[name]['digest'] != f'{digest:016x}':
         raise _DamagedError(f'{name} is not what was written')
     restored = [

@@ -5,8 +5,8 @@ import contextlib
 import time
 
 import jax
-from rnnzoo.training import flops
-from rnnzoo.training import hardware
+from rnnzoo.training.performance import flops
+from rnnzoo.training.performance import hardware
 
 
 class Meter:
@@ -47,7 +47,7 @@ class Meter:
       devices: To share the tokens among; all of all processes if `None`.
       peak: Operations that a device could do in a second; `None` if not known.
       flops_of: Maps a batch to the operations that a dispatch of it needs, see
-        `training.flops`; called once, and only if `peak` is known.
+        `performance.flops`; called once, and only if `peak` is known.
       clock: Gives seconds.
     """
     self._tokens, self._at_once = tokens_per_step, steps_at_once

@@ -1,0 +1,1 @@
+"""How fast a run is, and how fast its devices could be."""

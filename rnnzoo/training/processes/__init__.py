@@ -1,0 +1,1 @@
+"""The processes of a run: settings, signals, locks, several hosts."""
