@@ -13,13 +13,14 @@ _ABOVE = (
 )
 _BESIDE = ('training', 'data', 'generation')
 
-_GROUND = ('errors', 'fields', 'filenames')
+_GROUND = ('errors', 'fields', 'filenames', 'mesh')
 # What a part of the package may import of it, itself apart.
 _MAY_IMPORT = {
     'errors': (),
     'filenames': ('errors',),
     'fields': ('errors',),
-    'ops': ('errors',),
+    'mesh': (),
+    'ops': ('errors', 'mesh'),
     'layers': ('errors', 'ops'),
     'models': ('errors', 'fields', 'ops', 'layers'),
     **{part: _GROUND for part in _BESIDE},
@@ -152,7 +153,7 @@ class ImportTest(parameterized.TestCase):
     )
     loaded = result.stdout.split()
     ours = {name.split('.')[1] for name in loaded if name.startswith('rnnzoo.')}
-    floors = {'errors', 'fields', 'ops', 'layers', 'models'}
+    floors = {'errors', 'fields', 'mesh', 'ops', 'layers', 'models'}
     self.assertContainsSubset(ours, floors)
     heavy = {
         'tensorflow', 'orbax', 'tensorflow_datasets', 'grain', 'array_record',

@@ -18,7 +18,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import ops
-from rnnzoo.ops.linear_scan import sharded
 
 # XLA:CPU once widened the whole of a stack of bfloat16 outputs for every row
 # that a loop wrote to it: ten times slower at T = 4096. (Measured: 0.10.2 does
@@ -215,7 +214,7 @@ class RecurrentCell(RecurrentLayer):
     )
     # Weights are gathered, and their gradients added up, once and not for every
     # token.
-    carry, y = sharded.over_rows(
+    carry, y = ops.map_rows(
         run, weights, (carry, self.project(x), initial, reset, mask)
     )
     return carry, y.astype(x.dtype)
@@ -417,8 +416,7 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
     reset = None if reset is None else reset & mask
   # In a user's `jax.shard_map` a state made here would be the same on every
   # device, which its successor is not, and a scan wants one type for both.
-  leaves, structure = jax.tree.flatten((x, carry, initial, reset))
-  return jax.tree.unflatten(structure, sharded.same_varying(*leaves))
+  return ops.vary_together((x, carry, initial, reset))
 
 
 def prepare_dt(dt, x, mask):

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
-from rnnzoo.ops.linear_scan import sharded
 
 
 def project(
@@ -79,7 +78,7 @@ def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   Returns:
     `[..., *kernel.shape[1:]]`.
   """
-  if x.ndim > 2 and not sharded.is_on_a_mesh(x):
+  if x.ndim > 2 and not ops.spans_devices(x):
     # As one matrix of all tokens: where a gradient sums over several axes,
     # XLA:CPU computes what comes in a second time, across the grain of memory.
     # On a mesh axes stay what they are, since each may be split.
@@ -243,7 +242,7 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   if x.ndim < 5:
     return of_all(kernel, x)
   # Where time is split images lie in pieces that no one axis can be made of.
-  return sharded.over_rows(of_all, kernel, x, stretches=True)
+  return ops.map_rows(of_all, kernel, x, split_time=True)
 
 
 def rotary(

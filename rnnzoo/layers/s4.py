@@ -13,7 +13,7 @@ from rnnzoo.layers import s4d
 from rnnzoo.layers import state_space
 from rnnzoo.ops import diagonal_ssm
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import sharded
+from rnnzoo.ops import split_time
 
 # Frequencies at a time: what is held of the Cauchy matrix `[D, N / 2, T / 2]`.
 _FREQUENCIES = 256
@@ -153,7 +153,7 @@ class S4(base.RecurrentLayer):
     x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
     dtype = base.state_dtype(x.dtype)
     wide = x.astype(dtype)
-    carry, s = sharded.aligned_over_mesh(
+    carry, s = ops.run_per_device(
         _run,
         wide,
         (
@@ -233,15 +233,15 @@ def _advance_present(system, initial, carry, inputs):
   return carry, 2 * diagonal_ssm.readout(c, h)
 
 
-def _run(*operands, shards):
+def _run(*operands, segments):
   """The last state, and `s` `[B, T, D]`, of what one device has."""
   *system, initial, x, h0, reset, mask = operands
-  if shards is not None:
+  if segments is not None:
     last, _ = _stretch(system, initial, x, None, reset, mask)
     h0 = initial if h0 is None else h0
-    h0 = _entering(shards, system, last, x.shape[1], reset, mask, h0)
+    h0 = _entering(segments, system, last, x.shape[1], reset, mask, h0)
   last, s = _stretch(system, initial, x, h0, reset, mask)
-  return last if shards is None else shards.leave(last, False), s
+  return last if segments is None else segments.from_last(last), s
 
 
 def _stretch(system, initial, x, h0, reset, mask):
@@ -253,13 +253,13 @@ def _stretch(system, initial, x, h0, reset, mask):
   )
 
 
-def _entering(shards, system, last, time, reset, mask, h0):
-  """The state that enters the stretch of time of this device, see `sharded`."""
+def _entering(segments, system, last, time, reset, mask, h0):
+  """Returns the state that enters the segment of time of this device."""
   lambda_, p, *_, step = system
-  squares = _squares(_dense(lambda_, p, step), shards.size * time)
+  squares = _squares(_dense(lambda_, p, step), segments.size * time)
   advance = lambda i, h: exact.einsum('dnm,bdm->bdn', squares[i], h)
-  return _complex(shards.enter_steadily(
-      advance, _parts(last), time, reset, mask, _parts(h0)
+  return _complex(split_time.entering_state_by_powers(
+      segments, advance, _parts(last), time, reset, mask, _parts(h0)
   ))
 
 

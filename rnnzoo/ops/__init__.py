@@ -1,5 +1,7 @@
 """Floor 0: functions of arrays. No Flax, no parameters, no config."""
 
+from rnnzoo.mesh import run_per_device as run_per_device
+from rnnzoo.mesh import spans_devices as spans_devices
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from rnnzoo.ops.delta_rule import delta_rule as delta_rule
@@ -23,8 +25,6 @@ from rnnzoo.ops.linear_attention import (
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.core import Implementation as Implementation
 from rnnzoo.ops.linear_scan.core import implementation as implementation
-from rnnzoo.ops.linear_scan.sharded import spread_rows as spread_rows
-from rnnzoo.ops.linear_scan.sharded import whole_rows as whole_rows
 from rnnzoo.ops.local_attention import AttentionCache as AttentionCache
 from rnnzoo.ops.local_attention import (
     empty_attention_cache as empty_attention_cache,
@@ -41,6 +41,10 @@ from rnnzoo.ops.mlstm import MLSTMState as MLSTMState
 from rnnzoo.ops.mlstm import empty_mlstm_state as empty_mlstm_state
 from rnnzoo.ops.mlstm import mlstm as mlstm
 from rnnzoo.ops.mlstm import mlstm_step as mlstm_step
+from rnnzoo.ops.rows import map_rows as map_rows
+from rnnzoo.ops.rows import spread_rows as spread_rows
+from rnnzoo.ops.rows import vary_together as vary_together
+from rnnzoo.ops.rows import whole_rows as whole_rows
 from rnnzoo.ops.selective_scan import selective_scan as selective_scan
 from rnnzoo.ops.softmax_scan import SoftmaxState as SoftmaxState
 from rnnzoo.ops.softmax_scan import empty_softmax_state as empty_softmax_state

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 
-# Of `x`, `kernel`, `bias`, `tail`, `reset` and `mask`; see `sharded.py`.
+# Of `x`, `kernel`, `bias`, `tail`, `reset` and `mask`; see `rnnzoo/mesh.py`.
 _LAYOUTS = ('btd', 'kd', 'd', 'bkd', 'bt', 'bt')
 
 
@@ -49,17 +49,16 @@ def causal_conv1d(
     ValueError: If shapes or dtypes disagree.
   """
   x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
-  reset = api.checked_flag('reset', reset, x.shape)
-  mask = api.checked_flag('mask', mask, x.shape)
+  reset, mask = checking.flags(reset, mask, x.shape)
   operands = (x, kernel, bias, tail, reset, mask)
   # XLA's partitioner splits rows and channels as it should, but not time; and
   # Explicit axes need telling. JAX cannot lower the gradient of a shard_map
   # inside another one.
-  split = sharded.splits_time(x) and not sharded.is_partly_manual()
-  if not split and not sharded.is_explicit(x):
+  split = mesh.splits_time(x) and not mesh.is_partly_manual()
+  if not split and not mesh.is_explicit(x):
     return _convolve_present(*operands)
-  operands = sharded.aligned(x, operands, _LAYOUTS)
-  return sharded.over_mesh(
+  operands = mesh.align(x, operands, _LAYOUTS)
+  return mesh.run_aligned(
       _convolve_stretch, x, operands, _LAYOUTS, ('bkd', 'btd')
   )
 
@@ -82,8 +81,7 @@ def causal_conv1d_step(
     ValueError: If shapes or dtypes disagree.
   """
   x, kernel, bias, tail = _checked(x, 'BD', kernel, bias, tail)
-  reset = api.checked_flag('reset', reset, x.shape[:1])
-  mask = api.checked_flag('mask', mask, x.shape[:1])
+  reset, mask = checking.flags(reset, mask, x.shape[:1])
   if tail is None:
     tail = jnp.zeros_like(x)[:, None].repeat(kernel.shape[0] - 1, axis=1)
   if mask is not None:
@@ -101,9 +99,9 @@ def causal_conv1d_step(
   )
 
 
-def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, shards):
+def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, segments):
   """Convolves what one device has; the inputs before it come from others."""
-  if shards is None:
+  if segments is None:
     return _convolve_present(x, kernel, bias, tail, reset, mask)
   if tail is None:
     tail = _zeros_before(x, kernel)
@@ -111,7 +109,7 @@ def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, shards):
   if tail.size == 0:
     pass
   elif mask is None and x.shape[1] >= tail.shape[1]:
-    tail = shards.before(own, tail, False)
+    tail = segments.from_neighbor(own, tail)
   else:  # It may take several stretches to fill a tail.
     count = jnp.full(x.shape[:1], x.shape[1]) if mask is None else mask.sum(1)
     if reset is not None:  # Before a reset everything is known: zeros.
@@ -120,9 +118,9 @@ def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, shards):
     missing = tail.shape[1] - count[:, None, None]
     known = jnp.arange(tail.shape[1])[:, None] >= missing
     first = jnp.ones_like(known), tail
-    tail = shards.entering(_one_tail, (known, own), first, False)[1]
+    tail = segments.combine_earlier(_one_tail, (known, own), first)[1]
   tail, y = _convolve_present(x, kernel, bias, tail, reset, mask)
-  return shards.leave(tail, False), y
+  return segments.from_last(tail), y
 
 
 def _one_tail(earlier, later):
@@ -205,8 +203,7 @@ def _take(u, steps):
 def _checked(x, axes, kernel, bias, tail):
   """Returns the operands as arrays, or raises."""
   x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-  if x.ndim != len(axes):
-    raise ValueError(f'`x` must be [{", ".join(axes)}], got shape {x.shape}.')
+  checking.has_axes('x', x, axes)
   features = x.shape[-1]
   if kernel.ndim != 2 or not kernel.shape[0] or kernel.shape[1] != features:
     raise ValueError(f'`kernel` must be [K, {features}], got {kernel.shape}.')
@@ -217,12 +214,8 @@ def _checked(x, axes, kernel, bias, tail):
       raise ValueError(f'`bias` must be [{features}], got {bias.shape}.')
   if tail is not None:
     tail = jnp.asarray(tail)
-    if tail.shape != want:
-      raise ValueError(
-          f'`tail` must be [B, K-1, D] = {want}, got {tail.shape}.'
-      )
-  if not jnp.issubdtype(x.dtype, jnp.inexact):
-    raise ValueError(f'`x` must be floating or complex, got {x.dtype}.')
+    checking.has_shape('tail', tail, ('B', 'K-1', 'D'), want)
+  checking.are_inexact(x=x)
   for name, u in (('kernel', kernel), ('bias', bias), ('tail', tail)):
     if (
         u is not None

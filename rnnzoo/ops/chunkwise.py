@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rnnzoo import mesh
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import sharded
 
 # What e^x of it is 0 for, and yet sums and products of it stay finite.
 NEVER = -1e30
@@ -127,7 +127,7 @@ def scan_chunks(
   one_chunk, constants = jax.closure_convert(one_chunk, state, *first)
   leaves, structure = jax.tree.flatten((state, *chunks, tuple(constants)))
   state, inputs, flags, constants = structure.unflatten(
-      sharded.same_varying(*leaves)
+      mesh.same_varying(*leaves)
   )
   state, y = _loop(one_chunk, length, state, inputs, flags, constants)
   put_back = lambda u: jnp.where(_beside(spoilt[:, -1], u), jnp.nan, u)
@@ -215,7 +215,7 @@ def _as_varying(like, *trees):
   """Marks what a loop carries as `like` is, inside a `jax.shard_map`."""
   leaves, structure = jax.tree.flatten(trees)
   some = jax.tree.leaves(like)[0]
-  return structure.unflatten(sharded.same_varying(*leaves, some)[:-1])
+  return structure.unflatten(mesh.same_varying(*leaves, some)[:-1])
 
 
 def chunk_length(time: int, chunk_size: int) -> int:
@@ -343,7 +343,7 @@ def delayed(u: jax.Array, axis: int, first=0) -> jax.Array:
 
 
 def entering(
-    shards: sharded.Shards | None,
+    segments: mesh.Segments | None,
     summary: Callable[[Any, jax.Array | None], tuple[Any, Any]],
     combine: Callable[[Any, Any], tuple[Any, Any]],
     state: Any,
@@ -357,7 +357,7 @@ def entering(
   of a state on the way past them; these they tell each other.
 
   Args:
-    shards: From `sharded.over_mesh`; if `None`, the state is the given one.
+    segments: From `mesh.run_per_device`; if `None`, the state is the given one.
     summary: Maps inputs, zeros as in `scan_chunks`, and `reset` to `(way,
       state)`: what becomes of a state, in arrays `[B, ...]`, and what the
       tokens leave, as if `state` were zeros.
@@ -368,7 +368,7 @@ def entering(
     reset: `[B, T]` or `None`, likewise.
     mask: `[B, T]` or `None`, likewise.
   """
-  if shards is None:
+  if segments is None:
     return state
   if mask is not None:
     reset = None if reset is None else reset & mask
@@ -397,18 +397,18 @@ def entering(
   if reset is not None:
     forgets = reset.any(1, keepdims=True)
   spoilt = _spoilt(bad, jnp.zeros_like(good_state), reset)[:, -1:]
-  _, spoilt, (_, state) = shards.entering(
-      together, (forgets, spoilt, (way, left)), first, False
+  _, spoilt, (_, state) = segments.combine_earlier(
+      together, (forgets, spoilt, (way, left)), first
   )
   put_back = lambda u: jnp.where(_beside(spoilt[:, 0], u), jnp.nan, u)
   return jax.tree.map(put_back, state)
 
 
-def leaving(shards: sharded.Shards | None, state: Any) -> Any:
+def leaving(segments: mesh.Segments | None, state: Any) -> Any:
   """Returns the state that leaves the last stretch, on every device."""
-  if shards is None:
+  if segments is None:
     return state
-  return jax.tree.map(lambda u: shards.leave(u, False), state)
+  return jax.tree.map(lambda u: segments.from_last(u), state)
 
 
 def seen_last(reset: jax.Array | None, like: jax.Array):

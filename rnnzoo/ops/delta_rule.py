@@ -9,12 +9,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
-# Of results; see `sharded.py`.
+# Of results; see `rnnzoo/mesh.py`.
 _OUT_LAYOUTS = ('bdkk', 'btdk')
 
 _matmul = functools.partial(exact.einsum, '...ij,...jk->...ik')
@@ -338,25 +338,25 @@ def _run(body, operands, reset, mask, chunk_size):
     chunk_size: A power of two.
   """
 
-  def run(*operands, shards):
+  def run(*operands, segments):
     *inputs, S0, reset, mask = operands
     by_itself = lambda inputs, reset: _by_itself(
         body, inputs, reset, chunk_size, S0.dtype
     )
     S0 = chunkwise.entering(
-        shards, by_itself, _both, S0, tuple(inputs), reset, mask
+        segments, by_itself, _both, S0, tuple(inputs), reset, mask
     )
     S, y = chunkwise.scan_chunks(
         body, S0, tuple(inputs), reset, mask, chunk_size
     )
-    return chunkwise.leaving(shards, S), y
+    return chunkwise.leaving(segments, S), y
 
   layouts = {
       name: 'bdkk' if name == 'S0' else 'btdk'[: u.ndim]
       for name, u in operands.items()
       if u is not None
   }
-  return sharded.aligned_over_mesh(
+  return mesh.run_per_device(
       run,
       operands['v'],
       (*operands.values(), reset, mask),
@@ -375,7 +375,7 @@ def _by_itself(body, inputs, reset, chunk_size, dtype):
   _, k, v, *others = inputs
   before = jnp.eye(k.shape[-1], k.shape[-1] + v.shape[-1], dtype=dtype)
   before = jnp.broadcast_to(before, (k.shape[0], k.shape[2], *before.shape))
-  before, _ = sharded.same_varying(before, k)
+  before, _ = mesh.same_varying(before, k)
   nothing = jnp.zeros_like(v, shape=k.shape)
   values = jnp.concatenate([nothing, v], axis=-1)
   S, _ = chunkwise.scan_chunks(
@@ -409,28 +409,24 @@ def _checked(operands, axes, reset, mask):
   }
   q, v = operands['q'], operands['v']
   names = ', '.join(axes)
-  if q.ndim != len(axes) + 1:
-    raise ValueError(f'`q` must be [{names}, K], got shape {q.shape}.')
+  checking.has_axes('q', q, axes + 'K')
   if v.ndim != q.ndim or v.shape[:-1] != q.shape[:-1]:
     raise ValueError(
         f'`v` must be [{names}, V], {q.shape[:-1]} and V, got {v.shape}.'
     )
   rows, heads, features = q.shape[0], q.shape[-2], q.shape[-1]
-  vector = f'[{names}, K]', q.shape
+  vector, number = (axes + 'K', q.shape), (axes, q.shape[:-1])
   wanted = dict(
-      k=vector, a=vector, b=vector,
-      beta=(f'[{names}]', q.shape[:-1]),
-      log_decay=vector if 'a' in operands else (f'[{names}]', q.shape[:-1]),
-      S0=('[B, H, K, V]', (rows, heads, features, v.shape[-1])),
+      k=vector, a=vector, b=vector, beta=number,
+      log_decay=vector if 'a' in operands else number,
+      S0=('BHKV', (rows, heads, features, v.shape[-1])),
   )
   given = {name: u for name, u in operands.items() if u is not None}
   for name, u in given.items():
-    form, shape = wanted.get(name, (None, u.shape))
-    if u.shape != shape:
-      raise ValueError(f'`{name}` must be {form} = {shape}, got {u.shape}.')
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(*given.values()), jnp.float32)
+    if name in wanted:
+      checking.has_shape(name, u, *wanted[name])
+  checking.are_floating(**given)
+  dtype = exact.accumulation_dtype(*given.values())
   if operands['log_decay'] is not None:
     operands['log_decay'] = chunkwise.log_decay(operands['log_decay'], dtype)
   if operands['S0'] is None:
@@ -438,6 +434,5 @@ def _checked(operands, axes, reset, mask):
     operands['S0'] = jnp.zeros_like(q, dtype, shape=shape)
   operands['S0'] = operands['S0'].astype(dtype)
   if 'T' in axes:
-    reset = api.checked_flag('reset', reset, q.shape)
-    mask = api.checked_flag('mask', mask, q.shape)
+    reset, mask = checking.flags(reset, mask, q.shape)
   return operands, reset, mask

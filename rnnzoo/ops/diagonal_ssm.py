@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
 from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 from rnnzoo.ops.fft_conv import fft_conv
 from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
 # States held at a time: so many steps, and one of each chunk before them.
 CHUNK = 64
@@ -54,19 +55,18 @@ def diagonal_convolution(
     `(h_last, y)`: `[B, H, N]` and `[B, T, H]`, in the dtypes of `a` and `x`.
   """
 
-  def local(a, b, c, x, h0, *, shards):
-    if shards is None:
+  def local(a, b, c, x, h0, *, segments):
+    if segments is None:
       return _convolve(a, b, c, x, h0)
     last, _ = _convolve(a, b, c, x, None)
     product = powers(a, x.shape[1] + 1)[..., -1]
     h0 = jnp.zeros_like(last) if h0 is None else h0
-    h0 = shards.enter(
-        jnp.broadcast_to(product, last.shape), last, None, h0, False
-    )
+    product = jnp.broadcast_to(product, last.shape)
+    h0 = split_time.entering_state(segments, product, last, None, h0)
     last, y = _convolve(a, b, c, x, h0)
-    return shards.leave(last, False), y
+    return segments.from_last(last), y
 
-  return sharded.aligned_over_mesh(
+  return mesh.run_per_device(
       local, x, (a, b, c, x, h0), ('dk',) * 3 + ('btd', 'bdk'), ('bdk', 'btd')
   )
 
@@ -137,7 +137,7 @@ def diagonal_scan(
 
   leaves, structure = jax.tree.flatten(parameters)
 
-  def local(c, x, h0, dt, reset, mask, *leaves, shards):
+  def local(c, x, h0, dt, reset, mask, *leaves, segments):
     parameters = structure.unflatten(leaves)
 
     def coefficients(x, dt, mask):
@@ -164,17 +164,17 @@ def diagonal_scan(
       return (product * a.prod(1), run(h, inputs)[0]), None
 
     inputs = x, dt, reset, mask
-    if shards is None:
+    if segments is None:
       return scan_chunks(run, h0, inputs, chunk)
     nothing = jnp.ones_like(h0), jnp.zeros_like(h0)
     (product, last), _ = scan_chunks(run_by_itself, nothing, inputs, chunk)
     if reset is not None:
       product = jnp.where(reset.any(1)[:, None, None], 0, product)
-    h0 = shards.enter(product, last, reset, h0, False)
+    h0 = split_time.entering_state(segments, product, last, reset, h0)
     last, y = scan_chunks(run, h0, inputs, chunk)
-    return shards.leave(last, False), y
+    return segments.from_last(last), y
 
-  return sharded.aligned_over_mesh(
+  return mesh.run_per_device(
       local, x, (c, x, h0, dt, reset, mask, *leaves),
       ('dk', 'btd', 'bdk', 'bt', 'bt', 'bt') + ('dk',) * len(leaves),
       ('bdk', 'btd'),

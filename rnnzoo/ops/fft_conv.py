@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import sharded
+from rnnzoo import mesh
+from rnnzoo.ops import checking
+from rnnzoo.ops import exact
 
-# Of `x` and `kernel`; see `sharded.py`. Every device needs the whole of time.
+# The layouts of `x` and `kernel` (see `rnnzoo/mesh.py`). Every device needs all
+# of the time axis.
 _LAYOUTS = ('bkd', 'kd')
 
 
@@ -37,8 +40,7 @@ def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ValueError: If shapes or dtypes disagree.
   """
   x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-  if x.ndim != 3:
-    raise ValueError(f'`x` must be [B, T, D], got shape {x.shape}.')
+  checking.has_axes('x', x, 'BTD')
   if (
       kernel.ndim != 2
       or kernel.shape[0] != x.shape[1]
@@ -47,10 +49,8 @@ def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     raise ValueError(
         f'`kernel` must be [T, D] for `x` {x.shape}, got {kernel.shape}.'
     )
-  for name, u in (('x', x), ('kernel', kernel)):
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  return sharded.aligned_over_mesh(
+  checking.are_floating(x=x, kernel=kernel)
+  return mesh.run_per_device(
       _convolve, x, (x, kernel), _LAYOUTS, ('bkd',)
   )[0]
 
@@ -61,12 +61,12 @@ def fft_length(time: int) -> int:
   return min(up(m) for m in (1, 3, 5, 9, 15))
 
 
-def _convolve(x, kernel, *, shards):
-  del shards  # No device has less than the whole of time.
+def _convolve(x, kernel, *, segments):
+  del segments  # No device has less than the whole of time.
   (batch, time, _), features = x.shape, kernel.shape[1]
   if not batch * time * features:
     return (jnp.zeros_like(x, shape=(batch, time, features)),)
-  dtype = jnp.promote_types(jnp.result_type(x, kernel), jnp.float32)
+  dtype = exact.accumulation_dtype(x, kernel)
   length = fft_length(time)
   by_time = lambda u: jnp.fft.rfft(u.astype(dtype).swapaxes(-1, -2), length)
   y = jnp.fft.irfft(by_time(x) * by_time(kernel), length)[..., :time]

@@ -13,7 +13,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import api
+from rnnzoo.ops import checking
+from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import core
 
 # `(start, *inputs) -> (a, x)`, element by element; `start` is the reset flag of
@@ -167,16 +168,14 @@ def gated_scan(
         f'{[u.shape for u in inputs]}.'
     )
   shape = inputs[-1].shape
-  for i, u in enumerate(inputs):
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`inputs[{i}]` must be floating, got {u.dtype}.')
+  checking.are_floating(**{f'inputs[{i}]': u for i, u in enumerate(inputs)})
   inputs = tuple(
-      api.broadcastable(f'inputs[{i}]', u, shape) for i, u in enumerate(inputs)
+      checking.broadcastable(f'inputs[{i}]', u, shape)
+      for i, u in enumerate(inputs)
   )
-  dtype = jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
-  h0 = api.checked_state(h0, shape, dtype)
-  reset = api.checked_flag('reset', reset, shape)
-  mask = api.checked_flag('mask', mask, shape)
+  dtype = exact.accumulation_dtype(*inputs)
+  h0 = checking.state(h0, shape, dtype)
+  reset, mask = checking.flags(reset, mask, shape)
   if not inputs[-1].size:  # No step, no row or no channel.
     return h0, inputs[-1]
   return core.recurrence(gate, inputs, h0, reset, mask, reverse=reverse)

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
 
 def linear_attention(
@@ -76,12 +76,11 @@ def linear_attention(
     ValueError: If shapes or dtypes disagree.
   """
   q, k, v, S0, g, bonus = _checked(q, k, v, S0, log_decay, bonus, ('B', 'T'))
-  reset = api.checked_flag('reset', reset, v.shape)
-  mask = api.checked_flag('mask', mask, v.shape)
+  reset, mask = checking.flags(reset, mask, v.shape)
   if chunk_size is None:
     chunk_size = 32 if g is not None and g.ndim == 4 else 64
   decay_layout = '' if g is None else {1: 'd', 3: 'btd', 4: 'btdk'}[g.ndim]
-  return sharded.aligned_over_mesh(
+  return mesh.run_per_device(
       functools.partial(_run, scale=scale, chunk_size=chunk_size),
       # Groups are not taken apart, unless there is one, which all devices have.
       v if q.shape[2] == 1 else q,
@@ -150,7 +149,7 @@ class _Decays(NamedTuple):
   through: jax.Array
 
 
-def _run(q, k, v, S0, g, bonus, reset, mask, *, shards, scale, chunk_size):
+def _run(q, k, v, S0, g, bonus, reset, mask, *, segments, scale, chunk_size):
   tokens, usual = dict(q=q, k=k, v=v), None
   if g is not None and g.ndim == 1:
     # Of tokens that are there; where all are, chunks have the same weights.
@@ -178,10 +177,10 @@ def _run(q, k, v, S0, g, bonus, reset, mask, *, shards, scale, chunk_size):
 
   by_itself = lambda tokens, reset: _by_itself(tokens, g, reset, S0.dtype)
   S0 = chunkwise.entering(
-      shards, by_itself, _both, S0, tokens, reset, mask
+      segments, by_itself, _both, S0, tokens, reset, mask
   )
   S, y = chunkwise.scan_chunks(one_chunk, S0, tokens, reset, mask, chunk_size)
-  return chunkwise.leaving(shards, S), y
+  return chunkwise.leaving(segments, S), y
 
 
 def _by_itself(tokens, g, reset, dtype):
@@ -383,22 +382,14 @@ def _checked(q, k, v, S, g, bonus, leading):
       )
   if bonus is not None:
     bonus = operands['bonus'] = jnp.asarray(bonus)
-    if bonus.shape != (heads, features):
-      raise ValueError(
-          f'`bonus` must be [H, K] = {(heads, features)}, got {bonus.shape}.'
-      )
-  for name, u in operands.items():
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(*operands.values()), jnp.float32)
+    checking.has_shape('bonus', bonus, 'HK', (heads, features))
+  checking.are_floating(**operands)
+  dtype = exact.accumulation_dtype(*operands.values())
   want = shape[:1] + (heads, features, v.shape[-1])
   if S is None:
     S = jnp.zeros(want, dtype)
-  elif jnp.shape(S) != want:
-    name = 'S0' if len(leading) == 2 else 'S'
-    raise ValueError(
-        f'`{name}` must be [B, H, K, V] = {want}, got {jnp.shape(S)}.'
-    )
+  else:
+    checking.has_shape('S0' if len(leading) == 2 else 'S', S, 'BHKV', want)
   if g is not None:
     g = chunkwise.log_decay(g, dtype)
   bonus = None if bonus is None else bonus.astype(dtype)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 
 
 class AttentionCache(NamedTuple):
@@ -125,14 +125,13 @@ def local_attention(
     ValueError: If sizes or dtypes disagree.
   """
   _check(q, k, v, cache, chunk_size)
-  reset = api.checked_flag('reset', reset, q.shape)
-  mask = api.checked_flag('mask', mask, q.shape)
+  reset, mask = checking.flags(reset, mask, q.shape)
   if not q.shape[0] * q.shape[1]:
     return cache, jnp.zeros_like(q)
   count = _count_after(cache.count, q.shape[1], reset, mask)
   cache = cache._replace(count=_small(cache.count, cache.key.shape[1]))
   tokens, ring = 'btdk', 'bkdk'
-  key, value, y = sharded.aligned_over_mesh(
+  key, value, y = mesh.run_per_device(
       functools.partial(_run, chunk_size=chunk_size),
       k,  # Heads can be split where their keys can.
       (q, k, v, *cache, reset, mask),
@@ -163,7 +162,7 @@ def local_attention_step(
 
 
 def _run(
-    q, k, v, past_k, past_v, past_count, reset, mask, *, shards, chunk_size
+    q, k, v, past_k, past_v, past_count, reset, mask, *, segments, chunk_size
 ):
   if mask is not None:
     # The tokens that are there move to the front, keeping their order.
@@ -176,32 +175,32 @@ def _run(
   number = jnp.full_like(past_count, q.shape[1])
   if mask is not None:
     number = mask.sum(1, dtype=number.dtype)
-  cache = _entering(shards, cache, k, v, reset, number)
+  cache = _entering(segments, cache, k, v, reset, number)
   y = _by_chunks(q, k, v, cache, reset, chunk_size)
   if mask is not None:
     y = _take(y, jnp.argsort(order, axis=1))
     y = jnp.where(mask[..., None, None], y, 0)
   rings = _rings(cache, k, v, reset, number)
-  if shards is not None:
+  if segments is not None:
     wide = jnp.promote_types(jnp.float32, k.dtype)
     rings = (
-        shards.leave(u.astype(wide), False).astype(u.dtype) for u in rings
+        segments.from_last(u.astype(wide)).astype(u.dtype) for u in rings
     )
   return *rings, y
 
 
-def _entering(shards, cache, k, v, reset, number):
+def _entering(segments, cache, k, v, reset, number):
   """Returns the cache that enters the stretch of time of this device.
 
   Args:
-    shards: From `sharded.over_mesh`; if `None`, it is the given one.
+    segments: From `mesh.run_per_device`; if `None`, it is the given one.
     cache: The one before all of them.
     k: Keys `[B, T, G, K]` of this stretch, those that are there in front.
     v: Values, likewise.
     reset: `[B, T]` or `None`, likewise.
     number: How many of the T tokens there are `[B]`.
   """
-  if shards is None:
+  if segments is None:
     return cache
   window, dtype = cache.key.shape[1], k.dtype
   width = min(window, k.shape[1])
@@ -209,24 +208,24 @@ def _entering(shards, cache, k, v, reset, number):
   # Gradients are added up on the way back: not in less than float32.
   wide = jnp.promote_types(jnp.float32, dtype)
   tails = [_take(u, latest).astype(wide) for u in (k, v)]
-  tails, numbers, (sinces, starts) = shards.everybody(
+  tails, numbers, (sinces, starts) = segments.gather(
       (tails, number, _since_reset(reset, number))
   )
-  here = shards.place()
+  here = segments.position()
   count, begun = cache.count, jnp.zeros_like(starts[0])
-  for i in range(shards.size):
+  for i in range(segments.size):
     earlier = i < here
     after = jnp.where(starts[i], sinces[i], count + numbers[i])
     count = jnp.where(earlier, after, count)
     begun |= earlier & starts[i]
   # Among all tokens before this stretch, which of them a slot is to have.
-  numbers = jnp.where(jnp.arange(shards.size)[:, None] < here, numbers, 0)
+  numbers = jnp.where(jnp.arange(segments.size)[:, None] < here, numbers, 0)
   ends = jnp.cumsum(numbers, axis=0)
   position, back = _latest(count, window)
   index = ends[-1][:, None] - 1 - back
   new = (position >= 0) & (index >= 0)
   stretch = (ends[..., None] <= index).sum(0)
-  stretch = jnp.minimum(stretch, shards.size - 1)
+  stretch = jnp.minimum(stretch, segments.size - 1)
   end = jnp.take_along_axis(ends.T, stretch, axis=1)
   place = stretch * width + width - (end - index)
 
@@ -296,7 +295,7 @@ def _by_chunks(q, k, v, cache, reset, chunk_size):
   leaves, structure = jax.tree.flatten((past, jax.tree.map(split, (q, new))))
   _, y = jax.lax.scan(
       jax.checkpoint(one_stretch, prevent_cse=False),
-      *jax.tree.unflatten(structure, sharded.same_varying(*leaves)),
+      *jax.tree.unflatten(structure, mesh.same_varying(*leaves)),
   )
   # [stretches, chunks, B, Q, H, K]
   y = jnp.moveaxis(y, 2, 0).reshape(batch, -1, *q.shape[2:])

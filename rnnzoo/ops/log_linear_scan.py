@@ -9,6 +9,8 @@ for models whose states leave the range of floating point.
 import jax
 from jax import lax
 import jax.numpy as jnp
+from rnnzoo.ops import checking
+from rnnzoo.ops import exact
 
 
 def log_linear_scan(
@@ -41,24 +43,13 @@ def log_linear_scan(
     ValueError: If shapes or dtypes disagree.
   """
   log_a, log_x = jnp.asarray(log_a), jnp.asarray(log_x)
-  if log_x.ndim != 3:
-    raise ValueError(f'`log_x` must be [B, T, D], got shape {log_x.shape}.')
-  for name, u in (('log_a', log_a), ('log_x', log_x)):
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  if log_a.ndim > 3 or any(
-      n not in (1, m) for n, m in zip(log_a.shape[::-1], log_x.shape[::-1])
-  ):
-    raise ValueError(
-        f'`log_a` must broadcast to the shape of `log_x` {log_x.shape}, got '
-        f'{log_a.shape}.'
-    )
+  checking.has_axes('log_x', log_x, 'BTD')
+  checking.are_floating(log_a=log_a, log_x=log_x)
+  log_a = checking.broadcastable('log_a', log_a, log_x.shape, like='log_x')
   state_shape = (log_x.shape[0], log_x.shape[2])
-  if log_h0 is not None and jnp.shape(log_h0) != state_shape:
-    raise ValueError(
-        f'`log_h0` must be [B, D] = {state_shape}, got {jnp.shape(log_h0)}.'
-    )
-  dtype = jnp.promote_types(jnp.result_type(log_a, log_x), jnp.float32)
+  if log_h0 is not None:
+    checking.has_shape('log_h0', log_h0, 'BD', state_shape)
+  dtype = exact.accumulation_dtype(log_a, log_x)
   log_a = jnp.broadcast_to(log_a, log_x.shape).astype(dtype)
   log_h = log_x.astype(dtype)
   if log_h0 is None:

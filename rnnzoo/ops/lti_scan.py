@@ -4,13 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 from rnnzoo.ops.fft_conv import fft_conv
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
 # Of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and of the results; see
-# `sharded.py`.
+# `rnnzoo/mesh.py`.
 _LAYOUTS = ('kk', 'k', 'kkk', 'btk', 'bkk', 'bt', 'bt')
 _OUT_LAYOUTS = ('bkk', 'btk')
 
@@ -70,35 +71,36 @@ def lti_scan(
     ValueError: If shapes or dtypes disagree.
   """
   a, b, c, u, m0 = _checked(a, b, c, u, m0)
-  reset = api.checked_flag('reset', reset, u.shape)
-  mask = api.checked_flag('mask', mask, u.shape)
+  reset, mask = checking.flags(reset, mask, u.shape)
   # Devices add up gradients of the readout: not in less than float32.
   wide = c.astype(jnp.promote_types(jnp.float32, c.dtype))
-  return sharded.aligned_over_mesh(
+  return mesh.run_per_device(
       functools.partial(_run, dtype=c.dtype),
       u, (a, b, wide, u, m0, reset, mask), _LAYOUTS, _OUT_LAYOUTS,
   )
 
 
-def _run(a, b, c, u, m0, reset, mask, *, shards, dtype):
+def _run(a, b, c, u, m0, reset, mask, *, segments, dtype):
   c = c.astype(dtype)
-  if shards is not None:
-    m0 = _entering(shards, a, b, c, u, m0, reset, mask)
+  if segments is not None:
+    m0 = _entering(segments, a, b, c, u, m0, reset, mask)
   m, y = _stretch(a, b, c, u, m0, reset, mask)
-  return m if shards is None else shards.leave(m, False), y
+  return m if segments is None else segments.from_last(m), y
 
 
-def _entering(shards, a, b, c, u, m0, reset, mask):
+def _entering(segments, a, b, c, u, m0, reset, mask):
   """Returns the state `[B, M, N]` that enters this device's stretch of time."""
   left, _ = _stretch(a, b, c, u, None, reset, mask)
   if m0 is None:
     m0 = jnp.zeros_like(left)
   time = u.shape[1]
   powers = [a]  # With exponents 1, 2, 4 and so on.
-  for _ in range((shards.size * time).bit_length() - 1):
+  for _ in range((segments.size * time).bit_length() - 1):
     powers.append(exact.einsum('ij,jk->ik', powers[-1], powers[-1]))
   advance = lambda i, m: exact.einsum('bmn,on->bmo', m, powers[i])
-  return shards.enter_steadily(advance, left, time, reset, mask, m0)
+  return split_time.entering_state_by_powers(
+      segments, advance, left, time, reset, mask, m0
+  )
 
 
 def _stretch(a, b, c, u, m0, reset, mask):
@@ -295,25 +297,18 @@ def _doubled(a, m, time):
 def _checked(a, b, c, u, m0):
   """Returns the operands as arrays in their dtypes, or raises."""
   a, b, c, u = (jnp.asarray(v) for v in (a, b, c, u))
-  if u.ndim != 3:
-    raise ValueError(f'`u` must be [B, T, M], got shape {u.shape}.')
+  checking.has_axes('u', u, 'BTM')
   if a.ndim != 2 or a.shape[0] != a.shape[1]:
     raise ValueError(f'`a` must be [N, N], got shape {a.shape}.')
   size, channels = len(a), u.shape[2]
-  if b.shape != (size,):
-    raise ValueError(f'`b` must be [N] = {(size,)}, got {b.shape}.')
+  checking.has_shape('b', b, 'N', (size,))
   if c.ndim != 3 or c.shape[:2] != (channels, size):
     raise ValueError(
         f'`c` must be [M, N, H] with M, N = {channels}, {size}, got {c.shape}.'
     )
-  for name, v in (('a', a), ('b', b), ('c', c), ('u', u)):
-    if not jnp.issubdtype(v.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {v.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(a, b, u), jnp.float32)
+  checking.are_floating(a=a, b=b, c=c, u=u)
+  dtype = exact.accumulation_dtype(a, b, u)
   if m0 is not None:
-    m0 = jnp.asarray(m0)
-    want = (u.shape[0], channels, size)
-    if m0.shape != want:
-      raise ValueError(f'`m0` must be [B, M, N] = {want}, got {m0.shape}.')
-    m0 = m0.astype(dtype)
+    checking.has_shape('m0', m0, 'BMN', (u.shape[0], channels, size))
+    m0 = jnp.asarray(m0).astype(dtype)
   return a.astype(dtype), b.astype(dtype), c, u.astype(dtype), m0

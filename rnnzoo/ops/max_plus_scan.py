@@ -3,10 +3,11 @@
 import jax
 from jax import lax
 import jax.numpy as jnp
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
+from rnnzoo import mesh
+from rnnzoo.ops import checking
+from rnnzoo.ops import split_time
 
-# Of `x`, `w`, `m0`, `reset` and `mask`; see `sharded.py`.
+# Of `x`, `w`, `m0`, `reset` and `mask`; see `rnnzoo/mesh.py`.
 _LAYOUTS = ('btd', 'btd', 'bd', 'bt', 'bt')
 
 
@@ -54,21 +55,20 @@ def max_plus_scan(
   if x.ndim != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'`x` must be real [B, T, D], got {x.dtype} {x.shape}.')
   w = jnp.asarray(w, x.dtype)
-  w = api.broadcastable('w', w, (1, 1, x.shape[2]))
+  w = checking.broadcastable('w', w, (1, 1, x.shape[2]))
   if m0 is None:
     m0 = jnp.full_like(x, initial, shape=(x.shape[0], x.shape[2]))
-  m0 = api.checked_state(m0, x.shape, x.dtype)
-  reset = api.checked_flag('reset', reset, x.shape)
-  mask = api.checked_flag('mask', mask, x.shape)
+  m0 = checking.state(m0, x.shape, x.dtype)
+  reset, mask = checking.flags(reset, mask, x.shape)
   if mask is not None and reset is not None:
     reset = reset & mask
   if not x.size:
     return m0, x, x
   constants = (lax.stop_gradient(u) for u in (x, w, m0))
 
-  def local(x, w, m0, reset, mask, *, shards):
+  def local(x, w, m0, reset, mask, *, segments):
     last, m = _scan(x, w, m0, reset, mask, initial)
-    if shards is None:
+    if segments is None:
       return last, m
     # What all but the first stretch came to is wrong; but they know by how much
     # they change what enters them.
@@ -80,14 +80,14 @@ def max_plus_scan(
     if reset is not None:
       forgets = reset.any(1, keepdims=True)
     stretch = forgets, jnp.broadcast_to(steps * w[0], m0.shape), last
-    entering = shards.entering(_after, stretch, first, False)[2]
+    entering = segments.combine_earlier(_after, stretch, first)[2]
     last, m = _scan(x, w, entering, reset, mask, initial)
-    return shards.leave(last, False), m
+    return segments.from_last(last), m
 
-  operands = sharded.aligned(x, (*constants, reset, mask), _LAYOUTS)
-  last, m = sharded.over_mesh(local, x, operands, _LAYOUTS, ('bd', 'btd'))
+  operands = mesh.align(x, (*constants, reset, mask), _LAYOUTS)
+  last, m = mesh.run_aligned(local, x, operands, _LAYOUTS, ('bd', 'btd'))
   last = _with_slope(last, _largest(x, w, m0, reset, mask))
-  before = sharded.beside(m, m0, True)
+  before = split_time.shift(m, m0, later=True)
   if mask is not None:
     first = mask & (jnp.cumsum(mask, axis=1) == 1)
     before = jnp.where(first[..., None], m0[:, None], before)

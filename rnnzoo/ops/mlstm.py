@@ -4,15 +4,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
 _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 
 # Of `q, k, v, i, f`, the state, `reset` and `mask`, and of the results; see
-# `sharded.over_mesh`.
+# `mesh.run_per_device`.
 _STATE_LAYOUTS = ('bdkk', 'bdk', 'bd')
 _LAYOUTS = ('btdk',) * 3 + ('btd',) * 2 + _STATE_LAYOUTS + ('bt',) * 2
 
@@ -100,12 +100,11 @@ def mlstm(
     ValueError: If shapes or dtypes disagree, or an option is unknown.
   """
   q, k, v, i, f, state = _checked(q, k, v, i, f, state, ('B', 'T'))
-  reset = api.checked_flag('reset', reset, v.shape)
-  mask = api.checked_flag('mask', mask, v.shape)
+  reset, mask = checking.flags(reset, mask, v.shape)
   log_forget = _log_forget(forget_gate)
   scale = q.shape[-1] ** -0.5 if scale is None else scale
 
-  def run(q, k, v, i, f, C, n, m, reset, mask, *, shards):
+  def run(q, k, v, i, f, C, n, m, reset, mask, *, segments):
     if mask is not None:  # No gradient, even if there is a NaN.
       f = jnp.where(mask[..., None], f, 0)
     i = chunkwise.log_decay(i, C.dtype)
@@ -119,14 +118,14 @@ def mlstm(
 
     inputs = q, k, v, i, g, present
     state = chunkwise.entering(
-        shards, _by_itself, _both, MLSTMState(C, n, m), inputs, reset, mask
+        segments, _by_itself, _both, MLSTMState(C, n, m), inputs, reset, mask
     )
     state, h = chunkwise.scan_chunks(
         body, state, inputs, reset, mask, chunk_size
     )
-    return *chunkwise.leaving(shards, state), h
+    return *chunkwise.leaving(segments, state), h
 
-  *state, h = sharded.aligned_over_mesh(
+  *state, h = mesh.run_per_device(
       run, v, (q, k, v, i, f, *state, reset, mask), _LAYOUTS,
       (*_STATE_LAYOUTS, 'btdk'),
   )
@@ -306,22 +305,11 @@ def _checked(q, k, v, i, f, state, leading):
         f'shape {v.shape}.'
     )
   for name, u in operands.items():
-    if name in 'if' and u.shape != q.shape[:-1]:
-      raise ValueError(
-          f'`{name}` must be [{axes}, H] = {q.shape[:-1]}, got {u.shape}.'
-      )
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(*operands.values()), jnp.float32)
+    if name in 'if':
+      checking.has_shape(name, u, (*leading, 'H'), q.shape[:-1])
+  checking.are_floating(**operands)
+  dtype = exact.accumulation_dtype(*operands.values())
   empty = empty_mlstm_state(
       q.shape[0], q.shape[-2], q.shape[-1], v.shape[-1], dtype
   )
-  if state is None:
-    state = empty
-  for name, got, want in zip(empty._fields, state, empty):
-    if jnp.shape(got) != want.shape:
-      raise ValueError(
-          f'`state.{name}` must be {want.shape}, got {jnp.shape(got)}.'
-      )
-  state = MLSTMState(*(jnp.asarray(u, dtype) for u in state))
-  return q, k, v, i, f, state
+  return q, k, v, i, f, checking.state_tuple(state, empty)

@@ -4,16 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import checking
 from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 
 # Tokens whose `[D, N]` are in memory at once. On CPU that should fit into a
 # cache: with `D N` = 8192 a training step takes 1.5 times as long at 64 and 1.8
 # times at 128, and 1.1 times at 16.
 _CHUNK = 32
 
-# Of `A`, `h0`, `x`, `delta`, `B`, `C` and `reset`; see `sharded.py`.
+# Of `A`, `h0`, `x`, `delta`, `B`, `C` and `reset`; see `rnnzoo/mesh.py`.
 _LAYOUTS = ('dk', 'bdk', 'btd', 'btd', 'btk', 'btk', 'bt')
 
 
@@ -89,12 +91,11 @@ def selective_scan(
   )
   operands = _checked(operands)
   x, delta, A, B, C, h0, D, z, delta_bias = operands.values()
-  reset = api.checked_flag('reset', reset, x.shape)
-  mask = api.checked_flag('mask', mask, x.shape)
+  reset, mask = checking.flags(reset, mask, x.shape)
   if chunk_size < 1:
     raise ValueError(f'`chunk_size` must be positive, got {chunk_size}.')
   given = [u for u in operands.values() if u is not None]
-  dtype = jnp.promote_types(jnp.float32, jnp.result_type(*given))
+  dtype = exact.accumulation_dtype(*given)
   if mask is not None:
     # An absent step decays nothing and adds nothing, whatever it holds.
     present = mask[..., None]
@@ -112,7 +113,7 @@ def selective_scan(
     h0 = jnp.zeros_like(x, dtype, shape=(x.shape[0], *A.shape))
   # What all devices have they add up gradients of: not in less than float32.
   A, h0, B, C = (u.astype(dtype) for u in (A, h0, B, C))
-  h_last, y = sharded.aligned_over_mesh(
+  h_last, y = mesh.run_per_device(
       functools.partial(_stretch, chunk_size=chunk_size),
       x, (A, h0, x, delta, B, C, reset), _LAYOUTS, ('bdk', 'btd'),
   )
@@ -124,18 +125,18 @@ def selective_scan(
   return h_last, y if mask is None else jnp.where(present, y, 0)
 
 
-def _stretch(A, h0, x, delta, B, C, reset, *, shards, chunk_size):
+def _stretch(A, h0, x, delta, B, C, reset, *, segments, chunk_size):
   """Scans what one device has; the state that enters comes from others."""
   inputs = x, delta, B, C
-  if shards is None:
+  if segments is None:
     return _in_chunks(A, h0, inputs, reset, chunk_size)
   last = _in_chunks(A, jnp.zeros_like(h0), inputs, reset, chunk_size, True)[0]
   product = jnp.exp(exact.einsum('bd,dn->bdn', delta.sum(1), A))
   if reset is not None:
     product = jnp.where(reset.any(1)[:, None, None], 0, product)
-  h0 = shards.enter(product, last, reset, h0, False)
+  h0 = split_time.entering_state(segments, product, last, reset, h0)
   h_last, y = _in_chunks(A, h0, inputs, reset, chunk_size)
-  return shards.leave(h_last, False), y
+  return segments.from_last(h_last), y
 
 
 def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
@@ -197,21 +198,12 @@ def _checked(operands):
       for name, u in operands.items()
   }
   x, A = operands['x'], operands['A']
-  for name, u in (('x', x), ('A', A)):
-    if u.ndim != len(_AXES[name]):
-      raise ValueError(
-          f'`{name}` must be [{", ".join(_AXES[name])}], got shape {u.shape}.'
-      )
+  checking.has_axes('x', x, _AXES['x'])
+  checking.has_axes('A', A, _AXES['A'])
   sizes = dict(zip('BTDN', (*x.shape, A.shape[1])))
   for name, u in operands.items():
-    if u is None:
-      continue
-    want = tuple(sizes[letter] for letter in _AXES[name])
-    if u.shape != want:
-      raise ValueError(
-          f'`{name}` must be [{", ".join(_AXES[name])}] = {want}, got '
-          f'{u.shape}.'
-      )
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
+    if u is not None:
+      axes = _AXES[name]
+      checking.has_shape(name, u, axes, [sizes[letter] for letter in axes])
+  checking.are_floating(**operands)
   return operands

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import checking
 from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.max_plus_scan import at_constant
@@ -178,21 +179,11 @@ def _checked(s, v, state, reset, mask):
         '`s` and `v` must be [B, T, H] and [B, T, H, D], got shapes '
         f'{s.shape} and {v.shape}.'
     )
-  for name, u in (('s', s), ('v', v)):
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(s, v), jnp.float32)
+  checking.are_floating(s=s, v=v)
+  dtype = exact.accumulation_dtype(s, v)
   empty = empty_softmax_state(s.shape[0], *v.shape[2:], dtype)
-  if state is None:
-    state = empty
-  for name, got, want in zip(empty._fields, state, empty):
-    if jnp.shape(got) != want.shape:
-      raise ValueError(
-          f'`state.{name}` must be {want.shape}, got {jnp.shape(got)}.'
-      )
-  state = SoftmaxState(*(jnp.asarray(u, dtype) for u in state))
-  reset = api.checked_flag('reset', reset, s.shape)
-  mask = api.checked_flag('mask', mask, s.shape)
+  state = checking.state_tuple(state, empty)
+  reset, mask = checking.flags(reset, mask, s.shape)
   if mask is not None and reset is not None:
     reset = reset & mask
   return s.astype(dtype), v, state, reset, mask

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import checking
+from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 from rnnzoo.ops.linear_scan import api
-from rnnzoo.ops.linear_scan import sharded
 from rnnzoo.ops.max_plus_scan import at_constant
 from rnnzoo.ops.max_plus_scan import max_plus_scan
 
@@ -94,7 +96,7 @@ def wkv(
   bb_last, bb = api.linear_scan(a, b, state.bb, reset=reset)
 
   def entering(sums, first):
-    sums = sharded.beside(sums, first, True)
+    sums = split_time.shift(sums, first, later=True)
     return sums if reset is None else jnp.where(reset[..., None], 0, sums)
 
   y = average(
@@ -156,24 +158,13 @@ def _checked(k, v, time_decay, time_first, state, reset, mask):
         f'`k` and `v` must be [B, T, D], got shapes {k.shape} and {v.shape}.'
     )
   operands = dict(k=k, v=v, time_decay=time_decay, time_first=time_first)
-  for name, u in operands.items():
-    if name.startswith('time') and u.shape != k.shape[2:]:
-      raise ValueError(f'`{name}` must be [D] = {k.shape[2:]}, got {u.shape}.')
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-      raise ValueError(f'`{name}` must be floating, got {u.dtype}.')
-  dtype = jnp.promote_types(jnp.result_type(*operands.values()), jnp.float32)
+  for name in 'time_decay', 'time_first':
+    checking.has_shape(name, operands[name], 'D', k.shape[2:])
+  checking.are_floating(**operands)
+  dtype = exact.accumulation_dtype(*operands.values())
   empty = empty_wkv_state(k.shape[0], k.shape[2], dtype)
-  if state is None:
-    state = empty
-  for name, got, want in zip(empty._fields, state, empty):
-    if jnp.shape(got) != want.shape:
-      raise ValueError(
-          f'`state.{name}` must be [B, D] = {want.shape}, got '
-          f'{jnp.shape(got)}.'
-      )
-  state = WKVState(*(jnp.asarray(u, dtype) for u in state))
-  reset = api.checked_flag('reset', reset, k.shape)
-  mask = api.checked_flag('mask', mask, k.shape)
+  state = checking.state_tuple(state, empty)
+  reset, mask = checking.flags(reset, mask, k.shape)
   if mask is not None and reset is not None:
     reset = reset & mask
   w = -jnp.exp(time_decay.astype(dtype))

@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import mesh as mesh_lib
 from rnnzoo.training import sharding
 
 AUTOMATIC = -1
@@ -144,11 +145,11 @@ def chunked_cross_entropy(
   )
   operands = features, kernel, bias, targets, mask
   mesh = jax.sharding.get_abstract_mesh()
-  rows = _dividing(mesh, ('data', 'fsdp'), batch)
-  times = _dividing(mesh, ('sequence',), time)
-  vocab = _dividing(mesh, (sharding.RULES['vocab'],), vocab_size)
+  rows = mesh_lib.dividing(mesh, mesh_lib.BATCH_AXES, batch)
+  times = mesh_lib.dividing(mesh, mesh_lib.TIME_AXES, time)
+  vocab = mesh_lib.dividing(mesh, (sharding.RULES['vocab'],), vocab_size)
   # The devices that share the kernel's other axis must differ in rows.
-  embed = _dividing(mesh, (sharding.RULES['embed'],), width)
+  embed = mesh_lib.dividing(mesh, (sharding.RULES['embed'],), width)
   embed = tuple(name for name in embed if name in rows)
   here = rows + times
   if not here + vocab:
@@ -156,13 +157,13 @@ def chunked_cross_entropy(
 
   def local(x, kernel, bias, targets, mask):
     # Marked so outside of the loop, or gradients would be reduced inside it.
-    x = _varying(x, vocab)
-    kernel = _varying(kernel.astype(x.dtype), here)
+    x = mesh_lib.varying_over(x, vocab)
+    kernel = mesh_lib.varying_over(kernel.astype(x.dtype), here)
     if embed:
       kernel = jax.lax.all_gather(
           kernel, embed, axis=1 - vocab_axis, tiled=True
       )
-    bias = None if bias is None else _varying(bias, here)
+    bias = None if bias is None else mesh_lib.varying_over(bias, here)
     found = sums(x, kernel, bias, targets, mask, split_over=vocab)
     return jax.lax.psum(found, here)
 
@@ -179,7 +180,7 @@ def chunked_cross_entropy(
           by_token,
       ),
       out_specs=jax.P(),
-      axis_names=_auto_axes(mesh),
+      axis_names=mesh_lib.auto_axes(mesh),
   )(*operands)
 
 
@@ -289,9 +290,7 @@ def _in_chunks_forwards(one, xs, head, targets, masks):
 
   wide = lambda u: jnp.promote_types(jnp.float32, u.dtype)
   zeros = jax.tree.map(
-      lambda u: _varying(
-          jnp.zeros(u.shape, wide(u)), jax.typeof(u).mat.varying
-      ),
+      lambda u: mesh_lib.same_varying(jnp.zeros(u.shape, wide(u)), u)[0],
       head,
   )
   grads, (sums, grad_xs) = jax.lax.scan(body, zeros, (xs, targets, masks))
@@ -308,23 +307,3 @@ def _in_chunks_backwards(one, saved, cotangents):
 
 
 _in_chunks.defvjp(_in_chunks_forwards, _in_chunks_backwards)
-
-
-def _auto_axes(mesh):
-  kinds = zip(mesh.axis_names, mesh.axis_types)
-  return {n for n, kind in kinds if kind == jax.sharding.AxisType.Auto}
-
-
-def _dividing(mesh, names, length):
-  """The longest prefix of `names` whose mesh sizes together divide `length`."""
-  auto = _auto_axes(mesh)
-  chosen = tuple(n for n in names if n in auto and mesh.shape[n] > 1)
-  while chosen and length % math.prod(mesh.shape[n] for n in chosen):
-    chosen = chosen[:-1]
-  return chosen
-
-
-def _varying(u, names):
-  """Marks `u` as different on the devices along these mesh axes."""
-  more = tuple(n for n in names if n not in jax.typeof(u).mat.varying)
-  return jax.lax.pcast(u, more, to='varying') if more else u

@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 from rnnzoo import errors
+from rnnzoo import mesh as mesh_lib
 from rnnzoo.training import optimizers
 
-MESH_AXES = ('data', 'fsdp', 'model', 'sequence')
+MESH_AXES = mesh_lib.AXES
 
 # Logical axis of a parameter -> mesh axis. A mesh axis that an earlier axis of
 # the parameter has taken is not used again.
@@ -235,7 +236,7 @@ def state_shardings(mesh, state, tx, axes, whole=()):
   if 'ema' in state:
     shardings['ema'] = params
   if 'carry' in state:
-    rows = NamedSharding(mesh, P(None, ('data', 'fsdp')))
+    rows = NamedSharding(mesh, P(None, mesh_lib.BATCH_AXES))
     shardings['carry'] = jax.tree.map(lambda _: rows, state['carry'])
   is_none = lambda u: isinstance(u, optax.MaskedNode)  # Of what is frozen.
   shardings['opt_state'] = optax.tree_map_params(
@@ -292,7 +293,7 @@ def batch_shardings(mesh, shapes, stacked):
     check_sequence_length(time, mesh)
 
   def of(shape):
-    spec = [None] * (time_axis - 1) + [('data', 'fsdp')]
+    spec = [None] * (time_axis - 1) + [mesh_lib.BATCH_AXES]
     if times and length(shape) == times:
       spec.append('sequence')
     return NamedSharding(mesh, P(*spec))

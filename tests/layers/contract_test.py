@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rnnzoo import layers
+from rnnzoo import mesh
 from rnnzoo import testing
 from rnnzoo.layers import base
-from rnnzoo.ops.linear_scan import sharded
 
 # What options can break; the layer itself goes through all checks.
 _OPTION_CHECKS = ('shapes', 'dtypes', 'errors', 'steps', 'reset', 'mask')
@@ -227,13 +227,13 @@ class _ForgetsAtBorders(_Leaky):
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
 
-    def local(x, carry, reset, mask, *, shards):
+    def local(x, carry, reset, mask, *, segments):
       carry, y = super(_ForgetsAtBorders, self).__call__(
           x, carry, reset=reset, mask=mask
       )
-      return carry if shards is None else shards.leave(carry, False), y
+      return carry if segments is None else segments.from_last(carry), y
 
-    return sharded.over_mesh(
+    return mesh.run_aligned(
         local, x, (x, carry, reset, mask), ('btd', 'bd', 'bt', 'bt'),
         ('bd', 'btd'),
     )

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
+from rnnzoo import mesh as mesh_lib
 from rnnzoo import ops
-from rnnzoo.ops.linear_scan import sharded
 from tests import collectives
 from tests import tolerance
 from tests.ops import oracle
@@ -235,7 +235,7 @@ class MeshTest(parameterized.TestCase):
   )
   def test_time_is_split(self, sizes, flags, options):
     options = dict(dict(
-        batch=2, time=32, taps=4, gather=sharded.GATHER_UP_TO, present=0.7,
+        batch=2, time=32, taps=4, gather=mesh_lib.GATHER_UP_TO, present=0.7,
         kind=AxisType.Auto,
     ), **options)
     sizes = sizes if len(sizes) == 3 else (1, *sizes, 1)
@@ -261,7 +261,7 @@ class MeshTest(parameterized.TestCase):
     x = jax.device_put(x, jax.NamedSharding(mesh, spec))
     with (
         jax.set_mesh(mesh),
-        mock.patch.object(sharded, 'GATHER_UP_TO', options['gather']),
+        mock.patch.object(mesh_lib, 'GATHER_UP_TO', options['gather']),
     ):
       step = _jit(lambda *u: run(*u))
       text = step.lower(x, *others, flags).compile().as_text()

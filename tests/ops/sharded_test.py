@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
+from rnnzoo import mesh as mesh_lib
 from rnnzoo import ops
-from rnnzoo.ops.linear_scan import sharded
 from tests import collectives
 from tests import tolerance
 from tests.ops import oracle
@@ -250,7 +250,7 @@ class SequenceMeshTest(parameterized.TestCase):
   ):
     options = dict(options)
     batch, time = options.pop('batch', batch), options.pop('time', time)
-    gather = options.pop('gather', sharded.GATHER_UP_TO)
+    gather = options.pop('gather', mesh_lib.GATHER_UP_TO)
     name, reverse = options.pop('name', None), options.pop('reverse', False)
     operands, weights = _long_operands(batch, time, **options)
     a, x, h0, reset = operands
@@ -269,7 +269,7 @@ class SequenceMeshTest(parameterized.TestCase):
     )
     with (
         jax.set_mesh(mesh), _pinned(name),
-        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+        mock.patch.object(mesh_lib, 'GATHER_UP_TO', gather),
     ):
       got = _jit(run)(a, x, h0, weights)
     tolerance.assert_close(got, want)
@@ -295,7 +295,7 @@ class SequenceMeshTest(parameterized.TestCase):
     want = _jit(run)(inputs, h0, weights)
     with (
         jax.set_mesh(_mesh((8,), ('sequence',))),
-        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+        mock.patch.object(mesh_lib, 'GATHER_UP_TO', gather),
     ):
       got = _jit(lambda *u: run(*u))(inputs, h0, weights)
     tolerance.assert_close(got, want)
@@ -332,7 +332,7 @@ class SequenceMeshTest(parameterized.TestCase):
     operands = (put(a), put(x), h0)
     with (
         jax.set_mesh(mesh),
-        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+        mock.patch.object(mesh_lib, 'GATHER_UP_TO', gather),
     ):
       if gradient:
         lowered = _jit(back).lower(*operands, put(dh))
@@ -358,7 +358,7 @@ class SequenceMeshTest(parameterized.TestCase):
 
     with (
         jax.set_mesh(_mesh((8,), ('sequence',))), _pinned(name),
-        mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+        mock.patch.object(mesh_lib, 'GATHER_UP_TO', gather),
     ):
       run = _jit(jax.value_and_grad(late, (0, 1)))
       want = run(a, x, h0)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
+from rnnzoo import mesh as mesh_lib
 from rnnzoo import ops
-from rnnzoo.ops.linear_scan import sharded
 from tests import collectives
 from tests import tolerance
 
@@ -217,14 +217,14 @@ class StretchesTest(parameterized.TestCase):
   def test_equals_one_device(self, name, flagged):
     case, time = _CASES[name], 8 * _STRETCHES
     flags = _flags(time) if flagged else {}
-    gather = sharded.GATHER_UP_TO if flagged else 1
+    gather = mesh_lib.GATHER_UP_TO if flagged else 1
     run = lambda: _jit(_with_gradients(case, **flags))
     with jax.enable_x64(True):
       operands = case.operands(time)
       want = run()(operands)
       with (
           jax.set_mesh(self.mesh),
-          mock.patch.object(sharded, 'GATHER_UP_TO', gather),
+          mock.patch.object(mesh_lib, 'GATHER_UP_TO', gather),
       ):
         got = run()(operands)
       tolerance.assert_close(got, want)

@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops import checking
+from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import core
 from rnnzoo.ops.linear_scan import gates
 
@@ -59,58 +61,11 @@ def linear_scan(
 def _checked(a, x, h0, reset):
   """Returns the operands in their final shapes and dtypes, or raises."""
   a, x = jnp.asarray(a), jnp.asarray(x)
-  if x.ndim != 3:
-    raise ValueError(f'`x` must be [B, T, D], got shape {x.shape}.')
-  for name, u in (('a', a), ('x', x)):
-    if not jnp.issubdtype(u.dtype, jnp.inexact):
-      raise ValueError(f'`{name}` must be floating or complex, got {u.dtype}.')
-  a = broadcastable('a', a, x.shape)
-  dtype = jnp.promote_types(jnp.result_type(a, x), jnp.float32)
+  checking.has_axes('x', x, 'BTD')
+  checking.are_inexact(a=a, x=x)
+  a = checking.broadcastable('a', a, x.shape)
+  dtype = exact.accumulation_dtype(a, x)
   if jnp.issubdtype(dtype, jnp.complexfloating):
     x = x.astype(jnp.promote_types(x.dtype, jnp.complex64))
-  h0 = checked_state(h0, x.shape, dtype)
-  return a, x, h0, checked_flag('reset', reset, x.shape)
-
-
-def broadcastable(name, u, shape):
-  """Returns `u` with three axes if it broadcasts to `shape`, or raises."""
-  if u.ndim > 3 or any(
-      n not in (1, m) for n, m in zip(u.shape[::-1], shape[::-1])
-  ):
-    raise ValueError(
-        f'`{name}` must broadcast to the shape of `x` {shape}, got {u.shape}.'
-    )
-  return u.reshape((1,) * (3 - u.ndim) + u.shape)
-
-
-def checked_state(h0, shape, dtype):
-  """Returns the initial state `[B, D]` in `dtype`, or raises."""
-  state_shape = shape[0], shape[2]
-  if h0 is None:
-    return jnp.zeros(state_shape, dtype)
-  h0 = jnp.asarray(h0)
-  if h0.shape != state_shape:
-    raise ValueError(f'`h0` must be [B, D] = {state_shape}, got {h0.shape}.')
-  if jnp.issubdtype(h0.dtype, jnp.complexfloating) and not jnp.issubdtype(
-      dtype, jnp.complexfloating
-  ):
-    raise ValueError(f'`h0` is {h0.dtype}, but all else is real.')
-  return h0.astype(dtype)
-
-
-def checked_flag(name, flag, shape):
-  """Returns the flag of each step as an array, or raises; None stays None.
-
-  Args:
-    name: Of the flag.
-    flag: `[B, T]`, or `[B]` for one step.
-    shape: That of the inputs, or its first axes.
-  """
-  if flag is None:
-    return None
-  flag = jnp.asarray(flag)
-  if flag.shape != shape[:2] or flag.dtype != jnp.bool_:
-    raise ValueError(
-        f'`{name}` must be bool {shape[:2]}, got {flag.dtype} {flag.shape}.'
-    )
-  return flag
+  h0 = checking.state(h0, x.shape, dtype)
+  return a, x, h0, checking.flag('reset', reset, x.shape)

@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import mesh
+from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import reference
-from rnnzoo.ops.linear_scan import sharded
 from rnnzoo.ops.linear_scan import xla
 
 Implementation = Literal[
@@ -118,7 +120,7 @@ def recurrence(gate, inputs, h0, reset=None, mask=None, *, reverse=False):
   if mask is not None and reset is not None:
     reset = reset & mask
   # Outside the hand-written rule, so that it need not undo this.
-  *inputs, h0, reset, mask = sharded.aligned(
+  *inputs, h0, reset, mask = mesh.align(
       inputs[-1], (*inputs, h0, reset, mask), _layouts(len(inputs))
   )
   operands = tuple(inputs), h0, reset, mask
@@ -209,7 +211,9 @@ def _pull_back(form, kept, h, h0, reset, mask, dlast, dx):
 
 def _beside(u, edge, reset, from_the_left):
   """`u_{t-1}`, or `u_{t+1}`; `edge` fills the gap, and 0 is beyond a reset."""
-  u = sharded.beside(u.astype(edge.dtype), edge, from_the_left)
+  u = split_time.shift(
+      u.astype(edge.dtype), edge, later=from_the_left
+  )
   # Before anything multiplies it: 0 * NaN would cross into another sequence.
   return u if reset is None else jnp.where(reset[..., None], 0, u)
 
@@ -231,30 +235,32 @@ def _like(kept, dinputs, dh):
 
 
 def _layouts(inputs):
-  """Those of `inputs` inputs, `h0`, `reset` and `mask`; see `sharded.py`."""
+  """Layouts of `inputs` inputs, `h0`, `reset` and `mask`; see `mesh.py`."""
   return ('btd',) * inputs + ('bd', 'bt', 'bt')
 
 
 def _run(form, inputs, h0, reset, mask):
   """Returns `(last, h)`."""
 
-  def local(*operands, shards):
+  def local(*operands, segments):
     *inputs, h0, reset, mask = operands
     operands = tuple(inputs), reset, mask
-    if shards is not None:
+    if segments is not None:
       product, last = _dispatch(form, 'summary', operands, h0)
-      h0 = shards.enter(product, last, reset, h0, form.reverse)
+      h0 = split_time.entering_state(
+          segments, product, last, reset, h0, form.reverse
+      )
     last, h = _dispatch(form, 'scan', operands, h0)
-    if shards is not None:
-      last = shards.leave(last, form.reverse)
+    if segments is not None:
+      last = segments.from_last(last, form.reverse)
     return last, h
 
   operands = *inputs, h0, reset, mask
-  if form.name in _PLAIN and sharded.is_partly_manual():
+  if form.name in _PLAIN and mesh.is_partly_manual():
     # JAX cannot lower the gradient of a shard_map inside another one, and
     # XLA's partitioner knows how to split these two.
-    return local(*operands, shards=None)
-  return sharded.over_mesh(
+    return local(*operands, segments=None)
+  return mesh.run_aligned(
       local, inputs[-1], operands, _layouts(len(inputs)), ('bd', 'btd')
   )
 
@@ -262,27 +268,29 @@ def _run(form, inputs, h0, reset, mask):
 def _run_gradient(form, kept, h, h0, reset, mask, dlast, dh):
   """Returns the gradients of the inputs, yet to be summed, and `dh0`."""
 
-  def local(*operands, shards):
+  def local(*operands, segments):
     *kept, h0, reset, mask, h, dh, dlast = operands
     kept = tuple(kept)
-    if shards is not None:
+    if segments is not None:
       edge = h[:, 0 if form.reverse else -1].astype(h0.dtype)
-      h0 = shards.before(edge, h0, form.reverse)
+      h0 = segments.from_neighbor(edge, h0, form.reverse)
       product, last = _dispatch(
           _adjoint(form), 'summary', ((*kept, dh), reset, mask), h0
       )
-      dlast = shards.enter(product, last, reset, dlast, not form.reverse)
+      dlast = split_time.entering_state(
+          segments, product, last, reset, dlast, not form.reverse
+      )
     inputs = (*kept, dh) if form.gate is gates.linear else kept
     dinputs, dh0 = _dispatch(
         form, 'gradient', (inputs, reset, mask), h0, h, dlast, dh
     )
-    if shards is not None:
-      dh0 = shards.leave(dh0, not form.reverse)
+    if segments is not None:
+      dh0 = segments.from_last(dh0, not form.reverse)
     return *dinputs, dh0
 
   layouts = (*_layouts(len(kept)), 'btd', 'btd', 'bd')
   count = len(kept) + (form.gate is gates.linear)
-  return sharded.over_mesh(
+  return mesh.run_aligned(
       local,
       dh,
       (*kept, h0, reset, mask, h, dh, dlast),
@@ -405,7 +413,7 @@ def _summary_by_scan(
     scan, inputs, reset, mask, *, gate, reverse, decay_after
 ):
   """`summary` of an implementation that has none: see `__init__.py`."""
-  like, dtype = inputs[-1], xla.accumulation_dtype(inputs)
+  like, dtype = inputs[-1], exact.accumulation_dtype(*inputs)
   zero = jnp.zeros_like(like[:, 0], dtype)
   last, _ = scan(
       inputs, zero, reset, mask,

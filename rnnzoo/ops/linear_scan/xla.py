@@ -9,6 +9,7 @@ fourteen times the traffic, the price of being parallel over time.
 import jax
 from jax import lax
 import jax.numpy as jnp
+from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import gates
 
 # XLA:CPU once widened the whole of a bfloat16 array to float32 for every row
@@ -62,7 +63,7 @@ def sequential(inputs, h0, reset, mask, *, gate, reverse, decay_after):
 def summary(inputs, reset, mask, *, gate, reverse, decay_after):
   """What `sequential` would come to, from zero, without writing its states."""
   batch, time, features = inputs[-1].shape
-  dtype = accumulation_dtype(inputs)
+  dtype = exact.accumulation_dtype(*inputs)
   at = _Rows(inputs, dtype, reset, mask, gate, decay_after)
 
   def one_sequence(b, state):
@@ -133,11 +134,6 @@ def _to_storage(u):
 
 def _from_storage(u, dtype):
   return u if u.dtype == dtype else lax.bitcast_convert_type(u, dtype)
-
-
-def accumulation_dtype(inputs) -> jnp.dtype:
-  """The dtype of states: float32 at least, complex if an input is."""
-  return jnp.promote_types(jnp.result_type(*inputs), jnp.float32)
 
 
 def associative(inputs, h0, reset, mask, *, gate, reverse, decay_after):
