@@ -23,8 +23,8 @@ from rnnzoo.ops.linear_attention import (
     linear_attention_step as linear_attention_step,
 )
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
-from rnnzoo.ops.linear_scan.core import Implementation as Implementation
-from rnnzoo.ops.linear_scan.core import implementation as implementation
+from rnnzoo.ops.linear_scan.dispatch import Implementation as Implementation
+from rnnzoo.ops.linear_scan.dispatch import implementation as implementation
 from rnnzoo.ops.local_attention import AttentionCache as AttentionCache
 from rnnzoo.ops.local_attention import (
     empty_attention_cache as empty_attention_cache,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.ops import checking
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import core
+from rnnzoo.ops.linear_scan import gradient
 
 # `(start, *inputs) -> (a, x)`, element by element; `start` is the reset flag of
 # the step, or None.
@@ -178,4 +178,4 @@ def gated_scan(
   reset, mask = checking.flags(reset, mask, shape)
   if not inputs[-1].size:  # No step, no row or no channel.
     return h0, inputs[-1]
-  return core.recurrence(gate, inputs, h0, reset, mask, reverse=reverse)
+  return gradient.scan(gate, inputs, h0, reset, mask, reverse=reverse)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.ops import checking
 from rnnzoo.ops import exact
-from rnnzoo.ops.linear_scan import core
 from rnnzoo.ops.linear_scan import gates
+from rnnzoo.ops.linear_scan import gradient
 
 
 def linear_scan(
@@ -55,7 +55,7 @@ def linear_scan(
   a, x, h0, reset = _checked(a, x, h0, reset)
   if x.size == 0:  # No step, no row or no channel: the state stays as it was.
     return h0, x
-  return core.recurrence(gates.linear, (a, x), h0, reset, reverse=reverse)
+  return gradient.scan(gates.linear, (a, x), h0, reset, reverse=reverse)
 
 
 def _checked(a, x, h0, reset):

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend import core
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import backend
 from rnnzoo.ops.linear_scan import gates
 
 GROUP = 8  # Steps whose loads are issued together.
@@ -43,6 +44,19 @@ def wins(device_kind: str, batch: int, time: int, features: int) -> bool:
   """Whether the kernel was measured to be the fastest form of such a scan."""
   least = MEASURED.get(device_kind)
   return least is not None and batch * time * features >= least
+
+
+def is_fastest(shape) -> bool:
+  """Whether the kernel is the fastest form on the GPU of this machine."""
+  kind = _gpu_kind()
+  return kind is not None and wins(kind, *shape)
+
+
+@functools.cache
+def _gpu_kind():
+  if jax.default_backend() != 'gpu':
+    return None
+  return jax.devices()[0].device_kind
 
 
 class Plan(NamedTuple):
@@ -702,3 +716,6 @@ _REPLACEMENTS = dict(
     sqrt=lambda u, **_: jnp.where(u == 0, 0, u * lax.rsqrt(u)),
     stop_gradient=lambda u, **_: u,
 )
+
+
+BACKEND = backend.Backend(scan, summary, gradient, supports, is_fastest)

@@ -39,6 +39,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import backend
 from rnnzoo.ops.linear_scan import gates
 
 _LANES = 128
@@ -854,3 +855,6 @@ def _store(refs, parts, rows=Ellipsis):
 
 def _round_up(n, to):
   return pl.cdiv(n, to) * to
+
+
+BACKEND = backend.Backend(scan, summary, gradient, supports)

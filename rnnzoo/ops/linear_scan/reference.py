@@ -1,12 +1,13 @@
-"""The linear recurrence as one would write it on a blackboard: `lax.scan`."""
+"""The linear recurrence in its simplest form: a `lax.scan` over the steps."""
 
 import jax
 import jax.numpy as jnp
+from rnnzoo.ops.linear_scan import backend
 from rnnzoo.ops.linear_scan import gates
 
 
 def scan(inputs, h0, reset, mask, *, gate, reverse, decay_after):
-  """One step after the other; JAX itself differentiates it."""
+  """Runs one step after the other; JAX itself differentiates it."""
   last = inputs[-1]
   a, x = gates.evaluate(gate, inputs, h0.dtype, reset, mask, decay_after)
   by_time = lambda u: jnp.moveaxis(jnp.broadcast_to(u, last.shape), 1, 0)
@@ -26,3 +27,6 @@ def scan(inputs, h0, reset, mask, *, gate, reverse, decay_after):
 
   carry, h = jax.lax.scan(step, h0, steps, reverse=reverse)
   return carry, jnp.moveaxis(h, 0, 1).astype(last.dtype)
+
+
+BACKEND = backend.Backend(scan, differentiable=True)
