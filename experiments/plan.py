@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from absl import logging
+from experiments import schema
 from experiments import tasks
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,8 @@ def batch_shapes(config):
   """
   if not config.model.vocab_size:
     dataset = data_lib.load(
-        config.data, batch_size=config.batch_size, seed=config.seed
+        schema.data_values(config.data),
+        batch_size=config.batch_size, seed=config.seed,
     )
     config.model.vocab_size = dataset.vocab_size
     return {

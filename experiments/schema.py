@@ -63,6 +63,12 @@ def check(config: ConfigDict):
   checks.check(config)
 
 
+def data_values(data) -> dict:
+  """Returns the fields of `config.data` that its data set has."""
+  known = loading.find(data.name).all_fields
+  return {name: value for name, value in data.items() if name in known}
+
+
 def flatten(values) -> dict:
   """Returns the values of a nested config by names such as `model.layer`."""
   flat = {name: v for name, v in values.items() if name not in PARTS}

@@ -65,7 +65,7 @@ def make_task(config, layers=None, *, process_index=0, process_count=1):
     UserError: If the config or the data is at fault.
   """
   dataset = data_lib.load(
-      config.data,
+      schema.data_values(config.data),
       batch_size=config.batch_size,
       seed=config.seed,
       process_index=process_index,

@@ -1,7 +1,7 @@
 """What the values of a config may be, as data; one line where one is wrong.
 
 A `Field` describes one value. The parts of the package describe the fields that
-they read, each beside its code: `models.config`, `data.loading`,
+they read, each beside its code: `models.config`, `data.definition`,
 `training.optimizers` and `training.checks`.
 """
 
@@ -44,6 +44,7 @@ class Field:
     choices: All possible strings; any string if empty.
     optional: Whether `None` is possible.
     hint: A sentence that ends the message.
+    default: The value where none is given; it is not checked.
   """
 
   kind: type
@@ -54,6 +55,7 @@ class Field:
   choices: tuple[str, ...] = ()
   optional: bool = False
   hint: str = ''
+  default: Any = None
 
 
 def check(name: str, value: Any, field: Field):
@@ -113,7 +115,7 @@ def of_annotation(annotation: Any) -> Field | None:
   """Returns what an annotated argument may be; `None` if nothing is known.
 
   >>> of_annotation(int | None)  # doctest: +ELLIPSIS
-  Field(kind=<class 'int'>, ..., optional=True, hint='')
+  Field(kind=<class 'int'>, ..., optional=True, hint='', default=None)
   """
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin in (typing.Union, types.UnionType) and type(None) in args:

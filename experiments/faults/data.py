@@ -1,7 +1,5 @@
 """A data set with a damaged shard, and a config that was half written."""
 
-import contextlib
-import hashlib
 import os
 import random
 import shutil
@@ -9,7 +7,6 @@ import shutil
 from experiments.faults import damage
 from experiments.faults import runs
 from rnnzoo.data.builders import tiny_shakespeare
-from tensorflow_datasets.core.download import checksums
 
 STEPS = 2 * runs.SAVE_EVERY
 
@@ -18,7 +15,7 @@ def damage_shards(directory, *, short, seed=0):
   """Damages the training shard in each way; yields `Outcome`s."""
   draw = random.Random(seed)
   sound = directory / 'data'
-  _prepare(directory, sound)
+  _prepare(sound)
   settings = dict(
       data__name='tiny_shakespeare', total_steps=STEPS,
       eval_every=runs.SAVE_EVERY,
@@ -78,22 +75,8 @@ def half_a_config(directory):
   )
 
 
-def _prepare(directory, data_dir):
+def _prepare(data_dir):
   """Makes a data set of the licence, as the real one is made of its text."""
   # Its file is to be larger than the padding that array_record adds.
-  text = (runs.ROOT / runs.SETTINGS['data.path']).read_bytes() * 9
-  (directory / tiny_shakespeare.FILE).write_bytes(text)
-
-  class Licence(tiny_shakespeare.TinyShakespeare, skip_registration=True):
-    name = tiny_shakespeare.NAME
-    url_infos = {
-        'http://localhost/input.txt': checksums.UrlInfo(
-            size=len(text),
-            checksum=hashlib.sha256(text).hexdigest(),
-            filename=tiny_shakespeare.FILE,
-        )
-    }
-
-  with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
-    with contextlib.redirect_stdout(nothing):
-      tiny_shakespeare.prepare(data_dir, directory, Licence)
+  text = (runs.ROOT / runs.SETTINGS['data.path']).read_text() * 9
+  tiny_shakespeare.prepare_fixture(data_dir, text)

@@ -6,11 +6,14 @@
 >>> dataset.train_batch(1)['inputs'].shape
 (4, 64)
 
-Loading this package brings in grain; `import rnnzoo` does not load it.
+Loading this package loads grain; `import rnnzoo` loads neither.
 """
 
+from rnnzoo.data.definition import Definition
+from rnnzoo.data.loading import DATASETS
+from rnnzoo.data.loading import find
 from rnnzoo.data.loading import load
 from rnnzoo.data.pipeline import Dataset
 from rnnzoo.data.vocabulary import Vocabulary
 
-__all__ = ['Dataset', 'Vocabulary', 'load']
+__all__ = ['DATASETS', 'Dataset', 'Definition', 'Vocabulary', 'find', 'load']

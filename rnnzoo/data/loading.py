@@ -1,41 +1,59 @@
 """`load`: from the name in a config to a data set."""
 
-import os
+from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from rnnzoo import errors
 from rnnzoo import fields
-from rnnzoo.data import mqar
+from rnnzoo.data import definition as definitions
 from rnnzoo.data import pipeline
-from rnnzoo.data import selective_copying
 from rnnzoo.data import settings
-from rnnzoo.data import text
-from rnnzoo.data import vocabulary as vocabularies
+from rnnzoo.data.synthetic import mqar
+from rnnzoo.data.synthetic import selective_copying
+from rnnzoo.data.text import python_docs
+from rnnzoo.data.text import text_file
+from rnnzoo.data.text import tiny_shakespeare
 
-LOADERS = {
-    'mqar': mqar.load,
-    'python_docs': text.load,
-    'selective_copying': selective_copying.load,
-    'text_file': text.load,
-    'tiny_shakespeare': text.load,
+# A new data set is one file, and one line here.
+DATASETS = {
+    'mqar': mqar.DEFINITION,
+    'python_docs': python_docs.DEFINITION,
+    'selective_copying': selective_copying.DEFINITION,
+    'text_file': text_file.DEFINITION,
+    'tiny_shakespeare': tiny_shakespeare.DEFINITION,
 }
-# Of the part `data` of a config; no loader needs all of them.
-FIELDS = dict(
-    name=fields.Field(str),  # See `load`.
-    data_dir=fields.Field(str),
-    allow_changed=fields.Field(bool),  # See `training.starting`.
-    path=fields.Field(str),
-    level=fields.Field(str, choices=vocabularies.LEVELS),
-    sequence_length=fields.Field(int, low=1),
-    contiguous=fields.Field(bool),
-    variant=fields.Field(str, choices=selective_copying.VARIANTS),
-    num_tokens=fields.Field(int, low=1),
-    vocab_size=fields.Field(int, low=1),
-    num_pairs=fields.Field(int, low=1),
-    power=fields.Field(float, low=-10, high=10),
-    random_non_queries=fields.Field(bool),
-    eval_examples=fields.Field(int, low=1),
-)
+# The fields of all data sets together.
+FIELDS = definitions.COMMON | {
+    name: field
+    for definition in DATASETS.values()
+    for name, field in definition.fields.items()
+}
+
+
+def find(
+    name: str, datasets: Mapping[str, definitions.Definition] | None = None
+) -> definitions.Definition:
+  """Returns the definition of a data set.
+
+  >>> find('mqar').task
+  'language_modelling'
+
+  Args:
+    name: A key of `DATASETS` or of `datasets`.
+    datasets: More definitions by name; they come before those of the zoo.
+
+  Raises:
+    UserValueError: If there is no such data set.
+  """
+  known = {**DATASETS, **(datasets or {})}
+  fields.check('data.name', name, definitions.COMMON['name'])
+  if name not in known:
+    raise errors.UserValueError(
+        f'There is no data set {name!r}; data.name must be one of '
+        f'{", ".join(known)}.' + errors.suggest(name, known)
+    )
+  return known[name]
 
 
 def load(
@@ -45,35 +63,35 @@ def load(
     seed: int,
     process_index: int | tuple[int, ...] = 0,
     process_count: int = 1,
+    datasets: Mapping[str, definitions.Definition] | None = None,
 ) -> pipeline.Dataset:
   """Returns the data set that `config` describes.
 
+  >>> config = dict(name='mqar', sequence_length=16, num_pairs=2)
+  >>> load(config, batch_size=4, seed=0).train_batch(1)['inputs'].shape
+  (4, 16)
+
   Args:
     config: The `data` part of a config, as a mapping or an object: `name`,
-      `data_dir` (see `settings.data_directory`), `sequence_length`, and the
-      fields of the task, listed where they are loaded: `text.load`,
-      `selective_copying.load`, `mqar.load`.
+      `data_dir` (see `settings.data_directory`), and the fields of the data
+      set. A field that is missing or `None` has its default.
     batch_size: Rows of the global batch, over all processes.
-    seed: Fixes the training batches; evaluation text does not depend on it.
+    seed: Fixes the training batches; evaluation batches of real data do not
+      depend on it.
     process_index: Which rows of each batch to give, see `pipeline.Shard`.
     process_count: Number of processes that share a batch.
+    datasets: More definitions by name.
 
   Raises:
-    UserValueError: For an unknown name or a bad field; `UserFileNotFoundError`
-      for data that is not there, saying how to get it; `UserError` for data
-      that cannot be read.
+    UserValueError: For an unknown name, an unknown field or a bad value;
+      `UserFileNotFoundError` for missing data, with the way to get it;
+      `UserError` for data that cannot be read.
   """
-  for name, field in FIELDS.items():
-    value = settings.field(config, name)
-    if isinstance(value, os.PathLike):
-      value = os.fspath(value)
-    if value is not None:
-      fields.check(f'data.{name}', value, field)
   name = settings.field(config, 'name', '')
-  if name not in LOADERS:
-    raise errors.UserValueError(
-        f'There is no data set {name!r}; data.name must be one of '
-        f'{", ".join(LOADERS)}.' + errors.suggest(str(name), LOADERS)
-    )
+  definition = find(name, datasets)
+  values = definition.checked(name, config)
   shard = pipeline.Shard(batch_size, process_index, process_count)
-  return LOADERS[name](config, shard, seed)
+  dataset = definition.load(values, shard, pipeline.check_seed(seed))
+  if definition.write_fixture and settings.is_fixture(values):
+    dataset = dataclasses.replace(dataset, fixture=True)
+  return dataset

@@ -137,41 +137,72 @@ class Batches(Sequence):
     return self._batches[range(len(self))[index]]  # range checks the bounds.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-  """Training and evaluation batches of one task, for one process.
+  """Training and evaluation batches of one data set, for one process.
 
-  A batch is a dictionary of arrays `[b, T]`, `b` being this process's rows:
-  `inputs` and `targets` int32; `mask` bool, True at the targets that count (in
-  training only where some do not); `reset` bool, True on the first token of a
-  stream (contiguous training text only).
+  A batch is a dictionary of arrays with the rows first; `b` is the number of
+  rows of this process:
+
+  - `inputs`: tokens `[b, T]` int32, or vectors `[b, T, D]` float32.
+  - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
+    for each sequence, `[b]` int32 or `[b, K]` float32.
+  - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
+    it only where some targets do not count.
+  - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
+  - `reset` `[b, T]` bool: True on the first token of a stream (contiguous
+    training text only).
 
   Attributes:
     name: The name in the config, e.g. `'tiny_shakespeare'`.
-    task: `'language_modelling'`, `'selective_copying'` or `'mqar'`.
-    vocab_size: Number of token ids.
+    task: The name of its kind of task, see `definition.Definition`.
+    batch_size: Rows of the global batch, over all processes.
     sequence_length: `T`, the length of the rows (selective copying adds the
       places of the answer to `config.sequence_length`).
-    vocabulary: How text becomes tokens, or None where there is no text.
     train: The training batches; element i is the batch of step i + 1.
     evaluation: The batches of each evaluation split, by name.
+    unit: What one step of time is, for people: `'characters'`, `'bytes'`,
+      `'tokens'`, `'pixels'`, `'rows'` or `'steps'`.
+    vocab_size: Number of token ids; 0 if the inputs are vectors.
+    in_features: Width `D` of the input vectors; 0 if the inputs are tokens.
+    num_classes: Number of classes of a classification, else 0.
+    class_names: Their names for people; empty if they have none.
+    out_features: Number `K` of target values of a regression, else 0.
+    per_step: Whether there is a target for each step, not one for a sequence.
+    contiguous: Whether training rows go on where the same row of the step
+      before stopped.
+    vocabulary: How text becomes tokens, or `None` where there is no text.
     baselines: A function without arguments that measures what simple
-      predictors reach, a dictionary of floats by name (see the task's file).
-    source: Tells this data from any other, for JSON: of a text the lengths of
-      its splits and its digest, of a generator its name and version.
+      predictors reach, a dictionary of floats by name (see each data set).
+    source: What distinguishes this data from any other, for JSON: for a text
+      the lengths of its splits and its digest, for a generator its name and
+      version.
+    fixture: Whether the data was generated to try out programs, see
+      `Definition.write_fixture`.
   """
 
   name: str
   task: str
-  vocab_size: int
+  batch_size: int
   sequence_length: int
-  vocabulary: vocabularies.Vocabulary | None
   train: grain.MapDataset = dataclasses.field(repr=False)
   evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
-  baselines: Callable[[], dict[str, float]] = dataclasses.field(repr=False)
+  unit: str = 'steps'
+  vocab_size: int = 0
+  in_features: int = 0
+  num_classes: int = 0
+  class_names: tuple[str, ...] = ()
+  out_features: int = 0
+  per_step: bool = False
+  contiguous: bool = False
+  vocabulary: vocabularies.Vocabulary | None = None
+  baselines: Callable[[], dict[str, float]] = dataclasses.field(
+      default=dict, repr=False
+  )
   source: Mapping[str, Any] = dataclasses.field(
       default_factory=dict, repr=False
   )
+  fixture: bool = False
 
   @property
   def eval_splits(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data import settings
-from rnnzoo.data import text
+from rnnzoo.data.text import corpus
+from rnnzoo.data.text import python_docs
 
 
 class TextFileTest(parameterized.TestCase):
@@ -86,7 +87,7 @@ class TextFileTest(parameterized.TestCase):
       self.assertEqual(len(first_tokens) > 1, length == 9)
 
   def test_split(self):
-    pieces = text.split_text('x' * 901 + 'y' * 51 + 'z' * 51)
+    pieces = corpus.split_text('x' * 901 + 'y' * 51 + 'z' * 51)
     self.assertEqual([len(p) for p in pieces.values()], [902, 50, 51])
     self.assertEqual(list(pieces), ['train', 'validation', 'test'])
 
@@ -137,7 +138,7 @@ class TextFileTest(parameterized.TestCase):
   def test_bad_files(self):
     empty = self.enterContext(tempfile.TemporaryDirectory())
     for path, kind, message in (
-        ('', errors.UserValueError, 'needs data.path'),
+        ('', errors.UserFileNotFoundError, 'needs data.path'),
         (f'{empty}/no', errors.UserFileNotFoundError, 'There is no file .*no'),
         (empty, errors.UserError, 'cannot be read: Is a directory'),
         (
@@ -177,7 +178,7 @@ class TextFileTest(parameterized.TestCase):
 class PythonDocsTest(absltest.TestCase):
 
   def test_held_out_text_is_not_training_text(self):
-    texts = text.read_python_docs({})
+    texts = python_docs.read()
     self.assertGreater(len(texts['train']), 250_000)
     pieces = [
         texts['test'][i : i + 60] for i in range(0, len(texts['test']), 60)

@@ -8,13 +8,17 @@ The text is Andrej Karpathy's selection from Shakespeare's plays (char-rnn,
 2015), in the public domain.
 """
 
+import contextlib
+import hashlib
+import io
 import os
 import pathlib
+import tempfile
 
 import requests
 from rnnzoo import errors
-from rnnzoo.data import text as texts
 from rnnzoo.data.builders import features
+from rnnzoo.data.text import corpus
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download import download_manager
@@ -61,13 +65,39 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager):
     (url,) = self.url_infos
     path = pathlib.Path(dl_manager.download(url))
-    splits = texts.split_text(path.read_bytes().decode('utf-8'))
+    splits = corpus.split_text(path.read_bytes().decode('utf-8'))
     return {
         split: self._generate_examples(text) for split, text in splits.items()
     }
 
   def _generate_examples(self, text):
     yield 0, {'text': text}
+
+
+def builder_of(content: bytes, url: str = f'http://localhost/{FILE}'):
+  """Returns a builder that expects another text, given as UTF-8."""
+  info = checksums.UrlInfo(
+      size=len(content),
+      checksum=hashlib.sha256(content).hexdigest(),
+      filename=FILE,
+  )
+
+  class OtherText(TinyShakespeare, skip_registration=True):
+    name = NAME
+    url_infos = {url: info}
+
+  return OtherText
+
+
+def prepare_fixture(data_dir: pathlib.Path, text: str):
+  """Prepares another text under `data_dir`, to try out programs."""
+  content = text.encode('utf-8')
+  with tempfile.TemporaryDirectory() as directory:
+    manual_dir = pathlib.Path(directory)
+    (manual_dir / FILE).write_bytes(content)
+    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
+    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+      prepare(data_dir, manual_dir, builder_of(content))
 
 
 def prepare(
@@ -141,7 +171,7 @@ def read(data_dir: pathlib.Path) -> dict[str, str]:
   try:
     features.check(directory)
     builder = tfds.builder_from_directory(directory)
-    for split in texts.SPLITS:
+    for split in corpus.SPLITS:
       (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
       if os.path.abspath(place.parent) != os.path.abspath(directory):
         raise ValueError('it does not lie beside the others')

@@ -1,7 +1,6 @@
 """The builder on a small text of our own, and the real one where it lies."""
 
 import functools
-import hashlib
 import http.server
 import importlib.util
 import io
@@ -18,31 +17,15 @@ from absl.testing import parameterized
 import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
-from rnnzoo.data import text as texts
 from rnnzoo.data.builders import tiny_shakespeare
+from rnnzoo.data.text import corpus
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import checksums
 
 # array_record pads its files to 64 KiB: more than one such block.
 TEXT = ''.join(f'Line {i}: “to be”, {i * i} or not\n' for i in range(8000))
 
 
-def builder_of(content, url='http://localhost/input.txt'):
-  """Returns the builder with the digest of another file."""
-
-  class SmallShakespeare(
-      tiny_shakespeare.TinyShakespeare, skip_registration=True
-  ):
-    name = tiny_shakespeare.NAME
-    url_infos = {
-        url: checksums.UrlInfo(
-            size=len(content),
-            checksum=hashlib.sha256(content).hexdigest(),
-            filename='input.txt',
-        )
-    }
-
-  return SmallShakespeare
+builder_of = tiny_shakespeare.builder_of
 
 
 class BuilderTest(parameterized.TestCase):
@@ -70,7 +53,7 @@ class BuilderTest(parameterized.TestCase):
     directory = self.prepare()
     self.assertEqual(directory, self.data_dir / 'tiny_shakespeare' / '1.0.0')
     read = tiny_shakespeare.read(self.data_dir)
-    self.assertEqual(read, texts.split_text(TEXT))
+    self.assertEqual(read, corpus.split_text(TEXT))
     self.assertEqual(self.prepare(), directory)  # There already.
 
     # TFDS itself, by the name of its own builder.
@@ -108,7 +91,7 @@ class BuilderTest(parameterized.TestCase):
     builder = builder_of(TEXT.encode(), f'{site}/input.txt')
     tiny_shakespeare.prepare(self.data_dir, None, builder)
     self.assertEqual(
-        tiny_shakespeare.read(self.data_dir), texts.split_text(TEXT)
+        tiny_shakespeare.read(self.data_dir), corpus.split_text(TEXT)
     )
 
     other = self.data_dir / 'other'

@@ -12,12 +12,22 @@ from typing import Any
 import grain
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import fields
+from rnnzoo.data import definition
 from rnnzoo.data import pipeline
-from rnnzoo.data import settings
 
 VARIANTS = ('min_rnn', 'mamba')
 # To be raised with every change of what a seed gives.
 VERSION = 1
+# The defaults are the sizes in the papers.
+FIELDS = dict(
+    variant=fields.Field(str, choices=VARIANTS, default='min_rnn'),
+    sequence_length=fields.Field(int, low=1, default=4096),  # L
+    num_tokens=fields.Field(int, low=1, default=16),  # M
+    vocab_size=fields.Field(int, low=1, default=16),  # A
+    # In each of validation and test.
+    eval_examples=fields.Field(int, low=1, default=1024),
+)
 
 
 def example(
@@ -50,25 +60,20 @@ def example(
 def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   """Returns the task as a `Dataset` with endless training examples.
 
-  `targets` are 0 and `mask` False but on the last M positions. The only
-  baseline is `chance_accuracy`, per token.
+  Only the last M positions count: elsewhere `targets` is 0 and `mask` is
+  False. The only baseline is `chance_accuracy`, per token.
 
   Args:
-    config: `variant` (`'min_rnn'` or `'mamba'`), `sequence_length` (L, 4096),
-      `num_tokens` (M, 16), `vocab_size` (A, 16), `eval_examples` (1024 in each
-      of validation and test). The papers' sizes are the defaults.
+    config: Has the fields in `FIELDS`.
     shard: The rows of this process.
     seed: With the number of an example, all that it depends on.
 
   Raises:
     UserValueError: For sizes that make no task.
   """
-  pipeline.check_seed(seed)
-  variant = settings.field(config, 'variant', 'min_rnn')
-  length = settings.field(config, 'sequence_length', 4096)
-  num_tokens = settings.field(config, 'num_tokens', 16)
-  vocab_size = settings.field(config, 'vocab_size', 16)
-  eval_examples = settings.field(config, 'eval_examples', 1024)
+  variant, length = config.variant, config.sequence_length
+  num_tokens, vocab_size = config.num_tokens, config.vocab_size
+  eval_examples = config.eval_examples
   if vocab_size < 3:
     raise errors.UserValueError(
         'data.vocab_size must be at least 3 (noise, marker and one data '
@@ -102,10 +107,12 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   total = length + num_tokens * (1 if variant == 'min_rnn' else 2)
   return pipeline.Dataset(
       name='selective_copying',
-      task='selective_copying',
-      vocab_size=vocab_size,
+      task='language_modelling',
+      unit='tokens',
+      batch_size=shard.batch_size,
       sequence_length=total,
-      vocabulary=None,
+      vocab_size=vocab_size,
+      per_step=True,
       train=batches(shard.train(), 'train', pipeline.ENDLESS),
       evaluation={
           split: batches(shard.evaluate(eval_examples), split, eval_examples)
@@ -114,3 +121,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       baselines=lambda: {'chance_accuracy': 1 / (vocab_size - 2)},
       source=dict(generator='selective_copying', version=VERSION),
   )
+
+
+DEFINITION = definition.Definition(
+    task='language_modelling', fields=FIELDS, load=load
+)

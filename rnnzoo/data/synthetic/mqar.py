@@ -12,11 +12,24 @@ from typing import Any
 import grain
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import fields
+from rnnzoo.data import definition
 from rnnzoo.data import pipeline
-from rnnzoo.data import settings
 
 # To be raised with every change of what a seed gives.
 VERSION = 1
+# The defaults are the paper's smallest setting (the paper tests on 3000
+# examples).
+FIELDS = dict(
+    sequence_length=fields.Field(int, low=1, default=64),  # T
+    num_pairs=fields.Field(int, low=1, default=4),  # M
+    vocab_size=fields.Field(int, low=1, default=8192),  # V
+    power=fields.Field(float, low=-10, high=10, default=0.01),
+    # Fill the places without a key or value with any ids, not with 0.
+    random_non_queries=fields.Field(bool, default=False),
+    # In each of validation and test.
+    eval_examples=fields.Field(int, low=1, default=1024),
+)
 
 
 def example(
@@ -53,28 +66,20 @@ def example(
 def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   """Returns the task as a `Dataset` with endless training examples.
 
-  `targets` are 0 and `mask` False but at the queries. The baselines are
-  `chance_accuracy`, of any id that is a value, and `any_value_accuracy`, of one
-  of the M that were there.
+  Only the queries count: elsewhere `targets` is 0 and `mask` is False. The
+  baselines are `chance_accuracy`, for a guess among all ids that can be values,
+  and `any_value_accuracy`, for a guess among the M values of the example.
 
   Args:
-    config: `sequence_length` (T, 64), `num_pairs` (M, 4), `vocab_size` (V,
-      8192), `power` (0.01), `random_non_queries` (False), `eval_examples` (1024
-      in each of validation and test). The defaults are the paper's smallest
-      setting but for the 3000 examples it tests with.
+    config: Has the fields in `FIELDS`.
     shard: The rows of this process.
     seed: With the number of an example, all that it depends on.
 
   Raises:
     UserValueError: For sizes that make no task.
   """
-  pipeline.check_seed(seed)
-  length = settings.field(config, 'sequence_length', 64)
-  num_pairs = settings.field(config, 'num_pairs', 4)
-  vocab_size = settings.field(config, 'vocab_size', 8192)
-  eval_examples = settings.field(config, 'eval_examples', 1024)
-  random_non_queries = settings.field(config, 'random_non_queries', False)
-  power = settings.field(config, 'power', 0.01)
+  length, num_pairs = config.sequence_length, config.num_pairs
+  vocab_size, eval_examples = config.vocab_size, config.eval_examples
   if 4 * num_pairs > length:
     raise errors.UserValueError(
         f'data.num_pairs={num_pairs} pairs and as many queries, two places '
@@ -95,7 +100,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       for row, number in enumerate(numbers):
         inputs[row], places, values = example(
             pipeline.generator(seed, split, number),
-            length, num_pairs, vocab_size, power, random_non_queries,
+            length, num_pairs, vocab_size, config.power,
+            config.random_non_queries,
         )
         targets[row, places], mask[row, places] = values, number < count
       return {'inputs': inputs, 'targets': targets, 'mask': mask}
@@ -104,10 +110,12 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
 
   return pipeline.Dataset(
       name='mqar',
-      task='mqar',
-      vocab_size=vocab_size,
+      task='language_modelling',
+      unit='tokens',
+      batch_size=shard.batch_size,
       sequence_length=length,
-      vocabulary=None,
+      vocab_size=vocab_size,
+      per_step=True,
       train=batches(shard.train(), 'train', pipeline.ENDLESS),
       evaluation={
           split: batches(shard.evaluate(eval_examples), split, eval_examples)
@@ -119,3 +127,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       },
       source=dict(generator='mqar', version=VERSION),
   )
+
+
+DEFINITION = definition.Definition(
+    task='language_modelling', fields=FIELDS, load=load
+)

@@ -1,10 +1,9 @@
-"""Language modelling on plain text, by characters or bytes."""
+"""Any text as a data set for language models, by characters or bytes."""
 
 from collections.abc import Mapping
 import functools
 import gzip
 import hashlib
-import pathlib
 from typing import Any
 import zlib
 
@@ -12,12 +11,18 @@ from absl import logging
 import grain
 import numpy as np
 from rnnzoo import errors
-from rnnzoo import filenames
+from rnnzoo import fields
 from rnnzoo.data import pipeline
-from rnnzoo.data import settings
 from rnnzoo.data import vocabulary as vocabularies
 
 SPLITS = ('train', 'validation', 'test')
+UNITS = dict(char='characters', byte='bytes')
+FIELDS = dict(
+    level=fields.Field(str, choices=vocabularies.LEVELS, default='char'),
+    sequence_length=fields.Field(int, low=1, default=256),
+    # Rows go on where they stopped, see `load`.
+    contiguous=fields.Field(bool, default=False),
+)
 
 
 def split_text(text: str) -> dict[str, str]:
@@ -28,98 +33,54 @@ def split_text(text: str) -> dict[str, str]:
   return dict(zip(SPLITS, pieces, strict=True))
 
 
-def read_python_docs(config: Any) -> dict[str, str]:
-  """Returns the language reference that `help()` shows, topics in order.
-
-  Paragraphs that come again are left out: topics repeat each other's sections
-  (a fifth of all), and the held out text would in part be training text.
-  The text differs a little from one Python version to the next.
-  """
-  del config
-  try:
-    from pydoc_data import topics  # Some minimal Pythons leave it out.
-  except ImportError as error:
-    raise errors.UserFileNotFoundError(
-        'python_docs is the text of the standard module pydoc_data.topics, '
-        'which this Python lacks; use data.name=text_file with a text of '
-        'your own.'
-    ) from error
-  text = '\n\n'.join(topics.topics[name] for name in sorted(topics.topics))
-  return split_text('\n\n'.join(dict.fromkeys(text.split('\n\n'))))
+def fixture_text() -> str:
+  """Returns 20,000 characters of made-up words, always the same."""
+  rng = np.random.default_rng(0)
+  letters = np.array(list('etaoinshrdlu'))
+  words = [''.join(rng.choice(letters, rng.integers(1, 8))) for _ in range(99)]
+  lines = (' '.join(rng.choice(words, 10)) for _ in range(1000))
+  return '\n'.join(lines)[:20_000]
 
 
-def read_tiny_shakespeare(config: Any) -> dict[str, str]:
-  """Returns the three splits of TFDS's `tiny_shakespeare` 1.0.0."""
-  # TFDS is slow to load, and nothing else here needs it.
-  from rnnzoo.data.builders import tiny_shakespeare
-
-  return tiny_shakespeare.read(settings.data_directory(config))
-
-
-def read_text_file(config: Any) -> dict[str, str]:
-  """Returns the UTF-8 text in the file `config.path`, cut in three."""
-  name = settings.field(config, 'path', '')
-  if not name:
-    raise errors.UserValueError(
-        'data.name=text_file needs data.path, the name of a UTF-8 text file.'
-    )
-  path = pathlib.Path(filenames.absolute(name))
-  try:
-    return split_text(path.read_bytes().decode('utf-8-sig'))
-  except FileNotFoundError as error:
-    raise errors.UserFileNotFoundError(
-        f'There is no file {path} (data.path).'
-    ) from error
-  except UnicodeDecodeError as error:
-    raise errors.UserValueError(
-        f'{path} (data.path) is not UTF-8 text: {error.reason} at byte '
-        f'{error.start}.'
-    ) from error
-  except OSError as error:
-    raise errors.UserError(
-        f'{path} (data.path) cannot be read: {error.strerror}.'
-    ) from error
-
-
-READERS = {
-    'python_docs': read_python_docs,
-    'text_file': read_text_file,
-    'tiny_shakespeare': read_tiny_shakespeare,
-}
-
-
-def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
+def load(
+    name: str,
+    texts: Mapping[str, str],
+    config: Any,
+    shard: pipeline.Shard,
+    seed: int,
+    joined: Mapping[str, tuple[str, ...]] | None = None,
+) -> pipeline.Dataset:
   """Returns a text as a `Dataset`.
 
   Training rows are windows of `sequence_length + 1` tokens at all offsets of
-  the train split: each epoch takes every offset once, in an order of its own.
-  With `contiguous`, row r reads on where row r of the step before stopped (for
-  a carry kept across steps), and `reset` marks where it starts anew.
+  the train split: each epoch takes every offset once, in a shuffled order of
+  its own. With `contiguous`, row r goes on where row r of the step before
+  stopped (for a carry that is kept across steps), and `reset` marks where it
+  starts anew.
 
   Evaluation rows are windows side by side, so each token of a split but its
   first is a target once.
 
+  The characters of the vocabulary are those of the whole text, held-out parts
+  included, as in nanoGPT: 65 for Tiny Shakespeare.
+
   Args:
-    config: `name` (a key of `READERS`), `sequence_length` (256), `level`
-      (`'char'` or `'byte'`), `contiguous` (False), `data_dir`, and for
-      `text_file` the `path`. The characters are those of the whole text, held
-      out parts included, as in nanoGPT: 65 for `tiny_shakespeare`. A byte order
-      mark at the start of a file is dropped.
+    name: The name of the data set.
+    texts: The text of each split.
+    config: Has the fields in `FIELDS`.
     shard: The rows of this process.
     seed: Fixes the order of the training windows.
+    joined: More evaluation splits, each a list of splits to put together.
 
   Raises:
-    UserError: See `loading.load`.
+    UserValueError: If the text is too short.
   """
-  name = settings.field(config, 'name')
-  length = settings.field(config, 'sequence_length', 256)
-  level = settings.field(config, 'level', 'char')
-  texts = READERS[name](config)
-  if level == 'byte':
+  length = config.sequence_length
+  if config.level == 'byte':
     vocabulary = vocabularies.Vocabulary('byte')
   else:
     vocabulary = vocabularies.Vocabulary.of_text(''.join(texts.values()))
-  # Kept as small as may be: a byte a token up to 256 symbols.
+  # Kept as small as possible: one byte a token up to 256 symbols.
   small = np.min_scalar_type(max(0, len(vocabulary) - 1))
   tokens = {
       split: vocabulary.encode(text).astype(small)
@@ -129,20 +90,20 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   warn_of_little(name, tokens, length, shard.batch_size)
 
   evaluated = {split: tokens[split] for split in ('validation', 'test')}
-  if name == 'tiny_shakespeare':
-    # nanoGPT's held out tenth, which TFDS cuts in two.
-    evaluated['nanogpt_validation'] = np.concatenate(list(evaluated.values()))
-  if settings.field(config, 'contiguous', False):
-    train = stream_batches(tokens['train'], length, shard, seed)
-  else:
-    train = window_batches(tokens['train'], length, shard, seed)
+  for split, parts in (joined or {}).items():
+    evaluated[split] = np.concatenate([tokens[part] for part in parts])
+  make_batches = stream_batches if config.contiguous else window_batches
   return pipeline.Dataset(
       name=name,
       task='language_modelling',
-      vocab_size=len(vocabulary),
+      unit=UNITS[config.level],
+      batch_size=shard.batch_size,
       sequence_length=length,
+      vocab_size=len(vocabulary),
       vocabulary=vocabulary,
-      train=train,
+      per_step=True,
+      contiguous=config.contiguous,
+      train=make_batches(tokens['train'], length, shard, seed),
       evaluation={
           split: eval_batches(ids, length, shard)
           for split, ids in evaluated.items()

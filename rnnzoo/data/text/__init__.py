@@ -1,0 +1,1 @@
+"""Text data sets, one a file; `corpus` has what they share."""
