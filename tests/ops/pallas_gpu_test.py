@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
 from rnnzoo.ops.linear_scan import gates
+from rnnzoo.ops.linear_scan import gpu_program
 from rnnzoo.ops.linear_scan import pallas_gpu
 from tests import tolerance
 from tests.ops import oracle
@@ -78,8 +79,8 @@ def _cut(flags):
     del batch, features, read, written
     blocks = -(-time // 8)
     if 'c' not in flags:
-      return pallas_gpu.Plan(8, min(2, blocks), blocks, 1)
-    return pallas_gpu.Plan(8, 2, 2, -(-blocks // 2))
+      return gpu_program.Plan(8, min(2, blocks), blocks, 1)
+    return gpu_program.Plan(8, 2, 2, -(-blocks // 2))
 
   if 'p' in flags:
     return contextlib.nullcontext()

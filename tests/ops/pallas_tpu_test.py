@@ -13,6 +13,7 @@ import numpy as np
 from rnnzoo import ops
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_tpu
+from rnnzoo.ops.linear_scan import tpu_blocks
 from tests import tolerance
 from tests.ops import oracle
 
@@ -118,10 +119,10 @@ def _run(gate, reverse, flags, inputs, h0, reset, mask, dlast, dh, h):
 
 
 def _interpreted(gate, reverse, flags, *operands, params=True):
-  block_bytes = 1 if 't' in flags else pallas_tpu._BLOCK_BYTES
+  block_bytes = 1 if 't' in flags else tpu_blocks.BLOCK_BYTES
   with (
-      mock.patch.object(pallas_tpu, '_BLOCK_BYTES', block_bytes),
-      mock.patch.object(pallas_tpu, '_MAX_FEATURE_TILES', 1),
+      mock.patch.object(tpu_blocks, 'BLOCK_BYTES', block_bytes),
+      mock.patch.object(tpu_blocks, 'MAX_FEATURE_TILES', 1),
       pallas_tpu.interpreted(params),
   ):
     # A function of its own each time: the limits are no part of a cache key.
