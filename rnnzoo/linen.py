@@ -428,3 +428,4 @@ TTLSTM = to_linen_class(layers.TTLSTM)
 
 LanguageModel = to_linen_class(models.LanguageModel)
 SequenceClassifier = to_linen_class(models.SequenceClassifier)
+SequenceRegressor = to_linen_class(models.SequenceRegressor)

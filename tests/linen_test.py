@@ -66,6 +66,7 @@ class LayersTest(parameterized.TestCase):
     for nnx_class in (
         *layers.LAYERS.values(), layers.Bidirectional, layers.Reverse,
         models.LanguageModel, models.SequenceClassifier,
+        models.SequenceRegressor,
     ):
       twin = getattr(linen, nnx_class.__name__)
       self.assertIs(twin.nnx_class, nnx_class)

@@ -1,8 +1,10 @@
-"""Floor 2: what goes around a layer, once."""
+"""Whole models: what surrounds a layer, written once for all layers."""
 
 from rnnzoo.models.backbone import Backbone as Backbone
+from rnnzoo.models.classifier import SequenceClassifier as SequenceClassifier
 from rnnzoo.models.config import ModelConfig as ModelConfig
-from rnnzoo.models.models import ClassifierCarry as ClassifierCarry
-from rnnzoo.models.models import LanguageModel as LanguageModel
-from rnnzoo.models.models import SequenceClassifier as SequenceClassifier
+from rnnzoo.models.language_model import LanguageModel as LanguageModel
+from rnnzoo.models.language_model import OutputMap as OutputMap
 from rnnzoo.models.presets import PRESETS as PRESETS
+from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
+from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry

@@ -6,9 +6,11 @@ one position of the pattern are one module whose parameters have a leading axis
 in the compiled program or unrolled changes neither.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import inspect
+from typing import Any
 
 from flax import nnx
 import jax
@@ -22,6 +24,9 @@ from rnnzoo.layers import base
 from rnnzoo.models import blocks
 from rnnzoo.models import config as config_lib
 from rnnzoo.models.config import ModelConfig
+
+# Layers by name: classes, or functions with the same arguments.
+Layers = Mapping[str, Callable[..., Any]]
 
 _REMAT_POLICIES = dict(
     full=None,

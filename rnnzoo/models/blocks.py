@@ -186,6 +186,16 @@ def make_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
   )
 
 
+def make_head(
+    config: ModelConfig, outputs: int, rngs: nnx.Rngs, *, use_bias: bool
+) -> nnx.Linear:
+  """Returns the last map of a model, from its features to `outputs` numbers."""
+  return _linear(
+      config.features, outputs, jnp.dtype(config.param_dtype), rngs,
+      use_bias=use_bias, into='vocab',
+  )
+
+
 def dropout(x, rate, key, *, over_time=False):
   """Zeroes elements of `x` `[B, ..., D]` at random, and scales the rest.
 

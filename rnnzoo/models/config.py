@@ -23,6 +23,7 @@ _DETAILS = dict(
     vocab_size=dict(low=0),
     in_features=dict(low=0),
     num_classes=dict(low=0),
+    out_features=dict(low=0),
     embed_std=dict(low=0),
 )
 
@@ -75,9 +76,11 @@ class ModelConfig:
     dropout_over_time: Whether one dropout mask serves all time steps.
     vocab_size: Number of tokens; 0 for a classifier of vectors.
     in_features: Size of an input vector, where there is no vocabulary.
-    num_classes: Of a classifier.
-    pooling: Of a classifier, over the steps that exist: `mean`, `last`,
-      `first`.
+    num_classes: Number of classes of a classifier.
+    out_features: Numbers that a regressor predicts.
+    pooling: How a classifier or a regressor gets one output from all steps:
+      from the `mean` of their features, or from the `last` or the `first` step.
+      `none` means an output at every step. Skipped steps do not count.
     tie_embeddings: Whether the head is the embedding, transposed.
     scale_embeddings: Whether embeddings are multiplied by the root of
       `features`.
@@ -114,7 +117,8 @@ class ModelConfig:
   vocab_size: int = 0
   in_features: int = 0
   num_classes: int = 0
-  pooling: Literal['mean', 'last', 'first'] = 'mean'
+  out_features: int = 0
+  pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False
   embed_norm: bool = False

@@ -35,6 +35,13 @@ MODELS = dict(
         ),
         rngs=rngs,
     ),
+    forecaster=lambda rngs: models.SequenceRegressor(
+        _CONFIG.replace(
+            layer='gru', num_layers=2, out_features=3, vocab_size=0,
+            in_features=2, pooling='none',
+        ),
+        rngs=rngs,
+    ),
 )
 
 

@@ -14,6 +14,7 @@ from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo.layers import base
 from rnnzoo.models import blocks
+from rnnzoo.models import inputs as inputs_lib
 from tests import collectives
 
 B, T, V = 2, 9, 16
@@ -70,7 +71,9 @@ class EmbeddingTest(parameterized.TestCase):
     tokens = np.array([[0, 7, 127]])
     want = model.embed.embedding[...][tokens]
     for dtype in ('int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32'):
-      found = models.models._embed(model, jnp.asarray(tokens, dtype), None)
+      found = inputs_lib.embed(
+          model.config, model.embed, jnp.asarray(tokens, dtype)
+      )
       np.testing.assert_array_equal(found, want)
 
   def test_gradients_of_one_token_are_added_up_in_float32(self):
@@ -79,7 +82,8 @@ class EmbeddingTest(parameterized.TestCase):
 
       def total(state, graph=graph):
         tokens = jnp.full((4, 256), 3)
-        x = models.models._embed(nnx.merge(graph, state), tokens, None)
+        model = nnx.merge(graph, state)
+        x = inputs_lib.embed(model.config, model.embed, tokens)
         return x.astype(jnp.float32).sum()
 
       table = _jit(jax.grad(total))(state).embed.embedding[...]
@@ -379,40 +383,6 @@ class BlockTest(parameterized.TestCase):
     vectors.encoder.kernel[...] *= 2
     vectors.encoder.bias[...] *= 2
     np.testing.assert_allclose(vectors(x)[1], want, atol=1e-4)
-
-
-class SequenceClassifierTest(parameterized.TestCase):
-
-  @parameterized.product(
-      pooling=('mean', 'last', 'first'), vectors=(False, True)
-  )
-  def test_whole_chunks_and_steps_agree(self, pooling, vectors):
-    kind = dict(in_features=3, vocab_size=0) if vectors else {}
-    model = make(num_classes=4, pooling=pooling, **kind)
-    tokens, flags = inputs()
-    x = jax.random.normal(jax.random.key(1), (B, T, 3)) if vectors else tokens
-    carry, want = model(x, **flags)
-    self.assertEqual(want.shape, (B, 4))
-    half, _ = model(x[:, :6], **part(flags, slice(0, 6)))
-    got = model(x[:, 6:], half, **part(flags, slice(6, None)))
-    assert_trees_close(got, (carry, want))
-    step = _jit(lambda c, u, f: model.step(c, u, **f))
-    stepped = model.initialize_carry(B)
-    for t in range(T):
-      stepped, logits = step(stepped, x[:, t], part(flags, t))
-    assert_trees_close((stepped, logits), (carry, want))
-    # Only the sequence since the last reset counts.
-    _, alone = model(x[:, 4:], mask=flags['mask'][:, 4:])
-    np.testing.assert_allclose(want, alone, atol=2e-6)
-
-  def test_bidirectional(self):
-    model = make(layer='lru', num_classes=4, bidirectional=True)
-    tokens, flags = inputs()
-    self.assertEqual(model(tokens, **flags)[1].shape, (B, 4))
-
-  def test_kind_of_input_must_be_clear(self):
-    with self.assertRaisesRegex(errors.UserValueError, 'One of'):
-      make(num_classes=4, in_features=3)
 
 
 class PresetsTest(parameterized.TestCase):

@@ -1,0 +1,173 @@
+"""What a model reads: tokens or vectors, checked and mapped to features.
+
+All models share these functions. Axes: `B` batch, `T` time, `D` features.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.models import blocks
+from rnnzoo.models.config import ModelConfig
+
+Flags = tuple[jax.Array | None, jax.Array | None]  # `reset` and `mask`.
+
+
+def make_embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Embed:
+  """Returns the table of token embeddings, `[vocab_size, D]`."""
+  std = config.embed_std
+  if not std:
+    # With a tied head, this makes the first logits about as large as 1.
+    std = config.features**-0.5 if config.tie_embeddings else 1.0
+  return nnx.Embed(
+      config.vocab_size, config.features,
+      embedding_init=nnx.initializers.normal(std),
+      embedding_metadata=dict(axes=('vocab', 'embed')),
+      param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+  )
+
+
+def make_encoder(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+  """Returns the linear map of input vectors, `[in_features]` to `[D]`."""
+  return nnx.Linear(
+      config.in_features, config.features,
+      kernel_metadata=dict(axes=(None, 'embed')),
+      bias_metadata=dict(axes=(None,)),
+      param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+  )
+
+
+def check_tokens(
+    tokens: Any, reset: Any, mask: Any, *, vocab_size: int, axes: int
+) -> tuple[jax.Array, *Flags]:
+  """Returns tokens and their flags as arrays.
+
+  Args:
+    tokens: Integers with `axes` axes.
+    reset: Booleans of the same shape, or `None`.
+    mask: Booleans of the same shape, or `None`.
+    vocab_size: The number of tokens. The ids are checked where their values are
+      known, which is outside of `jax.jit`. Masked-out ids are not checked.
+    axes: 2 for `[B, T]`, 1 for one step `[B]`.
+
+  Returns:
+    `(tokens, reset, mask)`.
+
+  Raises:
+    ValueError: If a shape or a dtype is wrong, or an id is not a token.
+  """
+  if tokens is None or isinstance(tokens, jax.Array):
+    tokens = base.as_array('tokens', tokens, required=True)
+  else:  # NumPy keeps an id that int32 cannot hold, so the message can show it.
+    is_list = isinstance(tokens, (list, tuple))
+    try:
+      tokens = np.asarray(tokens)
+    except ValueError as error:
+      raise ValueError(
+          '`tokens` must be rows of one length, got rows of several.'
+      ) from error
+    if is_list and not tokens.size:
+      tokens = tokens.astype(np.int32)  # NumPy makes an empty list float64.
+  if tokens.ndim != axes or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise ValueError(
+        f'`tokens` must be integers with {axes} axes, got {tokens.dtype} '
+        f'{tokens.shape}.'
+    )
+  reset, mask = _check_flags(reset, mask, tokens.shape)
+  if _is_known(tokens) and _is_known(mask):
+    present = tokens if mask is None else np.where(mask, tokens, 0)
+    errors.check_token_ids('tokens', present, vocab_size)
+  return jnp.asarray(tokens), reset, mask
+
+
+def check_vectors(
+    inputs: Any, reset: Any, mask: Any, *, in_features: int, axes: int
+) -> tuple[jax.Array, *Flags]:
+  """Returns input vectors and their flags as arrays.
+
+  Args:
+    inputs: Real numbers with `axes` axes, the last of size `in_features`.
+    reset: Booleans with the other axes, or `None`.
+    mask: Booleans with the other axes, or `None`.
+    in_features: The size of a vector.
+    axes: 3 for `[B, T, in_features]`, 2 for one step `[B, in_features]`.
+
+  Returns:
+    `(inputs, reset, mask)`.
+
+  Raises:
+    ValueError: If a shape or a dtype is wrong.
+  """
+  inputs = base.as_array('inputs', inputs, required=True)
+  if inputs.ndim != axes or inputs.shape[-1] != in_features:
+    raise ValueError(
+        f'`inputs` must have {axes} axes, the last of size {in_features}, got '
+        f'{inputs.shape}.'
+    )
+  if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
+    raise ValueError(f'`inputs` must be real numbers, got {inputs.dtype}.')
+  return inputs, *_check_flags(reset, mask, inputs.shape[:-1])
+
+
+def embed(config: ModelConfig, table: nnx.Embed, tokens) -> jax.Array:
+  """Maps tokens `[...]` to embeddings `[..., D]` of `config.dtype`."""
+  rows = ops.whole_rows(table.embedding[...].astype(config.dtype))
+  # JAX converts the size of the table to the dtype of the tokens. A small dtype
+  # would overflow.
+  if jnp.iinfo(tokens.dtype).bits < 32:
+    tokens = tokens.astype(jnp.int32)
+  # Read in float32, so that gradients of a frequent token are summed in
+  # float32. In bfloat16 a sum of ones ends at 256.
+  x = rows.astype(base.state_dtype(rows.dtype))[tokens]
+  x = ops.spread_rows(x.astype(rows.dtype))
+  if config.scale_embeddings:
+    x = x * jnp.asarray(config.features**0.5, x.dtype)
+  return x
+
+
+def prepare(
+    config: ModelConfig,
+    x: jax.Array,
+    norm: Any,
+    mask: jax.Array | None,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+) -> jax.Array:
+  """Applies the mask, the norm and the dropout that precede the first block.
+
+  Args:
+    config: The model's config.
+    x: Embedded tokens or encoded vectors `[..., D]`.
+    norm: The norm of `config.embed_norm`, or `None`.
+    mask: Booleans `[...]`, or `None`.
+    train: Whether a batch norm uses and updates the statistics of the batch.
+    key: The PRNG key of dropout; `None` means no dropout.
+
+  Returns:
+    An array like `x`, 0 where `mask` is `False`.
+  """
+  x = base.masked(x, mask)
+  if norm is not None:
+    x = base.masked(norm(x, mask=mask, train=train), mask)
+  return blocks.dropout(
+      x, config.dropout, key, over_time=config.dropout_over_time
+  )
+
+
+def _check_flags(reset, mask, shape) -> Flags:
+  reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
+  base.check_flags(shape, reset=reset, mask=mask)
+  return reset, mask
+
+
+def _is_known(u) -> bool:
+  """Whether this process can read the values of an array now."""
+  if isinstance(u, jax.core.Tracer):
+    return False
+  return not isinstance(u, jax.Array) or u.is_fully_addressable

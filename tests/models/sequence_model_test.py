@@ -1,0 +1,297 @@
+"""Classifiers and regressors of sequences keep the contract of the layers."""
+
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import models
+from tests import collectives
+
+B, T, V, N = 2, 9, 16, 4
+POOLINGS = ('mean', 'last', 'first', 'none')
+KINDS = (models.SequenceClassifier, models.SequenceRegressor)
+_jit = functools.partial(jax.jit, compiler_options=collectives.QUICKLY)
+
+
+def make(kind=models.SequenceRegressor, *, vectors=False, **changes):
+  sizes = dict(num_classes=N, out_features=N)
+  if vectors:
+    sizes.update(vocab_size=0, in_features=3)
+  config = models.ModelConfig.tiny().replace(**sizes | changes)
+  return kind(config, rngs=nnx.Rngs(0))
+
+
+def inputs(vectors):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, V, (B, T))
+  if vectors:
+    x = rng.standard_normal((B, T, 3)).astype(np.float32)
+  reset = np.zeros((B, T), bool)
+  reset[:, 4] = True
+  mask = np.ones((B, T), bool)
+  mask[0, 5:7] = mask[1, :2] = False
+  return jnp.asarray(x), dict(reset=jnp.asarray(reset), mask=jnp.asarray(mask))
+
+
+def part(flags, *index):
+  return {k: v[(slice(None), *index)] for k, v in flags.items()}
+
+
+def assert_trees_close(got, want, atol=2e-6):
+  jax.tree.map(
+      lambda g, w: np.testing.assert_allclose(g, w, atol=atol), got, want
+  )
+
+
+class ContractTest(parameterized.TestCase):
+
+  @parameterized.product(pooling=POOLINGS, vectors=(False, True))
+  def test_whole_chunks_and_steps_agree(self, pooling, vectors):
+    model = make(models.SequenceClassifier, vectors=vectors, pooling=pooling)
+    x, flags = inputs(vectors)
+    carry, want = model(x, **flags)
+    self.assertEqual(want.shape, (B, T, N) if pooling == 'none' else (B, N))
+    half, first = model(x[:, :6], **part(flags, slice(0, 6)))
+    half, empty = model(x[:, :0], half)
+    got, second = model(x[:, 6:], half, **part(flags, slice(6, None)))
+    step = _jit(lambda c, u, f: model.step(c, u, **f))
+    stepped, each = model.initialize_carry(B), []
+    for t in range(T):
+      stepped, y = step(stepped, x[:, t], part(flags, t))
+      each.append(y)
+    if pooling == 'none':
+      self.assertEqual(empty.shape, (B, 0, N))
+      assert_trees_close(jnp.concatenate([first, second], 1), want)
+      assert_trees_close(jnp.stack(each, 1), want)
+      self.assertTrue((want[~flags['mask']] == 0).all())
+      self.assertIsNone(carry.pooled)
+      self.assertIsNone(carry.count)
+    else:
+      assert_trees_close(second, want)
+      assert_trees_close(each[-1], want)
+      assert_trees_close(empty, first)
+    assert_trees_close((got, stepped), (carry, carry))
+    # Only the sequence since the last reset counts.
+    _, alone = model(x[:, 4:], mask=flags['mask'][:, 4:])
+    assert_trees_close(want[:, 4:] if pooling == 'none' else want, alone)
+
+  @parameterized.parameters(*POOLINGS)
+  def test_a_regressor_and_a_classifier_compute_the_same(self, pooling):
+    x, flags = inputs(True)
+    results = [
+        make(kind, vectors=True, pooling=pooling)(x, **flags) for kind in KINDS
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+  @parameterized.parameters(
+      ('mean', 'min_gru', 'pre'), ('last', 'gru', 'post'),
+      ('first', 'min_gru', 'post'), ('none', 'gru', 'pre'),
+      ('none', 'min_gru', 'post'),
+  )
+  def test_padding_changes_neither_outputs_nor_gradients(
+      self, pooling, layer, norm_position
+  ):
+    graphdef, params = nnx.split(make(
+        vectors=True, pooling=pooling, layer=layer, embed_norm=True,
+        norm_position=norm_position,
+    ))
+    x, _ = inputs(True)
+    x = x[:1, :6]
+
+    def run(params, x, mask):
+      _, y = nnx.merge(graphdef, params)(x, mask=mask)
+      return (y**2).sum(), y
+
+    grad = _jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+    (_, want), (want_params, want_x) = grad(params, x, None)
+    # Left of the sequence, in it, and right of it.
+    at = np.array([1, 2, 4, 5, 6, 8])
+    padded = jnp.full((1, T + 2, 3), jnp.nan).at[:, at].set(x)
+    mask = jnp.zeros((1, T + 2), bool).at[:, at].set(True)
+    (_, got), (got_params, got_x) = grad(params, padded, mask)
+    if pooling == 'none':
+      self.assertTrue((got[~mask] == 0).all())
+      got = got[:, at]
+    assert_trees_close(got, want)
+    assert_trees_close(got_params, want_params, atol=1e-5)
+    assert_trees_close(got_x[:, at], want_x, atol=1e-5)
+    self.assertTrue((got_x[~mask] == 0).all())
+
+  @parameterized.parameters('mean', 'none')
+  def test_steps_and_the_whole_have_the_same_gradients(self, pooling):
+    graphdef, params = nnx.split(make(vectors=True, pooling=pooling))
+    x, flags = inputs(True)
+
+    def whole(params, x):
+      _, y = nnx.merge(graphdef, params)(x, **flags)
+      return (y**2).sum()
+
+    def steps(params, x):
+      model = nnx.merge(graphdef, params)
+      body = lambda carry, u: model.step(carry, u[0], **u[1])
+      by_time = jax.tree.map(lambda u: u.swapaxes(0, 1), (x, flags))
+      _, y = jax.lax.scan(body, model.initialize_carry(B), by_time)
+      return ((y if pooling == 'none' else y[-1]) ** 2).sum()
+
+    want, got = (_jit(jax.grad(f, (0, 1)))(params, x) for f in (whole, steps))
+    assert_trees_close(got, want, atol=1e-5)
+
+  @parameterized.parameters(*POOLINGS)
+  def test_nothing_passes_a_reset(self, pooling):
+    model = make(vectors=True, pooling=pooling)
+    x, _ = inputs(True)
+    reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
+    late = lambda y: y[:, 4:] if pooling == 'none' else y
+    run = lambda x: late(model(x, reset=reset)[1])
+    spoiled = x.at[:, :4].set(jnp.nan)
+    np.testing.assert_array_equal(run(spoiled), run(x))
+    gradient = jax.grad(lambda x: (run(x) ** 2).sum())(spoiled)[:, 4:]
+    assert_trees_close(
+        gradient, jax.grad(lambda x: (run(x) ** 2).sum())(x)[:, 4:]
+    )
+
+  def test_outputs_of_steps_do_not_see_later_steps(self):
+    model = make(vectors=True, pooling='none')
+    self.assertTrue(model.causal)
+    x, _ = inputs(True)
+    _, before = model(x)
+    _, after = model(x.at[:, 6:].add(1.0))
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+
+  @parameterized.product(pooling=('mean', 'none'), kind=KINDS)
+  def test_bfloat16_activations_float32_outputs(self, pooling, kind):
+    model = make(kind, vectors=True, pooling=pooling, dtype='bfloat16')
+    want = make(kind, vectors=True, pooling=pooling)
+    x, flags = inputs(True)
+    carry, y = model(x, **flags)
+    self.assertEqual(y.dtype, jnp.float32)
+    self.assertEqual(
+        jax.tree.leaves(carry.layers)[0].dtype, jnp.float32
+    )
+    np.testing.assert_allclose(y, want(x, **flags)[1], atol=0.05)
+    if pooling == 'mean':
+      self.assertEqual(carry.pooled.dtype, jnp.float32)
+    _, y = model.step(None, x[:, 0])
+    self.assertEqual(y.dtype, jnp.float32)
+
+  def test_integer_vectors_are_numbers(self):
+    model = make(vectors=True)
+    x = np.arange(B * T * 3).reshape(B, T, 3) % 5
+    np.testing.assert_array_equal(
+        model(x)[1], model(x.astype(np.float32))[1]
+    )
+
+  def test_dropout_needs_a_key(self):
+    model = make(vectors=True, pooling='none', dropout=0.5)
+    x, _ = inputs(True)
+    want = model(x)[1]
+    np.testing.assert_array_equal(model(x, train=True)[1], want)
+    dropped = model(x, key=jax.random.key(0))[1]
+    self.assertGreater(float(jnp.abs(dropped - want).max()), 0)
+
+
+class BidirectionalTest(parameterized.TestCase):
+
+  @parameterized.parameters('mean', 'none')
+  def test_a_label_may_depend_on_later_steps(self, pooling):
+    model = make(
+        models.SequenceClassifier, layer='lru', bidirectional=True,
+        pooling=pooling,
+    )
+    self.assertFalse(model.causal)
+    x, flags = inputs(False)
+    _, y = model(x, **flags)
+    self.assertEqual(y.shape, (B, T, N) if pooling == 'none' else (B, N))
+    changed = model(x.at[:, 8].set((x[:, 8] + 1) % V), **flags)[1]
+    # The second sequence starts at step 4. The first one does not change.
+    if pooling == 'none':
+      np.testing.assert_array_equal(changed[:, :4], y[:, :4])
+      self.assertGreater(float(jnp.abs(changed - y)[:, 4].max()), 0)
+    with self.assertRaisesRegex(ValueError, 'step'):
+      model.step(None, x[:, 0])
+
+
+class BadInputTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (dict(out_features=0), 'model.out_features must be set'),
+      (dict(out_features=-1), 'model.out_features must not be negative'),
+      (dict(out_features=1.5), 'model.out_features must be an integer'),
+      (dict(pooling='nome'), 'Did you mean "none"'),
+      (dict(in_features=3), 'One of model.vocab_size .* got 16 and 3'),
+      (dict(vocab_size=0), 'One of model.vocab_size .* got 0 and 0'),
+  )
+  def test_configs(self, changes, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      make(**changes)
+    if 'out_features' not in changes:
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        make(models.SequenceClassifier, **changes)
+
+  def test_a_classifier_needs_classes(self):
+    with self.assertRaisesRegex(errors.UserValueError, 'num_classes must be'):
+      make(models.SequenceClassifier, num_classes=0)
+
+  @parameterized.product(kind=KINDS, pooling=('mean', 'none'))
+  def test_inputs(self, kind, pooling):
+    model = make(kind, vectors=True, pooling=pooling)
+    x = np.zeros((B, T, 3), np.float32)
+    for bad in (
+        None, 1.0, x[0], x[..., 1:], x[..., None], 'no', [[1.0], [1.0, 2.0]],
+        x.astype(np.complex64), dict(x=x),
+    ):
+      with self.assertRaisesRegex(ValueError, '^`inputs` must be|must have 3'):
+        model(bad)
+    with self.assertRaisesRegex(ValueError, 'must have 2 axes'):
+      model.step(None, x)
+    with self.assertRaisesRegex(ValueError, '^`mask` must be bool'):
+      model(x, mask=np.ones((B, T)))
+    with self.assertRaisesRegex(ValueError, '^`reset` must be bool'):
+      model(x, reset=np.ones((B, T - 1), bool))
+    with self.assertRaisesRegex(ValueError, '`tokens` must be integers'):
+      make(kind, pooling=pooling)(x)
+
+  @parameterized.parameters(*POOLINGS)
+  def test_carries(self, pooling):
+    model = make(vectors=True, pooling=pooling)
+    other = 'mean' if pooling == 'none' else 'none'
+    x = np.zeros((B, T, 3), np.float32)
+    good = model.initialize_carry(B)
+    for carry in (
+        model.initialize_carry(B + 1), good.layers, tuple(good), 0.0,
+        make(vectors=True, pooling=other).initialize_carry(B),
+    ):
+      with self.assertRaisesRegex(ValueError, '`carry'):
+        model(x, carry)
+      with self.assertRaisesRegex(ValueError, '`carry'):
+        model.step(carry, x[:, 0])
+
+
+class NamesTest(parameterized.TestCase):
+
+  @parameterized.parameters(*KINDS)
+  def test_parameters_have_the_names_of_checkpoints(self, kind):
+    names = lambda **changes: set(
+        nnx.state(nnx.eval_shape(lambda: make(kind, **changes)), nnx.Param)
+    )
+    self.assertEqual(names(), {'embed', 'backbone', 'norm', 'head'})
+    self.assertEqual(
+        names(vectors=True, embed_norm=True, norm_position='post'),
+        {'encoder', 'embed_norm', 'backbone', 'head'},
+    )
+
+  def test_a_config_older_than_a_field_is_read(self):
+    old = dict(vars(models.ModelConfig.tiny()))
+    del old['out_features']
+    self.assertEqual(
+        models.ModelConfig.from_dict(old), models.ModelConfig.tiny()
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
