@@ -29,6 +29,7 @@ _EXTRAS = {
     'cuda': ['jax[cuda13]>=0.10.2'],
     'tpu': ['jax[tpu]>=0.10.2'],
     # More data sets, more ways to look at a run, more formats.
+    'digits': ['scikit-learn>=1.5'],
     'tf': ['tensorflow-cpu>=2.21'],
     'tensorboard': ['tensorboardX>=2.6'],
     'rl': ['gymnasium[mujoco]>=1.0', 'h5py>=3.11'],
@@ -42,6 +43,7 @@ _EXTRAS = {
         'pytest>=8',
         'pytest-xdist>=3.6',
         'ruff>=0.9',
+        'scikit-learn>=1.5',
         'tensorboardX>=2.6',
     ],
 }

@@ -4,6 +4,11 @@
 
 downloads the text and writes it where `experiments.train` looks for it. Without
 a network, put the original file into a directory and add --manual_dir=DIR.
+
+  python scripts/prepare_datasets.py smnist --manual_dir=DIR
+
+prepares the four files of MNIST in DIR, which the message without --manual_dir
+lists with their address.
 """
 
 import pathlib
@@ -15,10 +20,11 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'tiny_shakespeare': tiny_shakespeare}
+DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -27,7 +33,9 @@ _DATA_DIR = flags.DEFINE_string(
     'directory of the user.',
 )
 _MANUAL_DIR = flags.DEFINE_string(
-    'manual_dir', '', 'A directory with the original file, to download nothing.'
+    'manual_dir',
+    '',
+    'A directory with the original files, to download nothing.',
 )
 
 
@@ -46,8 +54,8 @@ def prepare(name: str):
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
   directory = DATASETS[name].prepare(data_dir, manual_dir)
-  for split, text in DATASETS[name].read(data_dir).items():
-    print(f'{name} {split}: {len(text):,} characters')
+  for split, content in DATASETS[name].describe(data_dir).items():
+    print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())
   print(f'{name} is in {directory} ({size:,} bytes)')
 

@@ -19,8 +19,8 @@ import rnnzoo
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
-    'convert', 'cuda', 'docs', 'export', 'rl', 'tensorboard', 'test', 'tf',
-    'timeseries', 'tpu',
+    'convert', 'cuda', 'digits', 'docs', 'export', 'rl', 'tensorboard', 'test',
+    'tf', 'timeseries', 'tpu',
 )
 
 

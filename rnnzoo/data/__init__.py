@@ -9,6 +9,7 @@
 Loading this package loads grain; `import rnnzoo` loads neither.
 """
 
+from rnnzoo.data.arrays import from_arrays
 from rnnzoo.data.definition import Definition
 from rnnzoo.data.loading import DATASETS
 from rnnzoo.data.loading import find
@@ -16,4 +17,7 @@ from rnnzoo.data.loading import load
 from rnnzoo.data.pipeline import Dataset
 from rnnzoo.data.vocabulary import Vocabulary
 
-__all__ = ['DATASETS', 'Dataset', 'Definition', 'Vocabulary', 'find', 'load']
+__all__ = [
+    'DATASETS', 'Dataset', 'Definition', 'Vocabulary', 'find', 'from_arrays',
+    'load',
+]

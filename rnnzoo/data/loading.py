@@ -7,8 +7,12 @@ from typing import Any
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo.data import definition as definitions
+from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
+from rnnzoo.data.images import digits
+from rnnzoo.data.images import smnist
+from rnnzoo.data.synthetic import adding
 from rnnzoo.data.synthetic import mqar
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
@@ -17,16 +21,21 @@ from rnnzoo.data.text import tiny_shakespeare
 
 # A new data set is one file, and one line here.
 DATASETS = {
+    'adding': adding.DEFINITION,
+    'digits': digits.DEFINITION,
     'mqar': mqar.DEFINITION,
+    'npz_file': npz_file.DEFINITION,
     'python_docs': python_docs.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
+    'smnist': smnist.DEFINITION,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
 }
-# The fields of all data sets together.
+# The fields of all data sets of tokens together.
 FIELDS = definitions.COMMON | {
     name: field
     for definition in DATASETS.values()
+    if definition.task == 'language_modelling'
     for name, field in definition.fields.items()
 }
 

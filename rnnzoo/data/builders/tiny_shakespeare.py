@@ -11,13 +11,12 @@ The text is Andrej Karpathy's selection from Shakespeare's plays (char-rnn,
 import contextlib
 import hashlib
 import io
-import os
 import pathlib
 import tempfile
 
 import requests
 from rnnzoo import errors
-from rnnzoo.data.builders import features
+from rnnzoo.data.builders import records
 from rnnzoo.data.text import corpus
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
@@ -143,7 +142,7 @@ def prepare(
     )
     raise errors.UserError(
         f'{NAME} could not be prepared in {data_dir} from {source}: '
-        f'{first_line(error)}.' + (advice if manual_dir is None else '')
+        f'{records.first_line(error)}.' + (advice if manual_dir is None else '')
     ) from error
   return pathlib.Path(builder.data_dir)
 
@@ -158,40 +157,17 @@ def read(data_dir: pathlib.Path) -> dict[str, str]:
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
-  directory = data_dir / NAME / VERSION
-  if not (directory / 'dataset_info.json').exists():
-    raise errors.UserFileNotFoundError(
-        f'{NAME} is not in {data_dir}. To download it: python '
-        f'scripts/prepare_datasets.py {NAME} --data_dir={data_dir} (with '
-        f'--manual_dir=DIR it takes DIR/{FILE} instead, without a network). '
-        'Data that lies elsewhere: name its directory with '
-        '--config.data.data_dir or $RNNZOO_DATA_DIR.'
-    )
-  place, found = directory, {}
-  try:
-    features.check(directory)
-    builder = tfds.builder_from_directory(directory)
-    for split in corpus.SPLITS:
-      (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
-      if os.path.abspath(place.parent) != os.path.abspath(directory):
-        raise ValueError('it does not lie beside the others')
-      text = builder.as_data_source(split)[0]['text']
-      if text is None:  # So a file that has lost its end may look.
-        raise ValueError('it is cut short')
-      found[split] = text.decode('utf-8')
-  # TFDS, protobuf and array_record each have their own errors for a file that
-  # was cut short, overwritten, or written in another format.
-  except Exception as error:
-    reason = first_line(error).replace(str(place), place.name)
-    raise errors.UserError(
-        f'{place} of {NAME} cannot be read ({reason}). Move the data away and '
-        f'prepare it again: python scripts/prepare_datasets.py {NAME} '
-        f'--data_dir={data_dir}'
-    ) from error
-  return found
+  return records.read(
+      data_dir, NAME, VERSION, corpus.SPLITS,
+      'To download it: {command} (with --manual_dir=DIR it takes '
+      f'DIR/{FILE} instead, without a network).',
+      convert=lambda split: split[0]['text'].decode('utf-8'),
+  )
 
 
-def first_line(error: Exception) -> str:
-  """Returns what an error says, cut to its first line, without full stop."""
-  lines = str(error).splitlines() or [type(error).__name__]
-  return lines[0].rstrip('.')
+def describe(data_dir: pathlib.Path) -> dict[str, str]:
+  """Returns what each split holds, for people."""
+  return {
+      split: f'{len(text):,} characters'
+      for split, text in read(data_dir).items()
+  }

@@ -1,0 +1,280 @@
+"""What a person gives as arrays, as inputs and targets of known form.
+
+All functions take and return dictionaries by split, so that the splits get the
+same length and the same classes, and raise `UserValueError` for what is wrong.
+Lengths are `[N]` int64, or `None` where all steps exist.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rnnzoo import errors
+
+
+def array(values: Any, what: str) -> np.ndarray:
+  """Returns `values` as an array of numbers or strings, booleans as integers.
+
+  Raises:
+    UserValueError: If they are something else, such as objects.
+  """
+  try:
+    found = np.asarray(values)
+  except ValueError:  # Lists of unequal lengths.
+    found = np.asarray(None)
+  if found.dtype.kind == 'b':
+    return found.astype(np.int32)
+  if found.dtype.kind not in 'iufU':
+    kind = 'an object' if found.dtype.kind == 'O' else str(found.dtype)
+    raise errors.UserValueError(
+        f'{what} must be an array of numbers, got {kind}.'
+    )
+  return found
+
+
+def padded(values: Any, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+  """Returns one array `[N, T, ...]`, and the lengths of a list of arrays."""
+  pieces = []
+  if isinstance(values, (list, tuple)):
+    pieces = [array(value, what) for value in values]
+  if len({piece.shape for piece in pieces}) < 2:
+    return array(values, what), None
+  if (
+      not all(piece.ndim and len(piece) for piece in pieces)
+      or len({piece.shape[1:] for piece in pieces}) > 1
+      or len({piece.dtype.kind.replace('u', 'i') for piece in pieces}) > 1
+  ):
+    raise errors.UserValueError(
+        f'{what} is a list: its arrays must have one dtype, at least one step '
+        'each, and the same shape after the first axis.'
+    )
+  lengths = np.array([len(piece) for piece in pieces])
+  dtype = np.result_type(*{piece.dtype for piece in pieces})
+  whole = np.zeros((len(pieces), lengths.max(), *pieces[0].shape[1:]), dtype)
+  for row, piece in zip(whole, pieces, strict=True):
+    row[: len(piece)] = piece
+  return whole, lengths
+
+
+def inputs(
+    values: Mapping[str, Any], lengths: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
+  """Returns the inputs of each split, all of one length, and their lengths.
+
+  Inputs are tokens `[N, T]` int32 or vectors `[N, T, D]` float32, and 0 where
+  no step exists.
+  """
+  found, steps = {}, {}
+  for split, value in values.items():
+    what = f'x of {split}'
+    found[split], steps[split] = padded(value, what)
+    found[split] = _sequences(found[split], what)
+    if lengths[split] is None:
+      continue
+    if steps[split] is not None:
+      raise errors.UserValueError(
+          f'{what} is a list of arrays of unequal lengths, which needs no '
+          'lengths beside it.'
+      )
+    steps[split] = _lengths(lengths[split], found[split], split)
+  if len({u.shape[2:] for u in found.values()}) > 1:
+    shapes = ', '.join(f'{list(u.shape)}' for u in found.values())
+    raise errors.UserValueError(
+        'All splits of x must be tokens, or vectors of one size, got the '
+        f'shapes {shapes}.'
+    )
+  longest = max(u.shape[1] for u in found.values())
+  for split, u in found.items():
+    if u.shape[1] < longest:
+      if steps[split] is None:
+        steps[split] = np.full(len(u), u.shape[1])
+      space = [(0, longest - u.shape[1]) if axis == 1 else (0, 0)
+               for axis in range(u.ndim)]
+      u = np.pad(u, space)
+    u = _finite(cleared(u, steps[split]), f'x of {split}')
+    if u.ndim == 2:
+      errors.check_token_ids(f'x of {split}', u)
+      u = u.astype(np.int32)
+    found[split] = u
+  return found, steps
+
+
+def _sequences(u, what):
+  """Returns integers `[N, T]` or floats `[N, T, D]`."""
+  if u.ndim not in (2, 3) or not u.size or u.dtype.kind == 'U':
+    raise errors.UserValueError(
+        f'{what} must be vectors [N, T, D] or tokens [N, T], got '
+        f'{u.dtype} of shape {list(u.shape)}.'
+    )
+  if u.ndim == 2 and u.dtype.kind == 'f':
+    u = u[..., None]
+  return float32(u) if u.ndim == 3 else u
+
+
+def _lengths(values, u, split):
+  found, (count, length) = array(values, 'lengths'), u.shape[:2]
+  if found.shape != (count,) or found.dtype.kind not in 'iu':
+    raise errors.UserValueError(
+        f'lengths of {split} must be {count} integers, one for each row of x, '
+        f'got {found.dtype} of shape {list(found.shape)}.'
+    )
+  if found.min() < 1 or found.max() > length:
+    raise errors.UserValueError(
+        f'lengths of {split} must be from 1 to {length}, the length of x, got '
+        f'{found.min()} to {found.max()}.'
+    )
+  return found.astype(np.int64)
+
+
+def targets(
+    values: Mapping[str, Any],
+    x: Mapping[str, np.ndarray],
+    lengths: Mapping[str, np.ndarray | None],
+    task: str | None,
+    class_names: Sequence[str],
+) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
+  """Returns the targets of each split, the kind of task, and class names.
+
+  Targets are `[N]` or `[N, T]` int32 for classification, `[N, K]` or
+  `[N, T, K]` float32 for regression, and 0 where no step exists.
+
+  Args:
+    values: The targets by split.
+    x: What `inputs` returned.
+    lengths: What `inputs` returned.
+    task: `'classification'`, `'regression'`, or `None` to go by the dtype.
+    class_names: Names of the classes, perhaps none.
+  """
+  class_names, found = tuple(map(str, class_names)), {}
+  for split, value in values.items():
+    what = f'y of {split}'
+    found[split], steps = padded(value, what)
+    if steps is not None:
+      found[split] = _as_long(
+          found[split], steps, x[split], lengths[split], what
+      )
+    if not found[split].ndim or len(found[split]) != len(x[split]):
+      raise errors.UserValueError(
+          f'{what} must have one row for each of the {len(x[split])} rows of '
+          f'x, got the shape {list(found[split].shape)}.'
+      )
+  train = found['train']
+  for u in found.values():
+    if u.ndim != train.ndim or (u.dtype.kind in 'iu') != (
+        train.dtype.kind in 'iu'
+    ):
+      raise errors.UserValueError(
+          'y must have one kind of dtype and one number of axes in all splits.'
+      )
+  if train.dtype.kind == 'U' and task != 'regression':
+    class_names, found = _numbered(found, class_names)
+  elif task is None and train.dtype.kind == 'f':
+    task = 'regression'
+  task = task or 'classification'
+  convert = _labels if task == 'classification' else _numbers
+  found = {
+      split: convert(u, x[split], lengths[split], f'y of {split}')
+      for split, u in found.items()
+  }
+  if task == 'classification':
+    most = max(int(u.max()) for u in found.values())
+    if class_names and len(class_names) <= most:
+      raise errors.UserValueError(
+          f'y has labels up to {most}, but there are only '
+          f'{len(class_names)} class_names.'
+      )
+  elif class_names:
+    raise errors.UserValueError('class_names are for classification only.')
+  elif len({u.shape[-1] for u in found.values()}) > 1:
+    raise errors.UserValueError('y must be as wide in all splits.')
+  return found, task, class_names
+
+
+def _as_long(u, steps, x, lengths, what):
+  """Returns targets of unequal lengths, padded to the length of `x`."""
+  expected = np.full(len(x), x.shape[1]) if lengths is None else lengths
+  if not np.array_equal(steps, expected):
+    raise errors.UserValueError(
+        f'{what} is a list: its arrays must be as many and as long as those of '
+        'x.'
+    )
+  space = [(0, x.shape[1] - u.shape[1]) if axis == 1 else (0, 0)
+           for axis in range(u.ndim)]
+  return np.pad(u, space)
+
+
+def _numbered(found, class_names):
+  """Returns the names of the classes, and numbers in place of names."""
+  known = np.unique(np.concatenate([u.ravel() for u in found.values()]))
+  names = class_names or tuple(map(str, known))
+  unknown = set(map(str, known)) - set(names)
+  if unknown:
+    raise errors.UserValueError(
+        f'y has the label {min(unknown)!r}, which is not in class_names.'
+    )
+  number = {name: i for i, name in enumerate(names)}
+  numbers = np.array([number[str(name)] for name in known])
+  return names, {
+      split: numbers[np.searchsorted(known, u)] for split, u in found.items()
+  }
+
+
+def _labels(u, x, lengths, what):
+  """Returns labels `[N]` or `[N, T]` int32."""
+  if u.shape == (len(x), 1):  # A column of labels.
+    u = u[:, 0]
+  if u.ndim > 2 or u.shape != x.shape[: u.ndim]:
+    raise errors.UserValueError(
+        f'{what} must be labels [N] or [N, T] for classification, with '
+        f'[N, T] = {list(x.shape[:2])}, got the shape {list(u.shape)}.'
+    )
+  u = cleared(u, lengths)
+  if not np.array_equal(u, np.trunc(u)):
+    raise errors.UserValueError(
+        f'{what} must be whole numbers for classification.'
+    )
+  if u.min() < 0 or u.max() >= 2**31 - 1:
+    raise errors.UserValueError(
+        f'{what} must be labels from 0 upwards, got {u.min()} to {u.max()}.'
+    )
+  return u.astype(np.int32)
+
+
+def _numbers(u, x, lengths, what):
+  """Returns numbers `[N, K]` or `[N, T, K]` float32."""
+  if u.ndim == 1:
+    u = u[:, None]
+  fits = u.ndim == 2 or u.ndim == 3 and u.shape[1] == x.shape[1]
+  if u.dtype.kind == 'U' or not fits or not u.size:
+    raise errors.UserValueError(
+        f'{what} must be numbers [N], [N, K] or [N, T, K] for regression, with '
+        f'[N, T] = {list(x.shape[:2])}, got {u.dtype} of shape '
+        f'{list(u.shape)}.'
+    )
+  u = float32(u)
+  return _finite(cleared(u, lengths) if u.ndim == 3 else u, what)
+
+
+def float32(u: np.ndarray) -> np.ndarray:
+  """Returns `u` as float32; what is too large becomes infinite."""
+  with np.errstate(over='ignore'):
+    return u.astype(np.float32)
+
+
+def cleared(u: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+  """Returns `[N, T, ...]` with zeros where no step exists; `[N]` as it is."""
+  if lengths is None or u.ndim == 1:
+    return u
+  exists = np.arange(u.shape[1]) < lengths[:, None]
+  exists = exists.reshape(exists.shape + (1,) * (u.ndim - 2))
+  return np.where(exists, u, np.zeros((), u.dtype))
+
+
+def _finite(u, what):
+  """Returns `u`; an infinite number is an error."""
+  if u.dtype.kind == 'f' and not np.isfinite(u).all():
+    at = np.argwhere(~np.isfinite(u))[0].tolist()
+    raise errors.UserValueError(
+        f'{what} must be finite in float32, got {u[tuple(at)]} at index {at}.'
+    )
+  return u
