@@ -9,6 +9,7 @@ from rnnzoo import layers
 from rnnzoo import online
 from rnnzoo import testing
 from rnnzoo.layers import base
+from rnnzoo.layers import recurrences
 
 _LAYERS = dict(
     cg_lru=lambda **k: layers.CGLRU(4, **k),
@@ -127,7 +128,7 @@ class ExactTest(parameterized.TestCase):
     self.assertLess(errors['parts.1'][0], 3e-2)
 
 
-class _OneDecay(base.LinearRecurrence):
+class _OneDecay(recurrences.LinearRecurrence):
   """All channels share a parameter."""
 
   def __init__(self):

@@ -20,6 +20,9 @@ from experiments.benchmarks import timing
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.training.processes import host
 
 _SHAPES = flags.DEFINE_multi_string(
@@ -36,9 +39,9 @@ _OUT = drivers.define_path(
 
 # The gate, and how many arrays [B, T, D] it takes.
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), 2),
-    'min_lstm': (ops.min_lstm_gate(), 3),
-    'rg_lru': (ops.rg_lru_gate, 3),
+    'min_gru': (min_gru.min_gru_gate(), 2),
+    'min_lstm': (min_lstm.min_lstm_gate(), 3),
+    'rg_lru': (rg_lru.rg_lru_gate, 3),
 }
 _CEILING = 'u*.5+v'
 _COLUMNS = {

@@ -29,6 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import pallas_gpu
 
 _INTERPRET = flags.DEFINE_bool(
@@ -86,9 +89,9 @@ class Variant(NamedTuple):
 
 
 _GATES = dict(
-    min_gru=(ops.min_gru_gate(), 2),
-    min_lstm=(ops.min_lstm_gate(), 3),
-    rg_lru=(ops.rg_lru_gate, 3),
+    min_gru=(min_gru.min_gru_gate(), 2),
+    min_lstm=(min_lstm.min_lstm_gate(), 3),
+    rg_lru=(rg_lru.rg_lru_gate, 3),
 )
 
 

@@ -24,6 +24,7 @@ from experiments.benchmarks import timing
 import jax
 from rnnzoo import layers
 from rnnzoo.layers import base
+from rnnzoo.layers import recurrences
 from rnnzoo.training.processes import host
 import tqdm
 
@@ -70,7 +71,7 @@ def measure(name, length):
   x = jax.random.normal(jax.random.key(0), (_BATCH.value, length, *shape))
   # A cell has no other form.
   by_step = length in _AGAINST_STEPS.value and not isinstance(
-      layer, base.RecurrentCell
+      layer, recurrences.RecurrentCell
   )
   functions, params = layer_programs.programs_of(layer, by_step)
   programs, inputs = {}, dict.fromkeys(functions, x)

@@ -4,10 +4,7 @@ from rnnzoo.layers.aaren import Aaren as Aaren
 from rnnzoo.layers.aaren import AarenCarry as AarenCarry
 from rnnzoo.layers.attention import Attention as Attention
 from rnnzoo.layers.attention import AttentionCarry as AttentionCarry
-from rnnzoo.layers.base import LinearRecurrence as LinearRecurrence
-from rnnzoo.layers.base import RecurrentCell as RecurrentCell
 from rnnzoo.layers.base import RecurrentLayer as RecurrentLayer
-from rnnzoo.layers.base import TimedRecurrence as TimedRecurrence
 from rnnzoo.layers.carries import batch_axes as batch_axes
 from rnnzoo.layers.carries import load_carry as load_carry
 from rnnzoo.layers.carries import put_rows as put_rows
@@ -43,6 +40,9 @@ from rnnzoo.layers.mlstm import MLSTMLarge as MLSTMLarge
 from rnnzoo.layers.mlstm_block import MLSTMBlock as MLSTMBlock
 from rnnzoo.layers.mlstm_block import MLSTMBlockCarry as MLSTMBlockCarry
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
+from rnnzoo.layers.recurrences import LinearRecurrence as LinearRecurrence
+from rnnzoo.layers.recurrences import RecurrentCell as RecurrentCell
+from rnnzoo.layers.recurrences import TimedRecurrence as TimedRecurrence
 from rnnzoo.layers.ret_net import RetNet as RetNet
 from rnnzoo.layers.ret_net import RetNetCarry as RetNetCarry
 from rnnzoo.layers.rg_lru import RGLRU as RGLRU

@@ -1,10 +1,9 @@
-"""What every layer of the zoo promises, and the two ways to keep it.
+"""The contract of a layer: what every layer of the zoo promises.
 
 Axes: `B` batch, `T` time, `D` features, `H` hidden features, `N` state
-features. Time is axis 1 everywhere. A diagonal linear recurrence inherits
-`LinearRecurrence` and is one `ops.linear_scan`, or `GatedRecurrence` and is one
-`ops.gated_scan`; a nonlinear one inherits
-`RecurrentCell` and is scanned token by token.
+features. Time is axis 1 everywhere. A layer inherits `RecurrentLayer` or one of
+the shared forms in `recurrences.py`, and starts with `prepare`, which checks
+its arguments.
 """
 
 from collections.abc import Callable
@@ -19,24 +18,19 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 
-# XLA:CPU once widened the whole of a stack of bfloat16 outputs for every row
-# that a loop wrote to it: ten times slower at T = 4096. (Measured: 0.10.2 does
-# so, 0.12 does not.)
-_STACK_WIDE = jax.__version_info__ < (0, 12)
-
 Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
 
 
 def _with_arrays(method: Callable, place: int) -> Callable:
-  """Wraps `__call__` and the like: lists and NumPy arrays become JAX arrays.
+  """Makes a method accept lists and NumPy arrays in place of JAX arrays.
 
   Args:
-    method: Of a layer.
-    place: Where `x` is among its arguments.
+    method: A method of a layer, `__call__` for example.
+    place: The position of `x` among its arguments.
 
   Returns:
-    A method of the same arguments, whatever they are: a call that does not fit
-    gets Python's own message, which names `method`.
+    A method that passes all its arguments on. If they do not fit, Python's own
+    message appears, which names `method`.
   """
 
   @functools.wraps(method)
@@ -55,42 +49,49 @@ def _with_arrays(method: Callable, place: int) -> Callable:
 
 
 _ARRAYS = ('x', 'reset', 'mask', 'dt', 'v_first')
-# The door of all layers: what `RecurrentLayer` wraps in each of its subclasses,
-# and where `x` is among the arguments.
-_DOOR = dict(__call__=0, first_value=0, step=1)
+# The methods that `RecurrentLayer` wraps in each of its subclasses, and the
+# position of `x` among their arguments.
+_WRAPPED = dict(__call__=0, first_value=0, step=1)
 
 
 class RecurrentLayer(nnx.Module):
   """A sequence layer with a state of fixed size.
 
-  The carry comes first, going in and coming out, as in `jax.lax.scan`. For
-  every layer the whole sequence, chunks of it of any lengths, and a scan of
-  `step` give the same outputs, carry and gradients.
+  As in `jax.lax.scan`, the carry comes first among the results, and first
+  among the arguments of `step`. Three ways to run a sequence give the same
+  outputs, carry and gradients: one call, calls on chunks of any lengths, and a
+  scan of `step`.
 
-  `reset` marks where a new sequence starts: before that token is read the state
-  becomes that of `initialize_carry`, by selection, so nothing from before, not
-  even a NaN, reaches what comes after. `mask` marks the steps that exist: where
-  it is `False` the carry passes unchanged, the output is 0, and no gradient
-  flows.
+  `reset` marks the tokens that start a new sequence. Before such a token is
+  read, the state is replaced by that of `initialize_carry`. The replacement is
+  a selection, so nothing from earlier tokens, not even a NaN, reaches later
+  ones. `mask` marks the tokens that exist. Where it is `False` the carry passes
+  unchanged, the output is 0, and no gradient flows.
 
-  Outputs have the compute dtype: `dtype` if the layer was given one, else that
-  of `x`. States are kept in `promote_types(float32, compute dtype)`.
+  Outputs have the compute dtype: the `dtype` of the layer, or the dtype of `x`
+  if that is `None`. States have the dtype `promote_types(float32, compute
+  dtype)`.
 
   `x`, the flags and the side inputs may be lists or NumPy arrays: the methods
-  of every subclass get them as JAX arrays. A carry stays as it is. In a
-  subclass `x` and `carry` must have these names, and everything else is passed
-  by keyword.
+  of every subclass receive them as JAX arrays. A carry is not converted. A
+  subclass must use the names `x` and `carry`, and take all other arguments by
+  keyword.
 
   Attributes:
     in_features: Size `D_in` of an input token.
     out_features: Size `D_out` of an output token.
     dtype: Compute dtype, or `None` for that of the input.
-    causal: Whether outputs depend on no later input; else there is no `step`.
-    gathers_time: Whether on a mesh that splits time every device computes all
-      of it, and so needs the whole sequence, instead of a stretch of it.
-    input_shape: Of layers only whose token is no vector: its sizes, the last of
-      them `in_features`, `[H, W, C]` of an image. Read `[B, T, H, W, C]` for
-      `[B, T, D_in]` then; outputs differ from that in their last axis only.
+    causal: Whether outputs depend on no later input. If not, the layer has no
+      `step`.
+    gathers_time: Whether, on a mesh that splits time, every device computes the
+      whole sequence instead of a segment of it.
+    state_shape: Sizes of the state of one sequence, if the carry is zero at the
+      start: `(H,)`, or a NamedTuple of several such tuples.
+    complex_state: Whether that state is complex.
+    input_shape: Defined only if a token is not a vector: the sizes of a token,
+      `(H, W, C)` for an image, the last of them `in_features`. The layer then
+      takes `[B, T, H, W, C]` in place of `[B, T, D_in]`, and its outputs differ
+      from its inputs in the last axis only.
   """
 
   in_features: int
@@ -98,25 +99,41 @@ class RecurrentLayer(nnx.Module):
   dtype: Any = None
   causal: bool = True
   gathers_time: bool = False
+  state_shape: Any = None
+  complex_state: bool = False
 
   def __init_subclass__(cls, **options):
     super().__init_subclass__(**options)
-    for name, place in _DOOR.items():
+    for name, place in _WRAPPED.items():
       if name in vars(cls):
         setattr(cls, name, _with_arrays(vars(cls)[name], place))
 
   def initialize_carry(self, batch_size: int, dtype=None) -> Carry:
     """Returns the carry before the first token.
 
+    It is zero, unless a subclass defines another one.
+
     Args:
       batch_size: `B`.
-      dtype: The compute dtype the carry is for; `self.dtype`, or else float32,
-        if `None`.
+      dtype: The compute dtype that the carry is for. If `None`, it is the
+        `dtype` of the layer, or else float32.
 
     Returns:
-      A pytree of arrays, batch axis first.
+      A pytree of arrays, batch axis first; here of shape `[B, *state_shape]`
+      and of the dtype of states.
     """
-    raise TypeError(f'{type(self).__name__} does not define initialize_carry.')
+    if self.state_shape is None:
+      raise TypeError(
+          f'{type(self).__name__} does not define initialize_carry.'
+      )
+    dtype = state_dtype(dtype or self.dtype)
+    if self.complex_state:
+      dtype = jnp.promote_types(dtype, jnp.complex64)
+    return jax.tree.map(
+        lambda shape: jnp.zeros((batch_size, *shape), dtype),
+        self.state_shape,
+        is_leaf=lambda shape: not hasattr(shape, '_fields'),
+    )
 
   def __call__(
       self,
@@ -161,7 +178,8 @@ class RecurrentLayer(nnx.Module):
     raise TypeError(f'{type(self).__name__} does not define step.')
 
   def __getstate__(self):
-    # Pickle finds `jnp.tanh` by its name, and not the function inside its jit.
+    # Pickle cannot store the function inside `jnp.tanh`, which is jitted. It
+    # can store the name.
     return {
         name: _by_name(value) for name, value in super().__getstate__().items()
     }
@@ -174,7 +192,7 @@ class RecurrentLayer(nnx.Module):
 
 
 class _Named(NamedTuple):
-  """A function by the name it has in its module."""
+  """The module and the name of a function."""
 
   module: str
   name: str
@@ -183,177 +201,8 @@ class _Named(NamedTuple):
     return getattr(importlib.import_module(self.module), self.name)
 
 
-class RecurrentCell(RecurrentLayer):
-  """A layer whose recurrence is not linear: it is scanned, token by token.
-
-  A cell defines `project`, what a token needs that does not look at the state
-  (one matmul for the whole sequence), and `update`, the rest.
-  """
-
-  gathers_time = True
-
-  def project(self, x: jax.Array) -> Any:
-    """Maps `[..., D_in]` to a pytree of `[..., ...]`."""
-    raise TypeError(f'{type(self).__name__} does not define project.')
-
-  def update(
-      self, carry: Carry, projected: Any, dtype: jnp.dtype
-  ) -> tuple[Carry, jax.Array]:
-    """Maps a carry and a projected token to the next carry and `[B, D_out]`.
-
-    Matmuls run in the compute dtype `dtype`, gates and states in that of the
-    carry.
-    """
-    raise TypeError(f'{type(self).__name__} does not define update.')
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
-    graphdef, weights = nnx.split(self)
-    run = lambda weights, rows: nnx.merge(graphdef, weights)._scan(
-        *rows, x.dtype
-    )
-    # Weights are gathered, and their gradients added up, once and not for every
-    # token.
-    carry, y = ops.map_rows(
-        run, weights, (carry, self.project(x), initial, reset, mask)
-    )
-    return carry, y.astype(x.dtype)
-
-  def _scan(self, carry, projected, initial, reset, mask, dtype):
-    by_time = lambda u: jnp.moveaxis(u, 1, 0)
-
-    def body(carry, inputs):
-      projected, reset_t, mask_t = inputs
-      carry, y = self._guarded(
-          carry, projected, initial, reset_t, mask_t, dtype
-      )
-      return carry, y.astype(state_dtype(dtype)) if _STACK_WIDE else y
-
-    inputs = jax.tree.map(by_time, (projected, reset, mask))
-    carry, y = jax.lax.scan(body, carry, inputs)
-    return carry, jnp.moveaxis(y, 0, 1)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
-    projected = self.project(x)
-    return self._guarded(carry, projected, initial, reset, mask, x.dtype)
-
-  def _guarded(self, carry, projected, initial, reset, mask, dtype):
-    entering = carry if reset is None else select(reset, initial, carry)
-    new, y = self.update(entering, projected, dtype)
-    y = y.astype(dtype)
-    if mask is None:
-      return new, y
-    return select(mask, new, carry), select(mask, y, jnp.zeros_like(y))
-
-
-class LinearRecurrence(RecurrentLayer):
-  """A layer `h_t = a_t * h_{t-1} + b_t`, parallel over time.
-
-  A layer defines `recurrence`, the `a` and `b` of its tokens, and `readout`,
-  the outputs of its states; neither looks across time.
-
-  Attributes:
-    initial_is_zero: Whether `initialize_carry` gives zeros, as a learned
-      initial state does not.
-  """
-
-  initial_is_zero: bool = True
-
-  def recurrence(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps `[..., D_in]` to decays, broadcastable to, and inputs `[..., H]`."""
-    raise TypeError(f'{type(self).__name__} does not define recurrence.')
-
-  def readout(self, h: jax.Array, x: jax.Array) -> jax.Array:
-    """Maps states `[..., H]` and inputs `[..., D_in]` to `[..., D_out]`."""
-    raise TypeError(f'{type(self).__name__} does not define readout.')
-
-  def scan(self, x, carry, initial, reset, mask, dt=None):
-    """Maps inputs `[B, T, D_in]` to the last carry and states `[B, T, H]`."""
-    a, b = self.recurrence(x) if dt is None else self.recurrence(x, dt)
-    if reset is not None and not self.initial_is_zero:
-      b = jnp.where(reset[..., None], b + a * initial[:, None], b)
-    a, b = idle_where_absent(a, b, mask)
-    return ops.linear_scan(a, b, carry, reset=reset)
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
-    carry, h = self.scan(x, carry, initial, reset, mask)
-    return carry, masked(self.readout(h, x), mask)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
-    return self._advance(self.recurrence(x), x, carry, initial, reset, mask)
-
-  def _advance(self, recurrence, x, carry, initial, reset, mask):
-    a, b = recurrence
-    h = a * (carry if reset is None else select(reset, initial, carry)) + b
-    carry = h if mask is None else select(mask, h, carry)
-    return carry, masked(self.readout(h, x), mask)
-
-
-class TimedRecurrence(LinearRecurrence):
-  """A linear recurrence whose steps may differ in length.
-
-  `dt` `[B, T]`, in `step` `[B]`, is the length of each step as a multiple of
-  the usual one, not negative: the time that the token stands for. `None` means
-  1. It has a gradient.
-  """
-
-  def recurrence(
-      self, x: jax.Array, dt: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
-    """`LinearRecurrence.recurrence`, with the lengths of the steps `[...]`."""
-    raise TypeError(f'{type(self).__name__} does not define recurrence.')
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None, dt=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask)
-    dt = prepare_dt(dt, x, mask)
-    carry, h = self.scan(x, carry, initial, reset, mask, dt)
-    return carry, masked(self.readout(h, x), mask)
-
-  def step(self, carry, x, *, reset=None, mask=None, dt=None):
-    x, carry, initial, reset = prepare(self, x, carry, reset, mask, step=True)
-    recurrence = self.recurrence(x, prepare_dt(dt, x, mask))
-    return self._advance(recurrence, x, carry, initial, reset, mask)
-
-
-class computed:  # A decorator, named like `property`.
-  """A property that one may set, to another value for this layer."""
-
-  def __init__(self, compute: Callable):
-    self._compute = compute
-
-  def __get__(self, layer, owner=None):
-    return self if layer is None else self._compute(layer)
-
-
-class GatedRecurrence(LinearRecurrence):
-  """A layer whose `a` and `b` are computed from its projections by a gate.
-
-  A layer defines `gate`, as `ops.gated_scan` takes it, and `project`.
-  """
-
-  gate: ops.Gate
-
-  def project(self, x: jax.Array) -> tuple[jax.Array, ...]:
-    """Maps `[..., D_in]` to what the gate takes, the last one `[..., H]`."""
-    raise TypeError(f'{type(self).__name__} does not define project.')
-
-  def recurrence(self, x):
-    return self.gate(None, *self.project(x))
-
-  def scan(self, x, carry, initial, reset, mask):
-    if reset is not None and not self.initial_is_zero:
-      # A reset to a state that is not zero is no business of the scan.
-      return super().scan(x, carry, initial, reset, mask)
-    return ops.gated_scan(
-        self.gate, self.project(x), carry, reset=reset, mask=mask
-    )
-
-
 def scan_steps(layer, carry, x, *, reset=None, mask=None):
-  """Scans `layer.step` over `x` `[B, T, D]`: the oracle for parallel forms."""
+  """Scans `layer.step` over `x` `[B, T, D]`, as a reference in tests."""
   x, reset, mask = (
       as_array(name, u)
       for name, u in (('x', x), ('reset', reset), ('mask', mask))
@@ -372,20 +221,20 @@ def scan_steps(layer, carry, x, *, reset=None, mask=None):
 
 
 def prepare(layer, x, carry, reset, mask, *, step=False):
-  """Checks the arguments of a layer's call and brings them into working form.
+  """Checks the arguments of a layer's call, and fills in what is missing.
 
   Args:
     layer: The layer that is called.
     x: `[B, T, D_in]`, or `[B, D_in]` for a step.
-    carry: The given carry, or `None`.
-    reset: `[B, T]` or `[B]`, or `None`.
+    carry: A carry, or `None`.
+    reset: `[B, T]`, or `[B]` for a step, or `None`.
     mask: Likewise.
-    step: Whether this is a step.
+    step: Whether `step` is called.
 
   Returns:
     `(x, carry, initial, reset)`: `x` in the compute dtype, 0 where masked; the
-    carry to start from; that of `initialize_carry`, which a reset puts back;
-    and `reset`, `False` where masked.
+    carry to start from; the carry of `initialize_carry`, to which a reset
+    returns; and `reset`, `False` where masked.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -414,18 +263,18 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
   if mask is not None:
     x = masked(x, mask)
     reset = None if reset is None else reset & mask
-  # In a user's `jax.shard_map` a state made here would be the same on every
-  # device, which its successor is not, and a scan wants one type for both.
+  # Inside a `jax.shard_map` of the user, JAX types the zeros made here as equal
+  # on all devices, but the next state as varying. A scan needs one type.
   return ops.vary_together((x, carry, initial, reset))
 
 
 def prepare_dt(dt, x, mask):
-  """Checks lengths of steps and brings them into working form.
+  """Checks the lengths of steps, and converts them to the dtype of states.
 
   Args:
-    dt: Floating, of the shape of `x` but for its features, or `None`.
-    x: Inputs, prepared.
-    mask: The steps that exist, or `None`.
+    dt: Floating, of the shape of `x` without its features, or `None`.
+    x: Inputs from `prepare`.
+    mask: Booleans of the shape of `dt`, `False` on skipped steps, or `None`.
 
   Returns:
     `dt` in the dtype of states, 1 where masked; or `None`.
@@ -444,25 +293,26 @@ def prepare_dt(dt, x, mask):
 
 
 def as_array(name, value, *, required=False):
-  """Returns a list or a NumPy array as a JAX array, `None` as it is.
+  """Converts a list or a NumPy array to a JAX array.
 
   Args:
-    name: Of the argument.
-    value: What was given for it; an array of JAX stays as it is.
+    name: Name of the argument, for messages.
+    value: Its value. A JAX array is returned unchanged.
     required: Whether `None` is an error.
 
   Returns:
-    An array of JAX, or `None`.
+    A JAX array, or `None`.
 
   Raises:
-    ValueError: If it cannot be one, as a carry of several arrays cannot.
+    ValueError: If the value cannot be converted, like a carry of several
+      arrays.
   """
   if value is None and required:
     raise ValueError(f'`{name}` must be an array, got None.')
   if value is None or isinstance(value, jax.Array):
     return value
   kind = type(value).__name__
-  # A carry is no array, though all of its leaves may have one shape.
+  # NumPy would stack a carry whose arrays all have the same shape.
   if isinstance(value, dict) or hasattr(value, '_fields'):
     raise ValueError(
         f'`{name}` must be an array, got {kind}; `step` takes the carry first, '
@@ -487,12 +337,15 @@ def check_flags(shape, **flags):
 
 
 def check_carry(carry, initial, dtype=None):
-  """Raises `ValueError` unless `carry` is a tree like `initial`.
+  """Checks that two carries have the same structure, shapes and dtypes.
 
   Args:
-    carry: What was given.
-    initial: What it must be like.
-    dtype: The compute dtype, of a layer's carry.
+    carry: The carry to check.
+    initial: A carry of the right form.
+    dtype: The compute dtype if `carry` is that of a layer, for the message.
+
+  Raises:
+    ValueError: If they differ.
   """
   want = jax.tree_util.tree_flatten_with_path(initial)
   got = jax.tree_util.tree_flatten_with_path(carry)
@@ -516,7 +369,7 @@ def check_carry(carry, initial, dtype=None):
 
 
 def sketch(tree) -> str:
-  """Describes a tree by the types of its arrays, in few words."""
+  """Describes a tree by the dtypes and shapes of its arrays."""
 
   def of(u):
     if hasattr(u, 'shape') and hasattr(u, 'dtype'):
@@ -543,7 +396,7 @@ def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
 
 
 def idle_where_absent(a, b, mask):
-  """Returns decays of 1 and inputs of 0 where `mask` `[B, T]` is `False`."""
+  """Replaces decays by 1 and inputs by 0 where `mask` `[B, T]` is `False`."""
   if mask is None:
     return a, b
   return jnp.where(mask[..., None], a, 1), masked(b, mask)
@@ -562,7 +415,7 @@ def masked(y: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def input_shape(layer) -> tuple[int, ...]:
-  """The sizes of an input token: `[D_in]` but for layers of images."""
+  """The sizes of an input token: `(D_in,)`, or those of an image."""
   return getattr(layer, 'input_shape', (layer.in_features,))
 
 
@@ -572,10 +425,18 @@ def output_shape(layer) -> tuple[int, ...]:
 
 
 def _by_name(value):
-  """The `_Named` of a function that has one; anything else as it is."""
+  """Replaces a function by its name; returns any other value unchanged."""
   module = getattr(value, '__module__', None)
   name = getattr(value, '__qualname__', None)
   if None in (module, name) or isinstance(value, type):
     return value
   found = getattr(sys.modules.get(module), name, None)
   return _Named(module, name) if found is value else value
+
+
+def __getattr__(name):
+  # Layers of users may name these forms as they were named in version 0.1,
+  # before they had a file of their own.
+  if name in ('LinearRecurrence', 'RecurrentCell', 'TimedRecurrence'):
+    return getattr(importlib.import_module('rnnzoo.layers.recurrences'), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

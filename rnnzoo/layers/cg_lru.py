@@ -10,8 +10,8 @@ from rnnzoo.layers import base
 from rnnzoo.layers import rg_lru
 
 
-class CGLRU(rg_lru.StartedRecurrence):
-  r"""RG-LRU over complex numbers: a gate on decay and rotation at once.
+class CGLRU(rg_lru.RGLRU):
+  r"""RG-LRU over complex numbers: its gate acts on decay and rotation.
 
   .. math::
       \tilde x_t &= x_t^{(1)} + i\, x_t^{(2)} \quad \text{(the halves of } x_t
@@ -23,15 +23,15 @@ class CGLRU(rg_lru.StartedRecurrence):
           + \sqrt{1 - |\tilde a_t|^2} \odot (i_t \odot \tilde x_t) \\
       y_t &= [\mathrm{Re}\, \tilde h_t;\ \mathrm{Im}\, \tilde h_t]
 
-  The gates read all `D` features and have `N = D / 2`, in blocks. The first
-  token is not normalised, the slope of the root is bounded, and `a_param`
-  :math:`= -\Lambda` has two initialisations, all as in `RGLRU`. Where
-  :math:`\theta` starts was not to be found in the paper: here the phase of an
-  open gate, :math:`c \theta`, is uniform over [0, `max_phase`], as in the
-  complex option of the published code, where that is pi / 10 (and the phase the
-  parameter itself). For language the paper found complex numbers of no use.
+  The gates take all `D` features and give `N = D / 2`, in blocks. As in
+  `RGLRU`, the first token is not normalised, the slope of the root is bounded,
+  and `a_param` :math:`= -\Lambda` has two initialisations. The paper does not
+  give the initial :math:`\theta`. Here the phase of an open gate, :math:`c
+  \theta`, is uniform over [0, `max_phase`]. The complex option of the published
+  code does the same with pi / 10 (there the phase itself is the parameter). For
+  language the paper found no benefit in complex numbers.
 
-  The state is `D / 2` complex numbers and a flag a sequence. Cost a token:
+  The state is `D / 2` complex numbers and a flag a sequence. A token costs
   `D^2 / G` multiplications with `G` blocks.
 
   Example::
@@ -51,6 +51,8 @@ class CGLRU(rg_lru.StartedRecurrence):
     state_features: Size `N` of the state.
     num_heads: The number `G` of blocks.
   """
+
+  complex_state = True
 
   def __init__(
       self,
@@ -87,9 +89,7 @@ class CGLRU(rg_lru.StartedRecurrence):
     self.in_features = self.out_features = in_features
     self.state_features = n = in_features // 2
     self.dtype = dtype
-    rg_lru.make_parameters(
-        self, n, num_heads, initialization, param_dtype, rngs
-    )
+    self._make_parameters(n, num_heads, initialization, param_dtype, rngs)
     phase = jax.random.uniform(
         rngs.params(), (n,), base.state_dtype(param_dtype), 0, max_phase
     )
@@ -97,24 +97,20 @@ class CGLRU(rg_lru.StartedRecurrence):
         phase / rg_lru.RATE, axes=('hidden',), recurrent=True
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> rg_lru.RGLRUCarry:
-    """Returns the carry before the first token: complex zeros, and fresh."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    dtype = jnp.promote_types(dtype, jnp.complex64)
-    return rg_lru.RGLRUCarry(
-        h=jnp.zeros((batch_size, self.state_features), dtype),
-        fresh=jnp.ones((batch_size,), bool),
-    )
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(N,)` of the state of one sequence."""
+    return (self.state_features,)
 
   def recurrence(self, x, start=None):
-    rate, r, i = rg_lru.gate_inputs(self, x)
-    modulus, scale = ops.rg_lru_gate(start, rate, r, i, 1.0)
+    rate, r, i = self._logits(x)
+    modulus, scale = rg_lru.rg_lru_gate(start, rate, r, i, 1.0)
     phase = rg_lru.RATE * self.theta[...].astype(r.dtype) * jax.nn.sigmoid(r)
     a = jax.lax.complex(modulus * jnp.cos(phase), modulus * jnp.sin(phase))
     real, imaginary = jnp.split(x.astype(r.dtype), 2, axis=-1)
     return a, jax.lax.complex(scale * real, scale * imaginary)
 
-  def states(self, x, h, start, mask):
+  def _states(self, x, h, start, mask):
     a, b = self.recurrence(x, start[..., None])
     a, b = base.idle_where_absent(a, b, mask)
     return ops.linear_scan(a, b, h, reset=start)

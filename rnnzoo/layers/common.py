@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import initializers
 
 
 def project(
@@ -206,6 +207,59 @@ def _per_gate(init, gates):
   return fused
 
 
+def gate_map(
+    gates, in_features, hidden_features, use_bias, param_dtype, rngs, shift=0.0
+):
+  """Makes the map `[D] -> [G, H]` from inputs to logits of gates.
+
+  Its parameters are marked as recurrent: weight decay leaves them alone.
+
+  Args:
+    gates: `G`.
+    in_features: `D`.
+    hidden_features: `H`.
+    use_bias: Whether there is a bias `[G, H]`.
+    param_dtype: Dtype of the parameters.
+    rngs: Source of the initial parameters.
+    shift: Added to the initial bias; broadcast to `[G, H]`.
+
+  Returns:
+    An `nnx.LinearGeneral`.
+  """
+  return nnx.LinearGeneral(
+      in_features,
+      (gates, hidden_features),
+      use_bias=use_bias,
+      kernel_init=initializers.uniform_fan_in(in_features),
+      # Flax calls it with a flat shape.
+      bias_init=initializers.uniform_fan_in(
+          in_features,
+          jnp.broadcast_to(shift, (gates, hidden_features)).reshape(-1),
+      ),
+      kernel_metadata=dict(axes=('embed', None, 'hidden'), recurrent=True),
+      bias_metadata=dict(axes=(None, 'hidden'), recurrent=True),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def output_map(
+    hidden_features, out_features, use_bias, param_dtype, rngs
+):
+  """Makes a map `[H] -> [D]` with the default initialisation of PyTorch."""
+  return nnx.Linear(
+      hidden_features,
+      out_features,
+      use_bias=use_bias,
+      kernel_init=initializers.uniform_fan_in(hidden_features),
+      bias_init=initializers.uniform_fan_in(hidden_features),
+      kernel_metadata=dict(axes=('hidden', 'embed')),
+      bias_metadata=dict(axes=(None,)),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
 def check_depth(layer_index: int, num_layers: int) -> None:
   """Raises `ValueError` unless there is such a layer among so many."""
   if not 0 <= layer_index < num_layers:
@@ -307,6 +361,19 @@ def _angles(positions, turns, dtype):
   bits = phase.dtype.itemsize * 8
   signed = phase.astype(f'int{bits}').astype(dtype)
   return signed * (2 * np.pi / 2.0**bits)
+
+
+def positive(x: jax.Array) -> jax.Array:
+  """A positive activation: `x + 0.5` where `x >= 0`, else `sigmoid(x)`.
+
+  `g` of minGRU and minLSTM.
+  """
+  return jnp.where(x >= 0, x + 0.5, jax.nn.sigmoid(x))
+
+
+def identity(x: jax.Array) -> jax.Array:
+  """Returns `x`: `g` of the plain form of minGRU."""
+  return x
 
 
 class RMSNorm(nnx.Module):

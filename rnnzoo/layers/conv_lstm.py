@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 
 
 class ConvLSTMCarry(NamedTuple):
@@ -17,7 +18,7 @@ class ConvLSTMCarry(NamedTuple):
   h: jax.Array
 
 
-class ConvLSTM(base.RecurrentCell):
+class ConvLSTM(recurrences.RecurrentCell):
   r"""An LSTM of images: convolutions where an LSTM has matrices.
 
   .. math::

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 
 
-class Elman(base.RecurrentCell):
+class Elman(recurrences.RecurrentCell):
   r"""A simple recurrent network.
 
   .. math::

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 
 
-class GRU(base.RecurrentCell):
+class GRU(recurrences.RecurrentCell):
   r"""A gated recurrent unit, in both forms that carry the name.
 
   With `reset_after=True`, as in cuDNN, PyTorch and Flax (:math:`z` keeps the

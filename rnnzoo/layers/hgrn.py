@@ -9,10 +9,27 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
-from rnnzoo.layers import min_gru
+from rnnzoo.layers import recurrences
 
 
-class HGRN(base.GatedRecurrence):
+def hgrn_gate(start, bound, forget, v):
+  """Computes `a = bound + (1 - bound) sigmoid(forget)`, `x = (1 - a) silu(v)`.
+
+  A gate for `ops.gated_scan`. The decay `a` stays above `bound`, in [0, 1).
+
+  >>> import jax.numpy as jnp
+  >>> bound, zero, large = jnp.float32(0.5), jnp.zeros((1, 2, 1)), 40.
+  >>> ops.gated_scan(hgrn_gate, (bound, zero, zero + large))[1][0, :, 0]
+  Array([10. , 17.5], dtype=float32)
+  """
+  del start
+  # The weight of the input is rounded first, and the decay is 1 minus it, so
+  # that both sum to one.
+  z = (1 - bound) * jax.nn.sigmoid(-forget)
+  return 1 - z, z * jax.nn.silu(v)
+
+
+class HGRN(recurrences.LinearRecurrence):
   r"""A gated linear recurrence whose forget gate stays above a bound.
 
   .. math::
@@ -21,27 +38,29 @@ class HGRN(base.GatedRecurrence):
           + (1 - \lambda_t) \odot \mathrm{SiLU}(W_i x_t) \\
       y_t &= W_o (\mathrm{norm}(h_t) \odot \mathrm{SiLU}(W_g x_t))
 
-  :math:`\gamma` makes a layer remember: in the paper it rises with depth, from
-  0 in the first layer, and upper layers see further. There one matrix serves
-  all layers (a cumulated softmax over depth, at first `k / num_layers` in layer
-  `k`); here each layer has its own, a parameter that starts at `lower_bound`,
-  or none, and :math:`\gamma = 0`, as in a first layer.
+  A larger :math:`\gamma` means a longer memory. In the paper it grows with
+  depth, from 0 in the first layer, so that upper layers remember longer. One
+  matrix there holds the bounds of all layers (a cumulative softmax over depth,
+  initially `k / num_layers` in layer `k`). Here each layer has a parameter of
+  its own, which starts at `lower_bound`, or none, and then :math:`\gamma = 0`,
+  as in a first layer.
 
-  With `complex_state` the state also turns by a learned angle a step,
-  :math:`\lambda_t e^{i \theta}` in place of :math:`\lambda_t`, input and gate
-  are twice as wide, and `norm` reads the real parts and then the imaginary
-  ones.
+  With `complex_state` the state is also rotated by a learned angle in every
+  step: :math:`\lambda_t e^{i \theta}` replaces :math:`\lambda_t`. The input
+  map and the output gate are then twice as wide, and `norm` takes all real
+  parts followed by all imaginary parts.
 
-  The state is `H` numbers a sequence, complex ones if so asked. Cost a token:
-  `4 D H` multiplications, `7 D H` if complex.
+  The state is `H` numbers a sequence, real or complex. A token costs `4 D H`
+  multiplications, `7 D H` if the state is complex.
 
-  What was read: the layer of flash-linear-attention, whose real state, RMSNorm
-  and lack of biases are the defaults (and whose recurrence was also run: the
-  golden numbers are of `ops.log_decay_gate`); the first author's layers, real
-  and complex (`norm='layer'`, `use_bias=True`), which interleave real and
-  imaginary inputs where here they follow each other. The paper itself was not
-  at hand, nor its training code: linear maps start as PyTorch's do, as in both
-  layers (the language model around the former draws them from N(0, 0.02^2)).
+  The sources are two implementations. The layer of flash-linear-attention has a
+  real state, RMSNorm and no biases, which are the defaults here; the golden
+  numbers are those of its recurrence, `ops.log_decay_gate`. The layers of the
+  first author are real and complex (`norm='layer'`, `use_bias=True`) and
+  interleave real and imaginary inputs, where here all real ones come first. The
+  paper and its training code were not available. Linear maps start as in
+  PyTorch, as in both sources (the language model of the first one draws them
+  from N(0, 0.02^2)).
 
   Example::
 
@@ -59,8 +78,6 @@ class HGRN(base.GatedRecurrence):
     hidden_features: Size `H` of the state, `int(D * expansion_factor)`.
     out_features: `D`.
   """
-
-  gate = staticmethod(ops.hgrn_gate)
 
   def __init__(
       self,
@@ -80,9 +97,9 @@ class HGRN(base.GatedRecurrence):
     Args:
       in_features: Size `D` of an input.
       expansion_factor: Hidden features per input feature.
-      lower_bound: Where `gamma` starts, in [0, 1); 0 leaves it out.
-      complex_state: Whether the state is complex and turns.
-      norm: Of the state as it is read: `rms` or `layer`.
+      lower_bound: Initial value of `gamma`, in [0, 1); 0 means no `gamma`.
+      complex_state: Whether the state is complex, and rotates.
+      norm: The norm of the state before the output map: `rms` or `layer`.
       use_bias: Whether the linear maps have biases.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for `gamma` and
@@ -103,7 +120,7 @@ class HGRN(base.GatedRecurrence):
     decay_dtype = base.state_dtype(param_dtype)
     diagonal = dict(axes=('hidden',), recurrent=True)
     # [D] -> [2, H]: forget gate, input; of a complex one real, imaginary part.
-    self.gates = min_gru.gate_projection(
+    self.gates = common.gate_map(
         1 + wide // h, d, h, use_bias, param_dtype, rngs
     )
     init = initializers.uniform_fan_in(d)
@@ -121,9 +138,7 @@ class HGRN(base.GatedRecurrence):
     self.norm = common.NORMS[norm](
         wide, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs
     )
-    self.output = min_gru.output_projection(
-        wide, d, use_bias, param_dtype, rngs
-    )
+    self.output = common.output_map(wide, d, use_bias, param_dtype, rngs)
     if lower_bound > 0:
       logit = jax.scipy.special.logit(jnp.full((h,), lower_bound, decay_dtype))
       self.bound_logit = nnx.Param(logit, **diagonal)
@@ -135,14 +150,27 @@ class HGRN(base.GatedRecurrence):
     else:
       self.theta = None
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    if self.theta is not None:
-      dtype = jnp.promote_types(dtype, jnp.complex64)
-    return jnp.zeros((batch_size, self.hidden_features), dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H,)` of the state of one sequence."""
+    return (self.hidden_features,)
 
-  def project(self, x):
+  @property
+  def complex_state(self) -> bool:
+    """Whether the state is complex."""
+    return self.theta is not None
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    if self.complex_state:  # A gate of `ops.gated_scan` is real.
+      return super().__call__(x, carry, reset=reset, mask=mask)
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    carry, h = ops.gated_scan(
+        hgrn_gate, self._logits(x), carry, reset=reset, mask=mask
+    )
+    return carry, base.masked(self.readout(h, x), mask)
+
+  def _logits(self, x):
+    """Returns the bound `[H]` or `[1]`, and what `gates` gives `[..., H]`."""
     dtype = base.state_dtype(x.dtype)
     bound = jnp.zeros((1,), dtype)
     if self.bound_logit is not None:
@@ -150,23 +178,17 @@ class HGRN(base.GatedRecurrence):
     return bound, *common.project_each(self.gates, x, dtype)
 
   def recurrence(self, x):
-    if self.theta is None:
-      return super().recurrence(x)
-    bound, forget, real, imaginary = self.project(x)
-    modulus, real = self.gate(None, bound, forget, real)
-    _, imaginary = self.gate(None, bound, forget, imaginary)
+    if not self.complex_state:
+      return hgrn_gate(None, *self._logits(x))
+    bound, forget, real, imaginary = self._logits(x)
+    modulus, real = hgrn_gate(None, bound, forget, real)
+    _, imaginary = hgrn_gate(None, bound, forget, imaginary)
     theta = self.theta[...].astype(modulus.dtype)
     a = jax.lax.complex(modulus * jnp.cos(theta), modulus * jnp.sin(theta))
     return a, jax.lax.complex(real, imaginary)
 
-  def scan(self, x, carry, initial, reset, mask):
-    if self.theta is None:
-      return super().scan(x, carry, initial, reset, mask)
-    # No gate of `ops.gated_scan` is complex.
-    return base.LinearRecurrence.scan(self, x, carry, initial, reset, mask)
-
   def readout(self, h, x):
-    if self.theta is not None:
+    if self.complex_state:
       h = jnp.concatenate([h.real, h.imag], axis=-1)
     o = self.norm(h).astype(x.dtype)
     o = o * jax.nn.silu(common.project(self.output_gate, x))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo.layers import base
+from rnnzoo.layers import recurrences
 
 DISCRETIZATIONS = ('zoh', 'euler')
 
@@ -20,7 +21,7 @@ class LMUCarry(NamedTuple):
   m: jax.Array
 
 
-class LMU(base.RecurrentCell):
+class LMU(recurrences.RecurrentCell):
   r"""A cell that keeps a window of its past as Legendre coefficients.
 
   .. math::

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.layers import recurrences
 
 
-class LRU(base.TimedRecurrence):
+class LRU(recurrences.TimedRecurrence):
   r"""A complex diagonal linear recurrence between two dense maps.
 
   .. math::

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 
 
 class LSTMCarry(NamedTuple):
@@ -16,7 +17,7 @@ class LSTMCarry(NamedTuple):
   h: jax.Array
 
 
-class LSTM(base.RecurrentCell):
+class LSTM(recurrences.RecurrentCell):
   r"""An LSTM with a forget gate and without peepholes.
 
   .. math::

@@ -1,6 +1,7 @@
 """minGRU (Feng et al., 2024), https://arxiv.org/abs/2410.01201."""
 
 from collections.abc import Callable
+import functools
 
 from flax import nnx
 import jax
@@ -8,26 +9,57 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
-from rnnzoo.layers import initializers
+from rnnzoo.layers import recurrences
 
-positive, identity = ops.positive, ops.identity  # The paper's two `g`.
+# The two functions `g` of the paper.
+positive, identity = common.positive, common.identity
 
 
-class MinGRU(base.GatedRecurrence):
-  r"""A GRU whose gate and candidate do not look at the previous state.
+@functools.cache
+def min_gru_gate(
+    activation_fn: Callable[[jax.Array], jax.Array] = positive
+) -> ops.Gate:
+  """Returns the gate `(k, v) -> (1 - z, z g(v))` with `z = sigmoid(k)`.
+
+  >>> import jax.numpy as jnp
+  >>> k, v = jnp.zeros((1, 3, 1)), jnp.ones((1, 3, 1))
+  >>> h_last, h = ops.gated_scan(min_gru_gate(), (k, v))
+  >>> h[0, :, 0]
+  Array([0.75  , 1.125 , 1.3125], dtype=float32)
+
+  Args:
+    activation_fn: `g`.
+
+  Returns:
+    A function `(start, k, v) -> (a, x)` for `ops.gated_scan`, the same object
+    for the same `g`.
+  """
+
+  def gate(start, k, v):
+    del start
+    z = jax.nn.sigmoid(k)
+    # 1 - z, not sigmoid(-k): two roundings that do not match cost a factor of
+    # 40 in accuracy where z is small.
+    return 1 - z, z * activation_fn(v)
+
+  return gate
+
+
+class MinGRU(recurrences.LinearRecurrence):
+  r"""A GRU whose gate and candidate do not depend on the previous state.
 
   .. math::
       z_t &= \sigma(W_z x_t + b_z) \\
       h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot g(W_h x_t + b_h) \\
       y_t &= W_o h_t + b_o \quad \text{(only if projected)}
 
-  Nothing on the right but the first term holds :math:`h_{t-1}`, so a whole
-  sequence is one `ops.gated_scan`. The state is `H` numbers a sequence. Cost a
-  token: `2 D H` multiplications, `D H` more if projected.
+  The recurrence is linear in :math:`h_{t-1}`, so a whole sequence is one
+  `ops.gated_scan`. The state is `H` numbers a sequence. A token costs `2 D H`
+  multiplications, and `D H` more if the output is projected.
 
-  The published code works on logarithms, with `g` = `positive`; the numbers are
-  the same. Its options are the arguments below; its experiments use biases and
-  a learned initial state, the widespread port neither.
+  The published code computes with logarithms, with `g` = `positive`, and gives
+  the same numbers. Its options are the arguments below. Its experiments use
+  biases and a learned initial state; the most used port has neither.
 
   Example::
 
@@ -82,103 +114,64 @@ class MinGRU(base.GatedRecurrence):
     self.activation_fn = activation_fn
     self.dtype = dtype
     # Both maps, [D] -> [2, H]: the gate's, the candidate's.
-    self.gates = gate_projection(
+    self.gates = common.gate_map(
         2, in_features, self.hidden_features, use_bias, param_dtype, rngs
     )
     if use_projection:
-      self.output = output_projection(
+      self.output = common.output_map(
           self.hidden_features, in_features, use_bias, param_dtype, rngs
       )
     else:
       self.output = None
     self.initial_is_zero = not learn_initial_state
     if learn_initial_state:
-      self.initial_state = initial_state(
-          self.hidden_features, param_dtype, rngs
+      self.initial_state = nnx.Param(
+          jax.random.normal(
+              rngs.params(), (self.hidden_features,), param_dtype
+          ),
+          axes=('hidden',),
       )
     else:
       self.initial_state = None
 
-  @base.computed
+  @recurrences.computed
   def gate(self) -> ops.Gate:
-    return ops.min_gru_gate(self.activation_fn)
+    """The gate, as `ops.gated_scan` takes it."""
+    return min_gru_gate(self.activation_fn)
+
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H,)` of the state of one sequence."""
+    return (self.hidden_features,)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token `[B, H]`, float32 at least."""
-    return initialize_carry(self, batch_size, dtype)
+    """Returns the state before the first token `[B, H]`: zeros, or `g(s)`.
 
-  def project(self, x):
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype; the state is float32 at least.
+    """
+    zeros = super().initialize_carry(batch_size, dtype)
+    if self.initial_state is None:
+      return zeros
+    initial = self.activation_fn(self.initial_state[...].astype(zeros.dtype))
+    return jnp.broadcast_to(initial, zeros.shape)
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
+    carry, h = ops.gated_scan(
+        self.gate, self._logits(x), carry, reset=reset, mask=mask,
+        initial=None if self.initial_is_zero else initial,
+    )
+    return carry, base.masked(self.readout(h, x), mask)
+
+  def recurrence(self, x):
+    return self.gate(None, *self._logits(x))
+
+  def _logits(self, x):
+    """Returns the logits of `z`, and the candidates, both `[..., H]`."""
     return common.project_each(self.gates, x, base.state_dtype(x.dtype))
 
   def readout(self, h, x):
     h = h.astype(x.dtype)
     return h if self.output is None else common.project(self.output, h)
-
-
-def gate_projection(
-    gates, in_features, hidden_features, use_bias, param_dtype, rngs, shift=0.0
-):
-  """A linear map `[D] -> [G, H]`; recurrent parameters: no weight decay.
-
-  Args:
-    gates: `G`.
-    in_features: `D`.
-    hidden_features: `H`.
-    use_bias: Whether there is a bias `[G, H]`.
-    param_dtype: Dtype of the parameters.
-    rngs: Source of the initial parameters.
-    shift: Added to the initial bias; broadcast to `[G, H]`.
-
-  Returns:
-    An `nnx.LinearGeneral`.
-  """
-  return nnx.LinearGeneral(
-      in_features,
-      (gates, hidden_features),
-      use_bias=use_bias,
-      kernel_init=initializers.uniform_fan_in(in_features),
-      # Flax draws it flat.
-      bias_init=initializers.uniform_fan_in(
-          in_features,
-          jnp.broadcast_to(shift, (gates, hidden_features)).reshape(-1),
-      ),
-      kernel_metadata=dict(axes=('embed', None, 'hidden'), recurrent=True),
-      bias_metadata=dict(axes=(None, 'hidden'), recurrent=True),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )
-
-
-def output_projection(
-    hidden_features, out_features, use_bias, param_dtype, rngs
-):
-  """A linear map `[H] -> [D]` with PyTorch's default initialisation."""
-  return nnx.Linear(
-      hidden_features,
-      out_features,
-      use_bias=use_bias,
-      kernel_init=initializers.uniform_fan_in(hidden_features),
-      bias_init=initializers.uniform_fan_in(hidden_features),
-      kernel_metadata=dict(axes=('hidden', 'embed')),
-      bias_metadata=dict(axes=(None,)),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )
-
-
-def initial_state(hidden_features, param_dtype, rngs):
-  """A learned vector `s` `[H]` from N(0, 1); the state starts at `g(s)`."""
-  return nnx.Param(
-      jax.random.normal(rngs.params(), (hidden_features,), param_dtype),
-      axes=('hidden',),
-  )
-
-
-def initialize_carry(layer, batch_size, dtype):
-  """The first state of `layer` `[B, H]`: zeros, or `g(s)`."""
-  dtype = base.state_dtype(dtype or layer.dtype)
-  shape = (batch_size, layer.hidden_features)
-  if layer.initial_state is None:
-    return jnp.zeros(shape, dtype)
-  initial = layer.activation_fn(layer.initial_state[...].astype(dtype))
-  return jnp.broadcast_to(initial, shape)

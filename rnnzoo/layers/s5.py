@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 from rnnzoo.layers import state_space
 from rnnzoo.layers import wrappers
 
@@ -48,7 +49,7 @@ C_INITIALIZATIONS = dict(
 )
 
 
-class S5(base.TimedRecurrence):
+class S5(recurrences.TimedRecurrence):
   r"""One diagonal state space model of all channels: many inputs and outputs.
 
   .. math::

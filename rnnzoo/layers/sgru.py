@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import recurrences
 
 
-class SGRU(base.RecurrentCell):
+class SGRU(recurrences.RecurrentCell):
   r"""A GRU with a single gate: an interpretation.
 
   .. math::

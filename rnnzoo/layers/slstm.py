@@ -9,6 +9,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.layers import recurrences
 
 _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 _RECURRENT_INITS = ('zeros', 'uniform')
@@ -32,7 +33,7 @@ class SLSTMCarry(NamedTuple):
   h: jax.Array
 
 
-class _Recurrence(base.RecurrentCell):
+class _Recurrence(recurrences.RecurrentCell):
   """The recurrence of sLSTM; a subclass maps inputs to `[..., 4, H]`."""
 
   def __init__(

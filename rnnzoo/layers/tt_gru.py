@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import gru
+from rnnzoo.layers import recurrences
 from rnnzoo.layers import tensor_train
 
 
-class TTGRU(base.RecurrentCell):
+class TTGRU(recurrences.RecurrentCell):
   r"""A GRU whose matrices are tensor trains.
 
   .. math::

@@ -7,10 +7,11 @@ from flax import nnx
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import lstm
+from rnnzoo.layers import recurrences
 from rnnzoo.layers import tensor_train
 
 
-class TTLSTM(base.RecurrentCell):
+class TTLSTM(recurrences.RecurrentCell):
   r"""An LSTM whose matrices are tensor trains.
 
   .. math::

@@ -11,13 +11,7 @@ from rnnzoo.ops.delta_rule import dplr_step as dplr_step
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
-from rnnzoo.ops.gated_scan import identity as identity
-from rnnzoo.ops.gated_scan import min_gru_gate as min_gru_gate
-from rnnzoo.ops.gated_scan import min_lstm_gate as min_lstm_gate
-from rnnzoo.ops.gated_scan import positive as positive
-from rnnzoo.ops.gated_scan import rg_lru_gate as rg_lru_gate
-from rnnzoo.ops.hgrn import hgrn_gate as hgrn_gate
-from rnnzoo.ops.hgrn import log_decay_gate as log_decay_gate
+from rnnzoo.ops.gated_scan import log_decay_gate as log_decay_gate
 from rnnzoo.ops.linear_attention import linear_attention as linear_attention
 from rnnzoo.ops.linear_attention import (
     linear_attention_step as linear_attention_step,

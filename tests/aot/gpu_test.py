@@ -21,7 +21,9 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import pytest
-from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_gpu
 from rnnzoo.planning import targets
@@ -62,15 +64,15 @@ _VARIANTS = {
 
 # The gate, the shapes of its inputs, the dtype, reverse, flags.
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), [_LARGE] * 2, f32, False, ''),
-    'min_gru_half': (ops.min_gru_gate(), [_HALF] * 2, bf16, True, 'rm'),
-    'min_gru_long': (ops.min_gru_gate(), [_LONG] * 2, f32, True, 'r'),
-    'min_lstm': (ops.min_lstm_gate(), [_LARGE] * 3, f32, True, 'rm'),
+    'min_gru': (min_gru.min_gru_gate(), [_LARGE] * 2, f32, False, ''),
+    'min_gru_half': (min_gru.min_gru_gate(), [_HALF] * 2, bf16, True, 'rm'),
+    'min_gru_long': (min_gru.min_gru_gate(), [_LONG] * 2, f32, True, 'r'),
+    'min_lstm': (min_lstm.min_lstm_gate(), [_LARGE] * 3, f32, True, 'rm'),
     'rg_lru': (
-        ops.rg_lru_gate, [(1, 1, _LARGE[2])] + [_LARGE] * 3, f32, False, 'r'
+        rg_lru.rg_lru_gate, [(1, 1, _LARGE[2])] + [_LARGE] * 3, f32, False, 'r'
     ),
     'rg_lru_half': (
-        ops.rg_lru_gate, [(1, 1, _HALF[2])] + [_HALF] * 3, bf16, True, 'rm'
+        rg_lru.rg_lru_gate, [(1, 1, _HALF[2])] + [_HALF] * 3, bf16, True, 'rm'
     ),
 }
 

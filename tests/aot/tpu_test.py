@@ -18,7 +18,9 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_tpu
 
@@ -56,11 +58,11 @@ _VARIANTS = {
 
 # The gate, the shapes of its inputs but the last, the dtype, reverse, flags.
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), [_ALIGNED], f32, False, ''),
-    'min_gru_bf16': (ops.min_gru_gate(), [_ALIGNED], bf16, True, 'rm'),
-    'min_lstm': (ops.min_lstm_gate(), [_ALIGNED] * 2, f32, True, 'r'),
+    'min_gru': (min_gru.min_gru_gate(), [_ALIGNED], f32, False, ''),
+    'min_gru_bf16': (min_gru.min_gru_gate(), [_ALIGNED], bf16, True, 'rm'),
+    'min_lstm': (min_lstm.min_lstm_gate(), [_ALIGNED] * 2, f32, True, 'r'),
     'rg_lru': (
-        ops.rg_lru_gate, [(1, 1, 1024)] + [_ALIGNED] * 2, f32, False, 'r',
+        rg_lru.rg_lru_gate, [(1, 1, 1024)] + [_ALIGNED] * 2, f32, False, 'r',
     ),
 }
 

@@ -194,7 +194,10 @@ class CarriesTest(parameterized.TestCase):
       assert_same_bits(layers.load_carry(path, carry), carry)
 
   @parameterized.named_parameters(
-      ('other_layer', 'lstm', 'gru', 'different carry: it has carry.c, carry.h'),
+      (
+          'other_layer', 'lstm', 'gru',
+          'different carry: it has carry.c, carry.h',
+      ),
       ('other_order', 'gru', 'lstm', 'it has carry, expected carry.c, carry.h'),
   )
   def test_refuses_the_carry_of_another_layer(self, saved, wanted, message):

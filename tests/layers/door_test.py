@@ -10,9 +10,9 @@ import numpy as np
 from rnnzoo import layers
 from rnnzoo import linen
 from rnnzoo import models
-from rnnzoo import ops
 from rnnzoo import testing
 from rnnzoo.layers import base
+from rnnzoo.layers import min_gru
 
 B, T = 2, 5
 
@@ -187,7 +187,9 @@ class LayersTest(parameterized.TestCase):
     cell = layers.as_rnn_cell(layer)
     with self.assertRaisesRegex(ValueError, '^`inputs` must be .* got None'):
       cell(carry, None)
-    with self.assertRaisesRegex(ValueError, r'`carry.c` must start with the batch'):
+    with self.assertRaisesRegex(
+        ValueError, r'`carry.c` must start with the batch'
+    ):
       cell(cell.initialize_carry((3, 2, 6)), np.zeros((2, 3, 6), np.float32))
     both = layers.Bidirectional(layer, layers.GRU(6, 5, rngs=nnx.Rngs(0)))
     with self.assertRaisesRegex(ValueError, '`carry`'):
@@ -246,7 +248,7 @@ class OnesOwnGateTest(parameterized.TestCase):
     self.assertIs(nnx.merge(*nnx.split(layer)).gate, halving)
     self.assertIs(
         layers.MinGRU(2, rngs=nnx.Rngs(0)).gate,
-        ops.min_gru_gate(ops.positive),
+        min_gru.min_gru_gate(min_gru.positive),
     )
 
 

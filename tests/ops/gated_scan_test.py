@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import dispatch
 from tests import tolerance
 from tests.ops import oracle
@@ -51,13 +54,14 @@ def _rg_lru(start, rate, r, i, x):
 # The gate, its transcription, and the shapes of its inputs before the last one.
 _FULL, _CONSTANT = (3, 9, 4), (1, 1, 4)
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), _min_gru, [_FULL]),
-    'min_gru_rows': (ops.min_gru_gate(), _min_gru, [(1, 9, 4)]),
-    'min_lstm': (ops.min_lstm_gate(), _min_lstm, [_FULL] * 2),
+    'min_gru': (min_gru.min_gru_gate(), _min_gru, [_FULL]),
+    'min_gru_rows': (min_gru.min_gru_gate(), _min_gru, [(1, 9, 4)]),
+    'min_lstm': (min_lstm.min_lstm_gate(), _min_lstm, [_FULL] * 2),
     'plain_min_lstm': (
-        ops.min_lstm_gate(ops.identity, False), _plain_min_lstm, [_FULL] * 2,
+        min_lstm.min_lstm_gate(min_gru.identity, False), _plain_min_lstm,
+        [_FULL] * 2,
     ),
-    'rg_lru': (ops.rg_lru_gate, _rg_lru, [_CONSTANT, _FULL, _FULL]),
+    'rg_lru': (rg_lru.rg_lru_gate, _rg_lru, [_CONSTANT, _FULL, _FULL]),
 }
 
 
@@ -174,7 +178,7 @@ class GatedScanTest(parameterized.TestCase):
 
       def loss(k, v, h0):
         last, h = ops.gated_scan(
-            ops.min_gru_gate(), (k, v), h0, reset=reset, mask=mask
+            min_gru.min_gru_gate(), (k, v), h0, reset=reset, mask=mask
         )
         return jnp.sum(last**2) + jnp.sum(h[:, 4:] ** 2)
 
@@ -195,10 +199,10 @@ class GatedScanTest(parameterized.TestCase):
     inputs, h0, reset, mask = _operands('rg_lru', 'r')
 
     def fused(*inputs):
-      return ops.gated_scan(ops.rg_lru_gate, inputs, h0, reset=reset)[1]
+      return ops.gated_scan(rg_lru.rg_lru_gate, inputs, h0, reset=reset)[1]
 
     def apart(*inputs):
-      a, x = ops.rg_lru_gate(reset[..., None], *inputs)
+      a, x = rg_lru.rg_lru_gate(reset[..., None], *inputs)
       return ops.linear_scan(a, x, h0, reset=reset)[1]
 
     def derivatives(form):
@@ -223,7 +227,7 @@ class GatedScanTest(parameterized.TestCase):
 
   def test_nothing_to_scan(self):
     k, h0 = jnp.ones((2, 0, 3)), jnp.ones((2, 3))
-    last, h = ops.gated_scan(ops.min_gru_gate(), (k, k), h0)
+    last, h = ops.gated_scan(min_gru.min_gru_gate(), (k, k), h0)
     tolerance.assert_close((last, h), (h0, k))
 
   @parameterized.parameters(
@@ -234,13 +238,13 @@ class GatedScanTest(parameterized.TestCase):
   )
   def test_bad_input(self, inputs, message):
     with self.assertRaisesRegex(ValueError, message):
-      ops.gated_scan(ops.min_gru_gate(), inputs)
+      ops.gated_scan(min_gru.min_gru_gate(), inputs)
 
   def test_forward_needs_no_temporaries(self):
     shape = (4, 512, 128)
     spec = jax.ShapeDtypeStruct(shape, f32)
     # A new function each time: JAX would reuse the program of the first.
-    scan = lambda: lambda k, v: ops.gated_scan(ops.min_gru_gate(), (k, v))
+    scan = lambda: lambda k, v: ops.gated_scan(min_gru.min_gru_gate(), (k, v))
     memory = lambda: jax.jit(scan()).lower(spec, spec).compile(
     ).memory_analysis().temp_size_in_bytes / (4 * np.prod(shape))
     with ops.implementation('sequential'):
@@ -257,7 +261,8 @@ class GatedScanTest(parameterized.TestCase):
 
       def loss(weights, x):
         def layer(x, w):
-          return ops.gated_scan(ops.min_gru_gate(), (w[0] * x, w[1] * x))[1], ()
+          inputs = w[0] * x, w[1] * x
+          return ops.gated_scan(min_gru.min_gru_gate(), inputs)[1], ()
 
         return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
@@ -275,7 +280,7 @@ class GatesTest(parameterized.TestCase):
   def test_normalised_min_lstm_does_not_overflow(self):
     logits = np.array([-1e4, -90, -30, -1, 0, 1, 30, 90, 1e4], f32)
     f, i = (u.ravel() for u in np.meshgrid(logits, logits))
-    gate = ops.min_lstm_gate()
+    gate = min_lstm.min_lstm_gate()
     loss = lambda f, i: sum(u.sum() for u in gate(None, f, i, jnp.ones_like(f)))
     a, x = gate(None, f, i, np.ones_like(f))
     log_sum = np.logaddexp
@@ -293,13 +298,13 @@ class GatesTest(parameterized.TestCase):
       with jax.enable_x64(True):
         inputs = [jnp.asarray(u, dtype) for u in (rate, zero, zero + 20, zero)]
         inputs[3] += 1
-        _, x = ops.rg_lru_gate(None, *inputs)
+        _, x = rg_lru.rg_lru_gate(None, *inputs)
       want = np.sqrt(-np.expm1(-np.asarray(inputs[0], f64)))
       want /= 1 + np.exp(-20.0)
       np.testing.assert_allclose(x, want, rtol=tolerance_)
 
   def test_rg_lru_slope_is_bounded(self):
-    slope = jax.grad(lambda r: ops.rg_lru_gate(None, r, 0.0, 20.0, 1.0)[1])
+    slope = jax.grad(lambda r: rg_lru.rg_lru_gate(None, r, 0.0, 20.0, 1.0)[1])
     # d sqrt(1 - a^2) / d rate = a^2 / sqrt(1 - a^2) / 2 for sigmoid(0) = 1/2.
     np.testing.assert_allclose(slope(1e-2), np.exp(-1e-2) / 2 / np.sqrt(
         -np.expm1(-1e-2)), rtol=1e-5)
@@ -317,7 +322,7 @@ class BranchesTest(parameterized.TestCase):
     x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
     rate = jnp.linspace(0.1, 0.9, features).reshape(1, 1, features)
     if case == 'rg_lru':
-      gate, inputs = ops.rg_lru_gate, [rate, x, x, x]
+      gate, inputs = rg_lru.rg_lru_gate, [rate, x, x, x]
     elif case == 'one_feature':
       gate, inputs = None, [jax.nn.sigmoid(x[..., :1]), x]
     elif case == 'constant':

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import hgrn
 from tests import tolerance
 from tests.ops import oracle
 
@@ -24,7 +25,7 @@ def _hgrn(bound, forget, v):
 
 _GATES = dict(
     log_decay=(ops.log_decay_gate, _log_decay, [(2, 9, 3)] * 2),
-    hgrn=(ops.hgrn_gate, _hgrn, [(1, 1, 3), (2, 9, 3), (2, 9, 3)]),
+    hgrn=(hgrn.hgrn_gate, _hgrn, [(1, 1, 3), (2, 9, 3), (2, 9, 3)]),
 )
 
 
@@ -75,7 +76,7 @@ class HGRNGatesTest(parameterized.TestCase):
 
   def test_what_is_kept_and_what_is_let_in_sum_to_one(self):
     forget = np.linspace(-30, 30, 601, dtype='float32')
-    a, x = ops.hgrn_gate(None, np.float32(0.1), forget, np.float32(1024))
+    a, x = hgrn.hgrn_gate(None, np.float32(0.1), forget, np.float32(1024))
     np.testing.assert_array_equal(a, 1 - x / 1024)
     want = 0.9 * _sigmoid(-np.float64(forget)) * 1024
     np.testing.assert_allclose(x, want, rtol=1e-6)

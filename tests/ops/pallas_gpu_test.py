@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import gpu_program
 from rnnzoo.ops.linear_scan import pallas_gpu
@@ -38,9 +41,9 @@ _CASES = {
 # The gate, the shapes of its inputs before the last one, reverse, flags.
 _FULL = 1, 7, 8
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), [(1, 19, 8)], True, 'rmc'),
-    'min_lstm': (ops.min_lstm_gate(), [(1, 4, 8), (2, 4, 8)], False, ''),
-    'rg_lru': (ops.rg_lru_gate, [(1, 1, 8), _FULL, _FULL], False, 'rm'),
+    'min_gru': (min_gru.min_gru_gate(), [(1, 19, 8)], True, 'rmc'),
+    'min_lstm': (min_lstm.min_lstm_gate(), [(1, 4, 8), (2, 4, 8)], False, ''),
+    'rg_lru': (rg_lru.rg_lru_gate, [(1, 1, 8), _FULL, _FULL], False, 'rm'),
 }
 
 # Compiling is most of the time that a test takes.
@@ -274,12 +277,12 @@ class PlanTest(parameterized.TestCase):
 
     full = (2, 5, 16), f32
     self.assertIsNone(refusal(full, full))
-    self.assertIn('13 inputs', refusal(*[full] * 13, gate=ops.rg_lru_gate))
+    self.assertIn('13 inputs', refusal(*[full] * 13, gate=rg_lru.rg_lru_gate))
     self.assertIn('D = 12', refusal(*[((2, 5, 12), f32)] * 2))
     self.assertIn('float16', refusal(full, ((2, 5, 16), jnp.float16)))
     self.assertIn('channels', refusal(((2, 5, 1), f32), full))
     self.assertIn(
-        'complex64', refusal(full, ((2, 5, 16), c64), gate=ops.rg_lru_gate)
+        'complex64', refusal(full, ((2, 5, 16), c64), gate=rg_lru.rg_lru_gate)
     )
 
   def test_wins_only_where_measured(self):

@@ -10,7 +10,9 @@ import jax
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
-from rnnzoo import ops
+from rnnzoo.layers import min_gru
+from rnnzoo.layers import min_lstm
+from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import pallas_tpu
 from rnnzoo.ops.linear_scan import tpu_blocks
@@ -42,10 +44,10 @@ _CASES = {
 
 # The gate, the shapes of its inputs but for the last one, reverse, flags.
 _GATES = {
-    'min_gru': (ops.min_gru_gate(), [(2, 20, 3)], False, 'rm'),
-    'min_lstm': (ops.min_lstm_gate(), [(2, 20, 3)] * 2, True, 'rt'),
+    'min_gru': (min_gru.min_gru_gate(), [(2, 20, 3)], False, 'rm'),
+    'min_lstm': (min_lstm.min_lstm_gate(), [(2, 20, 3)] * 2, True, 'rt'),
     'rg_lru': (
-        ops.rg_lru_gate, [(1, 1, 3), (2, 20, 3), (2, 20, 1)], False, 'rmt',
+        rg_lru.rg_lru_gate, [(1, 1, 3), (2, 20, 3), (2, 20, 1)], False, 'rmt',
     ),
 }
 
@@ -221,7 +223,7 @@ class GatedTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     shape = (2, 20, 3)
     inputs = tuple(_normal(rng, s) for s in (*shapes, shape))
-    if gate is ops.rg_lru_gate:
+    if gate is rg_lru.rg_lru_gate:
       inputs = (np.abs(inputs[0]) + 0.1, *inputs[1:])
     reset, mask = _flags(rng, shape[:2], flags)
     if mask is not None:  # NaN there passes through no derivative.
@@ -256,17 +258,19 @@ class SupportsTest(parameterized.TestCase):
   def test_what_it_takes(self):
     for dtypes in ((f32, f32), (f32, bf16), (f32, c64), (c64, c64)):
       self.assertIsNone(self._why_not(*dtypes))
-    self.assertIsNone(self._why_not(f32, f32, gate=ops.min_gru_gate()))
+    self.assertIsNone(self._why_not(f32, f32, gate=min_gru.min_gru_gate()))
     self.assertIsNone(
-        self._why_not(bf16, bf16, bf16, gate=ops.min_lstm_gate())
+        self._why_not(bf16, bf16, bf16, gate=min_lstm.min_lstm_gate())
     )
-    self.assertIsNone(self._why_not(f32, f32, f32, f32, gate=ops.rg_lru_gate))
+    self.assertIsNone(
+        self._why_not(f32, f32, f32, f32, gate=rg_lru.rg_lru_gate)
+    )
 
   def test_says_why_not(self):
     self.assertIn('input 1 is float16', self._why_not(f32, jnp.float16))
     self.assertIn('complex', self._why_not(c64, f32))
     self.assertIn(
-        'fused gate', self._why_not(c64, c64, gate=ops.min_gru_gate())
+        'fused gate', self._why_not(c64, c64, gate=min_gru.min_gru_gate())
     )
     gate = lambda start, a, x: (a, jnp.cbrt(x))
     self.assertIn("['cbrt']", self._why_not(f32, f32, gate=gate))

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 from rnnzoo import mesh as mesh_lib
 from rnnzoo import ops
+from rnnzoo.layers import min_gru
 from tests import collectives
 from tests import tolerance
 from tests.ops import oracle
@@ -286,7 +287,7 @@ class SequenceMeshTest(parameterized.TestCase):
 
     def run(inputs, h0, weights):
       scan = lambda inputs, h0: ops.gated_scan(
-          ops.min_gru_gate(), inputs, h0,
+          min_gru.min_gru_gate(), inputs, h0,
           reset=reset, mask=mask, reverse=reverse,
       )
       value, vjp = jax.vjp(scan, inputs, h0)
