@@ -19,8 +19,8 @@ from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo import layers
 from rnnzoo.training import checkpoint
-from rnnzoo.training.checkpoint import checkpointer
 from rnnzoo.training.checkpoint import paths
+from rnnzoo.training.checkpoint import record as record_lib
 import tensorstore as ts
 from tests.data.builders import tiny_shakespeare_test as shakespeare
 
@@ -269,7 +269,7 @@ class CheckpointTest(FilesTestCase):
     record = json.loads(path.read_text())
     record['leaves'][name] = record['leaves']['params/w']
     # One who writes such a thing makes the sum right, too.
-    record['sha256'] = checkpointer._checksum(record)
+    record['sha256'] = record_lib.checksum(record)
     path.write_text(json.dumps(record))
     self.assertEqual(self.restored(partial=True), 1)
     with self.assertRaisesRegex(errors.UserError, f"names '{name}'"):

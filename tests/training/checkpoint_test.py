@@ -1,6 +1,8 @@
 """Tests of `rnnzoo.training.checkpoint`, on real files."""
 
 import gc
+import json
+import logging as python_logging
 import os
 import pathlib
 import resource
@@ -10,6 +12,7 @@ import sys
 import tempfile
 from unittest import mock
 
+from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -17,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
+from rnnzoo.training.checkpoint import arrays
 from rnnzoo.training.checkpoint import digests
 
 P = jax.sharding.PartitionSpec
@@ -250,6 +255,46 @@ class CheckpointerTest(CheckpointTestCase):
         sorted(path.name for path in self.directory.iterdir()), ['6', '7']
     )
 
+  def test_the_best_by_the_highest_metric(self):
+    state = {'w': jnp.ones(3)}
+    checkpoints = self.open(keep=1, best_mode='max')
+    accuracies = [0.5, 0.75, float('nan'), None, 0.75, 0.25]
+    for step, accuracy in enumerate(accuracies, start=1):
+      checkpoints.save(step, state, {}, best_metric=accuracy)
+    checkpoints.wait()
+    self.assertEqual(checkpoints.all_steps(), [2, 6])
+    self.assertEqual(checkpoints.best_step(), 2)  # Not 5, which only equals it.
+    self.assertEqual(checkpoints.metrics, {2: 0.75, 6: 0.25})
+    # A reader need not know the mode.
+    reader = self.open(readonly=True)
+    self.assertEqual(reader.restore(state, best=True)[0], 2)
+    self.assertEqual(checkpoint.restore_meta(self.directory, best=True)[0], 2)
+
+  def test_metrics_of_the_other_mode_do_not_count(self):
+    state = {'w': jnp.ones(3)}
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      checkpoints.save(1, state, {}, best_metric=9.0)  # A loss.
+    with checkpoint.Checkpointer(self.directory, best_mode='max') as other:
+      self.assertEqual(other.metrics, {})
+      self.assertIsNone(other.best_step())
+      self.assertEqual(other.restore(state, best=True)[0], 1)
+      other.save(1, state, {}, best_metric=0.25)
+      other.save(2, state, {}, best_metric=0.5)
+      self.assertEqual(other.metrics, {1: 0.25, 2: 0.5})
+    self.assertEqual(self.open(readonly=True).best_step(), 2)
+
+  def test_the_lowest_is_the_default_and_not_recorded(self):
+    records = {}
+    for mode in ('min', 'max'):
+      directory = self.workdir / mode
+      with checkpoint.Checkpointer(directory, best_mode=mode) as checkpoints:
+        checkpoints.save(1, {'w': jnp.ones(3)}, META, best_metric=0.5)
+      records[mode] = json.loads((directory / '1/meta/metadata').read_text())
+    self.assertCountEqual(
+        records['min'], ['format', 'step', 'meta', 'metric', 'leaves', 'sha256']
+    )
+    self.assertEqual(records['max']['best_mode'], 'max')
+
   def test_a_step_saved_twice_only_notes_its_metric(self):
     state = {'w': jnp.ones(3)}
     checkpoints = self.open(keep=1)
@@ -279,6 +324,8 @@ class CheckpointerTest(CheckpointTestCase):
       checkpoints.save(6, {'a': {'b': jnp.ones(1)}, 'a/b': jnp.ones(1)}, {})
     with self.assertRaisesRegex(ValueError, 'keep'):
       self.open(keep=0)
+    with self.assertRaisesRegex(ValueError, "'min' or 'max', got 'lowest'"):
+      self.open(best_mode='lowest')
     with self.assertRaisesRegex(ValueError, 'readonly'):
       self.open(readonly=True).save(7, state, {})
     (self.workdir / 'file').write_text('')
@@ -360,7 +407,6 @@ class CheckpointerTest(CheckpointTestCase):
     self.assertTrue(checkpoints.save(2, state, {}))
     self.assertEqual(checkpoints.restore(state)[0], 2)
 
-
   def test_a_checkpoint_vanishes_under_the_reader(self):
     state = {'w': jnp.ones(3)}
     writer = self.open(keep=1)
@@ -372,15 +418,15 @@ class CheckpointerTest(CheckpointTestCase):
     self.assertEqual(reader.all_steps(), [1])  # It is no longer there.
     with self.assertNoLogs('absl', 'WARNING'):
       self.assertEqual(reader.restore(state, best=True)[0], 2)
-    read_leaves = reader._read_leaves  # And in the midst of reading.
+    restore = arrays.restore  # And in the midst of reading.
 
-    def late(step, *args):
-      if step == 2:
+    def late(directory, *args):
+      if directory.parent.name == '2':
         writer.save(3, state, {}, best_metric=1.0)
         writer.wait()
-      return read_leaves(step, *args)
+      return restore(directory, *args)
 
-    with mock.patch.object(reader, '_read_leaves', late):
+    with mock.patch.object(arrays, 'restore', late):
       with self.assertNoLogs('absl', 'WARNING'):
         self.assertEqual(reader.restore(state, best=True)[0], 3)
     with self.assertRaisesRegex(
@@ -401,8 +447,53 @@ class CheckpointerTest(CheckpointTestCase):
 
     before = blocks(1, 4)  # Caches are full then.
     # Of TensorStore's JSON 4 for each array and 130 for each of four looks at
-    # its metrics, without `leaks.mend_orbax`.
+    # its metrics, without `leaks.avoided`.
     self.assertLess((blocks(5, 4) - before) / 4, 200)
+
+
+class OrbaxContextTest(CheckpointTestCase):
+
+  def test_nothing_is_changed_at_import(self):
+    program = """
+import logging, sys, warnings
+import orbax.checkpoint
+from absl import logging as absl_logging
+from orbax.checkpoint._src.serialization import tensorstore_utils
+import rnnzoo.training.memory, rnnzoo.training.records
+def settings():
+  loggers = absl_logging.get_absl_logger(), logging.getLogger('asyncio')
+  return (
+      sys.unraisablehook, tensorstore_utils.ts, warnings.filters[:],
+      [logger.filters[:] for logger in loggers],
+  )
+before = settings()
+import rnnzoo.training.checkpoint
+assert settings() == before
+"""
+    subprocess.run([sys.executable, '-c', program], check=True)
+
+  def test_all_is_put_back_with_the_last_checkpointer(self):
+    def settings():
+      loggers = logging.get_absl_logger(), python_logging.getLogger('asyncio')
+      return (
+          sys.unraisablehook, tensorstore_utils.ts,
+          [logger.filters[:] for logger in loggers],
+      )
+
+    before = settings()
+    first = checkpoint.Checkpointer(self.directory)
+    during = settings()
+    self.assertIsNot(during[1], before[1])
+    second = checkpoint.Checkpointer(self.directory, readonly=True)
+    self.assertEqual(settings(), during)
+    first.close()
+    self.assertEqual(settings(), during)
+    second.close()
+    self.assertEqual(settings(), before)
+    (self.workdir / 'file').write_text('')
+    with self.assertRaises(errors.UserError):
+      checkpoint.Checkpointer(self.workdir / 'file')
+    self.assertEqual(settings(), before)
 
 
 class DamageTest(CheckpointTestCase):
@@ -598,7 +689,7 @@ gc.collect()
     self.assertEqual(done.stdout.count('\n'), 1)
     self.assertIn('Cannot save checkpoint 6', done.stdout)
     lines = done.stderr.splitlines()
-    lines = [x for x in lines if ' checkpointer.py' in x or x[0] not in 'IW']
+    lines = [x for x in lines if ' directory.py' in x or x[0] not in 'IW']
     self.assertLen(lines, 1, done.stderr)
     self.assertIn('Checkpoint 2 is damaged: its arrays', lines[0])
 
