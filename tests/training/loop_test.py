@@ -306,7 +306,7 @@ class StartingTest(parameterized.TestCase):
     directory = commands.temporary_directory(type(self)) / 'checkpoints'
     with checkpoint.Checkpointer(directory) as saver:
       saver.save(1, {'w': jnp.ones(1)}, {}, best_metric=1.0)
-      saver._metrics[7] = 0.5
+      saver._policy.metrics[7] = 0.5
       saver.forget_metrics()
       self.assertEqual(saver.metrics, {})
     with checkpoint.Checkpointer(directory) as saver:
