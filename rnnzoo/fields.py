@@ -149,16 +149,20 @@ def _wrong(value, field):
   if not _is_of_kind(value, field.kind):
     wanted = _KINDS[kind]
     if field.choices:
-      wanted = f'one of {", ".join(field.choices)}'
+      wanted = f'one of {_listed(field.choices)}'
     return f'be {wanted}{" or None" if field.optional else ""}'
   if kind is str:
     if field.choices and value not in field.choices:
-      return f'be one of {", ".join(field.choices)}'
+      return f'be one of {_listed(field.choices)}'
     if '\0' in value:
       return 'have no NUL character'
   if kind in (int, float):
     return _out_of_range(value, field)
   return None
+
+
+def _listed(choices):
+  return ', '.join(choice or "''" for choice in choices)
 
 
 def _is_of_kind(value, kind):

@@ -129,25 +129,26 @@ def fill_up(ready: dict, shares: Sequence[float]) -> dict:
   Raises:
     UserValueError: If the shares are wrong, or there are too few examples.
   """
-  shares = dict(zip(SPLITS, shares, strict=False))
+  shares = tuple(shares)
   if (
-      len(shares) < 3
-      or not all(share > 0 for share in shares.values())
-      or abs(sum(shares.values()) - 1) > 1e-6
+      len(shares) != len(SPLITS) or min(shares) <= 0
+      or abs(sum(shares) - 1) > 1e-6
   ):
     raise errors.UserValueError(
         'splits must be three positive shares that add up to 1 (train, '
-        f'validation, test), got {tuple(shares.values())}.'
+        f'validation, test), got {shares}.'
     )
   missing = [split for split in SPLITS[1:] if split not in ready]
   if missing:
-    shares = {split: shares[split] for split in ('train', *missing)}
-    whole = sum(shares.values())
-    parts = examples.split(
+    wanted = {
+        split: share for split, share in zip(SPLITS, shares, strict=True)
+        if split in ('train', *missing)
+    }
+    whole = sum(wanted.values())
+    ready = ready | examples.split(
         ready['train'],
-        {split: share / whole for split, share in shares.items()},
+        {split: share / whole for split, share in wanted.items()},
     )
-    ready = {**ready, **parts}
   empty = [split for split in ready if not len(ready[split])]
   if empty:
     raise errors.UserValueError(

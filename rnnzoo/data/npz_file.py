@@ -10,8 +10,6 @@ Pickled objects are never loaded.
 
 import pathlib
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 from rnnzoo import errors
@@ -62,22 +60,18 @@ def _load(path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
       names = tuple(file.files)
       return {name: file[name] for name in names}
-  except OSError as error:
-    raise errors.UserError(
-        f'{path} (data.path) cannot be read: {error.strerror or error}.'
-    ) from error
-  except (
-      ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
-      zlib.error, NotImplementedError, RuntimeError, SyntaxError,
-  ) as error:
-    if 'allow_pickle' in str(error) and names:
-      why = 'it holds an array of objects, which is never loaded'
-    elif 'pickle' in str(error):
+  # NumPy, zipfile and zlib each have their own errors for a file that was cut
+  # short, overwritten, or written in another format.
+  except Exception as error:
+    why = str(error).splitlines()[0].rstrip('.') if str(error) else 'damaged'
+    if 'pickle' in why:
       why = 'it is no .npz file'
-    else:
-      why = str(error).splitlines()[0].rstrip('.') if str(error) else 'damaged'
+      if names:
+        why = 'it holds an array of objects, which is never loaded'
+    elif isinstance(error, OSError) and error.strerror:
+      why = error.strerror
     raise errors.UserValueError(
-        f'{path} (data.path) must be a .npz file with arrays of numbers: {why}.'
+        f'{path} (data.path) cannot be read as a .npz file of arrays: {why}.'
     ) from error
 
 

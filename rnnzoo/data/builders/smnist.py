@@ -186,13 +186,13 @@ def read_idx(path: pathlib.Path, digest: str | None = None) -> np.ndarray:
     raise errors.UserError(
         f'{path} cannot be read: {records.first_line(error)}.'
     ) from error
-  axes = content[3] if len(content) > 3 else 0
+  head, axes = content[:3], content[3] if len(content) > 3 else 0
   start = 4 + 4 * axes
-  shape = np.frombuffer(content[4:start], '>u4').tolist()
-  if (
-      content[:3] != b'\0\0\x08' or len(shape) != axes or not axes
-      or len(content) - start != math.prod(shape) or not math.prod(shape)
-  ):
+  shape = [
+      int.from_bytes(content[i : i + 4], 'big') for i in range(4, start, 4)
+  ]
+  count = math.prod(shape)
+  if head != b'\0\0\x08' or not count or len(content) - start != count:
     raise errors.UserValueError(
         f'{path} is not a file of unsigned bytes in the idx format, or it is '
         'cut short.'

@@ -1,0 +1,188 @@
+"""What holds for every data set, those of a fixture included."""
+
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+from rnnzoo import data
+from rnnzoo import errors
+from rnnzoo.data import settings
+
+# Small sizes, and forms of a data set that have code of their own.
+CASES = {
+    'adding': dict(name='adding', eval_examples=30),
+    'adding_of_one_length': dict(
+        name='adding', min_length=12, max_length=12, eval_examples=30
+    ),
+    'digits': dict(name='digits'),
+    'digits_rows': dict(name='digits', sequence='rows'),
+    'mqar': dict(name='mqar', eval_examples=30),
+    'npz_file': dict(name='npz_file'),
+    'python_docs': dict(name='python_docs', sequence_length=400),
+    'selective_copying': dict(
+        name='selective_copying', sequence_length=20, num_tokens=4,
+        eval_examples=30,
+    ),
+    'smnist': dict(name='smnist'),
+    'smnist_permuted': dict(name='smnist', permutation='bit_reversal'),
+    'smnist_rows': dict(name='smnist', sequence='rows'),
+    'text_file': dict(name='text_file', sequence_length=32),
+    'text_streams': dict(
+        name='text_file', sequence_length=32, contiguous=True
+    ),
+    'tiny_shakespeare': dict(name='tiny_shakespeare', sequence_length=32),
+}
+EACH = tuple((name, config) for name, config in CASES.items())
+ROWS = 8
+
+
+def join(batches):
+  return {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+
+
+class EverySetTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = pathlib.Path(
+        cls.enterClassContext(tempfile.TemporaryDirectory())
+    )
+    for name, definition in data.DATASETS.items():
+      if definition.write_fixture:
+        definition.write_fixture(cls.directory, dict(name=name))
+
+  def load(self, config, index=0, count=1, seed=0):
+    config = config | {'data_dir': str(self.directory)}
+    return data.load(
+        config, batch_size=ROWS, seed=seed, process_index=index,
+        process_count=count,
+    )
+
+  def assert_same(self, a, b):
+    self.assertEqual(a.keys(), b.keys())
+    for key in a:
+      self.assertEqual(a[key].dtype, b[key].dtype)
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+  def test_there_is_a_case_of_every_set(self):
+    self.assertEqual(
+        {config['name'] for config in CASES.values()}, set(data.DATASETS)
+    )
+
+  @parameterized.named_parameters(*EACH)
+  def test_batches_have_the_form_that_the_attributes_promise(self, config):
+    dataset = self.load(config)
+    definition = data.find(config['name'])
+    self.assertEqual(dataset.task, definition.task)
+    self.assertEqual(dataset.fixture, definition.write_fixture is not None)
+    self.assertEqual(dataset.batch_size, ROWS)
+    self.assertIn(
+        dataset.unit,
+        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'steps'),
+    )
+    self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
+    steps = (ROWS, dataset.sequence_length)
+    form = dict(inputs=(steps, np.int32))
+    if not dataset.vocab_size:
+      form['inputs'] = ((*steps, dataset.in_features), np.float32)
+    self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
+    shape = steps if dataset.per_step else steps[:1]
+    form['targets'] = (shape, np.int32)
+    if dataset.out_features:
+      form['targets'] = ((*shape, dataset.out_features), np.float32)
+    self.assertEqual(dataset.out_features > 0, dataset.task == 'regression')
+    self.assertEqual(dataset.num_classes > 0, dataset.task == 'classification')
+    form['mask'] = (shape, np.bool_)
+    form['input_mask'] = form['reset'] = (steps, np.bool_)
+
+    train = dataset.train_batch(3)
+    evaluated = [
+        batch for split in dataset.eval_splits
+        for batch in dataset.eval_batches(split)
+    ]
+    for batch in [train, *evaluated]:
+      self.assertContainsSubset(batch, form)
+      for key, array in batch.items():
+        self.assertEqual((array.shape, array.dtype), form[key], key)
+        self.assertTrue(np.isfinite(array).all())
+      self.assertEqual('input_mask' in batch, 'input_mask' in train)
+      largest = dataset.num_classes or dataset.vocab_size
+      if not dataset.out_features:
+        self.assertBetween(batch['targets'].min(), 0, largest - 1)
+      if dataset.vocab_size:
+        self.assertBetween(batch['inputs'].min(), 0, dataset.vocab_size - 1)
+    self.assertEqual('reset' in train, dataset.contiguous)
+    for batch in evaluated:
+      self.assertIn('mask', batch)
+      self.assertTrue(batch['mask'].any())
+    self.assertTrue(all(
+        isinstance(value, float) for value in dataset.baselines().values()
+    ))
+
+  @parameterized.named_parameters(*EACH)
+  def test_a_run_resumes_at_any_step(self, config):
+    dataset, again = self.load(config, seed=5), self.load(config, seed=5)
+    for start in (1, 7, 10**9):
+      iterator = dataset.train_iterator(start)
+      for step in range(start, start + 3):
+        self.assert_same(next(iterator), again.train_batch(step))
+      iterator.close()
+    other = self.load(config, seed=6)
+    for split in dataset.eval_splits:
+      first = dataset.eval_batches(split)[0]
+      if 'generator' not in dataset.source:
+        self.assert_same(first, other.eval_batches(split)[0])
+    if not dataset.contiguous:  # The first step begins at the beginning.
+      inputs = dataset.train_batch(1)['inputs']
+      self.assertTrue((inputs != other.train_batch(1)['inputs']).any())
+
+  @parameterized.named_parameters(*EACH)
+  def test_the_parts_of_all_processes_make_one_batch(self, config):
+    whole = self.load(config)
+    for count in (2, 8):
+      parts = [self.load(config, index=i, count=count) for i in range(count)]
+      for step in (1, 1001):
+        batches = [part.train_batch(step) for part in parts]
+        self.assert_same(join(batches), whole.train_batch(step))
+      rows = [list(part.eval_batches('test')) for part in parts]
+      for *batches, expected in zip(
+          *rows, whole.eval_batches('test'), strict=True
+      ):
+        self.assert_same(join(batches), expected)
+    some = self.load(config, index=(1, 2), count=4).train_batch(5)
+    expected = {k: v[2:6] for k, v in whole.train_batch(5).items()}
+    self.assert_same(some, expected)
+
+
+class FixtureTest(parameterized.TestCase):
+
+  @parameterized.parameters(*(
+      name for name, definition in data.DATASETS.items()
+      if definition.write_fixture
+  ))
+  def test_it_takes_the_place_of_missing_data(self, name):
+    directory = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory())
+    )
+    definition = data.find(name)
+    for path in ('', str(directory / 'absent' / 'my.dat')):
+      config = dict(name=name, data_dir=str(directory / 'real'))
+      if 'path' in definition.fields:
+        config['path'] = path
+      with self.assertRaises(errors.UserFileNotFoundError) as caught:
+        data.load(config, batch_size=4, seed=0)
+      self.assertNotIn('\n', str(caught.exception))
+      place = directory / 'fixtures'
+      for _ in range(2):  # Again where it is already.
+        definition.write_fixture(place, definition.checked(name, config))
+        config['data_dir'] = str(place)
+        dataset = data.load(config, batch_size=4, seed=0)
+        self.assertTrue(dataset.fixture)
+      self.assertTrue(settings.is_fixture(config))
+
+
+if __name__ == '__main__':
+  absltest.main()
