@@ -1,4 +1,4 @@
-"""What the values of a config may be, as data; one line where one is wrong.
+"""Descriptions of the values in a config, and one-line errors for wrong ones.
 
 A `Field` describes one value. The parts of the package describe the fields that
 they read, each beside its code: `models.config`, `data.definition`,
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rnnzoo import errors
 
-# The largest of an int32 and of a float32, in which programs count and compute.
+# The largest int32 and the largest float32.
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234e38
 
@@ -32,7 +32,7 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """What a value may be.
+  """The description of one value.
 
   Attributes:
     kind: `bool`, `int`, `float` (or an integer), `str`, `tuple` (or a list, of
@@ -67,9 +67,9 @@ def check(name: str, value: Any, field: Field):
   rnnzoo.errors.UserValueError: model.dropout must be in [0, 1), got 1.
 
   Args:
-    name: Of the value, for the message.
+    name: The name of the value, for the message.
     value: The value.
-    field: What it may be.
+    field: The description of the value.
 
   Raises:
     UserValueError: If the value is something else.
@@ -112,7 +112,7 @@ def check_all(values: Mapping[str, Any], fields, prefix: str = ''):
 
 
 def of_annotation(annotation: Any) -> Field | None:
-  """Returns what an annotated argument may be; `None` if nothing is known.
+  """Returns the description of an annotated argument; `None` if unknown.
 
   >>> of_annotation(int | None)  # doctest: +ELLIPSIS
   Field(kind=<class 'int'>, ..., optional=True, hint='', default=None)
@@ -144,7 +144,7 @@ def shown(value: Any) -> str:
 
 
 def _wrong(value, field):
-  """Returns what `value` must be or do but is not or does not, or `None`."""
+  """Returns what is wrong with `value`, as the message says it, or `None`."""
   kind = field.kind
   if not _is_of_kind(value, field.kind):
     wanted = _KINDS[kind]
@@ -184,7 +184,7 @@ def _is_of_kind(value, kind):
 
 
 def _out_of_range(value, field):
-  """Returns what a number must do but does not, or `None`."""
+  """Returns what is wrong with a number, or `None`."""
   # JAX takes no larger integers, whatever they are multiplied with.
   largest = MAX_INT if isinstance(value, numbers.Integral) else MAX_FLOAT
   low = -largest if field.low is None else field.low

@@ -1,9 +1,10 @@
 """What every data set promises, and how grain keeps the promise.
 
-A pipeline is a `grain.MapDataset` of example numbers. `Shard.take` groups them
-into this process's part of each batch, and a function of the task turns such a
-group `[b]` into arrays `[b, T]`. Element i is the batch of step i + 1, found by
-arithmetic alone, so a run resumes at any step without reading what came before.
+A pipeline is a `grain.MapDataset` of example numbers. `Shard.take` groups the
+numbers into this process's part of each batch, and a function of the data set
+turns each group `[b]` into arrays `[b, ...]`. Element i is the batch of step
+i + 1. Arithmetic alone finds it, so a run resumes at any step without reading
+the earlier batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,12 @@ from rnnzoo.data import vocabulary as vocabularies
 
 Batch = dict[str, np.ndarray]
 
-# "For ever", in examples: the largest count that floats hold exactly, because
-# grain finds the length of a batched data set by a float division.
+# The number of examples of an endless data set: the largest count that floats
+# hold exactly, because grain computes the length of a batched data set by a
+# float division.
 ENDLESS = 2**53
 
-# Of random numbers, one for each split of a synthetic task.
+# The streams of random numbers, one for each split of a generated data set.
 STREAMS = {'train': 0, 'validation': 1, 'test': 2}
 
 
@@ -32,9 +34,10 @@ class Shard:
 
   Attributes:
     batch_size: Rows `B` of the global batch.
-    process_index: This process, `p`; or several numbers in ascending order, for
-      a process that holds the rows of each.
-    process_count: All processes, `P`; `p` holds rows `[p * B/P, (p+1) * B/P)`.
+    process_index: The number `p` of this process. A tuple of numbers in
+      ascending order if this process holds the rows of several.
+    process_count: The number `P` of processes; process `p` holds the rows
+      `[p * B/P, (p+1) * B/P)`.
   """
 
   batch_size: int
@@ -72,15 +75,15 @@ class Shard:
     return self.batch_size // self.process_count * len(self.parts)
 
   def take(self, numbers: grain.MapDataset) -> grain.MapDataset:
-    """Turns a data set of numbers into one of int64 arrays `[b]`, this shard's.
+    """Groups numbers into int64 arrays `[b]`, the rows of this shard.
 
-    Blocks of `B/P` numbers go round the processes, so the blocks that meet in a
-    global batch are the same `B` numbers in the same order for any `P`.
+    Blocks of `B/P` numbers are dealt to the processes in turn. So a global
+    batch holds the same `B` numbers in the same order for any `P`.
     """
     blocks = numbers.batch(self.batch_size // self.process_count)
     if len(self.parts) == 1:
       return blocks[self.parts[0] :: self.process_count]
-    # Equally many of each; what is endless does not miss the last.
+    # Equally many blocks for each part; an endless data set can lose its last.
     end = len(blocks) // self.process_count * self.process_count
     held = [blocks[part : end : self.process_count] for part in self.parts]
     return grain.experimental.ZipMapDataset(held).map(np.concatenate)
@@ -97,15 +100,15 @@ class Shard:
   def evaluate(self, count: int) -> grain.MapDataset:
     """Returns arrays `[b]` that cover `range(count)` once, in order.
 
-    The last batch is filled up with numbers of `count` and more, for the task
-    to mask, so that all processes get equally many batches of one shape.
+    All processes get equally many batches of one shape: the last batch is
+    filled up with numbers from `count` upwards, which the data set masks.
     """
     padded = -(-count // self.batch_size) * self.batch_size
     return self.take(grain.MapDataset.range(padded))
 
 
 def check_seed(seed: int) -> int:
-  """Returns `seed` if grain and numpy both take it."""
+  """Returns `seed` if both grain and numpy accept it."""
   if not fields.is_integer(seed) or not 0 <= seed < 2**32:
     raise errors.UserValueError(
         f'seed must be an integer in [0, 2**32), got {seed!r}.'
@@ -114,16 +117,17 @@ def check_seed(seed: int) -> int:
 
 
 def generator(seed: int, split: str, number: int) -> np.random.Generator:
-  """Returns the random numbers of one example, the same in any order of use."""
+  """Returns the random number generator of one example."""
   # Philox is a function of (key, counter), and the counter counts upwards from
-  # its first word: with the example in the last, no two examples overlap.
+  # its first word. The example is in the last word, so no two examples share
+  # random numbers.
   key = np.array([seed, STREAMS[split]], np.uint64)
   counter = np.array([0, 0, 0, number], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class Batches(Sequence):
-  """A finite list of batches, each made when asked for, again and again."""
+  """A finite list of batches; each access makes the batch anew."""
 
   def __init__(self, batches: grain.MapDataset):
     self._batches = batches
@@ -214,14 +218,14 @@ class Dataset:
     return self.train[_check_step(step) - 1]
 
   def train_iterator(self, start_step: int = 1) -> grain.DatasetIterator:
-    """Returns the endless iterator over the batches of `start_step` onwards.
+    """Returns the endless iterator over the batches from `start_step` on.
 
-    Each is made when it is asked for: the loop asks while the device computes
-    the step before. `close()` ends the iterator.
+    It makes each batch on request: the training loop asks for the next one
+    while the device computes a step. `close()` ends the iterator.
     """
     batches = self.train[_check_step(start_step) - 1 :]
-    # No thread: the work is numpy, small, and under the interpreter lock, which
-    # a thread of its own makes the loop wait for.
+    # No threads: the work is small and holds the interpreter lock, so a thread
+    # would make the training loop wait for the lock.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(batches.to_iter_dataset(options))
 

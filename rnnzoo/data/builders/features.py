@@ -1,4 +1,4 @@
-"""What a data set on disk may say about its own features."""
+"""Which features a data set on disk may have."""
 
 import json
 import pathlib
@@ -7,13 +7,13 @@ _KNOWN = 'tensorflow_datasets.core.features.'
 
 
 def check(directory: pathlib.Path) -> None:
-  """Raises `ValueError` if a data set names code that is not TFDS's own.
+  """Raises `ValueError` if a data set names classes outside of TFDS.
 
-  TFDS imports the module of every class that `features.json` names, whatever
-  module that is, and so would run a file that lies beside the data.
+  TFDS imports the module of every class that `features.json` names. So a
+  foreign data set could run any code.
 
   Args:
-    directory: Of one version of a data set, with `features.json`.
+    directory: The directory of one version of a data set.
   """
   names = _class_names(json.loads((directory / 'features.json').read_text()))
   for name in names:

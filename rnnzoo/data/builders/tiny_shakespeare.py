@@ -115,7 +115,7 @@ def prepare(
     The directory of the data set.
 
   Raises:
-    UserError: If the file cannot be had or is not the right one.
+    UserError: If the file cannot be read or downloaded, or is another file.
   """
   if manual_dir is not None and not (manual_dir / FILE).is_file():
     raise errors.UserFileNotFoundError(

@@ -17,12 +17,12 @@ from rnnzoo import fields
 from rnnzoo.data import definition
 from rnnzoo.data import pipeline
 
-# To be raised with every change of what a seed gives.
+# Raise it with every change of the examples that a seed gives.
 VERSION = 1
 FIELDS = dict(
     min_length=fields.Field(int, low=2, default=50),
     max_length=fields.Field(int, low=2, default=100),
-    # In each of validation and test.
+    # The number in each of validation and test.
     eval_examples=fields.Field(int, low=1, default=1024),
 )
 
@@ -51,7 +51,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   Args:
     config: Has the fields in `FIELDS`.
     shard: The rows of this process.
-    seed: With the number of an example, all that it depends on.
+    seed: The seed and the number of an example decide the example.
 
   Raises:
     UserValueError: If the shortest length is larger than the longest.

@@ -1,10 +1,11 @@
-"""Multi-query associative recall: say which value came with a key.
+"""Multi-query associative recall: name the value that came with a key.
 
-The task of "Zoology" (Arora et al. 2023, https://arxiv.org/abs/2312.04927),
-which tells language models with a small state from attention: M pairs of a key
-and a value, then, at even gaps, each of the keys once more, where the model
-must say its value. Most queries come soon: gaps are drawn, each at most once,
-in proportion to `gap**(power - 1)`.
+The task of "Zoology" (Arora et al. 2023, https://arxiv.org/abs/2312.04927), at
+which language models with a small state fall behind attention. A sequence
+starts with M pairs of a key and a value. Later each key comes once more, and
+the model must answer with its value. The gaps before these queries are even and
+mostly short: each is drawn at most once, with a probability proportional to
+`gap**(power - 1)`.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from rnnzoo import fields
 from rnnzoo.data import definition
 from rnnzoo.data import pipeline
 
-# To be raised with every change of what a seed gives.
+# Raise it with every change of the examples that a seed gives.
 VERSION = 1
 # The defaults are the paper's smallest setting (the paper tests on 3000
 # examples).
@@ -27,7 +28,7 @@ FIELDS = dict(
     power=fields.Field(float, low=-10, high=10, default=0.01),
     # Fill the places without a key or value with any ids, not with 0.
     random_non_queries=fields.Field(bool, default=False),
-    # In each of validation and test.
+    # The number in each of validation and test.
     eval_examples=fields.Field(int, low=1, default=1024),
 )
 
@@ -42,8 +43,8 @@ def example(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns inputs `[T]`, places of queries `[M]`, and values `[M]`, int32.
 
-  Keys are ids in `[1, V/2 - 1]`, values in `[V/2, V - 1]`, no id twice. What is
-  neither is 0, or any id where `random_non_queries`.
+  Keys are ids in `[1, V/2 - 1]`, values are ids in `[V/2, V - 1]`, and no id
+  comes twice. All other places hold 0, or any id if `random_non_queries`.
   """
   half = vocab_size // 2
   pick = lambda low, high: low + rng.choice(
@@ -73,10 +74,10 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   Args:
     config: Has the fields in `FIELDS`.
     shard: The rows of this process.
-    seed: With the number of an example, all that it depends on.
+    seed: The seed and the number of an example decide the example.
 
   Raises:
-    UserValueError: For sizes that make no task.
+    UserValueError: If the sizes do not fit together.
   """
   length, num_pairs = config.sequence_length, config.num_pairs
   vocab_size, eval_examples = config.vocab_size, config.eval_examples

@@ -3,8 +3,8 @@
 The task of the Mamba paper (Gu & Dao 2023, https://arxiv.org/abs/2312.00752,
 appendix E.1) and of "Were RNNs All We Needed?" (Feng et al. 2024,
 https://arxiv.org/abs/2410.01201): noise of length L with M data tokens at
-random places, then M markers, at which the model must say the data in order.
-Their generators differ a little; both are here.
+random places, then M markers, where the model must repeat the data in order. The two
+generators differ a little; both are here.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from rnnzoo.data import definition
 from rnnzoo.data import pipeline
 
 VARIANTS = ('min_rnn', 'mamba')
-# To be raised with every change of what a seed gives.
+# Raise it with every change of the examples that a seed gives.
 VERSION = 1
 # The defaults are the sizes in the papers.
 FIELDS = dict(
@@ -25,7 +25,7 @@ FIELDS = dict(
     sequence_length=fields.Field(int, low=1, default=4096),  # L
     num_tokens=fields.Field(int, low=1, default=16),  # M
     vocab_size=fields.Field(int, low=1, default=16),  # A
-    # In each of validation and test.
+    # The number in each of validation and test.
     eval_examples=fields.Field(int, low=1, default=1024),
 )
 
@@ -41,9 +41,11 @@ def example(
 
   Data ids are uniform in `[1, A - 2]`; their places are a uniform subset.
 
-  `'min_rnn'`: marker 0, noise `A - 1`; places among the first `L`; `[L + M]`.
-  `'mamba'` (the generator of the S4 repository): noise 0, marker `A - 1`;
-  places among the first `L + M`; `[L + 2 M]`.
+  `'min_rnn'`: the marker is 0, noise is `A - 1`; data tokens are among the
+  first `L` places; inputs are `[L + M]`.
+  `'mamba'` (the generator in the S4 repository): noise is 0, the marker is
+  `A - 1`; data tokens are among the first `L + M` places; inputs are
+  `[L + 2 M]`.
   """
   if variant == 'min_rnn':
     haystack, noise, marker = length, vocab_size - 1, 0
@@ -66,10 +68,10 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   Args:
     config: Has the fields in `FIELDS`.
     shard: The rows of this process.
-    seed: With the number of an example, all that it depends on.
+    seed: The seed and the number of an example decide the example.
 
   Raises:
-    UserValueError: For sizes that make no task.
+    UserValueError: If the sizes do not fit together.
   """
   variant, length = config.variant, config.sequence_length
   num_tokens, vocab_size = config.num_tokens, config.vocab_size

@@ -20,7 +20,7 @@ UNITS = dict(char='characters', byte='bytes')
 FIELDS = dict(
     level=fields.Field(str, choices=vocabularies.LEVELS, default='char'),
     sequence_length=fields.Field(int, low=1, default=256),
-    # Rows go on where they stopped, see `load`.
+    # Whether rows continue those of the step before, see `load`.
     contiguous=fields.Field(bool, default=False),
 )
 
@@ -117,7 +117,7 @@ def load(
 
 
 def check_lengths(name: str, tokens: Mapping[str, np.ndarray], length: int):
-  """Raises `UserValueError` if a split holds too little to be used."""
+  """Raises `UserValueError` if a split is too short."""
   found = ', '.join(f'{split} {len(ids)}' for split, ids in tokens.items())
   if len(tokens['train']) < length + 1:
     raise errors.UserValueError(
@@ -146,7 +146,7 @@ def warn_of_little(name, tokens, length: int, batch_size: int):
 
 
 def pairs(tokens: np.ndarray, positions: np.ndarray) -> pipeline.Batch:
-  """Returns the tokens at `positions` `[b, T]` and those after them, int32."""
+  """Returns the tokens at `positions` `[b, T]` and the next tokens, int32."""
   return {
       'inputs': tokens[positions].astype(np.int32),
       'targets': tokens[positions + 1].astype(np.int32),
@@ -169,9 +169,10 @@ def stream_batches(
 ) -> grain.MapDataset:
   """Returns endless batches whose rows continue those of the step before.
 
-  The text is cut into `B` streams of equal length, one a row. A stream holds
-  `K` windows and up to `length - 1` tokens too many; each epoch leaves out
-  others of these, at its ends. Steps 1, K + 1, 2 K + 1, ... start it anew.
+  The text is cut into `B` streams of equal length, one for each row. A stream
+  holds `K` windows and up to `length - 1` spare tokens. Each epoch skips a
+  random number of the spare tokens at the start of the stream and the rest at
+  its end. Steps 1, K + 1, 2 K + 1, ... start the streams anew.
 
   Raises:
     UserValueError: If a stream is shorter than a window.
@@ -234,8 +235,8 @@ def measure_baselines(
 
   text = texts['test'].encode()
   before = texts['train'].encode()[-(2**15) :]
-  # gzip's algorithm without gzip's header, since the header of the train split
-  # would serve both.
+  # Deflate is gzip without its header, which the train split would already
+  # have paid for.
   deflate = zlib.compressobj(9, wbits=-15, zdict=before)
   added = len(deflate.compress(text) + deflate.flush())
   return {
