@@ -3,8 +3,8 @@
 The task of the Mamba paper (Gu & Dao 2023, https://arxiv.org/abs/2312.00752,
 appendix E.1) and of "Were RNNs All We Needed?" (Feng et al. 2024,
 https://arxiv.org/abs/2410.01201): noise of length L with M data tokens at
-random places, then M markers, where the model must repeat the data in order. The two
-generators differ a little; both are here.
+random places, then M markers, where the model must repeat the data in order.
+The two generators differ a little; both are here.
 """
 
 from typing import Any
