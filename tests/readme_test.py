@@ -1,4 +1,4 @@
-"""README.md: each section's Python and commands run, top to bottom."""
+"""README.md and the other pages: the code runs, the numbers are measured."""
 
 import contextlib
 import io
@@ -17,8 +17,11 @@ from rnnzoo import layers
 from rnnzoo.data import settings
 from tests.experiments import commands
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-_README = (_ROOT / 'README.md').read_text()
+_ROOT = readme.ROOT
+_PAGES = {
+    str(path.relative_to(_ROOT)): path.read_text()
+    for path in (*sorted(_ROOT.glob('*.md')), *sorted(_ROOT.glob('docs/*.md')))
+}
 # Where a reader has to fetch something first, and what it is then called.
 _FETCHED = {'experiments/configs/tiny_shakespeare.py': 'tiny_shakespeare'}
 
@@ -35,40 +38,47 @@ def commands_of(code):
   return [command for command in words if command]
 
 
-def sections():
-  """Yields the sections that have something to run, as test parameters."""
-  for part in re.split(r'^##? ', _README, flags=re.MULTILINE)[1:]:
-    title = re.sub(r'\W+', '_', part.partition('\n')[0].lower())
-    blocks = [b for b in blocks_of(part) if b[0] in ('bash', 'python')]
+def anchors_of(text):
+  """Returns the anchors that GitHub makes of the headings of a page."""
+  headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+  return {re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in headings}
+
+
+def pages_to_run():
+  """Yields the pages that have something to run, as test parameters."""
+  for name, text in _PAGES.items():
+    blocks = [b for b in blocks_of(text) if b[0] in ('bash', 'python')]
     if blocks:
-      yield dict(testcase_name=title, blocks=blocks)
+      title = re.sub(r'\W+', '_', name.removesuffix('.md').lower())
+      yield dict(testcase_name=title, name=name, blocks=blocks)
 
 
-class ReadmeTest(parameterized.TestCase):
+class PagesTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(*sections())
-  def test_runs(self, blocks):
+  @parameterized.named_parameters(*pages_to_run())
+  def test_code_runs(self, name, blocks):
+    """All blocks of a page, from top to bottom, in one directory."""
     directory = pathlib.Path(
         self.enterContext(tempfile.TemporaryDirectory())
     )
     # A reader is in the repository; what a run leaves behind is not.
     (directory / 'experiments').symlink_to(_ROOT / 'experiments')
-    (directory / 'my.txt').write_text(_README)
+    (directory / 'my.txt').write_text(''.join(_PAGES.values()))
     for language, code in blocks:
       if language == 'python':
-        self.run_python(code, directory)
+        self.run_python(name, code, directory)
       else:
         for command in commands_of(code):
           self.run_command(command, directory)
 
-  def run_python(self, code, directory):
+  def run_python(self, name, code, directory):
     first = code.partition('\n')[0]
     if first.endswith('.py'):  # A file, for a later command.
       (directory / first.removeprefix('# ')).write_text(code)
       return
     printed = io.StringIO()
     with contextlib.chdir(directory), contextlib.redirect_stdout(printed):
-      exec(compile(code, 'README.md', 'exec'), {'__name__': 'readme'})
+      exec(compile(code, name, 'exec'), {'__name__': 'page'})
     said = re.findall(r'^print\(.*\)  # (.*)$', code, re.MULTILINE)
     self.assertEqual(printed.getvalue().splitlines(), said)
 
@@ -97,43 +107,69 @@ class ReadmeTest(parameterized.TestCase):
     )
     self.assertEqual(done.returncode, 0, f'{command}\n{done.stdout}')
 
-  def test_names_every_layer(self):
-    table = _README.partition('## Layers')[2].partition('\n## ')[0]
-    for name, layer in layers.LAYERS.items():
-      self.assertIn(f'| `{layer.__name__}` |', table)
-      self.assertIn(f'`{name}`', _README)
+  @parameterized.parameters(*_PAGES)
+  def test_files_and_links_exist(self, name):
+    text = _PAGES[name]
+    for path in re.findall(
+        r'(?:\.ci|experiments|rnnzoo|scripts|tests)/[\w./]*\w',
+        re.sub(r'https?://\S+', '', text),
+    ):
+      self.assertTrue((_ROOT / path).exists(), path)
+    for link in re.findall(r'\]\((?!https?://)([^)]+)\)', text):
+      path, _, anchor = link.partition('#')
+      target = (_ROOT / name).parent / path if path else _ROOT / name
+      self.assertTrue(target.exists(), link)
+      if anchor:
+        self.assertIn(anchor, anchors_of(target.read_text()), link)
 
   def test_tables_are_those_measured(self):
-    self.assertEqual(readme.updated(_README), _README)
-    costs = readme.record('layers_cpu.json')['rows']
-    self.assertCountEqual(
-        [row['layer'] for row in costs if row['length'] == 4096], layers.LAYERS
-    )
+    for name in readme.tables():
+      self.assertEqual(
+          readme.updated(name, _PAGES[name]), _PAGES[name],
+          f'{name}: run `python -m experiments.benchmarks.readme`.',
+      )
 
   def test_claims_are_those_measured(self):
-    text = ' '.join(_README.split())
-    self.assertEqual([u for u in readme.claims() if u not in text], [])
+    for name, claims in readme.claims().items():
+      text = ' '.join(_PAGES[name].split())
+      self.assertEqual([u for u in claims if u not in text], [])
 
-  def test_every_layer_was_asked_what_it_learns(self):
+  def test_readme_is_short(self):
+    lines = _PAGES['README.md'].splitlines()
+    self.assertLessEqual(sum(not u.startswith('|') for u in lines), 120)
+    # The first screen shows one picture.
+    pictures = re.findall(r'!\[', _PAGES['README.md'])
+    self.assertLen(pictures, 1)
+
+  def test_every_page_can_be_found(self):
+    """README.md leads to all of them."""
+    links = re.findall(r'\]\(([^)#]+)', _PAGES['README.md'])
+    self.assertEqual(set(_PAGES) - {'README.md'} - set(links), set())
+
+  def test_tables_of_layers_name_layers_that_exist(self):
+    text = _PAGES['docs/layers.md'].partition('\n## What a layer costs')[0]
+    named = re.findall(r'^\| `(\w{2,})` \|', text, re.MULTILINE)
+    self.assertNotEmpty(named)
+    known = {layer.__name__ for layer in layers.LAYERS.values()}
+    self.assertEqual(set(named) - known, set())
+
+  def test_layers_without_a_row_of_abilities_are_named(self):
     abilities = commands.imported('experiments.benchmarks.abilities')
-    rows = readme.record('abilities.json')['rows']
-    said = _README.partition('experiments.benchmarks.abilities')[2]
-    for task in ('remember', 'parity'):
-      self.assertCountEqual(
-          [row['layer'] for row in rows if row['task'] == task],
-          set(layers.LAYERS) - set(abilities.NOT_ASKED),
-      )
+    said = _PAGES['docs/layers.md'].partition('benchmarks.abilities')[2]
     for name in abilities.NOT_ASKED:
       self.assertIn(f'`{name}`', said.partition('\n\n')[0])
 
-  def test_files_exist(self):
-    names = re.findall(
-        r'(?:\.ci|experiments|rnnzoo|scripts|tests)/[\w./]*\w', _README
-    )
-    names += re.findall(r'\]\((?!https?://)([^)]+)\)', _README)
-    self.assertNotEmpty(names)
-    for name in names:
-      self.assertTrue((_ROOT / name).exists(), name)
+
+class TablesTest(parameterized.TestCase):
+
+  def test_a_layer_that_was_not_measured(self):
+    """It needs no row: the table says so."""
+    table = readme._cost_table({})
+    self.assertIn('| `lru` | not measured | | | | | |\n', table)
+
+  def test_a_layer_without_a_paper(self):
+    with self.assertRaisesRegex(ValueError, 'does not name its paper'):
+      readme.paper_of(type('Mine', (), {'__module__': __name__}))
 
 
 if __name__ == '__main__':

@@ -1,23 +1,34 @@
-"""The tables and numbers of README.md that were measured.
+"""The tables and numbers of README.md and `docs/` that come from the code.
 
   python -m experiments.benchmarks.readme
 
-Writes the tables anew from the records in `experiments/results`. Sentences are
-left as they are; what they have to say is in `claims`, and a test compares.
+Writes the table of layers from `rnnzoo.layers`, and the measured tables from
+the records in `experiments/results`. Sentences are left as they are; what they
+have to say is in `claims`, and a test compares.
 """
 
 from collections.abc import Mapping, Sequence
+import inspect
 import json
 import pathlib
 import re
+import sys
 from typing import Any
 
 from experiments import drivers
+from rnnzoo import layers
 
-_ROOT = pathlib.Path(__file__).parents[2]
-README = _ROOT / 'README.md'
-RESULTS = _ROOT / 'experiments' / 'results'
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'experiments' / 'results'
 
+_NOT_MEASURED = 'not measured'
+_LAYERS = {
+    'Year': '{year}',
+    'Layer': '`{layer}`',
+    'Name in configs': '`{name}`',
+    'Paper': '{paper}',
+    'Code': '[{file}]({path})',
+}
 _COSTS = {
     'Layer': '`{layer}`',
     'Parameters': '{parameters}',
@@ -39,6 +50,9 @@ _SCANS = {
         '{speedups[0]:.1f} / {speedups[1]:.1f}',
     'times as long as `a*.5+x`': '{ceilings[0]:.1f} / {ceilings[1]:.1f}',
 }
+# `(Feng et al., 2024)`, and after it the paper's address.
+_AUTHORS = r'\(([^()\d]+), ((?:19|20)\d\d)[^()]*\)'
+_ADDRESS = r'https://arxiv\.org/abs/(\d{4}\.\d{4,5})'
 
 
 def record(name: str) -> dict[str, Any]:
@@ -46,55 +60,132 @@ def record(name: str) -> dict[str, Any]:
   return json.loads((RESULTS / name).read_text())
 
 
-def tables() -> list[str]:
-  """Returns the tables, as they stand in README.md."""
-  costs = [
-      dict(row, over_steps=row['over_steps'] or '')
-      for row in record('layers_cpu.json')['rows'] if row['length'] == 4096
-  ]
+def page(name: str) -> str:
+  """Reads a page, by its path in the repository."""
+  return (ROOT / name).read_text()
+
+
+def tables() -> dict[str, list[str]]:
+  """Returns the tables of each page that are written here."""
   recall = [
       dict(row, percent=100 * row['accuracy'])
       for row in record('recall.json')['rows']
   ]
-  return [_table(costs, _COSTS), _table(recall, _RECALL),
-          _table(_scans(), _SCANS)]
+  return {
+      'README.md': [_table(_papers(), _LAYERS)],
+      'docs/layers.md': [_cost_table(_costs()), _table(recall, _RECALL)],
+      'docs/scans.md': [_table(_scans(), _SCANS)],
+  }
 
 
-def claims() -> list[str]:
-  """Returns what sentences of README.md have to say, word for word."""
-  found = []
+def _papers() -> list[dict[str, Any]]:
+  """Returns a row for each layer, by year and name of the class."""
+  rows = [dict(paper_of(layer), name=name, layer=layer.__name__,
+               file=pathlib.Path(path).name, path=path)
+          for name, layer in layers.LAYERS.items()
+          for path in [f'{layer.__module__.replace(".", "/")}.py']]
+  return sorted(rows, key=lambda row: (row['year'], row['layer'].lower()))
+
+
+def paper_of(layer: type) -> dict[str, str]:
+  """Returns year and paper of a layer, as its docstring gives them.
+
+  That of the class counts if it names a paper with its address, as in `(Feng et
+  al., 2024), https://arxiv.org/abs/2410.01201`; else that of the module does,
+  where the address may be missing.
+
+  Args:
+    layer: A class of `rnnzoo.layers`.
+
+  Returns:
+    A dictionary of `year` and `paper`, which is Markdown.
+
+  Raises:
+    ValueError: If neither docstring names authors and year.
+  """
+  own = re.search(rf'{_AUTHORS},\s+{_ADDRESS}', inspect.getdoc(layer) or '')
+  text = own.group() if own else sys.modules[layer.__module__].__doc__
+  found = re.search(_AUTHORS, text)
+  if found is None:
+    raise ValueError(
+        f'The docstring of {layer.__module__} does not name its paper, as in '
+        '"minGRU (Feng et al., 2024), https://arxiv.org/abs/2410.01201."'
+    )
+  authors, year = found.groups()
+  paper = ' and '.join(re.split(', | & ', authors))
+  if address := re.search(_ADDRESS, text):
+    paper += f', [{address[1]}]({address[0]})'
+  return dict(year=year, paper=paper)
+
+
+def _costs() -> dict[str, dict[str, Any]]:
+  return {
+      row['layer']: dict(row, over_steps=row['over_steps'] or '')
+      for row in record('layers_cpu.json')['rows'] if row['length'] == 4096
+  }
+
+
+def _cost_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns a row for each layer, measured or not."""
+  rows = []
+  for name in sorted(layers.LAYERS):
+    cells = [f'`{name}`', _NOT_MEASURED] + [''] * (len(_COSTS) - 2)
+    if name in measured:
+      cells = [form.format(**measured[name]) for form in _COSTS.values()]
+    rows.append(cells)
+  return _markdown(_COSTS, rows)
+
+
+def claims() -> dict[str, list[str]]:
+  """Returns what sentences of each page have to say, word for word."""
+  shakespeare = record('tiny_shakespeare/summary.json')
+  nats = f'{shakespeare["best_eval_nanogpt_validation_loss"]:.3f}'
+  minutes = f'{shakespeare["seconds"] / 60:.0f}'
+  millions = f'{shakespeare["parameters"] / 1e6:.1f}'
+  training = [f'It reaches {nats} nats per character', f'({minutes} minutes)']
+  if shakespeare['best_step'] == shakespeare['total_steps']:
+    training.append(f'best at the last of {shakespeare["total_steps"]} steps')
+  overhead = record('overhead_cpu.json')['rows']
+  (loop,) = (r['ms'] for r in overhead if r['what'] == 'overhead')
+  share = record('input_wait_cpu.json')['input_share']
+  training += [
+      f'The loop costs {loop:.1f} ms a step more',
+      f'reading batches {100 * share:.1f} % of the time',
+      f'makes {record("soak.json")["steps"]:,} steps',
+  ]
+  worst = f'{_worst_loss(record("meshes.json")):.1e}'.replace('e-0', 'e-')
+  return {
+      'README.md': [
+          f'{len(layers.LAYERS)} layers',
+          f'A minGRU with {millions} million parameters reaches **{nats} nats '
+          'per character**',
+          f'in {minutes} minutes on two CPU cores',
+      ],
+      'docs/devices.md': [f'no loss differs by more than {worst}'],
+      'docs/layers.md': _abilities(record('abilities.json')['rows']),
+      'docs/scans.md': _speeds(),
+      'docs/training.md': training,
+  }
+
+
+def _speeds():
   faster = {
       (r['layer'], r['length']): r['speedup']
       for r in record('speedup_cpu_jax0.12.0.1.json')['rows']
   }
-  found.append(
+  less = [r['cpu_speedup'] for r in _linear_scans()]
+  return [
       '{:.1f} and {:.1f} times faster at T = 512, {:.1f} and {:.1f} times at '
       'T = 4096'.format(*(
           faster[layer, n] for n in (512, 4096)
           for layer in ('MinGRU', 'MinLSTM')
-      ))
-  )
-  less = [r['cpu_speedup'] for r in _linear_scans()]
-  found.append(f'{min(less):.0f} to {max(less):.0f} times less CPU time')
-  overhead = record('overhead_cpu.json')['rows']
-  (loop,) = (r['ms'] for r in overhead if r['what'] == 'overhead')
-  found.append(f'The loop costs {loop:.1f} ms a step more')
-  share = record('input_wait_cpu.json')['input_share']
-  found.append(f'reading batches {100 * share:.1f} % of the time')
-  found.append(f'makes {record("soak.json")["steps"]:,} steps')
-  run = record('tiny_shakespeare/summary.json')
-  nats = run['best_eval_nanogpt_validation_loss']
-  found.append(f'It reaches {nats:.3f} nats per character')
-  if run['best_step'] == run['total_steps']:
-    found.append(f'best at the last of {run["total_steps"]} steps')
-  meshes = record('meshes.json')
-  worst = f'{_worst_loss(meshes):.1e}'.replace('e-0', 'e-')
-  found.append(f'no loss differs by more than {worst}')
-  return found + _abilities(record('abilities.json')['rows'])
+      )),
+      f'{min(less):.0f} to {max(less):.0f} times less CPU time',
+  ]
 
 
 def _abilities(rows):
-  """What README.md says of them; 99 % right is learned."""
+  """What docs/layers.md says of them; 99 % right is learned."""
   remembered = [r['accuracy'] for r in rows if r['task'] == 'remember']
   parity = [r for r in rows if r['task'] == 'parity']
   right = [min(r['accuracy'], r['longer']) for r in parity]
@@ -161,33 +252,40 @@ def _table(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 ) -> str:
   """Returns a Markdown table; `columns` is heading -> format of a row."""
-  lines = [list(columns), ['---'] * len(columns)]
-  lines += [[form.format(**row) for form in columns.values()] for row in rows]
+  return _markdown(columns, [
+      [form.format(**row) for form in columns.values()] for row in rows
+  ])
+
+
+def _markdown(headings, rows):
+  lines = [list(headings), ['---'] * len(headings), *rows]
   text = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines) + '\n'
-  return text.replace('| --- ', '|---').replace('--- |', '---|').replace(
-      '|  |', '| |'
-  )
+  text = text.replace('| --- ', '|---').replace('--- |', '---|')
+  return re.sub(r'\|  (?=\|)', '| ', text)
 
 
-def updated(text: str) -> str:
-  """Returns the text of README.md with its tables written anew."""
-  for table in tables():
+def updated(name: str, text: str) -> str:
+  """Returns the text of a page with its tables written anew."""
+  for table in tables().get(name, ()):
     head = re.escape(table.partition('\n')[0])
     text, count = re.subn(
-        rf'^{head}\n(\|.*\n)*', lambda _: table, text, flags=re.MULTILINE
+        rf'^{head}\n(\|.*\n)*', lambda _, table=table: table, text,
+        flags=re.MULTILINE,
     )
     if count != 1:
-      raise ValueError(f'{README} has {count} tables with the head {head}.')
+      raise ValueError(f'{name} has {count} tables with the head {head}.')
   return text
 
 
 def main(argv):
   drivers.check_usage(argv)
-  README.write_text(updated(README.read_text()))
-  text = ' '.join(README.read_text().split())
-  for claim in claims():
-    if claim not in text:
-      print(f'README.md does not say: {claim}.')
+  for name in tables():
+    (ROOT / name).write_text(updated(name, page(name)))
+  for name, sentences in claims().items():
+    text = ' '.join(page(name).split())
+    for sentence in sentences:
+      if sentence not in text:
+        print(f'{name} does not say: {sentence}.')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,7 @@
-"""Causal attention over a sliding window, with rotary positions."""
+"""Softmax attention with a window and rotary positions (Vaswani et al., 2017).
+
+https://arxiv.org/abs/1706.03762
+"""
 
 import math
 

@@ -169,6 +169,8 @@ class MLSTM(_MatrixMemory):
 class MLSTMLarge(_MatrixMemory):
   r"""The mLSTM of xLSTM-7B: few large products, and gates within bounds.
 
+  xLSTM-7B (Beck et al., 2025), https://arxiv.org/abs/2503.13427.
+
   .. math::
       q_t &= W_q x_t, \quad k_t = W_k x_t / \sqrt{d_k}, \quad v_t = W_v x_t \\
       \log i_t &= c(w_i^T x_t + b_i), \quad

@@ -1,4 +1,7 @@
-"""The block of xLSTM (Beck et al., 2024) that has an mLSTM."""
+"""The block of xLSTM that has an mLSTM (Beck et al., 2024).
+
+https://arxiv.org/abs/2405.04517
+"""
 
 from typing import Any, Literal, NamedTuple
 

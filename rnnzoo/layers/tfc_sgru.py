@@ -1,4 +1,7 @@
-"""SGRU with time feed-forward connections, Wang et al. (2023), 2211.02561."""
+"""SGRU with time feed-forward connections (Wang et al., 2023).
+
+https://arxiv.org/abs/2211.02561
+"""
 
 from typing import NamedTuple
 
