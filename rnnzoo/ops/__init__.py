@@ -2,12 +2,17 @@
 
 from rnnzoo.mesh import run_per_device as run_per_device
 from rnnzoo.mesh import spans_devices as spans_devices
+from rnnzoo.ops.attention_cache import AttentionCache as AttentionCache
+from rnnzoo.ops.attention_cache import (
+    empty_attention_cache as empty_attention_cache,
+)
+from rnnzoo.ops.attention_cache import sequence_positions as sequence_positions
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from rnnzoo.ops.delta_rule import delta_rule as delta_rule
 from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
-from rnnzoo.ops.delta_rule import dplr_scan as dplr_scan
-from rnnzoo.ops.delta_rule import dplr_step as dplr_step
+from rnnzoo.ops.dplr import dplr_scan as dplr_scan
+from rnnzoo.ops.dplr import dplr_step as dplr_step
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
@@ -19,15 +24,10 @@ from rnnzoo.ops.linear_attention import (
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.dispatch import Implementation as Implementation
 from rnnzoo.ops.linear_scan.dispatch import implementation as implementation
-from rnnzoo.ops.local_attention import AttentionCache as AttentionCache
-from rnnzoo.ops.local_attention import (
-    empty_attention_cache as empty_attention_cache,
-)
 from rnnzoo.ops.local_attention import local_attention as local_attention
 from rnnzoo.ops.local_attention import (
     local_attention_step as local_attention_step,
 )
-from rnnzoo.ops.local_attention import sequence_positions as sequence_positions
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
 from rnnzoo.ops.lti_scan import lti_scan as lti_scan
 from rnnzoo.ops.max_plus_scan import max_plus_scan as max_plus_scan

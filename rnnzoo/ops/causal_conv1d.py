@@ -1,11 +1,12 @@
-"""Depthwise causal convolution: each channel sees its own last K tokens."""
+"""Depthwise causal convolution: each channel reads its own last K tokens."""
 
 import jax
 import jax.numpy as jnp
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 
-# Of `x`, `kernel`, `bias`, `tail`, `reset` and `mask`; see `rnnzoo/mesh.py`.
+# The layouts of `x`, `kernel`, `bias`, `tail`, `reset` and `mask` (see
+# `rnnzoo/mesh.py`).
 _LAYOUTS = ('btd', 'kd', 'd', 'bkd', 'bt', 'bt')
 
 
@@ -20,8 +21,8 @@ def causal_conv1d(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `y_t = bias + sum_s kernel[K-1-s] * x_{t-s}`, within a sequence.
 
-  The last K - 1 inputs, `tail`, are the whole state: a sequence may be cut
-  anywhere, also into chunks shorter than the kernel.
+  The last K - 1 inputs, `tail`, are the whole state. So a sequence may be cut
+  anywhere, even into chunks that are shorter than the kernel.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.arange(1., 5.)[None, :, None]
@@ -31,19 +32,19 @@ def causal_conv1d(
 
   Args:
     x: Inputs `[B, T, D]`, T >= 0.
-    kernel: Weights `[K, D]`; the last one meets the current token.
+    kernel: Weights `[K, D]`; the last one multiplies the current token.
     bias: Added to every output `[D]`.
-    tail: The K - 1 inputs before the first, oldest first `[B, K-1, D]`; zeros,
-      which is before the beginning, if `None`.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: earlier inputs
-      are replaced by zeros, by selection, so a NaN among them is harmless.
-    mask: Booleans `[B, T]`; a `False` step is absent: it gives 0, and the steps
-      after it look past it.
+    tail: The K - 1 inputs before the first one, oldest first `[B, K-1, D]`;
+      zeros if `None`, as before the beginning.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts. Inputs before
+      it count as zeros, even if there is a NaN among them.
+    mask: Booleans `[B, T]`, `False` where a step is absent. Its output is 0,
+      and later steps read the inputs before it.
 
   Returns:
-    `(tail, y)`: the last K - 1 inputs, those of earlier sequences as zeros, and
-    the outputs `[B, T, D]`, both in the dtype of `x`. Sums are accumulated in
-    `promote_types(float32, x.dtype)`.
+    `(tail, y)`: the last K - 1 inputs, with zeros for those of earlier
+    sequences, and the outputs `[B, T, D]`, both in the dtype of `x`. Sums are
+    accumulated in `promote_types(float32, x.dtype)`.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -51,15 +52,15 @@ def causal_conv1d(
   x, kernel, bias, tail = _checked(x, 'BTD', kernel, bias, tail)
   reset, mask = checking.flags(reset, mask, x.shape)
   operands = (x, kernel, bias, tail, reset, mask)
-  # XLA's partitioner splits rows and channels as it should, but not time; and
-  # Explicit axes need telling. JAX cannot lower the gradient of a shard_map
-  # inside another one.
+  # XLA's partitioner splits rows and channels well, but not time, and Explicit
+  # axes need specs. JAX cannot lower the gradient of a shard_map inside another
+  # one.
   split = mesh.splits_time(x) and not mesh.is_partly_manual()
   if not split and not mesh.is_explicit(x):
     return _convolve_present(*operands)
   operands = mesh.align(x, operands, _LAYOUTS)
   return mesh.run_aligned(
-      _convolve_stretch, x, operands, _LAYOUTS, ('bkd', 'btd')
+      _convolve_segment, x, operands, _LAYOUTS, ('bkd', 'btd')
   )
 
 
@@ -72,7 +73,7 @@ def causal_conv1d_step(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """`causal_conv1d` of one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+  """Runs `causal_conv1d` for one token: `x` `[B, D]`, flags `[B]`.
 
   Returns:
     `(tail, y)`: `[B, K-1, D]` and `[B, D]`, in the dtype of `x`.
@@ -99,8 +100,8 @@ def causal_conv1d_step(
   )
 
 
-def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, segments):
-  """Convolves what one device has; the inputs before it come from others."""
+def _convolve_segment(x, kernel, bias, tail, reset, mask, *, segments):
+  """Convolves the segment of one device; other devices send its tail."""
   if segments is None:
     return _convolve_present(x, kernel, bias, tail, reset, mask)
   if tail is None:
@@ -110,9 +111,9 @@ def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, segments):
     pass
   elif mask is None and x.shape[1] >= tail.shape[1]:
     tail = segments.from_neighbor(own, tail)
-  else:  # It may take several stretches to fill a tail.
+  else:  # It may take several segments to fill a tail.
     count = jnp.full(x.shape[:1], x.shape[1]) if mask is None else mask.sum(1)
-    if reset is not None:  # Before a reset everything is known: zeros.
+    if reset is not None:  # All inputs before a reset are known: zeros.
       started = (reset if mask is None else reset & mask).any(1)
       count = jnp.where(started, tail.shape[1], count)
     missing = tail.shape[1] - count[:, None, None]
@@ -124,11 +125,11 @@ def _convolve_stretch(x, kernel, bias, tail, reset, mask, *, segments):
 
 
 def _one_tail(earlier, later):
-  """The tail after two stretches, from those each of them leaves alone.
+  """Merges the tails of two adjacent segments of time.
 
   Args:
-    earlier: Which inputs are known, `[B, K-1, 1]`, the last ones of all, and
-      the tail `[B, K-1, D]`.
+    earlier: Which inputs of the tail are known `[B, K-1, 1]`, always the last
+      ones, and the tail `[B, K-1, D]`.
     later: Likewise.
 
   Returns:
@@ -141,27 +142,27 @@ def _one_tail(earlier, later):
 
 
 def _zeros_before(x, kernel):
-  """The tail before the beginning, spread over a mesh as `x` is."""
+  """The tail before the beginning, split over a mesh like `x`."""
   return jnp.zeros_like(x, shape=(x.shape[0], len(kernel) - 1, x.shape[-1]))
 
 
 def _convolve_present(x, kernel, bias, tail, reset, mask):
-  """Convolves the steps that are there."""
+  """Convolves the steps that are present."""
   if tail is None:
     tail = _zeros_before(x, kernel)
   if mask is None:
     y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
     recent = lambda u: u[:, u.shape[1] - tail.shape[1] :]
   else:
-    # They move to the front, keeping their order, and afterwards back. The
-    # flags of the absent ones then come last of all, and harm nobody.
+    # They move to the front, keeping their order, and back afterwards. The
+    # absent steps are then last, where their flags have no effect.
     order = jnp.argsort(~mask, axis=1, stable=True)
     x = _take(jnp.where(mask[..., None], x, 0), order)
     if reset is not None:
       reset = _take(reset, order)
     y, padded, sequence = _convolve(x, kernel, bias, tail, reset)
     y = jnp.where(mask[..., None], _take(y, jnp.argsort(order, axis=1)), 0)
-    # The tail is in front of them: the last K - 1 begin at their number.
+    # The tail is in front of them, so the last K - 1 start at their number.
     steps = mask.sum(1)[:, None] + jnp.arange(tail.shape[1])
     recent = lambda u: _take(u, steps)
   tail = recent(padded)
@@ -172,7 +173,7 @@ def _convolve_present(x, kernel, bias, tail, reset, mask):
 
 
 def _convolve(x, kernel, bias, tail, reset):
-  """The sum over taps; also the padded inputs, and each one's sequence."""
+  """Returns the sum over taps, the padded inputs, and their sequences."""
   taps, time = kernel.shape[0], x.shape[1]
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   padded = jnp.concatenate([tail, x], axis=1)

@@ -1,15 +1,15 @@
-"""What matrix-state recurrences share: time in chunks, and weights inside one.
+"""Recurrences whose state is a matrix, in chunks of tokens.
 
     S_t = diag(e^{g_t}) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T    [K, V]
     y_t = S_t^T q_t
 
-Inside a chunk of `Q` tokens everything is products of matrices; the states
-between chunks go through one scan, and the backward pass computes each chunk
-anew from the state that entered it. What is in memory grows as `T (K + V)`
-plus `(T / Q) K V`, never as `T K V` or `T^2`.
+Inside a chunk of `Q` tokens, everything is a product of matrices (`decays.py`
+has the decays in it). One scan computes the states between chunks. The backward
+pass recomputes each chunk from the state that entered it. So memory grows as
+`T (K + V) + (T / Q) K V`, never as `T K V` or `T^2`.
 
-Axes: `B` batch, `T` time, `H` heads, `K` features of a key, `V` of a value;
-within a chunk `[B, H, Q, ...]`.
+Axes: `B` batch, `T` time, `H` heads, `K` features of a key, `V` of a value. An
+array of one chunk is `[B, H, Q, ...]`.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rnnzoo import mesh
-from rnnzoo.ops import exact
-
-# What e^x of it is 0 for, and yet sums and products of it stay finite.
-NEVER = -1e30
 
 
-class Sight(NamedTuple):
-  """What tokens of a chunk see, where a sequence may start inside it.
+class Visibility(NamedTuple):
+  """Which tokens and states of a chunk belong to the same sequence.
 
   Attributes:
     pairs: Whether token i sees token j, `j <= i`: `[B, 1, Q, Q]`.
-    state: Whether a token sees the state that entered the chunk: `[B, 1, Q]`.
-    last: Whether the state that leaves sees a token: `[B, 1, Q]`.
-    through: Whether the state that leaves sees the one that entered:
+    state: Whether token i sees the state that enters the chunk: `[B, 1, Q]`.
+    last: Whether the state that leaves the chunk sees token j: `[B, 1, Q]`.
+    through: Whether the state that leaves sees the state that enters:
       `[B, 1]`.
   """
 
@@ -44,24 +39,27 @@ class Sight(NamedTuple):
 
 
 def scan_chunks(
-    body: Callable[[Any, Any, Sight], tuple[Any, jax.Array]],
+    body: Callable[[Any, Any, Visibility], tuple[Any, jax.Array]],
     state: Any,
     inputs: Any,
     reset: jax.Array | None,
     mask: jax.Array | None,
     chunk_size: int,
 ) -> tuple[Any, jax.Array]:
-  """Runs a recurrence over time, a chunk at once.
+  """Runs a recurrence over time, one chunk after the other.
 
-  Absent steps, and those that fill the last chunk up, are zeros in all inputs;
-  so log decays of 0, which keep the state, and keys of 0, which add nothing.
-  What products mix must be finite: a token with a NaN or an infinity is read as
-  zeros, and then everything of its own sequence from there on becomes NaN. In
-  log decays minus infinity is a number like any other, see `log_decay`.
+  All inputs of absent steps, and of the padding of the last chunk, are zeros.
+  So their log decays are 0, which keeps the state, and their keys are 0, which
+  adds nothing.
+
+  Products of matrices would spread a NaN or an infinity to other sequences. So
+  a token that has one is read as zeros, and then all outputs of its sequence
+  from this token on become NaN. Log decays of minus infinity are allowed, see
+  `decays.finite`.
 
   Args:
-    body: Maps a state, inputs `[B, H, Q, ...]` and what they see to the next
-      state and outputs `[B, H, Q, V]`, or `None` for none.
+    body: `body(state, inputs, visible)`, with inputs `[B, H, Q, ...]`, returns
+      the next state and outputs `[B, H, Q, V]`, or `None` for no outputs.
     state: A tree of arrays `[B, ...]`, the state before the first step.
     inputs: A tree of arrays `[B, T, H, ...]`, T >= 0.
     reset: Booleans `[B, T]`, `True` where a new sequence starts, or `None`.
@@ -78,13 +76,13 @@ def scan_chunks(
   count = -(-time // length)
 
   if not time:
-    one = jax.tree.map(  # What a chunk of one token would be.
+    one = jax.tree.map(  # The shapes of a chunk of one token.
         lambda u: jax.ShapeDtypeStruct(
             (batch, u.shape[2], 1, *u.shape[3:]), u.dtype
         ),
         inputs,
     )
-    _, y = jax.eval_shape(body, state, one, _sight(None, 1))
+    _, y = jax.eval_shape(body, state, one, _visibility(None, 1))
     return state, jax.tree.map(
         lambda u: jnp.zeros_like(
             leaves[0], u.dtype, shape=(batch, 0, u.shape[1], u.shape[3])
@@ -94,26 +92,26 @@ def scan_chunks(
 
   if mask is not None:
     reset = None if reset is None else reset & mask
-  # XLA would look for a NaN in constant zeros while it compiles, for seconds.
+  # Otherwise XLA searches constant zeros for NaNs at compile time, for seconds.
   state = jax.lax.optimization_barrier(state)
   finite = _all_finite(inputs, 2)
   good_state = _all_finite(state, 1)
   bad = ~finite if mask is None else ~finite & mask
-  spoilt = _spoilt(bad, ~good_state, reset)
+  is_nan = _after_bad(bad, ~good_state, reset)
   state = jax.tree.map(
-      lambda u: jnp.where(_beside(good_state, u), u, 0), state
+      lambda u: jnp.where(_with_axes(good_state, u), u, 0), state
   )
   real = finite if mask is None else finite & mask
 
   def one_chunk(state, inputs, flags):
-    real, spoilt, reset, mask = flags
+    real, is_nan, reset, mask = flags
     heads_first = lambda u: jnp.swapaxes(u, 1, 2)
     inputs = jax.tree.map(
-        lambda u: heads_first(jnp.where(_beside(real, u), u, 0)), inputs
+        lambda u: heads_first(jnp.where(_with_axes(real, u), u, 0)), inputs
     )
-    state, y = body(state, inputs, _sight(reset, length))
+    state, y = body(state, inputs, _visibility(reset, length))
     if y is not None:
-      y = jnp.where(spoilt[..., None, None], jnp.nan, heads_first(y))
+      y = jnp.where(is_nan[..., None, None], jnp.nan, heads_first(y))
       if mask is not None:
         y = jnp.where(mask[..., None, None], y, 0)
     return state, y
@@ -121,16 +119,16 @@ def scan_chunks(
   fill = lambda u: jnp.pad(
       u, ((0, 0), (0, count * length - time)) + ((0, 0),) * (u.ndim - 2)
   )
-  chunks = jax.tree.map(fill, (inputs, (real, spoilt, reset, mask)))
+  chunks = jax.tree.map(fill, (inputs, (real, is_nan, reset, mask)))
   first = jax.tree.map(lambda u: u[:, :length], chunks)
-  # What `body` has of its surroundings has gradients, too.
+  # Arrays that `body` closes over have gradients, too.
   one_chunk, constants = jax.closure_convert(one_chunk, state, *first)
   leaves, structure = jax.tree.flatten((state, *chunks, tuple(constants)))
   state, inputs, flags, constants = structure.unflatten(
       mesh.same_varying(*leaves)
   )
   state, y = _loop(one_chunk, length, state, inputs, flags, constants)
-  put_back = lambda u: jnp.where(_beside(spoilt[:, -1], u), jnp.nan, u)
+  put_back = lambda u: jnp.where(_with_axes(is_nan[:, -1], u), jnp.nan, u)
   return jax.tree.map(put_back, state), None if y is None else y[:, :time]
 
 
@@ -138,9 +136,8 @@ def scan_chunks(
 def _loop(one_chunk, length, state, inputs, flags, constants):
   """Runs `one_chunk` over pieces of `length` of inputs and flags.
 
-  The gradient is written out for the sake of memory: the inputs are read, and
-  their gradients written, where they lie, so that there is no second copy of
-  anything that is as long as time.
+  The gradient is written by hand to save memory. It reads the inputs, and
+  writes their gradients, in place, so no array as long as time exists twice.
   """
   return _scan(one_chunk, length, state, inputs, flags, constants)[0]
 
@@ -153,7 +150,7 @@ def _forward(one_chunk, length, state, inputs, flags, constants):
 
 
 def _scan(one_chunk, length, state, inputs, flags, constants, keep=False):
-  """Returns the results and, if `keep`, the states that entered the chunks."""
+  """Returns the results and, if `keep`, the state that enters each chunk."""
   at = _pieces(length, (inputs, flags))
   _, like = jax.eval_shape(one_chunk, state, *at(0), *constants)
   time = jax.tree.leaves(inputs)[0].shape[1]
@@ -200,26 +197,26 @@ _loop.defvjp(_forward, _backward)
 
 
 def _pieces(length, tree):
-  """Returns a function from `i` to the i-th pieces of arrays `[B, T, ...]`."""
+  """Returns a function that cuts piece i out of arrays `[B, T, ...]`."""
   cut = lambda u, i: jax.lax.dynamic_slice_in_dim(u, i * length, length, 1)
   return lambda i: jax.tree.map(lambda u: cut(u, i), tree)
 
 
 def _put(tree, pieces, start):
-  """Writes pieces from `start` on into arrays `[B, T, ...]`."""
+  """Writes pieces into arrays `[B, T, ...]`, from `start` on."""
   put = jax.lax.dynamic_update_slice_in_dim
   return jax.tree.map(lambda u, v: put(u, v, start, 1), tree, pieces)
 
 
 def _as_varying(like, *trees):
-  """Marks what a loop carries as `like` is, inside a `jax.shard_map`."""
+  """Marks a loop carry as varying like `like`, inside a `jax.shard_map`."""
   leaves, structure = jax.tree.flatten(trees)
   some = jax.tree.leaves(like)[0]
   return structure.unflatten(mesh.same_varying(*leaves, some)[:-1])
 
 
 def chunk_length(time: int, chunk_size: int) -> int:
-  """Tokens in a chunk: `chunk_size`, or fewer where there are not so many.
+  """Returns the tokens of a chunk: `chunk_size`, or fewer if `time` is less.
 
   Raises:
     ValueError: If `chunk_size` is not a power of two.
@@ -231,118 +228,7 @@ def chunk_length(time: int, chunk_size: int) -> int:
   return min(chunk_size, 1 << max(time - 1, 0).bit_length())
 
 
-def log_decay(g: jax.Array, dtype) -> jax.Array:
-  """Log decays in `dtype`, minus infinity as a finite number that acts alike.
-
-  The gradient into a decay of 0 is 0.
-  """
-  return jnp.maximum(g.astype(dtype), NEVER)
-
-
-def pairs(g: jax.Array) -> jax.Array:
-  """Log decays from every token of a chunk to every later one.
-
-  Sums are never taken as the difference of two longer ones, so strong decays
-  elsewhere in the chunk cost no digits. Tokens are parted in halves, and the
-  halves in halves: a pair is parted once, and its sum is what the later token
-  has behind it up to the border plus what the earlier one has before it.
-
-  Args:
-    g: Log decays `[..., Q]`, `Q` a power of two.
-
-  Returns:
-    `[..., Q, Q]`: at `[i, j]` the sum of `g` over `j < l <= i`; 0 where `j >
-    i`.
-  """
-  behind, before, parted = _partings(g.shape[-1])
-  later = exact.einsum('lit,...t->...li', behind.astype(g.dtype), g)
-  earlier = exact.einsum('ljt,...t->...lj', before.astype(g.dtype), g)
-  sums = jnp.zeros(g.shape + g.shape[-1:], g.dtype)
-  for level, here in enumerate(parted):
-    across = later[..., level, :, None] + earlier[..., level, None, :]
-    sums = jnp.where(here, across, sums)
-  return sums
-
-
-def scores(q: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-  """Products of queries and keys, with a decay of each feature between them.
-
-  As in `pairs`, so every exponential that is taken is at most 1, however strong
-  the decays: nothing overflows, and what underflows is nothing.
-
-  Args:
-    q: `[..., Q, K]`.
-    k: `[..., Q, K]`.
-    g: Log decays `[..., Q, K]`.
-
-  Returns:
-    `[..., Q, Q]`: at `[i, j]` the sum over features of `q_i k_j` times e to the
-    sum of `g` over `j < l <= i`; 0 where `j > i`.
-  """
-  return all_scores((q,), (k,), g)[0][0]
-
-
-def all_scores(queries, keys, g: jax.Array) -> list[list[jax.Array]]:
-  """`scores` of every one of some queries with every one of some keys.
-
-  The decays, and what their gradients come to, are made once for all.
-
-  Args:
-    queries: Arrays `[..., Q, K]`.
-    keys: Arrays `[..., Q, K]`.
-    g: Log decays `[..., Q, K]`.
-
-  Returns:
-    A list for each of the queries, of an array `[..., Q, Q]` for each of the
-    keys.
-  """
-  length = g.shape[-2]
-  sums = [[(q * k).sum(-1)[..., None, None] for k in keys] for q in queries]
-  size = 1
-  while size < length:
-    later, earlier = map(jnp.exp, _to_border(g, size))
-    halves = lambda u: u.reshape(
-        *u.shape[:-2], length // (2 * size), 2, size, u.shape[-1]
-    )
-    behind = [halves(q)[..., 1, :, :] * later for q in queries]
-    before = [halves(k)[..., 0, :, :] * earlier for k in keys]
-    # Products one by one: as one product of arrays with more axes XLA:CPU of
-    # JAX 0.10.2 crashes on their gradient.
-    sums = [
-        [
-            _with_halves(
-                inner, exact.einsum('...ik,...jk->...ij', q, k), size
-            )
-            for inner, k in zip(row, before)
-        ]
-        for row, q in zip(sums, behind)
-    ]
-    size *= 2
-  return [[u[..., 0, :, :] for u in row] for row in sums]
-
-
-def up_to(g: jax.Array, axis: int) -> jax.Array:
-  """What each token and all before it in the chunk come to: a running sum."""
-  return jnp.cumsum(g, axis=axis)
-
-
-def after(g: jax.Array, axis: int) -> jax.Array:
-  """What all tokens behind each in the chunk come to, itself not counted."""
-  g = jax.lax.slice_in_dim(g, 1, None, axis=axis)
-  padding = [(0, 0)] * g.ndim
-  padding[axis] = (0, 1)
-  return jnp.pad(jax.lax.cumsum(g, axis=axis % g.ndim, reverse=True), padding)
-
-
-def delayed(u: jax.Array, axis: int, first=0) -> jax.Array:
-  """What the token before has, along `axis`; `first` for the first token."""
-  padding = [(0, 0)] * u.ndim
-  padding[axis] = (1, 0)
-  u = jnp.pad(u, padding, constant_values=first)
-  return jax.lax.slice_in_dim(u, 0, -1, axis=axis)
-
-
-def entering(
+def entering_state(
     segments: mesh.Segments | None,
     summary: Callable[[Any, jax.Array | None], tuple[Any, Any]],
     combine: Callable[[Any, Any], tuple[Any, Any]],
@@ -351,20 +237,21 @@ def entering(
     reset: jax.Array | None,
     mask: jax.Array | None,
 ) -> Any:
-  """Returns the state that enters the stretch of time of this device.
+  """Returns the state that enters the segment of time of this device.
 
-  Every device finds out what its tokens leave by themselves, and what becomes
-  of a state on the way past them; these they tell each other.
+  Every device computes a summary of its own tokens. The devices exchange these.
 
   Args:
-    segments: From `mesh.run_per_device`; if `None`, the state is the given one.
-    summary: Maps inputs, zeros as in `scan_chunks`, and `reset` to `(way,
-      state)`: what becomes of a state, in arrays `[B, ...]`, and what the
-      tokens leave, as if `state` were zeros.
-    combine: `combine(earlier, later)` of two adjacent stretches, each such a
-      pair, is that of both; zeros for `earlier` give what `later` leaves.
-    state: As for `scan_chunks`, and all the rest, too.
-    inputs: `[B, T, H, ...]`, the part of this device.
+    segments: From `mesh.run_per_device`. If `None`, time is not split, and
+      `state` is returned.
+    summary: `summary(inputs, reset)`, with zeros in the inputs as in
+      `scan_chunks`, returns `(change, state)`: how the segment changes a state
+      that passes through it, as arrays `[B, ...]`, and the state that its
+      tokens leave if the state that enters is zero.
+    combine: `combine(earlier, later)` merges the summaries of two adjacent
+      segments. If `earlier` is zeros, the state must be that of `later`.
+    state: The state before the first segment, as for `scan_chunks`.
+    inputs: The inputs of this segment, `[B, T, H, ...]`.
     reset: `[B, T]` or `None`, likewise.
     mask: `[B, T]` or `None`, likewise.
   """
@@ -376,50 +263,52 @@ def entering(
   real = finite if mask is None else finite & mask
   bad = ~finite if mask is None else ~finite & mask
   zeros_unless = lambda flag, tree: jax.tree.map(
-      lambda u: jnp.where(_beside(flag, u), u, 0), tree
+      lambda u: jnp.where(_with_axes(flag, u), u, 0), tree
   )
-  way, left = summary(zeros_unless(real, inputs), reset)
+  change, left = summary(zeros_unless(real, inputs), reset)
 
   def together(earlier, later):
     # By selection: no number crosses into another sequence.
-    forgets, spoilt, stretch = later
+    forgets, is_nan, own = later
     kept = zeros_unless(~forgets[:, 0], earlier[2])
     return (
-        earlier[0] | forgets, spoilt | earlier[1] & ~forgets,
-        combine(kept, stretch),
+        earlier[0] | forgets, is_nan | earlier[1] & ~forgets,
+        combine(kept, own),
     )
 
   forgets = jnp.zeros_like(bad[:, :1])
   first = (
       ~forgets, ~good_state[:, None],
-      (jax.tree.map(jnp.zeros_like, way), zeros_unless(good_state, state)),
+      (jax.tree.map(jnp.zeros_like, change), zeros_unless(good_state, state)),
   )
   if reset is not None:
     forgets = reset.any(1, keepdims=True)
-  spoilt = _spoilt(bad, jnp.zeros_like(good_state), reset)[:, -1:]
-  _, spoilt, (_, state) = segments.combine_earlier(
-      together, (forgets, spoilt, (way, left)), first
+  is_nan = _after_bad(bad, jnp.zeros_like(good_state), reset)[:, -1:]
+  _, is_nan, (_, state) = segments.combine_earlier(
+      together, (forgets, is_nan, (change, left)), first
   )
-  put_back = lambda u: jnp.where(_beside(spoilt[:, 0], u), jnp.nan, u)
+  put_back = lambda u: jnp.where(_with_axes(is_nan[:, 0], u), jnp.nan, u)
   return jax.tree.map(put_back, state)
 
 
-def leaving(segments: mesh.Segments | None, state: Any) -> Any:
-  """Returns the state that leaves the last stretch, on every device."""
+def leaving_state(segments: mesh.Segments | None, state: Any) -> Any:
+  """Returns, on every device, the state that leaves the last segment."""
   if segments is None:
     return state
-  return jax.tree.map(lambda u: segments.from_last(u), state)
+  return jax.tree.map(segments.from_last, state)
 
 
-def seen_last(reset: jax.Array | None, like: jax.Array):
-  """What the state that leaves all of a stretch sees.
+def visible_at_end(
+    reset: jax.Array | None, like: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what the state that leaves a whole segment sees.
 
   Args:
     reset: Booleans `[B, T]` or `None`.
     like: An array `[B, T, ...]`.
 
   Returns:
-    `Sight.last` as `[B, T]`, and `Sight.through` as `[B]`.
+    `Visibility.last` as `[B, T]`, and `Visibility.through` as `[B]`.
   """
   if reset is None:
     return jnp.ones_like(like, bool, shape=like.shape[:2]), jnp.ones_like(
@@ -429,68 +318,22 @@ def seen_last(reset: jax.Array | None, like: jax.Array):
   return sequence == sequence[:, -1:], sequence[:, -1] == 0
 
 
-def _partings(length):
-  """Where pairs are parted; all is 0 or 1, `[levels, Q, Q]`.
-
-  Returns:
-    Which tokens `t` lie between the border and token i of a second half, itself
-    included; which between token j of a first half and the border; and which
-    pairs `[i, j]` are parted at that level.
-  """
-  token = np.arange(length)
-  levels = []
-  for level in range(length.bit_length() - 1):
-    size = 1 << level
-    border = token // (2 * size) * (2 * size) + size
-    second = token >= border
-    from_border = (token >= border[:, None]) & (token <= token[:, None])
-    to_border = (token > token[:, None]) & (token < border[:, None])
-    levels.append((
-        from_border & second[:, None],
-        to_border & ~second[:, None],
-        (border == border[:, None]) & second[:, None] & ~second,
-    ))
-  return np.array(levels, bool).reshape(-1, 3, length, length).swapaxes(0, 1)
-
-
-def _to_border(g, size):
-  """Sums of `g` `[..., Q, K]` between tokens and the border in their block.
-
-  Blocks are of `2 size` tokens. Returns `[..., blocks, size, K]` of the second
-  half, from the border on to each token, itself included; and of the first
-  half, from behind each token to the border.
-  """
-  halves = g.reshape(
-      *g.shape[:-2], g.shape[-2] // (2 * size), 2, size, g.shape[-1]
-  )
-  return up_to(halves[..., 1, :, :], -2), after(halves[..., 0, :, :], -2)
-
-
-def _with_halves(sums, across, size):
-  """From `[..., 2n, s, s]` of halves and `[..., n, s, s]` across to both."""
-  sums = sums.reshape(*across.shape[:-2], 2, size, size)
-  first, second = sums[..., 0, :, :], sums[..., 1, :, :]
-  above = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
-  below = jnp.concatenate([across, second], axis=-1)
-  return jnp.concatenate([above, below], axis=-2)
-
-
-def _sight(reset, length):
-  """`Sight` of a chunk of `length` tokens with `reset` `[B, Q]` or `None`."""
+def _visibility(reset, length):
+  """The `Visibility` of a chunk with `reset` `[B, Q]` or `None`."""
   earlier = jnp.tri(length, dtype=bool)
   if reset is None:
-    seen = jnp.ones((1, 1, length), bool)
-    return Sight(earlier[None, None], seen, seen, seen[..., 0])
+    always = jnp.ones((1, 1, length), bool)
+    return Visibility(earlier[None, None], always, always, always[..., 0])
   sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)[:, None]
   same = sequence[..., None] == sequence[..., None, :]
   last = sequence[..., -1:]
-  return Sight(
+  return Visibility(
       earlier & same, sequence == 0, sequence == last, last[..., 0] == 0
   )
 
 
-def _spoilt(bad, bad_state, reset):
-  """Where there is something bad since the start of the sequence `[B, T]`."""
+def _after_bad(bad, bad_state, reset):
+  """Whether a token, or an earlier one of its sequence, is bad: `[B, T]`."""
   time = jnp.arange(bad.shape[1])
   latest = lambda flag, before: jnp.maximum(
       jax.lax.cummax(jnp.where(flag, time, -3), axis=1), before
@@ -500,7 +343,7 @@ def _spoilt(bad, bad_state, reset):
 
 
 def _all_finite(tree, axes):
-  """Whether all numbers behind the first `axes` axes are finite."""
+  """Whether all numbers are finite, for each index of the first `axes` axes."""
   flags = [
       jnp.isfinite(u).all(axis=tuple(range(axes, u.ndim)))
       for u in jax.tree.leaves(tree)
@@ -508,7 +351,7 @@ def _all_finite(tree, axes):
   return jnp.stack(flags).all(axis=0)
 
 
-def _beside(flag, u):
-  """`flag`, of the leading axes of `u`, with axes for the others."""
+def _with_axes(flag, u):
+  """Appends axes to `flag`, which has the leading axes of `u`."""
   return flag.reshape(flag.shape + (1,) * (u.ndim - flag.ndim))
 

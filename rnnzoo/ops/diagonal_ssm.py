@@ -1,11 +1,11 @@
-"""Many small linear systems side by side: one input, N states, one output each.
+"""Diagonal state space models: H systems, each with one input and N states.
 
     h_t = a h_{t-1} + b x_t,    y_t = Re(sum_n c_n h_t)
 
 The states of all steps, `[B, T, H, N]`, would be N times as large as the
-sequence, so nothing here ever holds them. Where the system is the same at all
-times, `diagonal_convolution` is a convolution; else `diagonal_scan` goes
-through time in chunks, whose states the backward pass makes anew.
+sequence, so no function here holds them. If the system is the same at all
+times, use `diagonal_convolution`. Otherwise `diagonal_scan` runs over time in
+chunks, and the backward pass recomputes their states.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from rnnzoo.ops import split_time
 from rnnzoo.ops.fft_conv import fft_conv
 from rnnzoo.ops.linear_scan import api
 
-# States held at a time: so many steps, and one of each chunk before them.
+# The number of steps whose states are in memory at a time.
 CHUNK = 64
 
 
@@ -33,10 +33,11 @@ def diagonal_convolution(
 ) -> tuple[jax.Array, jax.Array]:
   """Runs the systems as one convolution with `Re(sum_n c_n b_n a_n^t)`.
 
-  Powers `a^(i J + j)` are products of two small tables, so that all sums over
-  them are matmuls: of `T N` multiplications a channel for the kernel, `B T N`
-  for the trace of `h0`, and `B T N` for the last state (which cost nothing
-  where they are zero, or not used, under `jax.jit`). The rest is `fft_conv`.
+  Powers `a^(i J + j)` are products of two small tables, so all sums over them
+  are products of matrices. These take `T N` multiplications a channel for the
+  kernel, `B T N` for the effect of `h0`, and `B T N` for the last state. The
+  last two cost nothing under `jax.jit` if `h0` is `None` or the last state is
+  not used. The rest is `fft_conv`.
 
   >>> import jax.numpy as jnp
   >>> one = jnp.ones((1, 1))
@@ -76,7 +77,7 @@ def _convolve(a, b, c, x, h0):
   size = 2 ** ((time.bit_length() + 1) // 2)  # J, about the root of T.
   fine = powers(a, size)  # [H, N, J]
   coarse = powers(fine[..., -1] * a, time // size + 1)  # [H, N, I]
-  # The real part of a product is a sum of two, with a sign: [.., 2 N].
+  # The real part of a product is a sum of two products, one negated: [.., 2 N].
   pairs = _pairs if jnp.iscomplexobj(a) else lambda u, sign: u
   fine_pairs = pairs(fine, 1)
   flat = lambda u: u.reshape(
@@ -86,7 +87,7 @@ def _convolve(a, b, c, x, h0):
       'hni,hnj->hij', pairs((c * b)[..., None] * coarse, -1), fine_pairs
   ))
   y = fft_conv(x, kernel.T)
-  # From the last step backwards, in I rows of J.
+  # The inputs from the last step backwards, in I rows of J.
   padding = (0, 0), (0, coarse.shape[-1] * size - time), (0, 0)
   rows = jnp.pad(x[:, ::-1], padding).reshape(
       x.shape[0], coarse.shape[-1], size, x.shape[2]
@@ -117,11 +118,11 @@ def diagonal_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Runs the systems by `linear_scan`, one chunk of time after the other.
 
-  Holds `chunk` steps of states and one state per chunk.
+  The memory holds the states of `chunk` steps, and one state per chunk.
 
   Args:
     system: A function `(parameters, dt) -> (a, b)`: `[H, N]` if `dt` is `None`,
-      `[B, L, H, N]` of step lengths `[B, L]`.
+      or `[B, L, H, N]` for step lengths `[B, L]`.
     parameters: A tree of arrays `[H, N]` or `[H, 1]`.
     c: Weights of the output `[H, N]`.
     x: Inputs `[B, T, H]`, real, T >= 0, in the dtype of states.
@@ -156,7 +157,7 @@ def diagonal_scan(
       last, states = api.linear_scan(flat(a), flat(b), flat(h), reset=reset)
       return last.reshape(h.shape), readout(c, states.reshape(b.shape))
 
-    def run_by_itself(carry, inputs):
+    def run_from_zero(carry, inputs):
       product, h = carry
       x, dt, _, mask = inputs
       a, b = coefficients(x, dt, mask)
@@ -167,7 +168,7 @@ def diagonal_scan(
     if segments is None:
       return scan_chunks(run, h0, inputs, chunk)
     nothing = jnp.ones_like(h0), jnp.zeros_like(h0)
-    (product, last), _ = scan_chunks(run_by_itself, nothing, inputs, chunk)
+    (product, last), _ = scan_chunks(run_from_zero, nothing, inputs, chunk)
     if reset is not None:
       product = jnp.where(reset.any(1)[:, None, None], 0, product)
     h0 = split_time.entering_state(segments, product, last, reset, h0)
@@ -187,14 +188,14 @@ def scan_chunks(
   """Runs a recurrence chunk by chunk; the backward pass runs each again.
 
   Args:
-    run: A function `(h, inputs) -> (h, y)` of a stretch of time; `y` is an
-      array `[B, T, ...]` or `None`.
+    run: A function `(h, inputs) -> (h, y)` for a part of time; `y` is an array
+      `[B, T, ...]` or `None`.
     h0: The state before the first step, a tree.
     inputs: A tree of arrays `[B, T, ...]`.
     chunk: Steps at a time.
 
   Returns:
-    `(h_last, y)`, as `run` gives them for the whole of time.
+    `(h_last, y)`, like `run` for the whole of time.
   """
   batch, time = jax.tree.leaves(inputs)[0].shape[:2]
   chunks, rest = divmod(time, chunk)
@@ -218,7 +219,7 @@ def scan_chunks(
 
 
 def readout(c: jax.Array, h: jax.Array) -> jax.Array:
-  """`Re(sum_n c_n h_n)`: `[..., H]` of states `[..., H, N]`."""
+  """Returns `Re(sum_n c_n h_n)` `[..., H]` of states `[..., H, N]`."""
   if not jnp.iscomplexobj(h):
     return (c * h).sum(-1)
   return (c.real * h.real - c.imag * h.imag).sum(-1)
@@ -229,7 +230,7 @@ def _pairs(u, sign):
 
 
 def powers(a: jax.Array, count: int) -> jax.Array:
-  """`a^0` to `a^(count-1)` along a new last axis, in `log2(count)` products."""
+  """Returns `a^0` to `a^(count-1)` on a new last axis by repeated squaring."""
   table, step = jnp.ones_like(a)[..., None], a
   while table.shape[-1] < count:
     table = jnp.concatenate([table, table * step[..., None]], axis=-1)

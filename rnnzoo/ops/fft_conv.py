@@ -14,13 +14,13 @@ _LAYOUTS = ('bkd', 'kd')
 def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Computes `y_t = sum_s kernel_s * x_{t-s}`, with zeros before the beginning.
 
-  Costs `T log T` a channel whatever the kernel, where a recurrence costs `T`
-  times its state. What a Fourier transform rounds it rounds everywhere: errors
-  are relative to the largest output of a row and channel, and a NaN anywhere is
-  a NaN everywhere in it.
+  It costs `T log T` a channel for any kernel; a recurrence costs `T` times its
+  state. Rounding errors of a Fourier transform spread over all of time. So they
+  are relative to the largest output of a row and channel, and a single NaN
+  makes all outputs of its row and channel NaN.
 
-  Under `jax.set_mesh` every device convolves its own rows and channels; time is
-  gathered.
+  Under `jax.set_mesh`, every device convolves its own rows and channels. Time
+  is gathered.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.arange(1., 5.)[None, :, None]
@@ -28,13 +28,13 @@ def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Array([1., 3., 5., 7.], dtype=float32)
 
   Args:
-    x: Inputs `[B, T, D]`, or `[B, T, 1]` for one that all channels share; real,
-      T >= 0.
-    kernel: Weights `[T, D]`, real; the first one meets the current token.
+    x: Inputs `[B, T, D]`, or `[B, T, 1]` for one input that all channels share;
+      real, T >= 0.
+    kernel: Weights `[T, D]`, real; the first one multiplies the current token.
 
   Returns:
     Outputs `[B, T, D]` in the dtype of `x`, computed in `promote_types(float32,
-    ...)` of both.
+    ...)` of both arguments.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -56,13 +56,13 @@ def fft_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def fft_length(time: int) -> int:
-  """The length transforms run at: at least `2 T`, of small prime factors."""
+  """The length of the transforms: at least `2 T`, with small prime factors."""
   up = lambda m: m * 2 ** max(0, (-(-2 * time // m) - 1).bit_length())
   return min(up(m) for m in (1, 3, 5, 9, 15))
 
 
 def _convolve(x, kernel, *, segments):
-  del segments  # No device has less than the whole of time.
+  del segments  # Every device has all of the time axis.
   (batch, time, _), features = x.shape, kernel.shape[1]
   if not batch * time * features:
     return (jnp.zeros_like(x, shape=(batch, time, features)),)

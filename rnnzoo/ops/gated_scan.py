@@ -1,10 +1,10 @@
-"""`linear_scan` with its gates inside, where that is faster.
+"""`linear_scan` with its gates inside, on platforms where that is faster.
 
-Gates that are computed before a scan are written to memory and read again, and
-so are their gradients: minGRU moves seven arrays. A scan that computes its
-gates itself moves three: `a` and `x` are never stored, and the backward pass
-computes them again. On CPU a scan runs on one core, gates before it on all
-cores. That was faster in 11 of 12 measured cases
+If gates are computed before a scan, `a` and `x` and their gradients are written
+to memory and read again: minGRU moves seven arrays. If the scan reads the
+inputs of the gates instead, it moves three, and the backward pass recomputes
+`a` and `x`. On CPU, one core computes gates inside a scan, but all cores
+compute gates before it. The latter was faster in 11 of 12 measured cases
 (`experiments/results/gated_scan_cpu_jax0.10.2.json`).
 """
 
@@ -17,7 +17,7 @@ from rnnzoo.ops import exact
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import gradient
 
-# `(start, *inputs) -> (a, x)`, element by element; `start` is the reset flag of
+# `(start, *inputs) -> (a, x)`, element by element. `start` is the reset flag of
 # the step, or None.
 Gate = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -48,10 +48,9 @@ def gated_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `h_t = a_t * h_{t-1} + x_t` with `a_t, x_t = gate(*inputs_t)`.
 
-  It runs on the same platforms and meshes as `linear_scan`, and has the same
-  gradients. On TPU the kernel computes the gates inside the scan; on CPU and
-  GPU they are computed before it. With `ops.implementation('sequential')` the
-  loop computes them inside.
+  Platforms, meshes and gradients are those of `linear_scan`. On TPU, the kernel
+  computes the gates inside the scan. On CPU and GPU, they are computed before
+  it, but with `ops.implementation('sequential')` the loop computes them inside.
 
   >>> import jax.numpy as jnp
   >>> average = lambda start, z, v: (1 - z, z * v)
@@ -65,12 +64,12 @@ def gated_scan(
       minGRU, minLSTM, RG-LRU and HGRN in `rnnzoo.layers`. Its arguments have
       the accumulation dtype. Pass the same object in every call: JAX compiles
       the program again for every new one.
-    inputs: What the gate takes, real, each broadcastable to the last one, which
-      is `[B, T, D]`.
+    inputs: The inputs of the gate, real, each broadcastable to the last one,
+      which is `[B, T, D]`.
     h0: State before the first step `[B, D]`; zeros if `None`.
     reverse: If `True`, time runs from `T - 1` down to `0`.
     reset: Booleans `[B, T]`, as in `linear_scan`.
-    mask: Booleans `[B, T]`; where `False` the state passes unchanged.
+    mask: Booleans `[B, T]`, `False` where the state does not change.
     initial: State `[B, D]` to which a reset returns; zeros if `None`. The gates
       are then computed before the scan on every platform.
 

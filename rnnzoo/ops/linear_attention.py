@@ -1,14 +1,15 @@
-"""Linear attention with decays: a matrix for a state, in chunks of tokens."""
+"""Linear attention with decays: its state is a matrix."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
+from rnnzoo.ops import decays
 from rnnzoo.ops import exact
+from rnnzoo.ops import linear_attention_chunk as chunk_lib
 
 
 def linear_attention(
@@ -26,23 +27,24 @@ def linear_attention(
 ) -> tuple[jax.Array, jax.Array]:
   r"""Computes `S_t = diag(e^{g_t}) S_{t-1} + k_t v_t^T`, read by `S_t^T q_t`.
 
-  With :math:`g` the `log_decay`, one a head or one a key feature. In chunks of
-  `Q` tokens: what they read of each other is a matrix of weights `[Q, Q]`, what
-  they read of earlier chunks a product with one state, and only states between
-  chunks come one after the other. No decay is ever divided by, so they may be
-  as strong as they like. Cost a token and head: about `(Q + 2 K) V + Q K`
-  multiplications in matrices, and `Q` exponentials where there are decays. The
-  step of the recurrence has `3 K V`, but no product of two matrices.
+  The `log_decay` :math:`g` is given per head or per key feature. Time is cut
+  into chunks of `Q` tokens. Tokens of a chunk read each other through a matrix
+  of weights `[Q, Q]`, and earlier chunks through a product with one state. Only
+  the states between chunks are computed one after the other. Nothing is divided
+  by a decay, so decays may be arbitrarily strong. The cost per token and head
+  is about `(Q + 2 K) V + Q K` multiplications in products of matrices, and `Q`
+  exponentials if there are decays. A step of the recurrence takes `3 K V`
+  multiplications, but none in a product of two matrices.
 
-  Heads may share queries and keys, as those of Mamba-2 do: their products are
-  made once for all heads of a group. With a `bonus` :math:`u` a token reads the
-  state before it, and itself by that weight (RWKV-6):
+  Heads may share queries and keys, as in Mamba-2. Their products are computed
+  once for all heads of a group. With a `bonus` :math:`u`, a token reads the
+  state before it, and itself with that weight (RWKV-6):
 
   .. math::
       y_t = (S_{t-1} + \mathrm{diag}(u) k_t v_t^T)^T q_t
 
-  Under `jax.set_mesh` every device computes its own rows, heads and stretch of
-  time; devices along time tell each other what their tokens leave, one state.
+  Under `jax.set_mesh`, every device computes its own rows, heads and segment of
+  time. Devices along time exchange the state that their tokens leave.
 
   >>> import jax.numpy as jnp
   >>> ones, v = jnp.ones((1, 4, 1, 1)), jnp.arange(4.).reshape(1, 4, 1, 1)
@@ -56,16 +58,17 @@ def linear_attention(
     v: Values `[B, T, H, V]`, `H` a multiple of `G`; the first `H / G` heads are
       the first group.
     S0: State before the first token `[B, H, K, V]`; zeros if `None`.
-    log_decay: `None` for none; `[H]`, the same at all times; `[B, T, H]`; or
-      `[B, T, H, K]`, and then `G = H`. At most 0; minus infinity forgets all.
+    log_decay: `None` for no decay; `[H]`, the same at all times; `[B, T, H]`;
+      or `[B, T, H, K]`, which needs `G = H`. At most 0; minus infinity forgets
+      everything.
     bonus: `[H, K]`, or `None`.
-    scale: Queries are multiplied by it.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: by selection,
-      so that a NaN before it reaches nothing after it.
-    mask: Booleans `[B, T]`; a `False` token is absent: its output is 0, and
-      nothing fades.
-    chunk_size: `Q`, a power of two; if `None` 64, or 32 for decays of a key
-      feature each.
+    scale: A factor of the queries.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts. Nothing before
+      it reaches anything after it, not even a NaN.
+    mask: Booleans `[B, T]`, `False` where a token is absent: its output is 0,
+      and nothing decays.
+    chunk_size: `Q`, a power of two. If `None`, it is 64, or 32 for decays per
+      key feature.
 
   Returns:
     `(S, y)`: the state after the last token `[B, H, K, V]`, in
@@ -82,7 +85,7 @@ def linear_attention(
   decay_layout = '' if g is None else {1: 'd', 3: 'btd', 4: 'btdk'}[g.ndim]
   return mesh.run_per_device(
       functools.partial(_run, scale=scale, chunk_size=chunk_size),
-      # Groups are not taken apart, unless there is one, which all devices have.
+      # A group stays on one device, unless it is the only one.
       v if q.shape[2] == 1 else q,
       (q, k, v, S0, g, bonus, reset, mask),
       ('btdk',) * 3 + ('bdkk', decay_layout, 'dk', 'bt', 'bt'),
@@ -100,7 +103,7 @@ def linear_attention_step(
     bonus: jax.Array | None = None,
     scale: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """`linear_attention` of one token, as it is written.
+  """Runs `linear_attention` for one token.
 
   >>> import jax.numpy as jnp
   >>> one, S = jnp.ones((1, 1, 1)), jnp.full((1, 1, 1, 1), 4.)
@@ -114,7 +117,7 @@ def linear_attention_step(
     S: `[B, H, K, V]`.
     log_decay: `None`, `[H]`, `[B, H]` or `[B, H, K]`.
     bonus: `[H, K]`, or `None`.
-    scale: Queries are multiplied by it.
+    scale: A factor of the queries.
 
   Returns:
     `(S, y)`: the next state, and `[B, H, V]` in the dtype of `v`.
@@ -140,65 +143,60 @@ def linear_attention_step(
   return S, (q[..., None] * read).sum(-2).astype(out_dtype)
 
 
-class _Decays(NamedTuple):
-  """How much is left of what `chunkwise.Sight` sees, of the same shapes."""
-
-  pairs: jax.Array
-  state: jax.Array
-  last: jax.Array
-  through: jax.Array
-
-
 def _run(q, k, v, S0, g, bonus, reset, mask, *, segments, scale, chunk_size):
-  tokens, usual = dict(q=q, k=k, v=v), None
+  """Runs what one device holds, one chunk after the other."""
+  tokens, same_always = dict(q=q, k=k, v=v), None
   if g is not None and g.ndim == 1:
-    # Of tokens that are there; where all are, chunks have the same weights.
+    # Counts the tokens that are present. If all are, the decays between tokens
+    # are the same in every chunk.
     tokens['count'] = jnp.ones_like(S0, shape=v.shape[:2] + (1,))
     if mask is None:
       length = chunkwise.chunk_length(v.shape[1], chunk_size)
-      usual = _over(g, jnp.arange(length, dtype=g.dtype))
+      number = jnp.arange(length, dtype=g.dtype)
+      same_always = chunk_lib.constant_between(g, number)
   elif g is not None:
     tokens['g'] = g
 
-  def one_chunk(S, chunk, sight):
+  def one_chunk(S, chunk, visible):
     chunk = {name: u.astype(S.dtype) for name, u in chunk.items()}
     q, k, v = chunk['q'] * scale, chunk['k'], chunk['v']
     if g is not None and g.ndim == 4:
-      S, y = _features_fade(S, q, k, v, chunk['g'], bonus, sight)
+      S, y = chunk_lib.per_feature(S, q, k, v, chunk['g'], bonus, visible)
     elif g is None:
-      S, y = _heads_fade(S, q, k, v, None, bonus, sight)
+      S, y = chunk_lib.per_head(S, q, k, v, None, bonus, visible)
     elif g.ndim == 3:
-      decays = _changing(chunk['g'])
-      S, y = _heads_fade(S, q, k, v, decays, bonus, sight)
+      weights = chunk_lib.changing(chunk['g'])
+      S, y = chunk_lib.per_head(S, q, k, v, weights, bonus, visible)
     else:
-      decays = _constant(g, jnp.cumsum(chunk['count'], axis=-1), usual)
-      S, y = _heads_fade(S, q, k, v, decays, bonus, sight)
+      number = jnp.cumsum(chunk['count'], axis=-1)
+      weights = chunk_lib.constant(g, number, same_always)
+      S, y = chunk_lib.per_head(S, q, k, v, weights, bonus, visible)
     return S, y.astype(tokens['v'].dtype)
 
-  by_itself = lambda tokens, reset: _by_itself(tokens, g, reset, S0.dtype)
-  S0 = chunkwise.entering(
-      segments, by_itself, _both, S0, tokens, reset, mask
+  summary = lambda tokens, reset: _summary(tokens, g, reset, S0.dtype)
+  S0 = chunkwise.entering_state(
+      segments, summary, _combine, S0, tokens, reset, mask
   )
   S, y = chunkwise.scan_chunks(one_chunk, S0, tokens, reset, mask, chunk_size)
-  return chunkwise.leaving(segments, S), y
+  return chunkwise.leaving_state(segments, S), y
 
 
-def _by_itself(tokens, g, reset, dtype):
-  """What a stretch of time does to a state, and what it leaves by itself.
+def _summary(tokens, g, reset, dtype):
+  """How a segment of time changes a state, and the state that it leaves.
 
   Args:
     tokens: See `_run`.
-    g: Log decays, of which those of tokens are not looked at.
+    g: Log decays. If they depend on the token, those in `tokens` are used.
     reset: `[B, T]` or `None`.
-    dtype: Of states.
+    dtype: The dtype of states.
 
   Returns:
-    What is left of a state, `[B, H, K, 1]` or with ones for `H` and `K`; and
-    the state `[B, H, K, V]`.
+    The factor of a state that enters, `[B, H, K, 1]` or with sizes of 1 for `H`
+    and `K`; and the state `[B, H, K, V]`.
   """
   k, v = tokens['k'].astype(dtype), tokens['v'].astype(dtype)
   groups = k.shape[2]
-  last, through = chunkwise.seen_last(reset, v)
+  last, through = chunkwise.visible_at_end(reset, v)
   if g is None:
     total = jnp.zeros_like(v, shape=(v.shape[0], 1, 1))
   elif g.ndim == 1:
@@ -206,10 +204,10 @@ def _by_itself(tokens, g, reset, dtype):
     v = v * jnp.exp(g * (number[:, -1:] - number))[..., None]
     total = (g * number[:, -1])[..., None]
   elif g.ndim == 3:
-    v = v * jnp.exp(chunkwise.after(tokens['g'], 1))[..., None]
+    v = v * jnp.exp(decays.after(tokens['g'], 1))[..., None]
     total = tokens['g'].sum(1)[..., None]
   else:
-    k = k * jnp.exp(chunkwise.after(tokens['g'], 1))
+    k = k * jnp.exp(decays.after(tokens['g'], 1))
     total = tokens['g'].sum(1)
   v = jnp.where(last[..., None, None], v, 0)
   v = v.reshape(*v.shape[:2], groups, v.shape[2] // groups, v.shape[-1])
@@ -219,133 +217,10 @@ def _by_itself(tokens, g, reset, dtype):
   return kept[..., None], S
 
 
-def _both(earlier, later):
-  """Of two stretches of time after each other what `_by_itself` is of one."""
+def _combine(earlier, later):
+  """Merges the summaries of two adjacent segments of time."""
   kept, S = later
   return kept * earlier[0], kept * earlier[1] + S
-
-
-def _heads_fade(S, q, k, v, decays, bonus, sight):
-  """A chunk whose decays are those of heads.
-
-  Args:
-    S: State `[B, H, K, V]`.
-    q: `[B, G, Q, K]`.
-    k: `[B, G, Q, K]`.
-    v: `[B, H, Q, V]`.
-    decays: `_Decays` or `None`.
-    bonus: `[H, K]` or `None`.
-    sight: `chunkwise.Sight`.
-
-  Returns:
-    The next state, and outputs `[B, H, Q, V]`.
-  """
-  groups = q.shape[1]
-  # [., H, ...] -> [., G, H / G, ...]; where there is 1 for all heads, [., 1, 1.
-  # Sizes are spelt out: JAX cannot infer one of an empty array.
-  def split(u):
-    some = min(groups, u.shape[1])
-    return u.reshape(u.shape[0], some, u.shape[1] // some, *u.shape[2:])
-
-  together = lambda u: u.reshape(
-      u.shape[0], u.shape[1] * u.shape[2], *u.shape[3:]
-  )
-  shape = v.shape
-  S, v = split(S), split(v)
-  if bonus is not None:
-    sight, decays = _of_those_before(sight, decays)
-  sight = chunkwise.Sight(*map(split, sight))
-
-  weights = exact.einsum('bgik,bgjk->bgij', q, k)[:, :, None]
-  of_state = exact.einsum('bgik,bgrkv->bgriv', q, S)
-  kept = v
-  if decays is None:
-    weights = jnp.broadcast_to(weights, v.shape[:4] + weights.shape[4:])
-  else:
-    decays = _Decays(*map(split, decays))
-    weights = weights * decays.pairs
-    of_state = of_state * decays.state[..., None]
-    kept = v * decays.last[..., None]
-    S = S * decays.through[..., None, None]
-  weights = jnp.where(sight.pairs, weights, 0)
-  y = exact.einsum('bgrij,bgrjv->bgriv', weights, v)
-  y = y + jnp.where(sight.state[..., None], of_state, 0)
-  if bonus is not None:
-    itself = exact.einsum('bgik,grk->bgri', q * k, split(bonus[None])[0])
-    y = y + itself[..., None] * v
-  kept = jnp.where(sight.last[..., None], kept, 0)
-  S = jnp.where(sight.through[..., None, None], S, 0)
-  S = S + exact.einsum('bgjk,bgrjv->bgrkv', k, kept)
-  return together(S), y.reshape(shape)
-
-
-def _features_fade(S, q, k, v, g, bonus, sight):
-  """A chunk with log decays `[B, H, Q, K]`, else as `_heads_fade`."""
-  before = chunkwise.up_to(g, -2)
-  if bonus is None:
-    weights = chunkwise.scores(q, k, g)
-  else:
-    # A token reads what the one before it would with this query.
-    earlier = jnp.concatenate([q[..., 1:, :], q[..., :1, :]], axis=-2)
-    weights = chunkwise.delayed(chunkwise.scores(earlier, k, g), -2)
-    before = chunkwise.delayed(before, -2)
-    sight, _ = _of_those_before(sight, None)
-  weights = jnp.where(sight.pairs, weights, 0)
-  faded = q * jnp.where(sight.state[..., None], jnp.exp(before), 0)
-  y = exact.einsum('bhij,bhjv->bhiv', weights, v)
-  y = y + exact.einsum('bhik,bhkv->bhiv', faded, S)
-  if bonus is not None:
-    y = y + exact.einsum('bhik,hk->bhi', q * k, bonus)[..., None] * v
-  left = jnp.exp(chunkwise.after(g, -2))
-  kept = k * jnp.where(sight.last[..., None], left, 0)
-  through = jnp.exp(g.sum(-2))
-  S = S * jnp.where(sight.through[..., None], through, 0)[..., None]
-  return S + exact.einsum('bhjk,bhjv->bhkv', kept, v), y
-
-
-def _changing(g):
-  """Decays of a chunk from their logarithms `[B, H, Q]`."""
-  return _Decays(
-      jnp.exp(chunkwise.pairs(g)),
-      jnp.exp(chunkwise.up_to(g, -1)),
-      jnp.exp(chunkwise.after(g, -1)),
-      jnp.exp(g.sum(-1)),
-  )
-
-
-def _constant(g, number, usual):
-  """Decays of a chunk where each step fades by the same `g` `[H]`.
-
-  Args:
-    g: Log decays.
-    number: Of each step among those that are there, `[B, 1, Q]`, from 1 on.
-    usual: Decays of pairs `[H, Q, Q]` if no step is absent, or else `None`.
-  """
-  last = number[..., -1:]
-  pairs = _over(g, number) if usual is None else usual[None]
-  over = lambda count: jnp.exp(g[:, None] * count)  # [B, 1, n] -> [B, H, n]
-  return _Decays(
-      pairs, over(number), over(last - number), over(last)[..., 0]
-  )
-
-
-def _over(g, number):
-  """Decays from step to step, `[..., H, Q, Q]`; 1 from a later one."""
-  distance = number[..., None] - number[..., None, :]
-  return jnp.exp(g[:, None, None] * jnp.maximum(distance, 0))
-
-
-def _of_those_before(sight, decays):
-  """What a token sees that does not see itself, and what is left of that."""
-  length = sight.pairs.shape[-1]
-  strictly = jnp.tri(length, k=-1, dtype=bool)
-  sight = sight._replace(pairs=sight.pairs & strictly)
-  if decays is not None:
-    decays = decays._replace(
-        pairs=chunkwise.delayed(decays.pairs, -2),
-        state=chunkwise.delayed(decays.state, -1, first=1),
-    )
-  return sight, decays
 
 
 def _checked(q, k, v, S, g, bonus, leading):
@@ -377,7 +252,7 @@ def _checked(q, k, v, S, g, bonus, leading):
       )
     if g.shape == by_feature and q.shape[-2] != heads:
       raise ValueError(
-          '`q` must be of all heads where decays are of features: '
+          '`q` must have all heads if decays are per feature: '
           f'{by_feature}, got {q.shape}.'
       )
   if bonus is not None:
@@ -391,6 +266,6 @@ def _checked(q, k, v, S, g, bonus, leading):
   else:
     checking.has_shape('S0' if len(leading) == 2 else 'S', S, 'BHKV', want)
   if g is not None:
-    g = chunkwise.log_decay(g, dtype)
+    g = decays.finite(g, dtype)
   bonus = None if bonus is None else bonus.astype(dtype)
   return q, k, v, jnp.asarray(S, dtype), g, bonus

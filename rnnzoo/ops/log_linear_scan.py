@@ -1,9 +1,9 @@
-"""The linear recurrence on logarithms, for parity with log-space papers.
+"""The linear recurrence on logarithms, for comparison with log-space papers.
 
-The published minGRU and minLSTM run `exp(log_linear_scan(log a, log x))`; the
-direct form `ops.linear_scan` gives the same numbers faster and to more digits
-(log space is a way to write gates, not a better scan). It is here for tests and
-for models whose states leave the range of floating point.
+The published minGRU and minLSTM run `exp(log_linear_scan(log a, log x))`. The
+direct form `ops.linear_scan` gives the same numbers faster and with more
+digits: log space is a way to write gates, not a better scan. This function is
+for tests, and for models whose states leave the range of floating point.
 """
 
 import jax
@@ -18,10 +18,10 @@ def log_linear_scan(
     log_x: jax.Array,
     log_h0: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes `log h_t` where `h_t = a_t * h_{t-1} + x_t`, all of them positive.
+  """Computes `log h_t` where `h_t = a_t * h_{t-1} + x_t`, all positive.
 
-  An associative scan with `logaddexp`: no cumulative sum is ever subtracted, so
-  the error does not grow with T as it does in the form of Heinsen (2023).
+  It is an associative scan with `logaddexp`. It subtracts no cumulative sums,
+  so the error does not grow with T as in the form of Heinsen (2023).
 
   >>> import jax.numpy as jnp
   >>> log_half = jnp.full((1, 3, 1), jnp.log(.5))
@@ -32,8 +32,8 @@ def log_linear_scan(
   Args:
     log_a: Logarithms of the decays, broadcastable to `[B, T, D]`.
     log_x: Logarithms of the inputs `[B, T, D]`; `-inf` is an input of zero.
-    log_h0: Logarithm of the state before the first step `[B, D]`; `-inf`, which
-      is a state of zero, if `None`.
+    log_h0: Logarithm of the state before the first step `[B, D]`; `-inf` if
+      `None`, which is a state of zero.
 
   Returns:
     `(log_h_last, log_h)`: `[B, D]` in `promote_types(float32, ...)`, and

@@ -1,4 +1,4 @@
-"""Linear recurrences with one dense matrix for all time, and their readout."""
+"""Linear recurrences with one dense matrix for all steps, and their readout."""
 
 import functools
 
@@ -10,8 +10,8 @@ from rnnzoo.ops import exact
 from rnnzoo.ops import split_time
 from rnnzoo.ops.fft_conv import fft_conv
 
-# Of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and of the results; see
-# `rnnzoo/mesh.py`.
+# The layouts of `a`, `b`, `c`, `u`, `m0`, `reset` and `mask`, and those of the
+# results (see `rnnzoo/mesh.py`).
 _LAYOUTS = ('kk', 'k', 'kkk', 'btk', 'bkk', 'bt', 'bt')
 _OUT_LAYOUTS = ('bkk', 'btk')
 
@@ -28,18 +28,18 @@ def lti_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `m_t = a m_{t-1} + b u_t` in every channel, and `sum c^T m_t`.
 
-  The states, `M N` numbers a token, are never written down. Tokens go in chunks
-  of a few: from the state that enters one its outputs come by a single matmul
-  with powers of `a`, `M N H` multiplications a token, which is what the readout
-  of known states would cost. Only every chunk's last state is computed one
-  after the other. Powers are made by squaring, so that an error of `n` times
-  the precision is that of the n-th, as if `a` itself had been rounded.
+  The states, `M N` numbers per token, are never stored. Time is cut into chunks
+  of a few tokens. The effect of the entering state on the outputs of a chunk is
+  one product with powers of `a`. It takes `M N H` multiplications per token, as
+  many as the readout of known states. Only the last state of each chunk is
+  computed one after the other. Powers are computed by squaring, so the n-th
+  power has an error of `n` times the precision, as if `a` itself were rounded.
 
-  Off CPU a single channel (`M = 1`) without flags is one convolution with the
-  impulse response by FFT instead (`fft_conv`).
+  On other platforms than CPU, a single channel (`M = 1`) without flags is one
+  convolution with the impulse response by FFT instead (`fft_conv`).
 
-  Under `jax.set_mesh` every device computes its own rows and stretch of time;
-  devices along time tell each other what their tokens leave, one state.
+  Under `jax.set_mesh`, every device computes its own rows and segment of time.
+  Devices along time exchange the state that their tokens leave.
 
   >>> import jax.numpy as jnp
   >>> a, b = jnp.array([[.5, 0.], [1., 0.]]), jnp.array([1., 0.])
@@ -56,23 +56,23 @@ def lti_scan(
     c: Weights of the readout `[M, N, H]`.
     u: Inputs `[B, T, M]`, T >= 0.
     m0: State before the first step `[B, M, N]`; zeros if `None`.
-    reset: Booleans `[B, T]`; where `True` the state entering that step is
-      replaced by zero, by selection: no NaN before it reaches anything later.
-    mask: Booleans `[B, T]`; where `False` the step is absent, its reset
-      included: the state stays, the output is 0.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts: zero replaces
+      the state that enters, and not even a NaN before it reaches a later step.
+    mask: Booleans `[B, T]`, `False` where a step, and its reset, is absent: the
+      state does not change, and the output is 0.
 
   Returns:
     `(m_last, y)`: the state after the last step `[B, M, N]` in
     `promote_types(float32, ...)` of `a`, `b` and `u`, which are real; and the
-    outputs `[B, T, H]` in the dtype of `c`, in which the products of the
-    readout are made.
+    outputs `[B, T, H]` in the dtype of `c`, which is also that of the products
+    of the readout.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
   """
   a, b, c, u, m0 = _checked(a, b, c, u, m0)
   reset, mask = checking.flags(reset, mask, u.shape)
-  # Devices add up gradients of the readout: not in less than float32.
+  # Devices sum the gradients of the readout, in float32 at least.
   wide = c.astype(jnp.promote_types(jnp.float32, c.dtype))
   return mesh.run_per_device(
       functools.partial(_run, dtype=c.dtype),
@@ -84,17 +84,17 @@ def _run(a, b, c, u, m0, reset, mask, *, segments, dtype):
   c = c.astype(dtype)
   if segments is not None:
     m0 = _entering(segments, a, b, c, u, m0, reset, mask)
-  m, y = _stretch(a, b, c, u, m0, reset, mask)
+  m, y = _segment(a, b, c, u, m0, reset, mask)
   return m if segments is None else segments.from_last(m), y
 
 
 def _entering(segments, a, b, c, u, m0, reset, mask):
-  """Returns the state `[B, M, N]` that enters this device's stretch of time."""
-  left, _ = _stretch(a, b, c, u, None, reset, mask)
+  """Returns the state `[B, M, N]` that enters the segment of this device."""
+  left, _ = _segment(a, b, c, u, None, reset, mask)
   if m0 is None:
     m0 = jnp.zeros_like(left)
   time = u.shape[1]
-  powers = [a]  # With exponents 1, 2, 4 and so on.
+  powers = [a]  # The exponents are 1, 2, 4 and so on.
   for _ in range((segments.size * time).bit_length() - 1):
     powers.append(exact.einsum('ij,jk->ik', powers[-1], powers[-1]))
   advance = lambda i, m: exact.einsum('bmn,on->bmo', m, powers[i])
@@ -103,14 +103,14 @@ def _entering(segments, a, b, c, u, m0, reset, mask):
   )
 
 
-def _stretch(a, b, c, u, m0, reset, mask):
-  """The form for the platform, of all there is on one device."""
+def _segment(a, b, c, u, m0, reset, mask):
+  """Runs the segment of one device in the form for its platform."""
   if not u.shape[0] * u.shape[1]:
     if m0 is None:
       m0 = jnp.zeros_like(u, shape=(u.shape[0],) + c.shape[:2])
     return m0, jnp.zeros_like(u, c.dtype, shape=u.shape[:2] + c.shape[2:])
-  # Constants in most models: XLA would compute their powers, slowly, while it
-  # compiles.
+  # They are constants in most models, and XLA would compute their powers at
+  # compile time, slowly.
   a, b = jax.lax.optimization_barrier((a, b))
   if reset is not None or mask is not None or u.shape[2] != 1:
     return by_chunks(a, b, c, u, m0, reset, mask)
@@ -123,7 +123,7 @@ def by_chunks(a, b, c, u, m0, reset=None, mask=None):
   """The form for any platform; see `lti_scan`."""
   if mask is None:
     return _chunks(a, b, c, u, m0, reset, u.shape[1])
-  # The steps that are there move to the front, keeping their order.
+  # The steps that are present move to the front, keeping their order.
   order = jnp.argsort(~mask, axis=1, stable=True)
   u = jnp.where(mask[..., None], u, 0)
   u = jnp.take_along_axis(u, order[..., None], 1)
@@ -135,7 +135,7 @@ def by_chunks(a, b, c, u, m0, reset=None, mask=None):
 
 
 def _chunks(a, b, c, u, m0, reset, count):
-  """The state after the first `count` steps, a number or `[B]`; all outputs."""
+  """Returns the state after `count` (int or `[B]`) steps, and all outputs."""
   (batch, time, channels), features = u.shape, c.shape[2]
   length = min(16 if channels <= 16 else 4, 1 << (time - 1).bit_length())
   padding = -time % length
@@ -144,7 +144,8 @@ def _chunks(a, b, c, u, m0, reset, count):
   split = lambda v: v.reshape((batch, chunks, length) + v.shape[2:])
   by_chunk = lambda v: jnp.moveaxis(v, 1, 0)
   u, reset = jax.tree.map(pad, (u, reset))
-  # What a token knows within its chunk: of inputs, of the state that entered.
+  # The inputs that each token sees within its chunk, and whether it sees the
+  # state that enters.
   recent, entering = map(split, _recent(u, reset, length))
   responses, free, power = _powers(a, b, c, length)
 
@@ -162,25 +163,25 @@ def _chunks(a, b, c, u, m0, reset, count):
       one_chunk, m0, (by_chunk(update), by_chunk(stays))
   )
 
-  # Plain matrices: XLA:CPU is slow at products over several axes.
+  # As plain matrices, because XLA:CPU is slow at products over several axes.
   times = lambda v, w: jnp.matmul(
       v.astype(c.dtype), w.astype(c.dtype), preferred_element_type=u.dtype
   ).reshape(batch, chunks, length, features)
   weights = exact.einsum('sn,mnh->smh', responses, c.astype(u.dtype))
-  of_inputs = times(
+  from_inputs = times(
       recent.reshape(batch * chunks * length, length * channels),
       weights.reshape(length * channels, features),
   )
-  of_state = times(
+  from_state = times(
       before.transpose(1, 0, 3, 2).reshape(
           batch * chunks, before.shape[2] * before.shape[3]
       ),
       free.reshape(-1, length * features),
   )
-  y = of_inputs + jnp.where(entering[..., None], of_state, 0)
+  y = from_inputs + jnp.where(entering[..., None], from_state, 0)
   y = y.reshape(batch, chunks * length, features)[:, :time].astype(c.dtype)
 
-  # The last steps by themselves, from the state before their chunk.
+  # The last steps run one by one, from the state before their chunk.
   u, reset = jax.tree.map(split, (u, reset))
   if not isinstance(count, int):
     rows, chunk = jnp.arange(batch), count // length
@@ -195,11 +196,11 @@ def _chunks(a, b, c, u, m0, reset, count):
 
 
 def by_fft(a, b, c, u, m0):
-  """One channel without flags, where Fourier transforms are fast."""
+  """The form for one channel without flags, where FFTs are fast."""
   time = u.shape[1]
-  # What transforms mix must be finite; from a NaN on all is NaN, as it was.
+  # An FFT would spread a NaN over all steps. Here it reaches later steps only.
   finite = jnp.isfinite(u)
-  spoilt = jnp.cumsum(~finite, axis=1) > 0
+  is_nan = jnp.cumsum(~finite, axis=1) > 0
   u = jnp.where(finite, u, 0)
   responses = _doubled(a, b, time)
   weights = exact.einsum('tn,nh->th', responses, c[0].astype(u.dtype))
@@ -209,12 +210,12 @@ def by_fft(a, b, c, u, m0):
     states = _doubled(a, exact.einsum('bmn,on->bmo', m0, a), time)
     y = y + exact.einsum('tbmn,mnh->bth', states, c.astype(u.dtype))
     m = m + states[-1]
-  m = jnp.where(spoilt[:, -1:], jnp.nan, m)
-  return m, jnp.where(spoilt, jnp.nan, y).astype(c.dtype)
+  m = jnp.where(is_nan[:, -1:], jnp.nan, m)
+  return m, jnp.where(is_nan, jnp.nan, y).astype(c.dtype)
 
 
 def _recent(u, reset, length):
-  """The inputs within a token's chunk and sequence, newest first.
+  """Returns the inputs in the chunk and sequence of a token, newest first.
 
   Args:
     u: `[B, T, M]`.
@@ -222,8 +223,8 @@ def _recent(u, reset, length):
     length: Tokens in a chunk, which divides T.
 
   Returns:
-    `[B, T, length, M]`, 0 where there are none, and `[B, T]`, whether the state
-    that entered the chunk is of the same sequence.
+    `[B, T, length, M]`, 0 where there is no such input; and `[B, T]`, whether
+    the state that enters the chunk is of the same sequence.
   """
   time = u.shape[1]
   place = jnp.arange(time) % length
@@ -231,7 +232,7 @@ def _recent(u, reset, length):
   entering = jnp.ones_like(u, bool, shape=u.shape[:2])
   if reset is not None:
     sequence = jnp.cumsum(reset, axis=1, dtype=jnp.int32)
-    # The number of the sequence that the chunk's first token would go on with.
+    # The number of the sequence of the state that enters each chunk.
     first = sequence[:, ::length] - reset[:, ::length]
     entering = sequence == jnp.repeat(first, length, axis=1)
   back = lambda v, s: jnp.pad(
@@ -247,7 +248,7 @@ def _recent(u, reset, length):
 
 
 def _powers(a, b, c, length):
-  """What inputs and states come to within a chunk of `length`, 2 to a power.
+  """Returns powers of `a` in a chunk; its `length` is a power of two.
 
   Returns:
     The states `a^s b` `[length, N]`, the readout of a state 1 to `length` steps
@@ -265,7 +266,7 @@ def _powers(a, b, c, length):
 
 
 def _few_steps(a, b, m, u, reset, steps):
-  """`m` `[B, M, N]` after the first `steps`, a number or `[B]`, of `u`."""
+  """Returns `m` after the first `steps`, a number or `[B]`, of `u`."""
   if reset is None:
     reset = jnp.zeros_like(u, bool, shape=u.shape[:2])
   present = jnp.arange(u.shape[1]) < jnp.reshape(steps, (-1, 1))
@@ -285,7 +286,7 @@ def _few_steps(a, b, m, u, reset, steps):
 
 
 def _doubled(a, m, time):
-  """The states `m`, `a m`, ... of `time` steps: `[T, ..., N]`."""
+  """Returns the states `m`, `a m`, ... of `time` steps: `[T, ..., N]`."""
   states, power = m[None], a
   while len(states) < time:
     later = exact.einsum('...n,on->...o', states, power)

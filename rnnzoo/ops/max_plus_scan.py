@@ -1,4 +1,4 @@
-"""A running maximum that decays: the exponent of sums that would overflow."""
+"""A running maximum that decays, for sums of exponentials that may overflow."""
 
 import jax
 from jax import lax
@@ -7,7 +7,7 @@ from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import split_time
 
-# Of `x`, `w`, `m0`, `reset` and `mask`; see `rnnzoo/mesh.py`.
+# The layouts of `x`, `w`, `m0`, `reset` and `mask` (see `rnnzoo/mesh.py`).
 _LAYOUTS = ('btd', 'btd', 'bd', 'bt', 'bt')
 
 
@@ -22,10 +22,10 @@ def max_plus_scan(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Computes `m_t = max(m_{t-1} + w, x_t)` along axis 1.
 
-  With it `sum_j exp(x_j + (t - j) w)` is `exp(m_t)` times a sum whose terms are
-  1 at most. Such products do not depend on which `m_t` that is, and so these
-  are constants to a gradient. Only what goes in and out with a sum has one:
-  `m0`, where it enters the first step, and `m_last`; see `at_constant`.
+  With it, `sum_j exp(x_j + (t - j) w)` is `exp(m_t)` times a sum of terms that
+  are at most 1. The product does not depend on the value of `m_t`, so gradients
+  treat it as a constant. Only two values have a gradient, because a sum enters
+  or leaves with them: `m0` at the first step, and `m_last`; see `at_constant`.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.array([[3., 1., 0., 2.]])[..., None]
@@ -39,14 +39,14 @@ def max_plus_scan(
     x: `[B, T, D]`, real.
     w: Added at every step, broadcastable to `[1, 1, D]`.
     m0: The maximum before the first step `[B, D]`; `initial` if `None`.
-    initial: What a reset puts back.
+    initial: The maximum after a reset, before the first token.
     reset: Booleans `[B, T]`, `True` where a new sequence starts.
-    mask: Booleans `[B, T]`; where `False` the maximum passes unchanged.
+    mask: Booleans `[B, T]`, `False` where the maximum does not change.
 
   Returns:
-    `(m_last, before, m)`: the last maximum `[B, D]`, which is `m0` where no
-    step exists; the one that enters each step and the one that leaves it, `[B,
-    T, D]`; all in the dtype of `x`.
+    `(m_last, before, m)`: the last maximum `[B, D]`, which is `m0` if no step
+    is present; the maximum that enters each step and the one that leaves it,
+    both `[B, T, D]`; all in the dtype of `x`.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -70,8 +70,8 @@ def max_plus_scan(
     last, m = _scan(x, w, m0, reset, mask, initial)
     if segments is None:
       return last, m
-    # What all but the first stretch came to is wrong; but they know by how much
-    # they change what enters them.
+    # Only the first segment is right so far. The others now compute how they
+    # change the maximum that enters them.
     nothing = jnp.full_like(m0, -jnp.inf)
     last, _ = _scan(x, w, nothing, reset, mask, initial)
     steps = x.shape[1] if mask is None else mask.sum(1, keepdims=True)
@@ -79,8 +79,8 @@ def max_plus_scan(
     first = ~forgets, jnp.zeros_like(m0), m0
     if reset is not None:
       forgets = reset.any(1, keepdims=True)
-    stretch = forgets, jnp.broadcast_to(steps * w[0], m0.shape), last
-    entering = segments.combine_earlier(_after, stretch, first)[2]
+    own = forgets, jnp.broadcast_to(steps * w[0], m0.shape), last
+    entering = segments.combine_earlier(_combine, own, first)[2]
     last, m = _scan(x, w, entering, reset, mask, initial)
     return segments.from_last(last), m
 
@@ -97,14 +97,14 @@ def max_plus_scan(
 
 
 def at_constant(m_last: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """What the last sum is to be multiplied by: 1, but with a gradient.
+  """Returns a factor for the last sum: it is 1, but has a gradient.
 
-  The sum was computed with `m_last` taken for a constant, and is `exp(-m_last)`
-  times something.
+  The last sum has a factor `exp(-m_last)`, and was computed with `m_last` as a
+  constant. This factor adds the gradient of `m_last`.
 
   Args:
     m_last: From `max_plus_scan`, `[B, D]`.
-    mask: That given to it. Where no step exists the sum is the one given.
+    mask: The mask of that scan. If no step is present, the sum did not change.
 
   Returns:
     `[B, D]`.
@@ -117,13 +117,13 @@ def at_constant(m_last: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _with_slope(value, like):
-  """`value`, with the gradient of `like`, which is equal but for rounding."""
+  """Returns `value` with the gradient of `like`; both are almost equal."""
   slope = like - lax.stop_gradient(like)
   return value + jnp.where(jnp.isfinite(value), slope, 0)
 
 
 def _largest(x, w, m0, reset, mask):
-  """`m_last` at once: the largest of all that enters, decayed to the end."""
+  """Computes `m_last` without a scan: the maximum of all decayed inputs."""
   alive = jnp.ones(x.shape[:2], bool) if mask is None else mask
   age = jnp.cumsum(alive[:, ::-1], axis=1)[:, ::-1]
   oldest = m0 + age[:, :1] * w[0]
@@ -136,8 +136,8 @@ def _largest(x, w, m0, reset, mask):
   return jnp.maximum(entered.max(1), oldest)
 
 
-def _after(earlier, later):
-  """Two stretches as one; each is whether it forgets, what it adds, its max."""
+def _combine(earlier, later):
+  """Merges two adjacent segments: `(forgets, added to a maximum, maximum)`."""
   forgets, added, last = later
   before = jnp.where(forgets, -jnp.inf, earlier[2])
   return (
@@ -148,7 +148,7 @@ def _after(earlier, later):
 
 
 def _scan(x, w, m0, reset, mask, initial):
-  """Chosen at lowering, as in `linear_scan`."""
+  """Runs the form for the platform of lowering, as in `linear_scan`."""
   return lax.platform_dependent(
       x, w, m0, reset, mask,
       cpu=lambda *u: _sequential(*u, initial),
@@ -157,7 +157,7 @@ def _scan(x, w, m0, reset, mask, initial):
 
 
 def _sequential(x, w, m0, reset, mask, initial):
-  """A loop that reads each row and writes each row once."""
+  """Runs a loop that reads and writes each row once."""
   row = lambda u, t: lax.dynamic_slice_in_dim(u, t, 1, axis=1)
 
   def step(t, state):
@@ -176,7 +176,7 @@ def _sequential(x, w, m0, reset, mask, initial):
 
 
 def _associative(x, w, m0, reset, mask, initial):
-  """`jax.lax.associative_scan` over stretches."""
+  """Runs `jax.lax.associative_scan` over segments, see `_combine`."""
   added, forgets = jnp.broadcast_to(w, x.shape), jnp.zeros_like(x, bool)
   if reset is not None:
     start = reset[..., None]
@@ -188,5 +188,5 @@ def _associative(x, w, m0, reset, mask, initial):
     x = jnp.where(present, x, -jnp.inf)
   forgotten = jnp.where(forgets[:, 0], -jnp.inf, m0)
   x = x.at[:, 0].max(forgotten + added[:, 0])
-  _, _, m = lax.associative_scan(_after, (forgets, added, x), axis=1)
+  _, _, m = lax.associative_scan(_combine, (forgets, added, x), axis=1)
   return m[:, -1], m

@@ -1,4 +1,4 @@
-"""The memory of mLSTM: a matrix, and gates that know no bounds."""
+"""The memory of mLSTM: a matrix with exponential gates."""
 
 from typing import Literal, NamedTuple
 
@@ -7,23 +7,24 @@ import jax.numpy as jnp
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
+from rnnzoo.ops import decays
 from rnnzoo.ops import exact
 
 _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 
-# Of `q, k, v, i, f`, the state, `reset` and `mask`, and of the results; see
-# `mesh.run_per_device`.
+# The layouts of `q, k, v, i, f`, the state, `reset` and `mask`, and of the
+# results (see `rnnzoo/mesh.py`).
 _STATE_LAYOUTS = ('bdkk', 'bdk', 'bd')
 _LAYOUTS = ('btdk',) * 3 + ('btd',) * 2 + _STATE_LAYOUTS + ('bt',) * 2
 
 
 class MLSTMState(NamedTuple):
-  """What is left of all tokens so far, float32 at least.
+  """The state after some tokens, in float32 at least.
 
   Attributes:
-    C: The memory, times `exp(-m)`, `[B, H, K, V]`.
-    n: The normaliser, likewise, `[B, H, K]`.
-    m: The logarithm that keeps both in range `[B, H]`.
+    C: The memory times `exp(-m)`, `[B, H, K, V]`.
+    n: The normaliser times `exp(-m)`, `[B, H, K]`.
+    m: The logarithm of the scale that keeps both in range, `[B, H]`.
   """
 
   C: jax.Array
@@ -46,27 +47,27 @@ def mlstm(
     mask: jax.Array | None = None,
     chunk_size: int = 64,
 ) -> tuple[MLSTMState, jax.Array]:
-  r"""Writes values under their keys into a memory that fades, and reads it.
+  r"""Writes values under their keys into a memory that decays, and reads it.
 
   .. math::
       C_t &= \sigma(f_t) C_{t-1} + e^{i_t} k_t v_t^T, \quad
       n_t = \sigma(f_t) n_{t-1} + e^{i_t} k_t \\
       h_t &= \frac{C_t^T q_t}{\max(|n_t^T q_t|, 1) + \epsilon e^{m_t}}
 
-  with :math:`q_t` scaled. C and n are kept times :math:`e^{-m_t}`,
+  where :math:`q_t` is scaled. C and n are stored times :math:`e^{-m_t}`,
 
   .. math::
-      m_t = \max(\log \sigma(f_t) + m_{t-1}, i_t), \quad m_0 = 0,
+      m_t = \max(\log \sigma(f_t) + m_{t-1}, i_t), \quad m_0 = 0.
 
-  on which nothing depends but the weight of :math:`\epsilon`, a part of the
-  official code. Every exponential that is taken is at most 1, whatever the
-  gates are, so nothing overflows: in chunks of `Q` tokens as in `mlstm_step`,
-  whose results these are. Cost a token and head: about `(Q + 2 K) (K + V)`
-  multiplications, all in products of matrices, and `2 Q` exponentials. Only
-  states between chunks come one after the other.
+  The result depends on m only through the weight of :math:`\epsilon`, which is
+  a part of the official code. No exponential is larger than 1, whatever the
+  gates are, so nothing overflows. The sequence is computed in chunks of `Q`
+  tokens, with the results of `mlstm_step`. The cost per token and head is about
+  `(Q + 2 K) (K + V)` multiplications, all in products of matrices, and `2 Q`
+  exponentials. Only the states between chunks are computed one after the other.
 
-  Under `jax.set_mesh` every device computes its own rows, heads and stretch of
-  time; devices along time tell each other what their tokens leave, one state.
+  Under `jax.set_mesh`, every device computes its own rows, heads and segment of
+  time. Devices along time exchange the state that their tokens leave.
 
   >>> import jax.numpy as jnp
   >>> k = jnp.eye(2).reshape(1, 2, 1, 2)                # [B, T, H, K]
@@ -82,14 +83,14 @@ def mlstm(
     v: Values `[B, T, H, V]`.
     i: Input gates before their exponential `[B, T, H]`.
     f: Forget gates before their sigmoid `[B, T, H]`.
-    state: What earlier tokens left; that of no tokens if `None`.
-    scale: Queries are multiplied by it; `1 / sqrt(K)` if `None`.
-    eps: Added to the divisor, where that is times `exp(-m)`.
+    state: The state after earlier tokens; `empty_mlstm_state` if `None`.
+    scale: A factor of the queries; `1 / sqrt(K)` if `None`.
+    eps: Added to the divisor after it is multiplied by `exp(-m)`.
     forget_gate: `sigmoid` or `exponential`.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: by selection,
-      so that a NaN before it reaches nothing after it.
-    mask: Booleans `[B, T]`; a `False` token is absent: its output is 0, and
-      nothing fades.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts. Nothing before
+      it reaches anything after it, not even a NaN.
+    mask: Booleans `[B, T]`, `False` where a token is absent: its output is 0,
+      and nothing decays.
     chunk_size: `Q`, a power of two.
 
   Returns:
@@ -105,25 +106,26 @@ def mlstm(
   scale = q.shape[-1] ** -0.5 if scale is None else scale
 
   def run(q, k, v, i, f, C, n, m, reset, mask, *, segments):
-    if mask is not None:  # No gradient, even if there is a NaN.
+    if mask is not None:  # So that no gradient flows, even if there is a NaN.
       f = jnp.where(mask[..., None], f, 0)
-    i = chunkwise.log_decay(i, C.dtype)
-    g = chunkwise.log_decay(log_forget(f.astype(C.dtype)), C.dtype)
-    # 0 where a step is absent, as everything is, and an `i` of 0 is something.
+    i = decays.finite(i, C.dtype)
+    g = decays.finite(log_forget(f.astype(C.dtype)), C.dtype)
+    # Inputs of absent steps are 0, but an `i` of 0 has a weight. So this input
+    # says which steps are present.
     present = jnp.ones_like(i, shape=i.shape[:2] + (1,))
 
-    def body(state, chunk, sight):
-      state, h = _one_chunk(state, chunk, sight, scale, eps)
+    def body(state, chunk, visible):
+      state, h = _one_chunk(state, chunk, visible, scale, eps)
       return state, h.astype(v.dtype)
 
     inputs = q, k, v, i, g, present
-    state = chunkwise.entering(
-        segments, _by_itself, _both, MLSTMState(C, n, m), inputs, reset, mask
+    state = chunkwise.entering_state(
+        segments, _summary, _combine, MLSTMState(C, n, m), inputs, reset, mask
     )
     state, h = chunkwise.scan_chunks(
         body, state, inputs, reset, mask, chunk_size
     )
-    return *chunkwise.leaving(segments, state), h
+    return *chunkwise.leaving_state(segments, state), h
 
   *state, h = mesh.run_per_device(
       run, v, (q, k, v, i, f, *state, reset, mask), _LAYOUTS,
@@ -144,7 +146,7 @@ def mlstm_step(
     eps: float = 1e-6,
     forget_gate: Literal['sigmoid', 'exponential'] = 'sigmoid',
 ) -> tuple[MLSTMState, jax.Array]:
-  """`mlstm` of one token: `[B, H, K]`, `[B, H, V]` and `[B, H]`, without T.
+  """Runs `mlstm` for one token: `[B, H, K]`, `[B, H, V]` and `[B, H]`.
 
   Returns:
     `(state, h)`: the next state, and the output `[B, H, V]` in the dtype of
@@ -157,8 +159,8 @@ def mlstm_step(
   out_dtype, dtype = v.dtype, C.dtype
   q, k, v = (u.astype(dtype) for u in (q, k, v))
   q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-  i = chunkwise.log_decay(i, dtype)
-  g = chunkwise.log_decay(_log_forget(forget_gate)(f.astype(dtype)), dtype)
+  i = decays.finite(i, dtype)
+  g = decays.finite(_log_forget(forget_gate)(f.astype(dtype)), dtype)
   kept = g + m
   m = jnp.maximum(kept, i)
   kept, new = jnp.exp(kept - m)[..., None], jnp.exp(i - m)[..., None] * k
@@ -193,66 +195,80 @@ def empty_mlstm_state(
   )
 
 
-def _one_chunk(state, chunk, sight, scale, eps):
+def _one_chunk(state, chunk, visible, scale, eps):
+  """Runs one chunk `[B, H, Q, ...]`.
+
+  The steps are those of the chunkwise form of mLSTM (Beck et al. 2024,
+  https://arxiv.org/abs/2405.04517, and 2025, https://arxiv.org/abs/2503.14376):
+
+    1. the gate matrix D within the chunk, and the gates b from the state that
+       enters, both as logarithms
+    2. m, the row maximum of both
+    3. h: the numerator from within the chunk and from the entering state,
+       divided by the normaliser
+    4. the state C, n, m that leaves the chunk
+  """
   C, n, m_entering = state
   q, k, v, i, g, present = chunk
   q, k, v = (u.astype(C.dtype) for u in (q, k, v))
   q, g_earlier = q * scale, g[..., None, :]
 
-  # Logarithms of what tokens, and the state that entered, weigh for each token;
-  # the latter also says what m is where a sequence starts, and its m is 0.
+  # 1. `entering` also has the sum of the forget gates since the start of a
+  # sequence in the chunk, where the m that enters is 0.
   tokens = jnp.where(
-      sight.pairs & (present[..., None, :] > 0),
-      chunkwise.pairs(g) + i[..., None, :],
+      visible.pairs & (present[..., None, :] > 0),
+      decays.between(g) + i[..., None, :],
       -jnp.inf,
   )
-  entering = jnp.where(sight.pairs, g_earlier, 0).sum(-1)
-  entering = entering + jnp.where(sight.state, m_entering[..., None], 0)
+  entering = jnp.where(visible.pairs, g_earlier, 0).sum(-1)
+  entering = entering + jnp.where(visible.state, m_entering[..., None], 0)
+  # 2.
   m = jnp.maximum(entering, tokens.max(-1))
   r = _in_range(m)
 
+  # 3.
   weights = exact.einsum('bhik,bhjk->bhij', q, k)
   weights = weights * jnp.exp(tokens - r[..., None])
-  of_state = jnp.exp(jnp.where(sight.state, entering - r, -jnp.inf))
+  from_state = jnp.exp(jnp.where(visible.state, entering - r, -jnp.inf))
   h = _average(
       exact.einsum('bhij,bhjv->bhiv', weights, v)
-      + exact.einsum('bhik,bhkv->bhiv', q, C) * of_state[..., None],
-      weights.sum(-1) + exact.einsum('bhik,bhk->bhi', q, n) * of_state,
+      + exact.einsum('bhik,bhkv->bhiv', q, C) * from_state[..., None],
+      weights.sum(-1) + exact.einsum('bhik,bhk->bhi', q, n) * from_state,
       m, r, eps,
   )
 
-  # What they weigh for the last token, they weigh in the state that leaves.
+  # 4. Tokens have the weights in the state that they have for the last token.
   m = m[..., -1]
   new = jnp.exp(tokens[..., -1, :] - m[..., None])[..., None] * k
-  kept = jnp.where(sight.through, entering[..., -1] - m, -jnp.inf)
+  kept = jnp.where(visible.through, entering[..., -1] - m, -jnp.inf)
   kept = jnp.exp(kept)[..., None]
   C = kept[..., None] * C + exact.einsum('bhjk,bhjv->bhkv', new, v)
   return MLSTMState(C, kept * n + new.sum(-2), m), h
 
 
-def _by_itself(chunk, reset):
-  """What a stretch of time does to a state, and what it leaves by itself.
+def _summary(chunk, reset):
+  """How a segment of time changes a state, and the state that it leaves.
 
   Returns:
-    The logarithm of what is left of a state `[B, H]`; and the state that the
-    tokens leave, whose m is that of them alone.
+    The logarithm of the factor of a state that enters `[B, H]`; and the state
+    that the tokens leave, whose m is that of these tokens only.
   """
   _, k, v, i, g, present = chunk
   k, v = k.astype(g.dtype), v.astype(g.dtype)
-  last, through = (u[..., None] for u in chunkwise.seen_last(reset, g))
+  last, through = (u[..., None] for u in chunkwise.visible_at_end(reset, g))
   seen = last & (present > 0)
-  tokens = jnp.where(seen, chunkwise.after(g, 1) + i, chunkwise.NEVER)
+  tokens = jnp.where(seen, decays.after(g, 1) + i, decays.NEVER)
   kept = jnp.where(last, g, 0).sum(1)
-  # Where a sequence starts m is 0.
-  start = jnp.where(through, chunkwise.NEVER, kept)
+  # Where a sequence starts, m is 0.
+  start = jnp.where(through, decays.NEVER, kept)
   m = jnp.maximum(tokens.max(1), start)
   new = jnp.where(seen, jnp.exp(tokens - m[:, None]), 0)[..., None] * k
   state = MLSTMState(exact.einsum('bthk,bthv->bhkv', new, v), new.sum(1), m)
-  return jnp.where(through, kept, chunkwise.NEVER), state
+  return jnp.where(through, kept, decays.NEVER), state
 
 
-def _both(earlier, later):
-  """Of two stretches of time after each other what `_by_itself` is of one."""
+def _combine(earlier, later):
+  """Merges the summaries of two adjacent segments of time."""
   kept_before, before = earlier
   kept, left = later
   m = jnp.maximum(kept + before.m, left.m)
@@ -264,16 +280,16 @@ def _both(earlier, later):
 
 
 def _in_range(m):
-  """What outputs are computed times `exp(-r)` with: it cancels.
+  """Returns r; outputs are computed with a factor `exp(-r)`, which cancels.
 
-  Not `m` itself: that of gates all but closed is far below 0, and `exp(-m)`,
-  what the 1 in the divisor comes to, overflows.
+  It is not `m`, because for gates that are almost closed, `m` is far below 0,
+  and then `exp(-m)`, the 1 in the divisor times this factor, overflows.
   """
   return jax.lax.stop_gradient(jnp.maximum(m, 0))
 
 
 def _average(numerator, divisor, m, r, eps):
-  """`h`, from two sums times `exp(-r)`."""
+  """Returns `h` from numerator and divisor, both times `exp(-r)`."""
   divisor = jnp.maximum(jnp.abs(divisor), jnp.exp(-r)) + eps * jnp.exp(m - r)
   return numerator / divisor[..., None]
 

@@ -10,12 +10,13 @@ from rnnzoo.ops import exact
 from rnnzoo.ops import split_time
 from rnnzoo.ops.linear_scan import api
 
-# Tokens whose `[D, N]` are in memory at once. On CPU that should fit into a
-# cache: with `D N` = 8192 a training step takes 1.5 times as long at 64 and 1.8
-# times at 128, and 1.1 times at 16.
+# The number of tokens whose `[D, N]` are in memory at once. On CPU they should
+# fit into a cache: with `D N` = 8192, a training step takes 1.1 times as long
+# with 16 tokens, 1.5 times with 64 and 1.8 times with 128.
 _CHUNK = 32
 
-# Of `A`, `h0`, `x`, `delta`, `B`, `C` and `reset`; see `rnnzoo/mesh.py`.
+# The layouts of `A`, `h0`, `x`, `delta`, `B`, `C` and `reset` (see
+# `rnnzoo/mesh.py`).
 _LAYOUTS = ('dk', 'bdk', 'btd', 'btd', 'btk', 'btk', 'bt')
 
 
@@ -35,7 +36,7 @@ def selective_scan(
     mask: jax.Array | None = None,
     chunk_size: int = _CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-  r"""Runs a diagonal state space model with step sizes, B and C of its input.
+  r"""Runs a diagonal state space model whose step sizes, B and C are inputs.
 
   .. math::
       h_t[d, n] &= e^{\Delta_t[d] A[d, n]} h_{t-1}[d, n]
@@ -43,15 +44,14 @@ def selective_scan(
       y_t[d] &= \bigl(\sum_n C_t[n] h_t[d, n] + D[d] x_t[d]\bigr)
                 \,\mathrm{silu}(z_t[d])
 
-  The arrays `[B, T, D, N]` never exist: time is cut into chunks, which run one
-  after the other, and the backward pass computes each of them anew from the
-  state that entered it. What is in memory grows as `T D + (T / chunk) D N`,
-  plus `chunk D N`. Inside a chunk this is a `linear_scan`, and all that holds
-  there of platforms and gradients holds here.
+  The arrays `[B, T, D, N]` never exist. Time is cut into chunks, which run one
+  after the other. The backward pass recomputes each chunk from the state that
+  entered it. Memory grows as `T D + (T / chunk) D N`, plus `chunk D N`. Inside
+  a chunk this is a `linear_scan`, with its platforms and gradients.
 
-  Under `jax.set_mesh` every device computes its own rows, channels and stretch
-  of time; where time is split, each finds out first what its tokens leave by
-  themselves, as much work again, and then they tell each other.
+  Under `jax.set_mesh`, every device computes its own rows, channels and segment
+  of time. If time is split, each device first computes the state that its
+  tokens leave, which is as much work again, and then the devices exchange them.
 
   >>> import jax.numpy as jnp
   >>> x, b = jnp.ones((1, 3, 2)), jnp.ones((1, 3, 4))
@@ -61,27 +61,27 @@ def selective_scan(
 
   Args:
     x: Inputs `[B, T, D]`, T >= 0.
-    delta: Step sizes `[B, T, D]`, positive; or what they are made of, see
-      below.
+    delta: Step sizes `[B, T, D]`, positive; or their logits, see
+      `delta_softplus`.
     A: Rates `[D, N]`, negative.
     B: Input weights `[B, T, N]`.
     C: Output weights `[B, T, N]`.
     h0: State before the first step `[B, D, N]`; zeros if `None`.
-    D: Weight `[D]` of the way past the state; none if `None`.
-    z: Outputs are multiplied by `silu(z)`, `[B, T, D]`, if given.
+    D: Weights `[D]` of the skip connection from `x`; none if `None`.
+    z: If given, `[B, T, D]`, outputs are multiplied by `silu(z)`.
     delta_bias: Added to `delta`, `[D]`, if given.
     delta_softplus: Whether the step sizes are `softplus(delta + delta_bias)`.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: the state that
-      enters is replaced by zero, by selection.
-    mask: Booleans `[B, T]`; a `False` step is absent: the state passes
-      unchanged, the output is 0, and no gradient flows.
-    chunk_size: Number of steps in memory at a time. Changes no number but for
-      rounding.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts: zero replaces
+      the state that enters, even if it is NaN.
+    mask: Booleans `[B, T]`, `False` where a step is absent: the state does not
+      change, the output is 0, and no gradient flows.
+    chunk_size: The number of steps in memory at a time. It changes results by
+      rounding only.
 
   Returns:
     `(h_last, y)`: the state after the last step `[B, D, N]`, in
-    `promote_types(float32, ...)` of the operands, in which all is computed, and
-    outputs `[B, T, D]` in the dtype of `x`.
+    `promote_types(float32, ...)` of the operands, which is also the dtype of
+    the computation; and outputs `[B, T, D]` in the dtype of `x`.
 
   Raises:
     ValueError: If shapes or dtypes disagree.
@@ -97,7 +97,7 @@ def selective_scan(
   given = [u for u in operands.values() if u is not None]
   dtype = exact.accumulation_dtype(*given)
   if mask is not None:
-    # An absent step decays nothing and adds nothing, whatever it holds.
+    # An absent step neither decays nor adds anything, whatever its values are.
     present = mask[..., None]
     select = lambda u: None if u is None else jnp.where(present, u, 0)
     x, delta, B, C, z = map(select, (x, delta, B, C, z))
@@ -111,10 +111,11 @@ def selective_scan(
     delta = jnp.where(present, delta, 0)
   if h0 is None:
     h0 = jnp.zeros_like(x, dtype, shape=(x.shape[0], *A.shape))
-  # What all devices have they add up gradients of: not in less than float32.
+  # Devices sum the gradients of operands that they all have, in float32 at
+  # least.
   A, h0, B, C = (u.astype(dtype) for u in (A, h0, B, C))
   h_last, y = mesh.run_per_device(
-      functools.partial(_stretch, chunk_size=chunk_size),
+      functools.partial(_run, chunk_size=chunk_size),
       x, (A, h0, x, delta, B, C, reset), _LAYOUTS, ('bdk', 'btd'),
   )
   if D is not None:
@@ -125,8 +126,8 @@ def selective_scan(
   return h_last, y if mask is None else jnp.where(present, y, 0)
 
 
-def _stretch(A, h0, x, delta, B, C, reset, *, segments, chunk_size):
-  """Scans what one device has; the state that enters comes from others."""
+def _run(A, h0, x, delta, B, C, reset, *, segments, chunk_size):
+  """Scans what one device holds; other devices send the state that enters."""
   inputs = x, delta, B, C
   if segments is None:
     return _in_chunks(A, h0, inputs, reset, chunk_size)
@@ -140,15 +141,15 @@ def _stretch(A, h0, x, delta, B, C, reset, *, segments, chunk_size):
 
 
 def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
-  """Scans `inputs`, each `[B, T, ...]`; the outputs are in `h0.dtype`."""
+  """Scans `inputs` `[B, T, ...]` in chunks; outputs have the dtype of `h0`."""
   batch, time, features = inputs[0].shape
   if not time:
     return h0, jnp.zeros_like(inputs[0], h0.dtype)
   count = -(-time // chunk_size)
   if count == 1:
     return _chunk(A, h0, inputs, reset)
-  # All of one length, and so compiled once. With a step size of 0 the steps
-  # behind the end change nothing.
+  # All chunks have one length, so they compile once. The steps of the padding
+  # have a step size of 0, so they change nothing.
   length = -(-time // count)
   extra = count * length - time
 
@@ -172,10 +173,10 @@ def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
 
 
 def _chunk(A, h0, inputs, reset):
-  """Some steps with all of their `[D, N]` in memory."""
+  """Runs one chunk, with the `[D, N]` of all its steps in memory."""
   x, delta, B, C = (u.astype(h0.dtype) for u in inputs)
-  # As products of matrices, and so are their gradients: five times faster on
-  # CPU than elementwise and summed. Every one is of a single step.
+  # As products of matrices, as are their gradients: five times faster on CPU
+  # than elementwise products and sums. No product spans several steps.
   a = jnp.exp(exact.einsum('btd,dn->btdn', delta, A))
   u = exact.einsum('btd,btn->btdn', delta * x, B)
   flat = lambda u: u.reshape(*u.shape[:-2], A.size)

@@ -1,4 +1,4 @@
-"""Attention with one query for all tokens, as a recurrence (Aaren)."""
+"""Attention with the same query for all tokens, as a recurrence (Aaren)."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from rnnzoo.ops.max_plus_scan import max_plus_scan
 
 
 class SoftmaxState(NamedTuple):
-  """What is left of all tokens so far; `w / u` is their average.
+  """The state after some tokens; `w / u` is their average.
 
   Attributes:
     m: The largest score `[B, H]`.
@@ -38,14 +38,14 @@ def softmax_scan(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[SoftmaxState, jax.Array]:
-  r"""Averages values, weighted by a softmax over all tokens so far.
+  r"""Averages values with softmax weights over all tokens so far.
 
   .. math::
       o_t = \frac{\sum_{j \le t} e^{s_j} v_j}{\sum_{j \le t} e^{s_j}}
 
-  The running maximum `m` comes first; then both sums, divided by `exp(m)`, are
-  linear recurrences with decays `exp(m_{t-1} - m_t)`, and everything that holds
-  for `linear_scan` holds here.
+  It first computes the running maximum `m`. Both sums, divided by `exp(m)`, are
+  then linear recurrences with decays `exp(m_{t-1} - m_t)`. They run by
+  `linear_scan`, with its platforms, meshes and gradients.
 
   >>> import jax.numpy as jnp
   >>> s = jnp.log(jnp.array([1., 3., 4.])).reshape(1, 3, 1)
@@ -57,10 +57,10 @@ def softmax_scan(
   Args:
     s: Scores `[B, T, H]`.
     v: Values `[B, T, H, D]`.
-    state: What earlier tokens left; that of no tokens if `None`.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: by selection,
-      so that a NaN before it reaches nothing after it.
-    mask: Booleans `[B, T]`; a `False` token is absent: its output is 0.
+    state: The state after earlier tokens; `empty_softmax_state` if `None`.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts. Nothing before
+      it reaches anything after it, not even a NaN.
+    mask: Booleans `[B, T]`, `False` where a token is absent: its output is 0.
 
   Returns:
     `(state, o)`: the state, in `promote_types(float32, ...)` of the operands,
@@ -77,7 +77,7 @@ def softmax_scan(
   if not v.size:
     return state, v.astype(out_dtype)
   m_last, before, m = max_plus_scan(s, 0.0, state.m, reset=reset, mask=mask)
-  if mask is not None:  # Before the first token, both are infinite.
+  if mask is not None:  # Before the first token that is present, both are -inf.
     before, m = (jnp.where(mask[..., None], u, 0) for u in (before, m))
   fade, new = before - m, s - m
   if mask is not None:
@@ -109,7 +109,7 @@ def softmax_last(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[SoftmaxState, jax.Array]:
-  """`softmax_scan` for its last average only: no scan, and no `[B, T, H, D]`.
+  """Computes the last average of `softmax_scan` only, without a scan.
 
   >>> import jax.numpy as jnp
   >>> s = jnp.log(jnp.array([1., 3., 4.])).reshape(1, 3, 1)
@@ -126,8 +126,8 @@ def softmax_last(
     mask: As in `softmax_scan`.
 
   Returns:
-    `(state, o)`: the state, and the average `[B, H, D]` over the last sequence;
-    0 where that has no token.
+    `(state, o)`: the state, and the average `[B, H, D]` over the last sequence,
+    or 0 if it has no token.
 
   Raises:
     ValueError: If shapes or dtypes disagree.

@@ -1,4 +1,4 @@
-"""The time mixing of RWKV-4: an average of values that fades with time."""
+"""The time mixing of RWKV-4: an average of values whose weights decay."""
 
 from typing import NamedTuple
 
@@ -11,16 +11,16 @@ from rnnzoo.ops.linear_scan import api
 from rnnzoo.ops.max_plus_scan import at_constant
 from rnnzoo.ops.max_plus_scan import max_plus_scan
 
-# Of no tokens, as published: an exponent that is finite, but below all others.
+# The exponent before the first token, as published: finite, but very low.
 _LOWEST = -1e30
 
 
 class WKVState(NamedTuple):
-  """What is left of all tokens so far.
+  """The state after some tokens.
 
   Attributes:
-    aa: The faded sum of `exp(k) v`, times `exp(-pp)` `[B, D]`.
-    bb: That of `exp(k)` `[B, D]`.
+    aa: The decayed sum of `exp(k) v`, times `exp(-pp)`, `[B, D]`.
+    bb: The decayed sum of `exp(k)`, times `exp(-pp)`, `[B, D]`.
     pp: The exponent of both `[B, D]`.
   """
 
@@ -39,18 +39,18 @@ def wkv(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[WKVState, jax.Array]:
-  r"""Averages the values of all tokens so far, each channel by itself.
+  r"""Averages the values of all tokens so far, separately in each channel.
 
   .. math::
       y_t = \frac{\sum_{i < t} e^{(t - 1 - i) w + k_i} v_i + e^{u + k_t} v_t}
                  {\sum_{i < t} e^{(t - 1 - i) w + k_i} + e^{u + k_t}},
       \quad w = -e^{d}
 
-  with :math:`d` the `time_decay` and :math:`u` the `time_first`. The exponents
-  `pp_t = max(pp_{t-1} + w, k_t)` come first (`max_plus_scan`); then both sums,
-  divided by `exp(pp)`, are linear recurrences with decays `exp(w + pp_{t-1} -
-  pp_t)`, and all that holds for `linear_scan` holds here. Nothing overflows,
-  however large the keys are.
+  with :math:`d` the `time_decay` and :math:`u` the `time_first`. It first
+  computes the exponents `pp_t = max(pp_{t-1} + w, k_t)` (`max_plus_scan`). Both
+  sums, divided by `exp(pp)`, are then linear recurrences with decays `exp(w +
+  pp_{t-1} - pp_t)`. They run by `linear_scan`, with its platforms, meshes and
+  gradients. Nothing overflows, however large the keys are.
 
   >>> import jax.numpy as jnp
   >>> k, v = jnp.zeros((1, 3, 1)), jnp.array([[[6.], [0.], [3.]]])
@@ -63,11 +63,11 @@ def wkv(
     v: Values `[B, T, D]`.
     time_decay: `[D]`; a step multiplies by `exp(-exp(time_decay))`.
     time_first: Added to the key of the current token, `[D]`.
-    state: What earlier tokens left; that of no tokens if `None`.
-    reset: Booleans `[B, T]`, `True` where a new sequence starts: by selection,
-      so that a NaN before it reaches nothing after it.
-    mask: Booleans `[B, T]`; a `False` token is absent: its output is 0, and
-      nothing fades.
+    state: The state after earlier tokens; `empty_wkv_state` if `None`.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts. Nothing before
+      it reaches anything after it, not even a NaN.
+    mask: Booleans `[B, T]`, `False` where a token is absent: its output is 0,
+      and nothing decays.
 
   Returns:
     `(state, y)`: the state, in `promote_types(float32, ...)` of the operands,
@@ -116,7 +116,7 @@ def wkv_step(
     time_first: jax.Array,
     state: WKVState,
 ) -> tuple[WKVState, jax.Array]:
-  """`wkv` of one token, as published: `k` and `v` are `[B, D]`.
+  """Runs `wkv` for one token, as published: `k` and `v` are `[B, D]`.
 
   Returns:
     `(state, y)`: the next state and the average `[B, D]`, both in the dtype of
@@ -130,7 +130,7 @@ def wkv_step(
 
 
 def average(state, k, v, u):
-  """The average of the tokens before, and of this one with `u` more weight."""
+  """Averages the tokens before and this one, whose logit gets `u` more."""
   largest = jax.lax.stop_gradient(jnp.maximum(state.pp, u + k))  # It cancels.
   old, new = jnp.exp(state.pp - largest), jnp.exp(u + k - largest)
   return (old * state.aa + new * v) / (old * state.bb + new)

@@ -2,9 +2,9 @@
 
 Logits are the largest array of a language model: a vocabulary of 32,768 times
 four bytes for every token of the batch, and as much again for the gradient.
-`chunked_cross_entropy` makes them for a part of the tokens at a time. On a mesh
-that has to be done by hand: left to the compiler, the head's gradient is
-reduced over the devices once per chunk.
+`chunked_cross_entropy` computes them for a part of the tokens at a time. On a
+mesh it uses `jax.shard_map`, because XLA's partitioner would reduce the
+gradient of the head over the devices once per chunk.
 """
 
 import functools
@@ -18,7 +18,7 @@ from rnnzoo.training import sharding
 
 AUTOMATIC = -1
 
-# So many logits a device may hold at once if it is for us to say: 256 MiB.
+# The logits that a device holds at once if `chunk` is AUTOMATIC: 256 MiB.
 LOGITS_AT_ONCE = 2**26
 
 
@@ -38,8 +38,8 @@ def cross_entropy(
 
   Args:
     logits: `[..., V]`.
-    targets: Class or token ids `[...]`, of any integer dtype; of one that there
-      is not the loss is NaN.
+    targets: Class or token ids `[...]`, of any integer dtype. If an id is out
+      of range, the loss is NaN.
     mask: Booleans `[...]`, `False` on positions that do not count.
     split_over: Inside `jax.shard_map`, the mesh axes whose devices hold `V`
       classes each, in order.
@@ -50,14 +50,14 @@ def cross_entropy(
     that count.
 
   Raises:
-    UserValueError: If `targets` are no integers.
+    UserValueError: If `targets` are not integers.
   """
   if not jnp.issubdtype(targets.dtype, jnp.integer):
     raise errors.UserValueError(
         f'`targets` must be integers, got {targets.dtype}.'
     )
   logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
-  # Not in the targets' dtype, which need not hold the number of classes.
+  # In int32, because the targets' dtype may be too small for all classes.
   classes = jax.lax.broadcasted_iota(
       jnp.int32, logits.shape, logits.ndim - 1
   )
@@ -71,8 +71,8 @@ def cross_entropy(
   targets = jnp.where(exists, targets, 0).astype(jnp.int32)
   top = jax.lax.stop_gradient(logits).max(-1)
   top = jax.lax.pmax(top, split_over) if split_over else top
-  # A target's logit is a sum of one number and zeros: no device needs to know
-  # who has it, and no gradient is scattered.
+  # The logit of a target is a sum of one number and zeros. So no device needs
+  # to know which one holds it, and no gradient is scattered.
   is_target = classes == targets[..., None]
   is_better = (logits == top[..., None]) & (classes < targets[..., None])
   parts = jnp.stack([
@@ -103,15 +103,15 @@ def chunked_cross_entropy(
     soft_cap: float = 0.0,
     chunk: int = AUTOMATIC,
 ) -> dict[str, jax.Array]:
-  """`cross_entropy` of a linear map of features, never all logits at once.
+  """`cross_entropy` of a linear map of features, without all logits at once.
 
-  Where there is more than one chunk the gradients are made together with the
-  loss, chunk by chunk, and no logits are computed twice. That of the kernel is
-  summed over chunks in float32 at least.
+  If there is more than one chunk, the gradients are computed together with the
+  loss, chunk by chunk, so no logits are computed twice. The gradient of the
+  kernel is summed over chunks in float32 at least.
 
-  On a mesh (that of `jax.set_mesh`, with Auto axes) each device works on the
-  rows, the stretch of time and the part of the vocabulary that it holds; it
-  gathers its part of the kernel once, and its gradient is reduced once.
+  On a mesh (that of `jax.set_mesh`, with Auto axes), each device works on the
+  rows, the segment of time and the part of the vocabulary that it holds. It
+  gathers its part of the kernel once, and the gradient is reduced once.
 
   >>> import jax.numpy as jnp
   >>> features, kernel = jnp.zeros((1, 3, 2)), jnp.ones((2, 4))
@@ -127,11 +127,11 @@ def chunked_cross_entropy(
       dtype.
     targets: Token ids `[B, T]`.
     mask: Booleans `[B, T]`, `False` on positions that do not count.
-    vocab_axis: Of the kernel.
+    vocab_axis: The axis of the kernel that has size `V`.
     bias: `[V]`, or `None`.
     soft_cap: If positive, logits are `soft_cap * tanh(logits / soft_cap)`.
-    chunk: How many tokens, at most, a device has logits of at once; 0 for all
-      of its tokens; -1 for as many as make `LOGITS_AT_ONCE`.
+    chunk: The largest number of tokens that a device computes logits of at
+      once; 0 for all of its tokens; -1 for about `LOGITS_AT_ONCE` logits.
 
   Returns:
     See `cross_entropy`.
@@ -148,7 +148,7 @@ def chunked_cross_entropy(
   rows = mesh_lib.dividing(mesh, mesh_lib.BATCH_AXES, batch)
   times = mesh_lib.dividing(mesh, mesh_lib.TIME_AXES, time)
   vocab = mesh_lib.dividing(mesh, (sharding.RULES['vocab'],), vocab_size)
-  # The devices that share the kernel's other axis must differ in rows.
+  # Devices that hold parts of the kernel's other axis must have other rows.
   embed = mesh_lib.dividing(mesh, (sharding.RULES['embed'],), width)
   embed = tuple(name for name in embed if name in rows)
   here = rows + times
@@ -156,7 +156,7 @@ def chunked_cross_entropy(
     return sums(*operands, split_over=())
 
   def local(x, kernel, bias, targets, mask):
-    # Marked so outside of the loop, or gradients would be reduced inside it.
+    # Marked before the loop; otherwise gradients would be reduced inside it.
     x = mesh_lib.varying_over(x, vocab)
     kernel = mesh_lib.varying_over(kernel.astype(x.dtype), here)
     if embed:
@@ -275,7 +275,7 @@ def _in_chunks(one, xs, head, targets, masks):
 
 
 def _in_chunks_forwards(one, xs, head, targets, masks):
-  """The same, and the gradients of the loss while its logits are there."""
+  """The same, and the gradients of the loss from the same logits."""
 
   def body(totals, chunk):
     x, target, mask = chunk

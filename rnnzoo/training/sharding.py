@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, and one table from logical axes to its axes."""
+"""How a training run places its arrays: one mesh, and one table of axes."""
 
 import functools
 import math
@@ -15,17 +15,17 @@ from rnnzoo.training import optimizers
 
 MESH_AXES = mesh_lib.AXES
 
-# Logical axis of a parameter -> mesh axis. A mesh axis that an earlier axis of
-# the parameter has taken is not used again.
+# The mesh axis that splits each logical axis of a parameter. If two axes of a
+# parameter have the same mesh axis, it splits the first one.
 RULES = dict(
     embed='fsdp', state='fsdp', inner='fsdp',
     heads='model', hidden='model', mlp='model', vocab='model',
 )
-# Ranks, states of a channel, inputs of a head: shared only where they divide.
-# All others must divide, or be named in `config.whole_axes`.
+# Ranks, states of a channel, inputs of a head: split only if the mesh divides
+# them. All others must divide, or be named in `config.whole_axes`.
 WHERE_IT_DIVIDES = ('inner',)
-# Rows of a tile of bfloat16 on a TPU. Parts of another size are padded, and
-# their gathers and gradients are no longer those of parts.
+# Rows of a bfloat16 tile on a TPU. Parts of another size are padded, and then
+# XLA may gather or reduce whole arrays instead of parts.
 TILE_ROWS = 16
 
 
@@ -33,15 +33,15 @@ def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
   """Builds the mesh `(data, fsdp, model, sequence)`.
 
   Args:
-    sizes: A mapping with these four keys; one value may be -1, all that is
-      left.
+    sizes: A mapping with these four keys. One value may be -1, for all devices
+      that are left.
     devices: The devices to use; all of them if `None`.
 
   Returns:
     A mesh with Auto axes.
 
   Raises:
-    UserValueError: If the sizes do not make up the number of devices.
+    UserValueError: If the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   shape = [sizes[name] for name in MESH_AXES]
@@ -58,8 +58,8 @@ def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
         f'mesh sizes {text} do not make up the {len(devices)} devices there '
         'are.'
     )
-  # Unlike `jax.make_mesh`, whatever the sizes: an axis may be a part of one of
-  # the torus that a pod is.
+  # Unlike `jax.make_mesh`, this accepts all sizes: a mesh axis may be a part of
+  # an axis of the torus of a TPU pod.
   placed = mesh_utils.create_device_mesh(
       shape, devices, allow_split_physical_axes=True
   )
@@ -70,7 +70,7 @@ def make_mesh(sizes, devices=None) -> jax.sharding.Mesh:
 
 
 def check_batch_size(batch_size: int, mesh, accumulate: int = 1):
-  """Raises `UserValueError` unless the rows spread evenly over the devices."""
+  """Raises `UserValueError` unless all devices get equally many rows."""
   parts = mesh.shape['data'] * mesh.shape['fsdp'] * accumulate
   if batch_size % parts:
     raise errors.UserValueError(
@@ -81,18 +81,18 @@ def check_batch_size(batch_size: int, mesh, accumulate: int = 1):
 
 
 def check_sequence_length(length: int, mesh):
-  """Raises `UserValueError` unless time splits evenly over the devices."""
+  """Raises `UserValueError` unless all devices get equally long segments."""
   parts = mesh.shape['sequence']
-  if parts == 1:  # Of every batch of most runs.
+  if parts == 1:  # The common case, checked for every batch.
     return
   if length % parts:
     raise errors.UserValueError(
         f'sequences of {length} tokens (data.sequence_length) do not split '
-        f'into mesh.sequence={parts} equal stretches.'
+        f'into mesh.sequence={parts} equal segments.'
     )
   owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
   if (owners != owners[..., :1]).any():  # `sequence` is the last axis.
-    # Each process reads rows of its own, and whole ones.
+    # Each process reads its own rows, and it reads whole rows.
     raise errors.UserValueError(
         f'mesh.sequence={parts} must not reach beyond one process.'
     )
@@ -103,12 +103,13 @@ def parameter_sharding(mesh, shape, axes, whole=()) -> NamedSharding:
 
   Args:
     mesh: The mesh.
-    shape: Of the parameter.
+    shape: The shape of the parameter.
     axes: Its logical axes.
-    whole: Logical axes that every device is to have all of.
+    whole: Logical axes that no mesh axis splits.
 
   Returns:
-    The sharding; axes that do not divide are whole, see `check_parameters`.
+    The sharding. Axes that the mesh does not divide stay whole; see
+    `check_parameters`.
   """
   spec, taken = [], set()
   for size, name in zip(shape, axes):
@@ -129,19 +130,20 @@ def parameter_shardings(mesh, params, axes, whole=()):
 
 
 def check_parameters(mesh, params, axes, whole=()):
-  """Checks that the matrices of a model can be shared as the mesh asks.
+  """Checks that the mesh can split the matrices of a model.
 
-  Vectors, such as biases and scales, are whole where they do not divide.
+  Vectors, such as biases and scales, stay whole if the mesh does not divide
+  them.
 
   Args:
     mesh: The mesh.
     params: Abstract parameters.
     axes: Logical axes of every parameter.
-    whole: Logical axes that every device is to have all of.
+    whole: Logical axes that no mesh axis splits.
 
   Raises:
-    UserValueError: If a size does not divide, naming it, the parameter and the
-      mesh axis; or if there is no such axis in `whole`.
+    UserValueError: If the mesh does not divide a size, with the parameter and
+      the mesh axis in the message; or if `whole` has an unknown axis.
   """
   for name in whole:
     if name not in RULES:
@@ -170,13 +172,13 @@ def check_parameters(mesh, params, axes, whole=()):
 
 
 def tile_warnings(mesh, params, axes, whole=()) -> list[str]:
-  """Says which matrices have parts that are no whole tiles of bfloat16.
+  """Returns a warning for each size whose parts are not whole bfloat16 tiles.
 
   Args:
     mesh: The mesh.
     params: Abstract parameters.
     axes: Logical axes of every parameter.
-    whole: Logical axes that every device has all of.
+    whole: Logical axes that no mesh axis splits.
 
   Returns:
     A line for each size and mesh axis.
@@ -214,7 +216,7 @@ def _some(places):
 
 
 def state_shardings(mesh, state, tx, axes, whole=()):
-  """The shardings of a whole training state.
+  """Returns the shardings of a whole training state.
 
   Args:
     mesh: The mesh.
@@ -222,12 +224,12 @@ def state_shardings(mesh, state, tx, axes, whole=()):
       perhaps `ema` and `carry`.
     tx: The optimiser that made `opt_state`.
     axes: Logical axes of every parameter.
-    whole: Logical axes that every device is to have all of.
+    whole: Logical axes that no mesh axis splits.
 
   Returns:
-    A tree of `NamedSharding` like `state`: whatever is shaped like the
-    parameters is sharded like them, carries over their batch axis (the second),
-    the rest is replicated.
+    A tree of `NamedSharding` like `state`. Trees like the parameters are
+    sharded like them, carries are split along the batch axis (the second one),
+    and the rest is replicated.
   """
   everywhere = NamedSharding(mesh, P())
   params = parameter_shardings(mesh, state['params'], axes, whole)
@@ -251,7 +253,7 @@ def state_shardings(mesh, state, tx, axes, whole=()):
 
 
 def global_batch(mesh, batch, *, stacked=False):
-  """Makes global arrays of this process's rows of a batch.
+  """Makes global arrays from the rows of a batch that this process has.
 
   Args:
     mesh: The mesh.
@@ -260,17 +262,18 @@ def global_batch(mesh, batch, *, stacked=False):
       ...]`.
 
   Returns:
-    `jax.Array`s by name, sharded over rows; those as long as `inputs` over time
-    too.
+    `jax.Array`s by name, split along rows. Those as long as `inputs` are split
+    along time, too.
 
   Raises:
-    UserValueError: If time does not split evenly over the devices.
+    UserValueError: If the devices would get segments of time of unequal length.
   """
   batch = {name: np.asarray(part) for name, part in batch.items()}
   shapes = tuple((name, part.shape) for name, part in batch.items())
   shardings = batch_shardings(mesh, shapes, stacked)
   if jax.process_count() == 1:
-    return jax.device_put(batch, shardings)  # One call: this is every step.
+    # One call, because this runs at every step.
+    return jax.device_put(batch, shardings)
   return {
       name: jax.make_array_from_process_local_data(shardings[name], part)
       for name, part in batch.items()

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo.ops import chunkwise
+from rnnzoo.ops import decays
 
 
 def sums(g):
@@ -17,13 +18,13 @@ def sums(g):
   return out
 
 
-def totals(state, inputs, sight):
-  """A state that adds up what it sees, and every token the same."""
+def totals(state, inputs, visible):
+  """A recurrence whose state and outputs are sums of all that is visible."""
   (x,) = inputs
-  y = jnp.where(sight.pairs[..., None], x[:, :, None], 0).sum(3)
-  y = y + jnp.where(sight.state[..., None], state[:, :, None], 0)
-  kept = jnp.where(sight.through[..., None], state, 0)
-  return kept + jnp.where(sight.last[..., None], x, 0).sum(2), y
+  y = jnp.where(visible.pairs[..., None], x[:, :, None], 0).sum(3)
+  y = y + jnp.where(visible.state[..., None], state[:, :, None], 0)
+  kept = jnp.where(visible.through[..., None], state, 0)
+  return kept + jnp.where(visible.last[..., None], x, 0).sum(2), y
 
 
 class WeightsTest(parameterized.TestCase):
@@ -33,7 +34,7 @@ class WeightsTest(parameterized.TestCase):
     # digits.
     g = -np.random.default_rng(0).uniform(size=16).astype(np.float32)
     g[[2, 9]] = -3e4
-    got = np.asarray(jax.jit(chunkwise.pairs)(g))
+    got = np.asarray(jax.jit(decays.between)(g))
     later = np.tri(16, dtype=bool)
     np.testing.assert_allclose(got[later], sums(g)[later], rtol=1e-6)
 
@@ -44,8 +45,8 @@ class WeightsTest(parameterized.TestCase):
     g[:, 3] *= 200
     g[0, 5, 2] = -np.inf
     g[1, 6] = -3e38
-    g = np.asarray(chunkwise.log_decay(jnp.asarray(g), jnp.float32))
-    got = np.asarray(jax.jit(chunkwise.scores)(q, k, g))
+    g = np.asarray(decays.finite(jnp.asarray(g), jnp.float32))
+    got = np.asarray(jax.jit(decays.scores)(q, k, g))
     for row in range(3):
       weights = np.exp(sums(g[row]))
       want = np.einsum('ik,jk,ijk->ij', q[row], k[row], weights)
@@ -58,9 +59,9 @@ class WeightsTest(parameterized.TestCase):
     q = jnp.ones((4, 1))
 
     def total(q, k, g):
-      g = chunkwise.log_decay(g, jnp.float32)
-      return chunkwise.scores(q, k, g).sum() + jnp.exp(
-          jnp.where(jnp.tri(4, dtype=bool), chunkwise.pairs(g[:, 0]), -jnp.inf)
+      g = decays.finite(g, jnp.float32)
+      return decays.scores(q, k, g).sum() + jnp.exp(
+          jnp.where(jnp.tri(4, dtype=bool), decays.between(g[:, 0]), -jnp.inf)
       ).sum()
 
     for gradient in jax.grad(total, argnums=(0, 1, 2))(q, q, g):
@@ -99,12 +100,12 @@ class ScanTest(parameterized.TestCase):
       return chunkwise.scan_chunks(totals, state, (x,), reset, None, 4)
 
     last, y = run(jnp.asarray(state), jnp.asarray(x))
-    spoilt = np.zeros((3, 8), bool)
-    spoilt[0, 2:4] = spoilt[1, 5:] = spoilt[2, :4] = True
-    np.testing.assert_array_equal(np.isnan(y[..., 0, 0]), spoilt)
-    np.testing.assert_array_equal(np.isnan(last[:, 0, 0]), spoilt[:, -1])
-    # Nor does it come back: from what is all right, gradients are, too.
-    right = lambda *a: jnp.where(spoilt, 0, run(*a)[1][..., 0, 0]).sum()
+    is_nan = np.zeros((3, 8), bool)
+    is_nan[0, 2:4] = is_nan[1, 5:] = is_nan[2, :4] = True
+    np.testing.assert_array_equal(np.isnan(y[..., 0, 0]), is_nan)
+    np.testing.assert_array_equal(np.isnan(last[:, 0, 0]), is_nan[:, -1])
+    # Gradients of the other outputs are finite, too.
+    right = lambda *a: jnp.where(is_nan, 0, run(*a)[1][..., 0, 0]).sum()
     d_state, d_x = jax.grad(right, argnums=(0, 1))(
         jnp.asarray(state), jnp.asarray(x)
     )

@@ -18,13 +18,14 @@ def linear_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes `h_t = a_t * h_{t-1} + x_t` along axis 1.
 
-  Runs in the form that suits the platform the program is lowered for: a loop
-  without temporaries on CPU, a kernel on TPU, `jax.lax.associative_scan`
-  elsewhere. Under `jax.set_mesh` every device scans its own rows (axes `data`,
-  `fsdp`), channels (`model`) and stretch of time (`sequence`). Differentiable
-  in `a`, `x` and `h0`, through both results and any number of times; in forward
-  mode (`jax.jvp`) only inside `with implementation('reference')` or
-  `'associative'`.
+  It runs in the form for the platform that the program is lowered for: a loop
+  without temporaries on CPU, a kernel on TPU, and `jax.lax.associative_scan`
+  elsewhere. Under `jax.set_mesh`, every device scans its own rows (axes `data`,
+  `fsdp`), channels (`model`) and segment of time (`sequence`).
+
+  It is differentiable in `a`, `x` and `h0`, through both results and any number
+  of times. Forward mode (`jax.jvp`) works only inside `with
+  implementation('reference')` or `'associative'`.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.ones((1, 4, 1))
@@ -34,14 +35,14 @@ def linear_scan(
   Array([1. , 1.5, 1. , 1.5], dtype=float32)
 
   Args:
-    a: Decays, broadcastable to `[B, T, D]`, real or complex. A size of one
-      along batch or time is never expanded in memory on CPU.
+    a: Decays, broadcastable to `[B, T, D]`, real or complex. On CPU, a batch or
+      time axis of size 1 is not expanded in memory.
     x: Inputs `[B, T, D]`, real or complex.
     h0: State before the first step `[B, D]`; zeros if `None`.
     reverse: If `True`, time runs from `T - 1` down to `0`.
-    reset: Booleans `[B, T]`; where `True` the state entering that step, in the
-      direction of travel, is replaced by zero. By selection: a NaN before it
-      reaches neither later values nor their gradients.
+    reset: Booleans `[B, T]`. Where `True`, zero replaces the state that enters
+      this step in the direction of travel. Not even a NaN before it reaches
+      later values or their gradients.
 
   Returns:
     `(h_last, h)`: the state after the final step `[B, D]` (index 0 if
@@ -50,10 +51,11 @@ def linear_scan(
 
   Raises:
     ValueError: If shapes or dtypes disagree.
-    TypeError: On forward-mode differentiation outside the forms named above.
+    TypeError: On forward-mode differentiation outside the two forms named
+      above.
   """
   a, x, h0, reset = _checked(a, x, h0, reset)
-  if x.size == 0:  # No step, no row or no channel: the state stays as it was.
+  if x.size == 0:  # No step, no row or no channel: the state does not change.
     return h0, x
   return gradient.scan(gates.linear, (a, x), h0, reset, reverse=reverse)
 

@@ -1,7 +1,7 @@
-"""What a step does with its inputs before they meet the state.
+"""Gates: functions from the inputs of a step to its decay and its addend.
 
 A gate maps the inputs of a step to the `a_t` and `x_t` of `h_t = a_t h_{t-1} +
-x_t`, element by element; kernels run it inside, and differentiate it there.
+x_t`, element by element. Kernels compute and differentiate it inside.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def linear(start, a, x):
-  """The gate of `linear_scan`: nothing to do."""
+  """The gate of `linear_scan`: the inputs are `a` and `x` already."""
   del start
   return a, x
 
@@ -22,10 +22,10 @@ def evaluate(gate, inputs, dtype, reset, mask, decay_after=False):
   Args:
     gate: `(start, *inputs) -> (a, x)`; `start` is `reset`, or None.
     inputs: Arrays, broadcastable to `[B, T, D]`.
-    dtype: In which to compute.
+    dtype: The dtype of the computation.
     reset: Booleans `[B, T]` or None.
-    mask: Booleans `[B, T]` or None: where False, `a = 1` and `x = 0`.
-    decay_after: Whether `x` is a cotangent, which a masked step hands on.
+    mask: Booleans `[B, T]` or None; where False, `a = 1` and `x = 0`.
+    decay_after: Whether `x` is a cotangent, which a masked step keeps.
 
   Returns:
     `(a, x)` in `dtype`, each broadcastable to `[B, T, D]`.
@@ -35,7 +35,8 @@ def evaluate(gate, inputs, dtype, reset, mask, decay_after=False):
   if mask is None:
     return gate(start, *inputs)
   present = mask[..., None]
-  # Before the gate, where a NaN has a derivative that is NaN, and after it.
+  # Selected before the gate, because the derivative of a NaN is NaN, and again
+  # after it.
   shown = [jnp.where(present, u, 0) for u in inputs]
   if decay_after:
     shown[-1] = inputs[-1]
@@ -48,8 +49,8 @@ def pull_back(gate, inputs, da, dx, reset, mask):
   """Maps gradients of `a` and `x` `[B, T, D]` to those of the gate's inputs.
 
   Returns:
-    A tuple of `[B, T, D]` in the dtype of `da`, 0 where masked; an input that
-    was broadcast has its gradient yet to be summed.
+    A tuple of `[B, T, D]` in the dtype of `da`, 0 where masked. If an input was
+    broadcast, its gradient is yet to be summed.
   """
   if gate is linear:
     dinputs = da, dx
@@ -65,5 +66,5 @@ def pull_back(gate, inputs, da, dx, reset, mask):
 
 @functools.cache
 def adjoint(gate):
-  """The gate of the recurrence that runs back: `(*inputs, dh) -> (a, dh)`."""
+  """Returns the gate of the adjoint recurrence: `(*inputs, dh) -> (a, dh)`."""
   return lambda start, *inputs: (gate(start, *inputs[:-1])[0], inputs[-1])
