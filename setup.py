@@ -32,12 +32,9 @@ _EXTRAS = {
     'digits': ['scikit-learn>=1.5'],
     'tf': ['tensorflow-cpu>=2.21'],
     'tensorboard': ['tensorboardX>=2.6'],
-    'rl': ['gymnasium[mujoco]>=1.0', 'h5py>=3.11'],
-    'timeseries': ['statsmodels>=0.14.4'],
-    'convert': ['safetensors>=0.5'],
     'export': ['flatbuffers>=24.3'],
-    # Work on rnnzoo itself.
-    'docs': ['furo>=2024.8', 'myst-parser>=4.0', 'sphinx>=8.0'],
+    # Work on rnnzoo itself: `scripts/test`, and what looks at a change first.
+    'dev': ['basedpyright>=1.30', 'pre-commit>=4'],
     'test': [
         'flatbuffers>=24.3',
         'pytest>=8',
@@ -70,6 +67,7 @@ setuptools.setup(
     ],
     # The experiments run from the repository and are not installed.
     packages=setuptools.find_packages(include=['rnnzoo', 'rnnzoo.*']),
+    package_data={'rnnzoo': ['py.typed']},
     python_requires='>=3.11',
     install_requires=_REQUIRES,
     extras_require=_EXTRAS,

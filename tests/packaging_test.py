@@ -15,12 +15,12 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import rnnzoo
+import yaml
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
-    'convert', 'cuda', 'digits', 'docs', 'export', 'rl', 'tensorboard', 'test',
-    'tf', 'timeseries', 'tpu',
+    'cuda', 'dev', 'digits', 'export', 'tensorboard', 'test', 'tf', 'tpu',
 )
 
 
@@ -73,12 +73,36 @@ class SetupTest(parameterized.TestCase):
     packages = self.metadata['packages']
     self.assertEqual(packages, {'include': ['rnnzoo', 'rnnzoo.*']})
 
+  def test_the_package_is_typed(self):
+    for package, names in self.metadata['package_data'].items():
+      for name in names:
+        self.assertTrue((_ROOT / package / name).is_file(), name)
+    self.assertIn('py.typed', self.metadata['package_data']['rnnzoo'])
+
   def test_ci_pins_the_lower_bounds(self):
     script = (_ROOT / '.ci/run').read_text()
     pins = dict(re.findall(r'([\w-]+)==([\d.]+)', script))
     self.assertEqual(pins.pop('jaxlib'), pins['jax'])
     for name, version in pins.items():
       self.assertIn(f'{name}>={version}', self.metadata['install_requires'])
+
+
+class HooksTest(parameterized.TestCase):
+
+  def test_hooks_download_nothing(self):
+    hooks = yaml.safe_load((_ROOT / '.pre-commit-config.yaml').read_text())
+    self.assertEqual([repo['repo'] for repo in hooks['repos']], ['local'])
+    for hook in hooks['repos'][0]['hooks']:
+      self.assertEqual(hook['language'], 'system')
+
+  def test_the_workflow_runs_what_every_change_must_pass(self):
+    path = _ROOT / '.github/workflows/ci.yml'
+    workflow = yaml.safe_load(path.read_text())
+    steps = workflow['jobs']['ci']['steps']
+    self.assertIn('.ci/run', [step.get('run') for step in steps])
+    pythons = [step['with']['python-version'] for step in steps
+               if step.get('uses', '').startswith('actions/setup-python')]
+    self.assertEqual([u.split() for u in pythons], [['3.11', '3.13']])
 
 
 class ScriptsTest(parameterized.TestCase):
