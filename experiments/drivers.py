@@ -1,22 +1,16 @@
 """What all command lines share: exit codes, one-line errors, config files."""
 
 import contextlib
-import functools
-import importlib.machinery
-import importlib.util
 import logging as python_logging
 import os
-import re
 import sys
-import traceback
 
 from absl import app
 from absl import flags
 from absl import logging
+from experiments import config_flag
 from experiments import hosts
-from ml_collections import ConfigDict
 from rnnzoo import errors
-from rnnzoo import fields
 from rnnzoo import filenames
 from rnnzoo.training import memory
 from rnnzoo.training.processes import peers
@@ -73,29 +67,6 @@ def check_usage(argv, **required):
       raise app.UsageError(f'--{name} is required.')
 
 
-def layers_of(config_filename):
-  """Returns the `LAYERS` that a config file exports, or `None`.
-
-  Raises:
-    UserError: If the file is missing or cannot be run, or its `LAYERS` are
-      no layers by name.
-  """
-  if not config_filename:
-    return None
-  path = _path(config_filename)
-  layers = getattr(_load_module(path), 'LAYERS', None)
-  if layers is None:
-    return None
-  if not isinstance(layers, dict) or not all(
-      isinstance(name, str) and callable(make) for name, make in layers.items()
-  ):
-    raise errors.UserValueError(
-        f'LAYERS of {path} must be a dictionary of layers (classes) by name, '
-        f'got {fields.shown(layers)}.'
-    )
-  return layers
-
-
 @contextlib.contextmanager
 def _readable_errors():
   """Prints a line instead of a traceback, where the user is the one to act."""
@@ -139,114 +110,9 @@ def _line(message):
 def _parse_flags(argv):
   """Parses flags as absl does, with its complaints in one line."""
   with _readable_errors():
-    argv = _with_home(argv)
-    _check_config(argv)
     try:
-      return flags.FLAGS(argv)
-    except flags.Error:
+      return config_flag.parse(argv, flags.FLAGS)
+    except (flags.Error, errors.UserError):
       raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise app.UsageError(f'The config cannot be set so: {error}') from error
-
-
-def _with_home(argv):
-  """Replaces `~` in `--config`, whose flag is not of `define_path`."""
-  expand = lambda name: filenames.absolute(name) if name[:1] == '~' else name
-  words = []
-  for word in argv:
-    flag, equals, name = word.partition('=')
-    if words and words[-1] in ('-config', '--config'):
-      word = expand(word)
-    elif equals and flag in ('-config', '--config'):
-      word = flag + equals + expand(name)
-    words.append(word)
-  return words
-
-
-def _check_config(argv):
-  """Raises a readable error if `--config` or a `--config.field` is wrong."""
-  if 'config' not in flags.FLAGS:
-    return
-  filename, named = '', []
-  for i, word in enumerate(argv):
-    found = re.fullmatch(r'--?config(?:=(.*))?', word, re.DOTALL)
-    if found:
-      filename = found[1] if '=' in word else ''.join(argv[i + 1 : i + 2])
-    found = re.match(r'--?(?:no)?config\.([^=]+)', word)
-    if found:
-      named.append(found[1])
-  if not filename:
-    return
-  path, _, argument = filename.partition(':')
-  make = getattr(_load_module(path), 'get_config', None)
-  if make is None:
-    raise errors.UserValueError(f'{path} has no function get_config.')
-  config = _guarded_call(path, make, *[argument] * (':' in filename))
-  if not isinstance(config, ConfigDict):
-    raise errors.UserValueError(
-        f'get_config of {path} must return a ConfigDict, got {type(config)}.'
-    )
-  known = _fields(config)
-  for field in named:
-    if field not in known:
-      raise app.UsageError(
-          f'There is no config field {field}.{errors.suggest(field, known)}'
-          f'{_hint(field, known)}'
-      )
-
-
-def _hint(field, known):
-  """Says how to add an option to a dictionary of options."""
-  parent, _, name = field.rpartition('.')
-  if parent not in known or not parent.endswith('options'):
-    return ''
-  return f' An option is added with --config.{parent}=\'{{"{name}": ...}}\'.'
-
-
-def _fields(config, prefix=''):
-  names = []
-  for name in config:
-    names.append(prefix + name)
-    if isinstance(config[name], ConfigDict):
-      names += _fields(config[name], f'{prefix}{name}.')
-  return names
-
-
-def _path(config_filename):
-  return config_filename.partition(':')[0]  # The rest is get_config's argument.
-
-
-@functools.cache
-def _load_module(path):
-  """Runs a config file."""
-  if not os.path.isfile(path):
-    raise errors.UserFileNotFoundError(
-        f'There is no config file {path}; configs are Python files such as '
-        'experiments/configs/quickstart.py.'
-    )
-  name = '_rnnzoo_config_file'
-  loader = importlib.machinery.SourceFileLoader(name, os.path.abspath(path))
-  spec = importlib.util.spec_from_loader(name, loader)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # Where `inspect` looks for the source of layers.
-  _guarded_call(path, loader.exec_module, module)
-  return module
-
-
-def _guarded_call(path, function, *args):
-  """Calls code of a config file; a mistake becomes a line with its place."""
-  try:
-    return function(*args)
-  except errors.UserError:
-    raise
-  except SyntaxError as error:
-    raise errors.UserError(
-        f'{error.filename}, line {error.lineno}: {error.msg}.'
-    ) from error
-  except (Exception, SystemExit) as error:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == os.path.abspath(path)]
-    place = f'{path}, line {lines[-1]}' if lines else path
-    raise errors.UserError(
-        f'{place}: {type(error).__name__}: {error}'
-    ) from error

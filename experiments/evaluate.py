@@ -1,17 +1,25 @@
 """Evaluates the best checkpoint of a run on a split of its data.
 
   python -m experiments.evaluate --workdir=runs/quickstart --split=test
+
+`--predictions=FILE` writes a line of JSON for every sequence: its target, the
+prediction and its length.
 """
 
-import math
+import json
 
 from absl import flags
+from absl import logging
+from experiments import config_flag
 from experiments import drivers
 from experiments import hosts
 from experiments import tasks
+import jax
 from rnnzoo import restoring
+from rnnzoo.tasks import base
 from rnnzoo.training import checks
 from rnnzoo.training import evaluation
+from rnnzoo.training import files
 from rnnzoo.training import sharding
 from rnnzoo.training.processes import host
 from rnnzoo.training.processes import multihost
@@ -24,8 +32,12 @@ _DATA_DIR = drivers.define_path(
 _ALLOW_CHANGED = flags.DEFINE_bool(
     'allow_changed', False, 'Evaluate though the data is not what it was.'
 )
+_PREDICTIONS = drivers.define_path(
+    'predictions', None, 'Write every prediction to this file, as JSON lines.'
+)
 _LAYERS = drivers.define_path(
-    'layers', None, 'The config file whose LAYERS the run used, if it did.'
+    'layers', None,
+    'The config file of the run, if it exports LAYERS, TASKS or DATASETS.',
 )
 
 
@@ -34,9 +46,11 @@ def main(argv):
   host.pin_malloc()
   host.enable_compilation_cache()
   hosts.join()
-  layers = drivers.layers_of(_LAYERS.value)
-  run = restoring.restore_run(_WORKDIR.value, layers=layers)
-  config = tasks.of_run(run.config)
+  exports = config_flag.exports_of(_LAYERS.value)
+  run = restoring.restore_run(
+      _WORKDIR.value, layers=exports.layers, tasks=exports.tasks
+  )
+  config = tasks.of_run(run.config, exports)
   if _DATA_DIR.value is not None:
     config.data.data_dir = _DATA_DIR.value
   mesh = sharding.make_mesh(
@@ -44,27 +58,46 @@ def main(argv):
       multihost.sharing_devices(config.batch_size),
   )
   index, count = multihost.data_shard(mesh)
-  task, dataset = tasks.make_task(
-      config, layers, process_index=index, process_count=count
+  dataset = tasks.load_data(
+      config, exports, process_index=index, process_count=count
   )
   checks.check_vocabulary(
-      task.meta['vocabulary'], run.vocabulary and run.vocabulary.to_json()
+      dataset.vocabulary and dataset.vocabulary.to_json(),
+      run.vocabulary and run.vocabulary.to_json(),
   )
   checks.check_data(
-      task.meta['data'], run.data, '--allow_changed', _ALLOW_CHANGED.value
+      dataset.source, run.data, '--allow_changed', _ALLOW_CHANGED.value
   )
-  means = evaluation.evaluate_model(task, run.model, _SPLIT.value, mesh)
-  if not hosts.is_first():
-    return
-  loss = means['loss']
-  print(
-      f'{dataset.name}, {_SPLIT.value}, step {run.step}: loss {loss:.4f} nats, '
-      f'{loss / math.log(2):.4f} bits per token, '
-      f'accuracy {means["accuracy"]:.4f}'
+  means = evaluation.evaluate_model(
+      run.task, dataset, run.model, _SPLIT.value, mesh
   )
-  if _SPLIT.value == 'test':  # They are of the test split.
-    for name, value in dataset.baselines().items():
-      print(f'  {name.replace("_", " ")}: {value:.4f}')
+  if hosts.is_first():
+    print(
+        f'{dataset.name}, {_SPLIT.value}, step {run.step}: '
+        f'{run.task.describe(means, dataset)}'
+    )
+    if _SPLIT.value == 'test':  # The baselines are those of the test split.
+      for name, value in dataset.baselines().items():
+        print(f'  {name.replace("_", " ")}: {value:.4f}')
+  wants_details = type(run.task).details is not base.Task.details
+  if _PREDICTIONS.value or wants_details and jax.process_count() == 1:
+    found = evaluation.predict(
+        run.task, dataset, run.model, _SPLIT.value, mesh
+    )
+    print(*run.task.details(found, dataset), sep='\n')
+    if _PREDICTIONS.value:
+      write_predictions(found, _PREDICTIONS.value)
+      logging.info('Written: %s', _PREDICTIONS.value)
+
+
+def write_predictions(found, path):
+  """Writes a line of JSON for each sequence, in the order of the data set."""
+  plain = lambda u: u.tolist() if hasattr(u, 'tolist') else u
+  count = len(found['prediction'])
+  files.write_text(path, ''.join(
+      json.dumps({name: plain(u[i]) for name, u in found.items()}) + '\n'
+      for i in range(count)
+  ))
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ again) are continued in one batch and printed one after another.
 import sys
 
 from absl import flags
+from experiments import config_flag
 from experiments import drivers
 from experiments import sampling
 from rnnzoo import fields
@@ -53,8 +54,9 @@ def main(argv):
   # Text may hold what the terminal cannot show.
   sys.stdout.reconfigure(errors='backslashreplace')
   host.enable_compilation_cache()
+  exports = config_flag.exports_of(_LAYERS.value)
   run = restoring.restore_run(
-      _WORKDIR.value, layers=drivers.layers_of(_LAYERS.value)
+      _WORKDIR.value, layers=exports.layers, tasks=exports.tasks
   )
   sampling.check_text(run)
   options = dict(

@@ -12,10 +12,9 @@ import subprocess
 import sys
 
 from absl import logging
-from experiments import schema
+from experiments import config_flag
 from experiments import tasks
 import jax
-import jax.numpy as jnp
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import planning
@@ -37,12 +36,12 @@ _WORDS = dict(
 )
 
 
-def main(config, layers, name: str, target: str, workdir: str | None) -> int:
+def main(config, exports, name: str, target: str, workdir: str | None) -> int:
   """Plans a run, prints the report and writes it; returns the exit code.
 
   Args:
     config: A resolved config.
-    layers: Layers by name, beside those of the zoo.
+    exports: What the config file brings.
     name: What to call the config.
     target: See `targets.parse`.
     workdir: Where to write; if `None`, beside the other results.
@@ -54,8 +53,7 @@ def main(config, layers, name: str, target: str, workdir: str | None) -> int:
   if _INSIDE not in os.environ:
     return _in_a_process_of_its_own(target)
   jax.config.update('jax_enable_compilation_cache', False)
-  batch = batch_shapes(config)
-  task = tasks.model_task(config, layers)
+  task, batch = task_and_shapes(config, exports)
   result = planning.plan(task, config, target, batch)
   result = dict(config=name, layer=config.model.layer) | result
   text = report(result)
@@ -85,36 +83,28 @@ def _in_a_process_of_its_own(target):
   return code
 
 
-def batch_shapes(config):
-  """Returns the shapes of a global batch; sets `model.vocab_size` if it is not.
+def task_and_shapes(config, exports=config_flag.NO_EXPORTS):
+  """Returns the task and the shapes of a global batch.
 
-  Where the config says how many tokens there are, no data are looked at.
+  The data is not loaded if the config alone decides the shapes.
   """
-  if not config.model.vocab_size:
-    dataset = data_lib.load(
-        schema.data_values(config.data),
-        batch_size=config.batch_size, seed=config.seed,
-    )
-    config.model.vocab_size = dataset.vocab_size
-    return {
+  kind = data_lib.find(config.data.name, exports.datasets).task
+  task = tasks.task_of(config, kind, exports)
+  batch = task.batch_shapes(config)
+  if batch is None:
+    task, dataset = tasks.make_task(config, exports)
+    batch = {
         name: jax.ShapeDtypeStruct(part.shape, part.dtype)
         for name, part in dataset.train_batch(1).items()
     }
-  shape = config.batch_size, config.data.sequence_length
-  batch = {
-      name: jax.ShapeDtypeStruct(shape, jnp.int32)
-      for name in ('inputs', 'targets')
-  }
-  if config.data.get('contiguous'):
-    batch['reset'] = jax.ShapeDtypeStruct(shape, jnp.bool_)
-  return batch
+  return task, batch
 
 
 def report(result) -> str:
   """Returns a plan as text, which is Markdown."""
   memory, limit = result['memory'], result['limit']
   mesh = ' x '.join(f'{k} {v}' for k, v in result['mesh'].items())
-  rows, length = result['batch']
+  rows, length = result['batch'][:2]
   lines = [
       f'# {result["config"]} on {result["target"]}: {result["verdict"]}',
       '',

@@ -91,9 +91,10 @@ def pieces(
   yield decoder.decode(b'', final=True)
 
 
-def write_sample(workdir, characters: int, seed: int, layers=None) -> str:
-  """Writes so many characters of the best model's text to `sample.txt`."""
-  run = restoring.restore_run(workdir, layers=layers)
+def write_sample(
+    run: restoring.Run, workdir, characters: int, seed: int
+) -> str:
+  """Writes so many characters of the model's text to `sample.txt`."""
   # A character has up to four bytes.
   length = characters * (4 if run.vocabulary.level == 'byte' else 1)
   (text,) = continuations(

@@ -1,41 +1,44 @@
-"""All fields of a config, and the check of the whole of it before a run starts.
+"""All fields of a config, and the check of the whole config before a run.
 
 Each part of the package describes the fields that it reads, see
-`rnnzoo/fields.py`; this is where they come together. The defaults are in
-configs/default.py.
+`rnnzoo/fields.py`. This module puts the parts together.
 """
 
+from experiments.config_flag import NO_EXPORTS
+from experiments.config_flag import Exports
 from ml_collections import ConfigDict
+from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import models
-from rnnzoo.data import loading
+from rnnzoo import tasks as tasks_lib
 from rnnzoo.models import config as model_config
-from rnnzoo.training import checks
+from rnnzoo.training import config as training_config
 from rnnzoo.training import optimizers
 
 # The parts of a config that have fields of their own.
 PARTS = ('data', 'mesh', 'model', 'optimizer')
 FIELDS = dict(
-    checks.FIELDS,
-    **{f'data.{name}': field for name, field in loading.FIELDS.items()},
+    training_config.FIELDS,
     **{f'model.{name}': field for name, field in model_config.FIELDS.items()},
     **{
         f'optimizer.{name}': field
         for name, field in optimizers.FIELDS.items()
     },
+    task=fields.Field(str),
+    preset=fields.Field(str),
+    smoke=fields.Field(bool),
     # They are checked in the config that they lead to.
     smoke_overrides=fields.Field(dict),
 )
-# The other fields of `data` have defaults where they are read.
-_NEEDED = ('data.name', 'data.sequence_length')
 
 
-def check(config: ConfigDict):
+def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   """Checks that a config has all fields, no others, and no wrong values.
 
   Args:
     config: A config, its overrides applied.
+    exports: What the config file brings: data sets and kinds of task.
 
   Raises:
     UserValueError: If not.
@@ -43,30 +46,35 @@ def check(config: ConfigDict):
   values = config.to_dict()
   for part in PARTS:
     fields.check(part, values.get(part), fields.Field(dict))
+  if 'name' not in values['data']:
+    raise errors.UserValueError('The config has no field data.name.')
+  known = FIELDS | {
+      f'data.{name}': field
+      for name, field in data_fields(values['data']['name'], exports).items()
+  }
   flat = flatten(values)
-  fields.check_names(flat, FIELDS)
-  for name in FIELDS:
-    optional = name.startswith('data.') and name not in _NEEDED
-    if name not in flat and not optional:
+  fields.check_names(flat, known)
+  for name in known:
+    if name not in flat:
       raise errors.UserValueError(
           f'The config has no field {name}. A config file should change the '
           'config of experiments/configs/default.py, which has all of them.'
       )
-  fields.check('smoke_overrides', values['smoke_overrides'], fields.Field(dict))
-  # For `loading.load`, `None` is as good as no value.
-  data = {
-      name: value for name, value in values['data'].items()
-      if value is not None or f'data.{name}' in _NEEDED
-  }
-  fields.check_all(data, loading.FIELDS, 'data.')
+  for name in ('task', 'preset', 'smoke', 'smoke_overrides'):
+    fields.check(name, values[name], FIELDS[name])
+  if config.task:
+    tasks_lib.find(config.task, exports.tasks)
+  for name, value in values['data'].items():
+    # For `data.load`, `None` means the default.
+    if value is not None or name in ('name', 'sequence_length'):
+      fields.check(f'data.{name}', value, known[f'data.{name}'])
   models.ModelConfig.from_dict(values['model'])
-  checks.check(config)
+  training_config.check(config)
 
 
-def data_values(data) -> dict:
-  """Returns the fields of `config.data` that its data set has."""
-  known = loading.find(data.name).all_fields
-  return {name: value for name, value in data.items() if name in known}
+def data_fields(name: str, exports: Exports = NO_EXPORTS):
+  """Returns the fields of a data set, with those that all data sets have."""
+  return data_lib.find(name, exports.datasets).all_fields
 
 
 def flatten(values) -> dict:

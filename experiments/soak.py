@@ -27,6 +27,7 @@ from absl import flags
 from absl import logging
 from experiments import drivers
 from experiments import tasks
+from experiments import watching
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 from experiments.configs import default
@@ -107,7 +108,7 @@ def make_config(steps, samples, save_every):
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=1, features=8, conv_kernel=4
   ))
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.path = str(_ROOT / 'LICENSE')
   config.data.sequence_length = 8
   config.batch_size = 4
@@ -120,11 +121,12 @@ def make_config(steps, samples, save_every):
 class Sampler:
   """An iterator over a task's batches that now and then looks around."""
 
-  def __init__(self, task, config, samples):
-    self._task, self._save_every = task, config.save_every
+  def __init__(self, task, dataset, config, samples):
+    self._save_every = config.save_every
     self._every = config.total_steps // samples
     self._mesh = sharding.make_mesh(config.mesh)
     self._program = program_lib.make_program(task, config, self._mesh)
+    self._dataset = dataset
     # Filled in place, so that the samples are none of the growth they find.
     self._table = np.zeros((samples + 1, len(FIELDS)))
     self._count = 0
@@ -137,7 +139,7 @@ class Sampler:
 
   def iterator(self, start):
     """The batches; closing it closes what it reads."""
-    with contextlib.closing(self._task.train_iterator(start)) as batches:
+    with contextlib.closing(self._dataset.train_iterator(start)) as batches:
       self._state = jax.jit(
           self._program.make_state, out_shardings=self._program.shardings
       )()
@@ -196,13 +198,13 @@ def _resident_bytes():
   return int(pages) * os.sysconf('SC_PAGE_SIZE')
 
 
-def soak(task, config, samples):
+def soak(task, dataset, config, samples):
   """Trains, and returns the samples."""
-  sampler = Sampler(task, config, samples)
+  sampler = Sampler(task, dataset, config, samples)
   with tempfile.TemporaryDirectory() as workdir:
     loop.train(
-        dataclasses.replace(task, train_iterator=sampler.iterator), config,
-        workdir,
+        task, watching.replaced(dataset, train_iterator=sampler.iterator),
+        config, workdir,
     )
   return sampler.samples
 
@@ -295,13 +297,13 @@ def main(argv):
   if _SHORT.value:
     steps, samples, save_every = 2000, 40, 500
   config = make_config(steps, samples, save_every)
-  task, _ = tasks.make_task(config)
+  task, dataset = tasks.make_task(config)
   print(
       f'{steps:,} steps of a tiny model, a save every {save_every}.',
       flush=True,
   )
   start = time.monotonic()
-  found = soak(task, config, samples)
+  found = soak(task, dataset, config, samples)
   rows = judge(found)
   timing.print_table(rows, {
       'in the second half': '{what}', 'last': '{last:.1f}',

@@ -1,36 +1,31 @@
-"""From a config to a model and its data: where the floors meet."""
+"""From a config to its task and its data."""
 
-import dataclasses
-import functools
 import json
 import pathlib
 
 from absl import logging
 from experiments import schema
+from experiments.config_flag import NO_EXPORTS
+from experiments.config_flag import Exports
 from experiments.configs import default
-import jax
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib
 from rnnzoo import errors
-from rnnzoo import layers as layers_lib
-from rnnzoo import models
-from rnnzoo import restoring
+from rnnzoo import tasks as tasks_lib
+from rnnzoo.data import settings
 from rnnzoo.training import checks
-from rnnzoo.training import files
-from rnnzoo.training import loop
-from rnnzoo.training import losses
+from rnnzoo.training import config as training_config
 from rnnzoo.training import records
-from rnnzoo.training import state as state_lib
 
 
-def resolve(config) -> ConfigDict:
-  """Returns a copy of `config`, its smoke overrides applied if it asks.
+def resolve(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
+  """Returns a copy of `config`, with its smoke overrides if it asks for them.
 
   Raises:
-    UserError: If the config is at fault, see schema.py.
+    UserError: If the config is wrong, see schema.py.
   """
   config = ConfigDict(config.to_dict())
-  schema.check(config)
+  schema.check(config, exports)
   if config.smoke:
     config.lock()
     try:
@@ -40,146 +35,120 @@ def resolve(config) -> ConfigDict:
       raise errors.UserValueError(
           f'smoke_overrides: {error.args[0]}'
       ) from error
-    schema.check(config)
+    schema.check(config, exports)
   return config
 
 
-def build_model(model_config, layers=None):
-  """Returns a function that builds the language model from `nnx.Rngs`."""
-  return lambda rngs: models.LanguageModel(model_config, layers, rngs=rngs)
-
-
-def make_task(config, layers=None, *, process_index=0, process_count=1):
-  """Builds the task of a config.
+def make_task(
+    config, exports: Exports = NO_EXPORTS, *, process_index=0, process_count=1
+):
+  """Builds the task of a config and loads its data.
 
   Args:
-    config: A resolved config; `model.vocab_size` is set from the data.
-    layers: Layers by name, beside those of the zoo.
+    config: A resolved config; sizes of the model are set from the data.
+    exports: What the config file brings: layers, data sets, kinds of task.
     process_index: Which rows of each batch to read, see `multihost.data_shard`.
-    process_count: Of so many parts.
+    process_count: The number of parts that a batch has.
 
   Returns:
     `(task, dataset)`.
 
   Raises:
-    UserError: If the config or the data is at fault.
+    UserError: If the config or the data is wrong.
   """
-  dataset = data_lib.load(
-      schema.data_values(config.data),
-      batch_size=config.batch_size,
-      seed=config.seed,
-      process_index=process_index,
-      process_count=process_count,
+  dataset = load_data(
+      config, exports, process_index=process_index, process_count=process_count
   )
-  for split in config.eval_splits:
-    if split not in dataset.eval_splits:
-      raise errors.UserValueError(
-          f'eval_splits: {dataset.name} has no split {split!r}, only '
-          f'{", ".join(dataset.eval_splits)}.'
-      )
-  config.model.vocab_size = dataset.vocab_size
-  task = model_task(config, layers)
-  model_config = models.ModelConfig.from_dict(config.model.to_dict())
-  meta = dict(
-      config=config.to_dict(),
-      vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
-      data=dataset.source,
-      model=dataclasses.asdict(model_config),
-      layers=restoring.describe_layers(model_config.layer_names, layers),
-  )
-  task = dataclasses.replace(
-      task,
-      train_iterator=dataset.train_iterator,
-      eval_batches=dataset.eval_batches,
-      meta=meta,
-  )
+  task = task_of(config, dataset.task, exports).bind(dataset)
+  for name in task.sizes(dataset):
+    config.model[name] = getattr(task.model, name)
+  training_config.check_fits(config, dataset)
   return task, dataset
 
 
-def model_task(config, layers=None) -> loop.Task:
-  """Returns the task of a config, `model.vocab_size` set, without its data.
+def task_of(config, kind: str, exports: Exports = NO_EXPORTS) -> tasks_lib.Task:
+  """Returns the task of a config, without the sizes that data decides.
+
+  Args:
+    config: A resolved config.
+    kind: The kind that the data set is made for; `config.task` goes first.
+    exports: What the config file brings.
+  """
+  kind = tasks_lib.find(config.task or kind, exports.tasks)
+  return kind.from_config(config, exports.layers)
+
+
+def load_data(config, exports: Exports = NO_EXPORTS, **shard):
+  """Loads the data of a config. A smoke run makes up data that is missing.
 
   Raises:
-    UserError: If the config is at fault.
+    UserError: If the data is missing or wrong.
   """
-  model_config = models.ModelConfig.from_dict(config.model.to_dict())
-  initial_carry = None
-  if config.stateful:
-    if not config.data.get('contiguous'):
-      raise errors.UserValueError('stateful needs data.contiguous=True.')
-    initial_carry = lambda model: model.initialize_carry(config.batch_size)
-  if config.mesh.sequence != 1:
-    _warn_of_gathers(config.mesh.sequence, model_config.layer_names, layers)
-  return loop.Task(
-      functional=state_lib.Functional(build_model(model_config, layers)),
-      loss=functools.partial(
-          losses.next_token_loss, chunk=config.loss_chunk
-      ),
-      train_iterator=None,
-      eval_batches=None,
-      initial_carry=initial_carry,
-      meta={},
+  load = lambda: data_lib.load(
+      config.data, batch_size=config.batch_size, seed=config.seed,
+      datasets=exports.datasets, **shard,
   )
-
-
-def _warn_of_gathers(devices, names, layers):
-  known = dict(layers_lib.LAYERS, **(layers or {}))
-  gather = sorted(
-      name for name in set(names)
-      if getattr(known.get(name), 'gathers_time', False)
-  )
-  if gather:
+  definition = data_lib.find(config.data.name, exports.datasets)
+  if not config.smoke or definition.write_fixture is None:
+    return load()
+  try:
+    return load()
+  except errors.UserFileNotFoundError as missing:
+    directory = settings.data_directory(config.data) / 'fixtures'
     logging.warning(
-        'mesh.sequence=%d: %s cannot be computed in stretches of time, so '
-        'every device gathers whole sequences for it. Only what lies between '
-        'is shared; mesh.data, mesh.fsdp and mesh.model share all.',
-        devices, ', '.join(gather),
+        'SMOKE RUN ON GENERATED DATA: %s Small files of the same layout are '
+        'written to %s; results say nothing about the real data.', missing,
+        directory,
     )
+    definition.write_fixture(
+        directory, definition.checked(config.data.name, config.data)
+    )
+    config.data.data_dir = str(directory)
+    return load()
 
 
-def open_workdir(workdir, config) -> pathlib.Path:
+def defaults(name: str, exports: Exports = NO_EXPORTS) -> dict:
+  """Returns the default of every field of a config with this data set."""
+  config = default.get_config()
+  config.data = default.data(name, exports.datasets)
+  return json.loads(config.to_json())
+
+
+def open_workdir(
+    workdir, config, exports: Exports = NO_EXPORTS
+) -> pathlib.Path:
   """Makes the workdir, or checks that it belongs to a run of this config.
 
   Raises:
     UserValueError: If it does not.
   """
-  workdir = files.workdir(workdir)
-  path = workdir / 'config.json'
-  new = json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
-  with files.usable(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    old = path.read_bytes() if path.is_file() else None
-    # Without a checkpoint there is nothing yet that another config could spoil.
-    checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
-    if old is not None and any(name.isdecimal() for name in checkpoints):
-      now = json.loads(new)
-      then = records.read_config(path, now)
-      checks.check_same_config(_filled_up(then, now), now)
-    if old != (new + '\n').encode() and jax.process_index() == 0:
-      files.write_text(path, new + '\n')
-  return workdir
+  return checks.open_workdir(
+      workdir, config, defaults(config.data.name, exports)
+  )
 
 
-def of_run(config) -> ConfigDict:
-  """Returns the config of a run, which may be older than some fields."""
-  defaults = json.loads(default.get_config().to_json())
+def of_run(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
+  """Returns the config of a run, which may be older than some fields.
+
+  Args:
+    config: As the checkpoint recorded it.
+    exports: What the config file of the run brings.
+
+  Raises:
+    UserValueError: If the config is damaged, or was not made by a config file.
+  """
+  base = json.loads(default.get_config().to_json())
   try:
-    records.check_tree(config, defaults)
+    records.check_tree(config, base)
   except ValueError as error:
     raise errors.UserValueError(
         f'The config in the checkpoint is {error}.'
     ) from error
-  return ConfigDict(_filled_up(config, defaults, defaults))
-
-
-def _filled_up(old, new, defaults=None):
-  """Returns `old` with the default of each field that only `new` has."""
-  if defaults is None:
-    defaults = json.loads(default.get_config().to_json())
-  filled = dict(old)
-  for name in new.keys() & defaults.keys():
-    if isinstance(defaults[name], dict) and not name.endswith('options'):
-      filled[name] = _filled_up(old.get(name, {}), new[name], defaults[name])
-    elif name not in old:
-      filled[name] = defaults[name]
-  return filled
+  name = config.get('data', {}).get('name', base['data']['name'])
+  known = defaults(name, exports)
+  filled = checks.filled_up(config, known, known)
+  # Older configs held the fields of all data sets.
+  filled['data'] = {
+      n: v for n, v in filled['data'].items() if n in known['data']
+  }
+  return ConfigDict(filled)

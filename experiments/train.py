@@ -6,26 +6,25 @@
 The same command again goes on where it stopped. Ctrl-C saves first.
 """
 
-import math
 import pathlib
 import sys
 
 from absl import flags
 from absl import logging
+from experiments import config_flag
 from experiments import drivers
 from experiments import hosts
 from experiments import plan
 from experiments import sampling
 from experiments import tasks
-from ml_collections import config_flags
-from rnnzoo import errors
+from rnnzoo import restoring
 from rnnzoo.training import loop
 from rnnzoo.training import sharding
 from rnnzoo.training.processes import host
 from rnnzoo.training.processes import lock
 from rnnzoo.training.processes import multihost
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
+_CONFIG = config_flag.define()
 _WORKDIR = drivers.define_path('workdir', None, 'Where to write.')
 _PLAN = flags.DEFINE_string(
     'plan', None,
@@ -50,16 +49,15 @@ _DETERMINISTIC = flags.DEFINE_bool(
 
 
 def main(argv):
+  drivers.check_usage(argv, config=_CONFIG.value)
+  exports = _CONFIG.exports
   if _PLAN.value:
-    drivers.check_usage(argv, config=_CONFIG.value)
-    filename = flags.FLAGS['config'].config_filename
     sys.exit(plan.main(
-        tasks.resolve(_CONFIG.value), drivers.layers_of(filename),
-        pathlib.Path(filename.partition(':')[0]).stem, _PLAN.value,
-        _WORKDIR.value,
+        tasks.resolve(_CONFIG.value, exports), exports,
+        pathlib.Path(_CONFIG.filename).stem, _PLAN.value, _WORKDIR.value,
     ))
-  drivers.check_usage(argv, config=_CONFIG.value, workdir=_WORKDIR.value)
-  # Text may hold what the terminal cannot show.
+  drivers.check_usage(argv, workdir=_WORKDIR.value)
+  # Text may hold characters that the terminal cannot show.
   sys.stdout.reconfigure(errors='backslashreplace')
   if _PIN_MALLOC.value:
     host.pin_malloc()
@@ -67,59 +65,57 @@ def main(argv):
     host.make_deterministic()
   host.enable_compilation_cache()
   hosts.join()
-  config = tasks.resolve(_CONFIG.value)
+  config = tasks.resolve(_CONFIG.value, exports)
   if _PROFILE_STEPS.value:
     config.profile_steps = _PROFILE_STEPS.value
-  layers = drivers.layers_of(flags.FLAGS['config'].config_filename)
-  # Of every batch, a process reads the rows that its devices work on.
+  # A process reads the rows of each batch that its own devices work on.
   index, count = multihost.data_shard(sharding.make_mesh(config.mesh))
   task, dataset = tasks.make_task(
-      config, layers, process_index=index, process_count=count
+      config, exports, process_index=index, process_count=count
   )
   with lock.hold(_WORKDIR.value):
-    workdir = tasks.open_workdir(_WORKDIR.value, config)
+    workdir = tasks.open_workdir(_WORKDIR.value, config, exports)
     multihost.check_shared(workdir)
     logging.info(
-        '%s, %d layers of width %d, on %s (%d tokens), %s.',
+        '%s, %d layers of width %d, on %s, %s.',
         config.model.layer, config.model.num_layers, config.model.features,
-        dataset.name, dataset.vocab_size, host.device_description(),
+        describe(dataset), host.device_description(),
     )
-    summary = loop.train(task, config, workdir)
+    summary = loop.train(task, dataset, config, workdir)
   if hosts.is_first():
-    report(summary, dataset, workdir)
+    report(summary, task, dataset, workdir)
   if config.sample_characters and dataset.vocabulary:
+    run = restoring.restore_run(
+        workdir, layers=exports.layers, tasks=exports.tasks
+    )
     text = sampling.write_sample(
-        workdir, config.sample_characters, config.seed, layers
+        run, workdir, config.sample_characters, config.seed
     )
     if hosts.is_first():
       lines = text.strip().splitlines()[:8]
       print(f'sample: {workdir / "sample.txt"}', *lines, sep='\n  ')
-  if config.must_beat_gzip:
-    check_baselines(summary, dataset)
+  task.check_result(summary, dataset, config)
 
 
-def report(summary, dataset, workdir):
-  """Prints what came out, beside what anybody could have had for free."""
-  nats = summary['best_eval_loss'], summary['test_loss']
-  bits = [loss / math.log(2) for loss in nats]
+def describe(dataset) -> str:
+  """Returns the name of a data set and the sizes that decide the model's."""
+  sizes = dict(
+      tokens=dataset.vocab_size, inputs=dataset.in_features,
+      classes=dataset.num_classes, outputs=dataset.out_features,
+  )
+  words = [f'{size} {name}' for name, size in sizes.items() if size]
+  return f'{dataset.name} ({", ".join(words)})'
+
+
+def report(summary, task, dataset, workdir):
+  """Prints the result, and below it what simple predictors reach."""
   print(
-      f'\nvalidation {bits[0]:.3f} and test {bits[1]:.3f} bits per token '
-      f'({nats[0]:.4f} and {nats[1]:.4f} nats), step {summary["best_step"]}, '
+      f'\n{task.sentence(summary, dataset)}, step {summary["best_step"]}, '
       f'{summary["parameters"]:,} parameters, {summary["seconds"]:.0f} s'
   )
   for name, value in dataset.baselines().items():
     print(f'  {name.replace("_", " ")}: {value:.3f}')
   print(f'curve: {workdir / "curve.png"}')
-
-
-def check_baselines(summary, dataset):
-  """Raises `UserError` unless the test loss beats gzip."""
-  gzip_bits = dataset.baselines()['gzip_bits']
-  if not summary['test_bits_per_token'] < gzip_bits:
-    raise errors.UserError(
-        f'The model ({summary["test_bits_per_token"]:.3f} bits per token) does '
-        f'not beat gzip ({gzip_bits:.3f}).'
-    )
 
 
 if __name__ == '__main__':

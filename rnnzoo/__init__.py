@@ -11,7 +11,7 @@ __version__ = '0.1.0'
 # Loaded on first use: they bring TFDS, Orbax and the like.
 _LAZY = (
     'data', 'errors', 'generation', 'linen', 'online', 'planning', 'restoring',
-    'testing', 'training',
+    'tasks', 'testing', 'training',
 )
 
 

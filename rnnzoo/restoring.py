@@ -5,26 +5,27 @@
 >>> carry, logits = model(tokens)              # doctest: +SKIP
 """
 
-from collections.abc import Callable, Iterable, Mapping
-import hashlib
-import inspect
 import os
 import pathlib
 from typing import Any, NamedTuple
 
-from absl import logging
+from flax import nnx
 import jax
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo import models
+from rnnzoo import tasks as tasks_lib
 from rnnzoo.data import vocabulary as vocabularies
+from rnnzoo.tasks import base
+from rnnzoo.tasks import registry
 from rnnzoo.training import checkpoint
 from rnnzoo.training import evaluation
 from rnnzoo.training import memory
 from rnnzoo.training import records
 from rnnzoo.training import state as state_lib
 
-Layers = Mapping[str, Callable[..., Any]]
+Layers = base.Layers
+Tasks = registry.Tasks
 
 
 class Run(NamedTuple):
@@ -35,15 +36,17 @@ class Run(NamedTuple):
     vocabulary: How text becomes tokens, or `None` where there is no text.
     config: The run's config, nested dictionaries.
     step: The step of the checkpoint.
-    data: What tells the data that it was trained on, see `data.Dataset.source`;
+    data: Identifies the data of the training, see `data.Dataset.source`;
       `None` in old checkpoints.
+    task: The kind of task, with the model's config.
   """
 
-  model: models.LanguageModel
+  model: nnx.Module
   vocabulary: vocabularies.Vocabulary | None
   config: dict[str, Any]
   step: int
   data: dict[str, Any] | None = None
+  task: base.Task | None = None
 
 
 def restore(
@@ -52,20 +55,23 @@ def restore(
     step: int | None = None,
     best: bool = True,
     layers: Layers | None = None,
-) -> models.LanguageModel:
+    tasks: Tasks | None = None,
+) -> nnx.Module:
   """Restores the model of a run.
 
-  It is called like any model of `rnnzoo.models`:
-  `carry, logits = model(tokens)`, then
-  `carry, logits = model.step(carry, token)`.
-  `restore_run` gives the vocabulary too.
+  The model is the one that the run trained: a `models.LanguageModel`, a
+  `models.SequenceClassifier` or a `models.SequenceRegressor`. It is called like
+  any model of `rnnzoo.models`: `carry, y = model(inputs)`, then
+  `carry, y = model.step(carry, next_input)`.
+  `restore_run` gives the vocabulary and the config too.
 
   Args:
     workdir: The run's directory. Nothing in it is changed.
-    step: Of the checkpoint; by default the best one.
-    best: Whether that is the checkpoint of the lowest validation loss, else the
-      latest.
-    layers: By name, the layers that the run's config file brought itself.
+    step: The step of the checkpoint; the best one if `None`.
+    best: Whether `step=None` means the checkpoint with the best validation
+      result, or else the latest one.
+    layers: By name, the layers that the run's config file defined itself.
+    tasks: By name, the kinds of task that the run's config file defined itself.
 
   Returns:
     The model, on the first device. If the run kept a moving average of its
@@ -75,7 +81,9 @@ def restore(
     UserFileNotFoundError: If there is no such checkpoint.
     UserError: If it cannot be read, or a layer is missing.
   """
-  return restore_run(workdir, step=step, best=best, layers=layers).model
+  return restore_run(
+      workdir, step=step, best=best, layers=layers, tasks=tasks
+  ).model
 
 
 def restore_run(
@@ -84,6 +92,7 @@ def restore_run(
     step: int | None = None,
     best: bool = True,
     layers: Layers | None = None,
+    tasks: Tasks | None = None,
 ) -> Run:
   """Restores the model of a run with its vocabulary and config.
 
@@ -92,6 +101,7 @@ def restore_run(
     step: Of the checkpoint.
     best: Whether that is the best, else the latest.
     layers: Layers of the run's own.
+    tasks: Kinds of task of the run's own.
 
   Returns:
     A `Run`.
@@ -112,11 +122,11 @@ def restore_run(
         meta, ('model', 'config', 'vocabulary'),
         f'Checkpoint {found} in {directory}',
     )
-    own = _own_layers(meta.get('layers', {}), layers or {}, workdir)
-    model_config = models.ModelConfig.from_dict(meta['model'])
-    functional = state_lib.Functional(
-        lambda rngs: models.LanguageModel(model_config, own, rngs=rngs)
-    )
+    own = base.own_layers(meta.get('layers', {}), layers or {}, workdir)
+    # Checkpoints from before there were kinds are of language models.
+    kind = tasks_lib.find(meta.get('task', 'language_modelling'), tasks)
+    task = kind(models.ModelConfig.from_dict(meta['model']), own)
+    functional = task.functional
     params = evaluation.parameters_name(meta['config'])
     abstract = jax.eval_shape(state_lib.at_least_float32, {
         params: functional.params, 'batch_stats': functional.batch_stats
@@ -135,46 +145,5 @@ def restore_run(
       config=meta['config'],
       step=found,
       data=meta.get('data'),
+      task=task,
   )
-
-
-def describe_layers(
-    names: Iterable[str], layers: Layers | None
-) -> dict[str, str | None]:
-  """Returns the layers that a run brings itself, for its checkpoints.
-
-  Args:
-    names: The layers that the model has.
-    layers: The run's own by name.
-
-  Returns:
-    By name, the SHA-256 of the source, or `None` where Python cannot find it.
-  """
-  own = sorted(set(names) & set(layers or {}))
-  return {name: _source_digest(layers[name]) for name in own}
-
-
-def _source_digest(layer) -> str | None:
-  try:
-    source = inspect.getsource(layer)
-  except (OSError, TypeError):  # Typed in at a prompt, or no function or class.
-    return None
-  return hashlib.sha256(source.encode()).hexdigest()
-
-
-def _own_layers(recorded, layers: Layers, workdir) -> Layers:
-  """Returns those of `layers` that the run had; warns if one has changed."""
-  for name, digest in recorded.items():
-    if name not in layers:
-      raise errors.UserValueError(
-          f'The run in {workdir} has a layer of its own, {name!r}. Pass '
-          f'layers={{{name!r}: ...}}, or --layers with the config file that '
-          'exports it.'
-      )
-    now = _source_digest(layers[name])
-    if digest and now and digest != now:
-      logging.warning(
-          'The source of layer %r is not what it was when %s was trained.',
-          name, workdir,
-      )
-  return {name: layers[name] for name in recorded}

@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl import flags
 from absl.testing import absltest
+from experiments import config_flag
 from experiments import drivers
 from experiments import tasks
 from experiments.configs import default
@@ -91,10 +92,11 @@ class FilenamesTest(absltest.TestCase):
     self.assertEqual(defined.value, f'{self.home}/x')
     values(['program', '--out='])
     self.assertEqual(defined.value, '')
-    words = ['p', '--config=~/c.py', '--config', '~/d.py', '~']
-    self.assertEqual(drivers._with_home(words), [
-        'p', f'--config={self.home}/c.py', '--config', f'{self.home}/d.py', '~',
-    ])
+    for words in (['--config=~/c.py:lru'], ['--config', '~/c.py:lru']):
+      self.assertEqual(
+          config_flag._split(['p', *words, '~']),
+          (f'{self.home}/c.py:lru', ['p', '~']),
+      )
 
   def test_no_flag_for_a_file_is_a_mere_string(self):
     for path in pathlib.Path(drivers.__file__).parent.rglob('*.py'):

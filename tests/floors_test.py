@@ -9,7 +9,7 @@ from absl.testing import parameterized
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ABOVE = (
-    'restoring', 'planning', 'convert', 'online', 'selftest', 'testing', 'linen'
+    'restoring', 'planning', 'online', 'testing', 'linen'
 )
 _BESIDE = ('training', 'data', 'generation')
 
@@ -24,8 +24,11 @@ _MAY_IMPORT = {
     'layers': ('errors', 'ops'),
     'models': ('errors', 'fields', 'ops', 'layers'),
     **{part: _GROUND for part in _BESIDE},
+    'tasks': _GROUND + ('layers', 'models') + _BESIDE,
     **{
-        part: _GROUND + ('ops', 'layers', 'models') + _BESIDE + _ABOVE
+        part: (
+            _GROUND + ('ops', 'layers', 'models', 'tasks') + _BESIDE + _ABOVE
+        )
         for part in _ABOVE
     },
 }

@@ -23,7 +23,9 @@ _PAGES = {
     for path in (*sorted(_ROOT.glob('*.md')), *sorted(_ROOT.glob('docs/*.md')))
 }
 # Where a reader has to fetch something first, and what it is then called.
-_FETCHED = {'experiments/configs/tiny_shakespeare.py': 'tiny_shakespeare'}
+_FETCHED = {
+    'experiments/configs/language/tiny_shakespeare.py': 'tiny_shakespeare'
+}
 
 
 def blocks_of(text):

@@ -14,6 +14,7 @@ from rnnzoo import errors
 from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo import restoring
+from rnnzoo.tasks import base
 from rnnzoo.training import checkpoint
 from rnnzoo.training import state as state_lib
 
@@ -93,7 +94,7 @@ class RestoringTest(parameterized.TestCase):
     self.check(rnnzoo.restore(self.workdir), state, 'ema')
 
   def test_own_layer(self):
-    own = restoring.describe_layers(('mine', 'lru'), {'mine': Mine, 'no': Mine})
+    own = base.describe_layers(('mine', 'lru'), {'mine': Mine, 'no': Mine})
     self.assertEqual(list(own), ['mine'])
     self.assertLen(own['mine'], 64)
     self.write(self.states[0], layer='mine', own=own)
@@ -110,7 +111,7 @@ class RestoringTest(parameterized.TestCase):
     layer = lambda *args, **kwargs: layers.MinGRU(*args, **kwargs)
     made = eval('lambda f: lambda *args, **kwargs: f(*args, **kwargs)')(layer)
     self.assertEqual(
-        restoring.describe_layers(['mine'], {'mine': made}), {'mine': None}
+        base.describe_layers(['mine'], {'mine': made}), {'mine': None}
     )
 
   def test_layers_the_run_did_not_have_are_not_used(self):

@@ -21,7 +21,6 @@ import time
 from absl import flags
 from absl import logging
 from experiments import drivers
-from experiments import tasks
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from rnnzoo import layers
 from rnnzoo import models
-from rnnzoo.training import losses
+from rnnzoo import tasks
 from rnnzoo.training import metrics
 from rnnzoo.training import optimizers
 from rnnzoo.training import state as state_lib
@@ -191,7 +190,8 @@ def train(layer, task, save):
       vocab_size=_SYMBOLS + _DISTRACTORS,
       layer_options=settings['layer_options'],
   )
-  functional = state_lib.Functional(tasks.build_model(config))
+  kind = tasks.LanguageModelling(config)
+  functional = kind.functional
   tx = optimizers.make_optimizer(
       ConfigDict(dict(
           name='adam', learning_rate=settings['learning_rate'],
@@ -201,7 +201,7 @@ def train(layer, task, save):
       )),
       last, axes=functional.axes, recurrent=functional.recurrent,
   )
-  loss = losses.next_token_loss(functional, train=True)
+  loss = kind.loss_fn(train=True)
   train_step = jax.jit(
       step_lib.make_train_step(loss, tx, seed=_SEED.value), donate_argnums=0
   )

@@ -56,9 +56,9 @@ def make_config(features, steps):
 
 def measure(config):
   """Trains; returns the number of parameters and a row for each log line."""
-  task, _ = tasks.make_task(config)
+  task, dataset = tasks.make_task(config)
   with tempfile.TemporaryDirectory() as workdir:
-    summary = loop.train(task, config, workdir)
+    summary = loop.train(task, dataset, config, workdir)
     lines = metrics.read_metrics(workdir)
   tokens = config.batch_size * config.data.sequence_length
   rows = []

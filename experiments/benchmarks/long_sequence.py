@@ -15,16 +15,14 @@ import time
 
 from absl import flags
 from experiments import drivers
-from experiments import tasks
 from experiments.benchmarks import timing
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 from rnnzoo import models
-from rnnzoo.training import losses
+from rnnzoo import tasks
 from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
-from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
 
 _DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual ones.', lower_bound=1)
@@ -90,7 +88,8 @@ def measure(length, devices):
       features=_FEATURES.value, vocab_size=_VOCAB_SIZE, conv_kernel=4,
       mlp='none', remat='full',
   )
-  functional = state_lib.Functional(tasks.build_model(config))
+  task = tasks.LanguageModelling(config)
+  functional = task.functional
   tx = optimizers.make_optimizer(
       _OPTIMIZER, _STEPS.value,
       axes=functional.axes, recurrent=functional.recurrent,
@@ -99,7 +98,7 @@ def measure(length, devices):
       dict(data=1, fsdp=1, model=1, sequence=devices), jax.devices()[:devices]
   )
   train_step = step_lib.make_train_step(
-      losses.next_token_loss(functional, train=True), tx, seed=0
+      task.loss_fn(train=True), tx, seed=0
   )
   text = tokens(length)
   with jax.set_mesh(mesh):

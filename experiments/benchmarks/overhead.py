@@ -13,7 +13,6 @@ It ends with exit code 1 if the loop costs more than `--limit` a step.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import tempfile
 import time
@@ -22,6 +21,7 @@ from absl import flags
 from absl import logging
 from experiments import drivers
 from experiments import tasks
+from experiments import watching
 from experiments.benchmarks import timing
 from experiments.configs import default
 import jax
@@ -56,7 +56,7 @@ def make_config(rounds, steps, num_layers):
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=num_layers, features=16, conv_kernel=4
   ))
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.path = str(_ROOT / 'LICENSE')
   config.data.sequence_length = 8
   config.batch_size = 4
@@ -73,17 +73,18 @@ class Rounds:
     seconds: `[rounds, 2]` by the clock and by the CPU, a stretch, by name.
   """
 
-  def __init__(self, task, config, steps):
-    self._task, self._steps = task, steps
+  def __init__(self, task, dataset, config, steps):
+    self._steps = steps
     self._mesh = sharding.make_mesh(config.mesh)
     self._program = program_lib.make_program(task, config, self._mesh)
+    self._dataset = dataset
     self.seconds = {
         name: [] for name in ('loop', 'bare step', 'read batch', 'place batch')
     }
 
   def iterator(self, start):
     """The batches; closing it closes what it reads."""
-    with contextlib.closing(self._task.train_iterator(start)) as batches:
+    with contextlib.closing(self._dataset.train_iterator(start)) as batches:
       program = self._program
       self._state = jax.jit(
           program.make_state, out_shardings=program.shardings
@@ -126,11 +127,11 @@ def _now():
 def measure(rounds, steps, num_layers):
   """Returns a row for the loop, the bare step, the difference, and parts."""
   config = make_config(rounds, steps, num_layers)
-  task, _ = tasks.make_task(config)
-  watch = Rounds(task, config, steps)
+  task, dataset = tasks.make_task(config)
+  watch = Rounds(task, dataset, config, steps)
   with tempfile.TemporaryDirectory() as workdir:
     loop.train(
-        dataclasses.replace(task, train_iterator=watch.iterator), config,
+        task, watching.replaced(dataset, train_iterator=watch.iterator), config,
         workdir,
     )
   # The first stretch of the loop holds its compilation.

@@ -26,7 +26,6 @@ import time
 from absl import flags
 from absl import logging
 from experiments import drivers
-from experiments import tasks
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 import jax
@@ -35,6 +34,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from rnnzoo import data
 from rnnzoo import models
+from rnnzoo import tasks
 from rnnzoo.training import losses
 from rnnzoo.training import metrics
 from rnnzoo.training import optimizers
@@ -150,7 +150,8 @@ def train(layer, save):
       mlp='none', vocab_size=_VOCAB.value, tie_embeddings=True,
       layer_options=settings['layer_options'],
   )
-  functional = state_lib.Functional(tasks.build_model(config))
+  kind = tasks.LanguageModelling(config)
+  functional = kind.functional
   tx = optimizers.make_optimizer(
       ConfigDict(dict(
           name='adam', learning_rate=settings['learning_rate'],

@@ -1,100 +1,130 @@
-"""Every field of a config, with its default; the other configs change a few.
-
-What each value may be is described in `experiments/schema.py` and beside the
-code that reads it.
+"""The config that all others change: a language model of Tiny Shakespeare.
 
   python -m experiments.train --config=experiments/configs/default.py \
       --workdir=runs/default --config.model.layer=min_lstm
+
+The fields of the training are in `rnnzoo/training/config.py`, those of the
+model in `rnnzoo/models/config.py`, those of a data set in the file of the data
+set; `--help` lists all of them.
 """
 
 import dataclasses
 
 from ml_collections import ConfigDict
+from rnnzoo import data as data_lib
+from rnnzoo import errors
 from rnnzoo import models
+from rnnzoo.training import config as training_config
 
 
 def get_config():
   """Returns the defaults."""
-  return ConfigDict(dict(
-      seed=0,
-      total_steps=1000,
-      batch_size=64,  # Global: over all devices and processes.
-      log_every=10,
-      eval_every=100,
-      save_every=100,
-      keep=3,  # Latest checkpoints kept, beside the best.
-      eval_splits=('validation',),  # The first one chooses the best checkpoint.
-      accumulate_steps=1,  # Parts a batch is run in, one after another.
-      steps_per_dispatch=1,  # Steps in one compiled program: for tiny models.
-      # Tokens whose logits a device holds at once; 0 for all of its tokens. -1:
-      # all if the logits take up to 256 MiB, else as many as take that much.
-      loss_chunk=-1,
-      stateful=False,  # Carry the state across windows (data.contiguous).
-      ema_decay=0.0,  # If positive, a moving average is evaluated.
-      init_from='',  # A workdir whose best parameters to start from.
-      # At a loss or gradient that is not finite: 'stop'; 'skip' the update; or
-      # 'rollback' to the last checkpoint and go on after the bad batch.
-      on_nan='stop',
-      nan_limit=10,  # Skips in a row, or rollbacks to one step, and it is over.
-      nan_rate_factor=0.5,  # Of the learning rate, at each rollback.
-      profile_steps='',  # Such as '10:15': a trace for a profiler.
-      tensorboard=True,  # Event files too, where tensorboardX is installed.
-      sample_characters=0,  # Text to generate at the end, into sample.txt.
-      must_beat_gzip=False,  # Fail if the test loss does not.
-      mesh=dict(data=-1, fsdp=1, model=1, sequence=1),
-      # Axes of parameters, such as 'vocab', that are whole on every device.
-      whole_axes=(),
-      model=model(models.ModelConfig()),
-      data=dict(
-          name='tiny_shakespeare',
-          data_dir='',  # Else $RNNZOO_DATA_DIR, else the user's cache.
-          path='',  # Of a text_file.
-          allow_changed=False,  # Resume though the data is not what it was.
-          level='char',
-          sequence_length=256,
-          contiguous=False,
-          # Of selective_copying.
-          variant='min_rnn',
-          num_tokens=16,
-          vocab_size=16,  # Of mqar, too.
-          # Of mqar.
-          num_pairs=4,
-          power=0.01,
-          random_non_queries=False,
-          # Of both.
-          eval_examples=1024,
-      ),
-      optimizer=dict(
-          name='adamw',
-          learning_rate=1e-3,
-          end_learning_rate=1e-4,
-          warmup_steps=100,
-          schedule='cosine',
-          weight_decay=0.1,  # Not on vectors and recurrent parameters.
-          recurrent_rate_factor=1.0,
-          clip=1.0,
-          options=dict(b2=0.99),  # Keyword arguments of the optax function.
-          freeze=(),  # Groups of parameters to leave alone, such as 'embed'.
-      ),
-      smoke=False,
-      # What --config.smoke=True changes, after all other overrides.
-      smoke_overrides=dict(
-          total_steps=4,
-          batch_size=8,
-          log_every=1,
-          eval_every=2,
-          save_every=2,
-          steps_per_dispatch=1,
-          must_beat_gzip=False,
-          model=dict(num_layers=2, features=16),
-          data=dict(sequence_length=32),
-          optimizer=dict(warmup_steps=1),
-      ),
+  config = ConfigDict(training_config.defaults())
+  config.task = ''  # The kind of task; that of the data set if empty.
+  config.preset = ''  # A published model, such as mamba_130m.
+  config.model = model(models.ModelConfig())
+  config.data = data('tiny_shakespeare')
+  config.smoke = False
+  # What --config.smoke=True changes, after all other overrides.
+  config.smoke_overrides = ConfigDict(dict(
+      total_steps=4,
+      batch_size=8,
+      log_every=1,
+      eval_every=2,
+      save_every=2,
+      steps_per_dispatch=1,
+      must_beat_gzip=False,
+      model=dict(num_layers=2, features=16),
+      data=dict(sequence_length=32),
+      optimizer=dict(warmup_steps=1),
   ))
+  return config
 
 
-def model(config: models.ModelConfig):
+def model(config: models.ModelConfig) -> ConfigDict:
   """Returns a model's config as a `ConfigDict`."""
   fields = dataclasses.asdict(config)
   fields['layer_options'] = dict(config.layer_options)
   return ConfigDict(fields)
+
+
+def data(name: str, datasets=None) -> ConfigDict:
+  """Returns the fields of a data set with their defaults.
+
+  Args:
+    name: A key of `rnnzoo.data.DATASETS` or of `datasets`.
+    datasets: More data sets by name.
+  """
+  definition = data_lib.find(name, datasets)
+  return ConfigDict(dict(
+      name=name,
+      data_dir='',  # If empty, $RNNZOO_DATA_DIR or else the user's cache.
+      allow_changed=False,  # Resume with data that has changed.
+      **definition.defaults(),
+  ))
+
+
+def use_data(config: ConfigDict, name: str, datasets=None) -> ConfigDict:
+  """Changes the data set of a config in place.
+
+  A field that both data sets have keeps its value where the config had changed
+  it from its default.
+
+  Args:
+    config: The config.
+    name: The new data set.
+    datasets: More data sets by name.
+
+  Returns:
+    `config`.
+  """
+  old, new = config.data.to_dict(), data(name, datasets)
+  before = data(old['name'], datasets).to_dict()
+  for field, value in old.items():
+    if field in new and field != 'name' and value != before.get(field):
+      new[field] = value
+  config.data = new
+  smoke = config.get('smoke_overrides', {}).get('data', {})
+  for field in [field for field in smoke if field not in new]:
+    del smoke[field]
+  return config
+
+
+def use_layer(config: ConfigDict, layer: str, **options) -> ConfigDict:
+  """Changes the layer of a config in place; options of the old one go.
+
+  Args:
+    config: The config.
+    layer: A name in `rnnzoo.layers.LAYERS`, or several, joined by commas.
+    **options: Keyword arguments of the layer.
+
+  Returns:
+    `config`.
+  """
+  if layer != config.model.layer or options:
+    config.model.layer = layer
+    config.model.layer_options = ConfigDict(options)
+  return config
+
+
+def use_preset(config: ConfigDict, name: str) -> ConfigDict:
+  """Changes the model of a config in place to a published one.
+
+  Args:
+    config: The config.
+    name: A key of `rnnzoo.models.PRESETS`.
+
+  Returns:
+    `config`.
+
+  Raises:
+    UserValueError: If there is no such preset.
+  """
+  if name not in models.PRESETS:
+    raise errors.UserValueError(
+        f'There is no preset {name!r}.{errors.suggest(name, models.PRESETS)} '
+        f'The presets are {", ".join(sorted(models.PRESETS))}.'
+    )
+  config.preset = name
+  config.model = model(models.PRESETS[name])
+  return config

@@ -14,7 +14,7 @@ def get_config():
       layer='min_gru', num_layers=3, features=128, conv_kernel=4,
       layer_options=dict(expansion_factor=2),
   ))
-  config.data.name = 'python_docs'
+  default.use_data(config, 'python_docs')
   config.data.sequence_length = 128
   config.total_steps = 300
   config.batch_size = 32

@@ -28,7 +28,7 @@ def get_config():
       layer='min_gru', num_layers=3, features=256, conv_kernel=4, dropout=0.1,
       layer_options=dict(expansion_factor=1),
   ))
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.sequence_length = 128
   config.total_steps = 1000
   config.batch_size = 32

@@ -3,7 +3,7 @@
   python -m experiments.faults.inject loss=7 WORDS
 
 is `python -m experiments.train WORDS` in which the batch of step 7 gives a loss
-that is not a number. `gradient=7` spoils only the gradient, `row=7` one row of
+that is not a number. `gradient=7` changes only the gradient, `row=7` one row of
 the batch, `slow_evaluation=9` makes each evaluation take that many seconds,
 `slow_plot=9` does so to the drawing of the curve, and `batches=FILE` appends
 each step and the digest of its batch to a file. Nothing of this is in the
@@ -18,14 +18,14 @@ import time
 import jax
 import numpy as np
 from rnnzoo.data import pipeline
-from rnnzoo.training import losses
+from rnnzoo.tasks import base
 from rnnzoo.training import metrics
 
 
 def poison(kind, bad_step):
-  """Spoils what the batch of one step gives."""
+  """Makes the result of one step not finite."""
   train_iterator = pipeline.Dataset.train_iterator
-  next_token_loss = losses.next_token_loss
+  loss_of = base.Task.loss_fn
 
   def poisoned_iterator(self, start_step=1):
     batches = train_iterator(self, start_step)
@@ -38,34 +38,34 @@ def poison(kind, bad_step):
     finally:
       batches.close()
 
-  def poisoned_loss(*args, **kwargs):
-    loss_fn = next_token_loss(*args, **kwargs)
+  def poisoned_loss(self, *, train):
+    loss_fn = loss_of(self, train=train)
 
     def loss(params, batch_stats, batch, carry, key):
       batch = dict(batch)
       rows = batch.pop('poison', np.zeros(1, np.float32))
       total, (sums, *rest) = loss_fn(params, batch_stats, batch, carry, key)
       if kind == 'gradient':
-        return _spoil_gradient(total, rows.sum()), (sums, *rest)
+        return _poison_gradient(total, rows.sum()), (sums, *rest)
       scale = 1 + rows.sum()
       return total * scale, (dict(sums, loss=sums['loss'] * scale), *rest)
 
     return loss
 
   pipeline.Dataset.train_iterator = poisoned_iterator
-  losses.next_token_loss = poisoned_loss
+  base.Task.loss_fn = poisoned_loss
 
 
 @jax.custom_vjp
-def _spoil_gradient(total, spoilt):
-  """Returns `total`, with `spoilt` added to what its gradient is taken from."""
-  del spoilt
+def _poison_gradient(total, poison):
+  """Returns `total`, with `poison` added to what its gradient is taken from."""
+  del poison
   return total
 
 
-_spoil_gradient.defvjp(
-    lambda total, spoilt: (total, spoilt),
-    lambda spoilt, g: (g + spoilt, spoilt),
+_poison_gradient.defvjp(
+    lambda total, poison: (total, poison),
+    lambda poison, g: (g + poison, poison),
 )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+from typing import Any
 
 from experiments import tasks
 from experiments.configs import default
@@ -13,8 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from rnnzoo import layers
 from rnnzoo import models
-from rnnzoo.training import loop
-from rnnzoo.training import state as state_lib
+from rnnzoo import tasks as tasks_lib
 
 # Sizes of (data, fsdp, model, sequence).
 ONE = (1, 1, 1, 1)
@@ -87,19 +87,21 @@ class Case:
   """Something to train.
 
   Attributes:
-    task: As the loop has it.
+    task: The kind of task and its model.
+    dataset: The data; all that is used is its `train_iterator`.
     config: Of the training.
     quick: Whether it is quick enough as XLA compiles it in a quarter of the
       time; convolutions are not.
   """
 
-  task: loop.Task
+  task: tasks_lib.Task
+  dataset: Any
   config: ConfigDict
   quick: bool = True
 
   def batches(self, steps):
     """Returns the first batches."""
-    batches = self.task.train_iterator(1)
+    batches = self.dataset.train_iterator(1)
     return [next(batches) for _ in range(steps)]
 
 
@@ -124,7 +126,10 @@ def make_case(name: str) -> Case:
   config.data.sequence_length = TIME
   config.optimizer.warmup_steps = 0
   if name in _IMAGE_LAYERS:
-    return Case(_video_task(_IMAGE_LAYERS[name]), config, quick=False)
+    return Case(
+        _VideoTask(make_layer=_IMAGE_LAYERS[name]), _Videos(), config,
+        quick=False,
+    )
   fields = dict(layer=name, num_layers=1, mlp='gelu')
   if name in _LAYER_OPTIONS:
     fields['layer_options'] = _LAYER_OPTIONS[name]
@@ -132,10 +137,10 @@ def make_case(name: str) -> Case:
     fields = MODELS[name.removeprefix('model ')]
   config.model = default.model(models.ModelConfig(features=FEATURES, **fields))
   # Any text has the same 256 bytes: a vocabulary to be shared.
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.path = str(pathlib.Path(__file__).parents[2] / 'LICENSE')
   config.data.level = 'byte'
-  return Case(tasks.make_task(config)[0], config)
+  return Case(*tasks.make_task(config), config)
 
 
 class _Video(nnx.Module):
@@ -145,36 +150,28 @@ class _Video(nnx.Module):
     self.layer = make_layer(rngs)
 
 
-def _video_task(make_layer):
+@dataclasses.dataclass(frozen=True)
+class _VideoTask(tasks_lib.Regression):
   """The next frame of a video, for layers that are in no model."""
 
-  def loss(functional, *, train):
-    del train
+  make_layer: Any = None
 
-    def loss_fn(params, batch_stats, batch, carry, key):
-      del key
-      layer = functional.merge(params, batch_stats).layer
-      _, y = layer(batch['inputs'])
-      errors = jnp.square(y - batch['targets']).mean((2, 3, 4))
-      weight = jnp.float32(errors.size)
-      return errors.sum(), (
-          dict(loss=errors.sum(), weight=weight), batch_stats, carry
-      )
+  def build(self, rngs):
+    return _Video(self.make_layer, rngs)
 
-    return loss_fn
+  def forward(self, model, batch, carry, *, train, key):
+    del train, key
+    _, y = model.layer(batch['inputs'])
+    errors = jnp.square(y - batch['targets']).mean((2, 3, 4))
+    return carry, dict(loss=errors.sum(), weight=jnp.float32(errors.size))
 
-  def train_iterator(step):
+
+class _Videos:
+  """Random videos, whose frames change slowly."""
+
+  def train_iterator(self, step):
     random = np.random.default_rng(step)
     while True:
       video = random.standard_normal((BATCH, TIME + 1, 4, 4, 16), np.float32)
       video = video.cumsum(1) / 8
       yield dict(inputs=video[:, :-1], targets=video[:, 1:])
-
-  return loop.Task(
-      functional=state_lib.Functional(lambda rngs: _Video(make_layer, rngs)),
-      loss=loss,
-      train_iterator=train_iterator,
-      eval_batches=None,
-      initial_carry=None,
-      meta={},
-  )

@@ -46,7 +46,7 @@ def plan(
   """Compiles the training step of a task for devices that are not there.
 
   Args:
-    task: A `training.loop.Task`, of which nothing but the model, its loss and
+    task: A `rnnzoo.tasks.Task`, of which nothing but the model, its loss and
       its carry is looked at.
     config: See `experiments/configs/default.py`.
     target: The devices; the process was started in their `environment`.
@@ -263,9 +263,8 @@ def _memory(task, config, state, batch):
   )
   others = {k: v for k, v in state.items() if k not in ('params', 'opt_state')}
   tokens = math.prod(_shard(batch['inputs'])) // config.accumulate_steps
-  columns = config.model.vocab_size // batch['inputs'].sharding.mesh.shape[
-      'model'
-  ]
+  mesh = batch['inputs'].sharding.mesh
+  columns = max(1, task.outputs // mesh.shape['model'])
   at_once = config.loss_chunk or tokens
   if at_once == losses.AUTOMATIC:
     at_once = losses.LOGITS_AT_ONCE // columns
@@ -285,7 +284,7 @@ def _kept(task, config, state, batch):
   They are the residuals of `jax.vjp` but for the parameters; whatever has a
   batch in it is shared among the devices that share that.
   """
-  loss = task.loss(task.functional, train=True)
+  loss = task.loss_fn(train=True)
 
   def backward(params, batch):
     key = jax.random.key(0, impl='rbg')

@@ -1,102 +1,75 @@
-"""What a config must satisfy, and what a run may change when it goes on."""
+"""What may change when a run goes on, and the record that tells."""
 
-import functools
+import json
+import pathlib
 from typing import Any
 
+import jax
 from rnnzoo import errors
-from rnnzoo import fields
 from rnnzoo import filenames
-from rnnzoo.training import optimizers
-from rnnzoo.training import recovery
+from rnnzoo.training import files
+from rnnzoo.training import records
 
 # What may differ between a run and its continuation.
 FREE_FIELDS = (
     'mesh', 'whole_axes', 'log_every', 'eval_every', 'save_every', 'keep',
     'tensorboard', 'data.data_dir', 'data.allow_changed', 'profile_steps',
-    'loss_chunk', 'on_nan', 'nan_limit', 'nan_rate_factor',
+    'loss_chunk', 'stop_at', 'on_nan', 'nan_limit', 'nan_rate_factor',
 )
 # Names of files: two that mean the same file are equal.
 PATH_FIELDS = ('data.path', 'init_from')
 
 
-_COUNT = fields.Field(int, low=1)
-_BOOL = fields.Field(bool)
-_AXIS = fields.Field(int, low=-1)  # See `sharding.make_mesh`, too.
-# Of a config, but for what models, data and optimisers read.
-FIELDS = {
-    # Both NumPy and JAX take these.
-    'seed': fields.Field(int, low=0, high=2**32 - 1),
-    'total_steps': _COUNT,
-    'batch_size': _COUNT,
-    'log_every': _COUNT,
-    'eval_every': _COUNT,
-    'save_every': _COUNT,
-    'keep': _COUNT,
-    'eval_splits': fields.Field(tuple),
-    'accumulate_steps': _COUNT,
-    'steps_per_dispatch': _COUNT,
-    'loss_chunk': fields.Field(int, low=-1),
-    'stateful': _BOOL,
-    'ema_decay': fields.Field(float, low=0, high=1, below_high=True),
-    'init_from': fields.Field(str),
-    'on_nan': fields.Field(str, choices=recovery.POLICIES),
-    'nan_limit': _COUNT,
-    'nan_rate_factor': fields.Field(float, low=0, high=1, above_low=True),
-    'profile_steps': fields.Field(str),
-    'tensorboard': _BOOL,
-    'sample_characters': fields.Field(int, low=0, high=10**7),
-    'must_beat_gzip': _BOOL,
-    'mesh.data': _AXIS,
-    'mesh.fsdp': _AXIS,
-    'mesh.model': _AXIS,
-    'mesh.sequence': _AXIS,
-    'whole_axes': fields.Field(tuple),
-    'smoke': _BOOL,
-}
-
-
-def check(config):
-  """Checks the values that `FIELDS` describes, and those of the optimiser.
+def open_workdir(workdir, config, defaults: dict[str, Any]) -> pathlib.Path:
+  """Makes the workdir, or checks that it belongs to a run of this config.
 
   Args:
-    config: A config that has all of these fields.
+    workdir: The directory.
+    config: The config, a `ConfigDict`; it is written to `config.json`.
+    defaults: The default of every field. The config of an older run may lack
+      some fields.
 
   Raises:
-    UserValueError: If one is wrong, or some make no sense together.
+    UserValueError: If the workdir belongs to another config.
   """
-  for name, field in FIELDS.items():
-    value = functools.reduce(getattr, name.split('.'), config)
-    fields.check(name, value, field)
-  optimizers.check(config.optimizer)
-  if not config.eval_splits:
-    raise errors.UserValueError(
-        'eval_splits must name at least one split, such as validation: the '
-        'first one chooses the best checkpoint.'
-    )
-  for name in ('total_steps', 'log_every', 'eval_every', 'save_every'):
-    if config[name] % config.steps_per_dispatch:
-      raise errors.UserValueError(
-          f'{name} {config[name]} must be a multiple of steps_per_dispatch '
-          f'{config.steps_per_dispatch}.'
-      )
-  profile_window(config.profile_steps)
+  workdir = files.workdir(workdir)
+  path = workdir / 'config.json'
+  new = json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
+  with files.usable(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    old = path.read_bytes() if path.is_file() else None
+    # Without a checkpoint, there is nothing that another config could damage.
+    checkpoints = [p.name for p in workdir.glob('checkpoints/*')]
+    if old is not None and any(name.isdecimal() for name in checkpoints):
+      now = json.loads(new)
+      then = records.read_config(path, now)
+      then = filled_up(then, now, defaults)
+      # Older configs held the fields of all data sets.
+      then['data'] = {
+          name: value for name, value in then['data'].items()
+          if name in now['data']
+      }
+      check_same_config(then, now)
+    if old != (new + '\n').encode() and jax.process_index() == 0:
+      files.write_text(path, new + '\n')
+  return workdir
 
 
-def profile_window(text: str) -> tuple[int, int] | None:
-  """Parses `profile_steps`, such as '10:15': the first and the last step.
+def filled_up(old, new, defaults):
+  """Returns `old` with the default of each field that only `new` has.
 
-  Raises:
-    UserValueError: If it is something else.
+  Args:
+    old: The config of an older run, nested dictionaries.
+    new: The config of now.
+    defaults: The default of every field.
   """
-  if not text:
-    return None
-  first, _, last = text.partition(':')
-  numbers = first.isdecimal() and last.isdecimal()
-  if not (numbers and 0 < int(first) <= int(last)):
-    raise errors.UserValueError(
-        f"profile_steps must be two steps, such as '10:15', got {text!r}."
-    )
-  return int(first), int(last)
+  filled = dict(old)
+  for name in new.keys() & defaults.keys():
+    if isinstance(defaults[name], dict) and not name.endswith('options'):
+      filled[name] = filled_up(old.get(name, {}), new[name], defaults[name])
+    elif name not in old:
+      filled[name] = defaults[name]
+  return filled
 
 
 def check_vocabulary(now, then, where='the checkpoint'):

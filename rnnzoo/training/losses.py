@@ -184,52 +184,47 @@ def chunked_cross_entropy(
   )(*operands)
 
 
-def next_token_loss(functional, *, train: bool, chunk: int = 0):
-  """Builds the loss function of models that map tokens to logits.
+def squared_error(
+    outputs: jax.Array, targets: jax.Array, mask: jax.Array | None = None
+) -> dict[str, jax.Array]:
+  """Squared and absolute errors, each the mean over the numbers of a target.
+
+  >>> import jax.numpy as jnp
+  >>> sums = squared_error(jnp.zeros((3, 2)), jnp.array([[1., 3]] * 3))
+  >>> float(sums['loss'] / sums['weight']), float(sums['mae'])
+  (5.0, 6.0)
 
   Args:
-    functional: The model, as `training.state.Functional`; called as
-      `model(inputs, carry, reset=, train=, key=) -> (carry, logits)`. If
-      `chunk` is not 0, its methods `features` and `output_map` are, see
-      `models.LanguageModel`.
-    train: Whether batch norms use the batch's statistics.
-    chunk: 0 for all logits at once, else see `chunked_cross_entropy`.
+    outputs: `[..., K]`.
+    targets: `[..., K]`.
+    mask: Booleans `[...]`, `False` on targets that do not count. They may hold
+      NaN.
 
   Returns:
-    A function `(params, batch_stats, batch, carry, key) -> (loss, (sums,
-    batch_stats, carry))`, see `training.step`. `carry` `None` starts anew and
-    gives `None`.
+    Scalars, float32 at least: `loss`, the sum of squared errors; `mae`, the sum
+    of absolute errors; `weight`, the number of targets that count.
 
   Raises:
-    UserValueError: If `chunk` is no size.
+    UserValueError: If the shapes differ.
   """
-  if chunk < AUTOMATIC:
+  if outputs.shape != targets.shape:
     raise errors.UserValueError(
-        'loss_chunk must be a number of tokens, 0 for all of them or '
-        f'{AUTOMATIC} for as many as fit, got {chunk}.'
+        f'`targets` must have the shape of the outputs, {outputs.shape}, got '
+        f'{targets.shape}.'
     )
-
-  def loss_fn(params, batch_stats, batch, carry, key):
-    model = functional.merge(params, batch_stats)
-    run = model.features if chunk else model
-    new_carry, outputs = run(
-        batch['inputs'], carry, reset=batch.get('reset'), train=train, key=key
-    )
-    targets, mask = batch['targets'], batch.get('mask')
-    if chunk:
-      last = model.output_map()
-      sums = chunked_cross_entropy(
-          outputs, last.kernel, targets, mask,
-          vocab_axis=last.vocab_axis, bias=last.bias, soft_cap=last.soft_cap,
-          chunk=chunk,
-      )
-    else:
-      sums = cross_entropy(outputs, targets, mask)
-    _, batch_stats = functional.variables(model)
-    carry = None if carry is None else new_carry
-    return sums['loss'], (sums, batch_stats, carry)
-
-  return loss_fn
+  dtype = jnp.promote_types(jnp.float32, outputs.dtype)
+  valid = jnp.ones(targets.shape[:-1], bool) if mask is None else mask
+  # Select before subtracting: a NaN must not reach the gradient.
+  outputs, targets = (
+      jnp.where(valid[..., None], u.astype(dtype), 0)
+      for u in (outputs, targets)
+  )
+  difference = outputs - targets
+  return dict(
+      loss=jnp.square(difference).mean(-1).sum(),
+      mae=jnp.abs(difference).mean(-1).sum(),
+      weight=valid.sum(dtype=dtype),
+  )
 
 
 def _sums(

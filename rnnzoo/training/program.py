@@ -44,8 +44,8 @@ def make_program(task, config, mesh) -> Program:
   """Builds the program of a task.
 
   Args:
-    task: A `training.loop.Task`.
-    config: See `experiments/configs/default.py`.
+    task: See `rnnzoo.tasks.Task`.
+    config: See `training.config.defaults`.
     mesh: The devices, of which none is used yet.
 
   Returns:
@@ -60,14 +60,17 @@ def make_program(task, config, mesh) -> Program:
       config.optimizer, config.total_steps,
       axes=functional.axes, recurrent=functional.recurrent,
   )
+  initial_carry = None
+  if config.stateful:
+    initial_carry = lambda model: model.initialize_carry(config.batch_size)
   make_state = lambda: step_lib.initial_state(
       functional, tx, config.seed,
-      ema=config.ema_decay > 0, carry=task.initial_carry,
+      ema=config.ema_decay > 0, carry=initial_carry,
   )
   abstract = jax.eval_shape(make_state)
   whole = tuple(config.whole_axes)
   sharding.check_parameters(mesh, functional.params, functional.axes, whole)
-  if config.model.dtype == 'bfloat16':
+  if task.model.dtype == 'bfloat16':
     for line in sharding.tile_warnings(
         mesh, functional.params, functional.axes, whole
     ):
@@ -80,7 +83,7 @@ def make_program(task, config, mesh) -> Program:
       abstract, shardings,
   )
   train_step = step_lib.make_train_step(
-      task.loss(functional, train=True), tx,
+      task.loss_fn(train=True), tx,
       seed=config.seed,
       accumulate_steps=config.accumulate_steps,
       ema_decay=config.ema_decay,

@@ -23,8 +23,7 @@ _META = dict(
     config=dict, model=dict, vocabulary=(dict, type(None)), layers=dict,
     history=dict,
 )
-_SUMMARY = ('best_eval_loss', 'test_loss', 'test_bits_per_token', 'best_step',
-            'parameters', 'seconds')
+_SUMMARY = ('best_eval_loss', 'test_loss', 'best_step', 'parameters', 'seconds')
 
 
 def parse(data: bytes) -> Any:
@@ -103,7 +102,8 @@ def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
   try:
     summary = parse(path.read_bytes())
     check_tree(summary, {})
-    for name in _SUMMARY:
+    results = [n for n in summary if n.startswith(('best_', 'test_'))]
+    for name in sorted({*_SUMMARY, *results}):
       # That of a model may be NaN on a split that training never saw.
       finite = not name.startswith('test_')
       if not _is_number(summary.get(name), finite):

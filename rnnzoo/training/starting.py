@@ -17,23 +17,24 @@ from rnnzoo.training import records
 from rnnzoo.training import recovery
 
 
-def start(task, config, program, saver):
-  """Returns the state to go on from, and the history of the run up to it."""
-  if saver.latest_step() is None:
-    return _new(task, config, program), recovery.History()
-  step, state, history = _restore(task, config, program, saver)
+def start(run):
+  """Returns the state to go on from, and the history of the run up to it.
+
+  Args:
+    run: A `loop.Run`.
+  """
+  if run.saver.latest_step() is None:
+    return _new(run), recovery.History()
+  step, state, history = _restore(run)
   logging.info('Going on after step %d.', step)
   return state, history
 
 
-def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
+def roll_back(run, bad: recovery.BadNumbers):
   """Goes back to the last sound checkpoint, or the start, and notes that there.
 
   Args:
-    task: The task.
-    config: The config.
-    program: The program; its learning rate does not matter.
-    saver: Where the checkpoints are.
+    run: A `loop.Run`; the learning rate of its program does not matter.
     bad: What was wrong, and when.
 
   Returns:
@@ -42,12 +43,13 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
   Raises:
     UserError: If the run has gone back there too often.
   """
+  config, saver = run.config, run.saver
   before = saver.latest_step()
   if before is None:
     restored, history = 0, recovery.History()
-    state = _new(task, config, program)
+    state = _new(run)
   else:
-    restored, state, history = _restore(task, config, program, saver)
+    restored, state, history = _restore(run)
   if history.rollbacks_to(restored) >= config.nan_limit:
     raise errors.UserError(
         f'{bad.what}. The run has gone back to step {restored} '
@@ -60,7 +62,7 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
       restored + history.batches_left_out - (bad.step - restored) + 1,
       restored + history.batches_left_out,
   )
-  meta = history.in_meta(task.meta)
+  meta = history.in_meta(run.meta)
   try:
     if before is None:
       saver.save(restored, state, meta)
@@ -72,18 +74,21 @@ def roll_back(task, config, program, saver, bad: recovery.BadNumbers):
   return state, history
 
 
-def _restore(task, config, program, saver):
+def _restore(run):
   """Returns the latest step, its state and the history of the run up to it."""
-  # Checkpoints of old have moments of frozen parameters too: they are left out.
+  config, saver = run.config, run.saver
+  # Old checkpoints have moments of frozen parameters too: leave them out.
   partial = bool(config.optimizer.freeze)
-  step, state, meta = saver.restore(program.abstract_state, partial=partial)
+  step, state, meta = saver.restore(
+      run.program.abstract_state, partial=partial
+  )
   records.check_meta(
       meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
   )
-  checks.check_vocabulary(task.meta['vocabulary'], meta['vocabulary'])
+  checks.check_vocabulary(run.meta['vocabulary'], meta['vocabulary'])
   history = recovery.History.of(meta)
   changed = checks.check_data(
-      task.meta.get('data'), meta.get('data'),
+      run.meta['data'], meta.get('data'),
       '--config.data.allow_changed=True', config.data.get('allow_changed'),
   )
   # A run that is finished never sees the new data.
@@ -97,19 +102,19 @@ def _restore(task, config, program, saver):
   return step, state, history
 
 
-def _new(task, config, program):
+def _new(run):
   """Returns the state before the first step, of `init_from` if there is one."""
-  abstract = program.abstract_state
+  program = run.program
   state = jax.jit(program.make_state, out_shardings=program.shardings)()
-  if config.init_from:
-    found = _take_over(task, config.init_from, abstract)
+  if run.config.init_from:
+    found = _take_over(run, run.config.init_from, program.abstract_state)
     state |= found
     if 'ema' in state:
       state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
   return state
 
 
-def _take_over(task, workdir, abstract):
+def _take_over(run, workdir, abstract):
   """Returns the parameters and batch statistics of another run's best model."""
   directory = pathlib.Path(filenames.absolute(workdir)) / 'checkpoints'
   if not directory.is_dir():
@@ -122,7 +127,7 @@ def _take_over(task, workdir, abstract):
         meta, ('vocabulary', 'config'), f'Checkpoint {step} in {directory}'
     )
     checks.check_vocabulary(
-        task.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
+        run.meta['vocabulary'], meta['vocabulary'], f'init_from={workdir}'
     )
     name = evaluation.parameters_name(meta['config'])
     part = {name: abstract['params'], 'batch_stats': abstract['batch_stats']}

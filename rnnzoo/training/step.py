@@ -10,7 +10,7 @@ from rnnzoo.training import state as state_lib
 
 # loss_fn(params, batch_stats, batch, carry, key) ->
 #   (sum of losses, (sums, batch_stats, carry))
-# where `sums` holds at least `loss` and `weight`; see losses.py.
+# where `sums` holds at least `loss` and `weight`; see `tasks.Task.forward`.
 LossFn = Callable[..., tuple[jax.Array, Any]]
 
 
@@ -67,9 +67,9 @@ def make_train_step(
       gradient is not finite, or there is NaN in what it would carry on.
 
   Returns:
-    A function to be jitted. Its metrics are scalars: `loss` (mean over the
-    positions that count), `accuracy`, `grad_norm`, and with `skip_bad` the bool
-    `skipped`.
+    A function to be jitted. Its metrics are scalars: the mean of each sum of
+    the loss function over the targets that count, `grad_norm`, and with
+    `skip_bad` the bool `skipped`.
   """
   def train_step(state, batch):
     step = state['step'] + 1
@@ -105,17 +105,16 @@ def make_train_step(
       )
     weight = jnp.maximum(sums['weight'], 1)
     grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-    metrics = dict(
-        loss=sums['loss'] / weight, grad_norm=optax.tree.norm(grads)
-    )
+    metrics = {
+        name: total / weight for name, total in sums.items() if name != 'weight'
+    }
+    metrics['grad_norm'] = optax.tree.norm(grads)
     grads = jax.tree.map(
         lambda held, p, g: jnp.zeros_like(p) if held else g,
         frozen, params, grads,
     )
     updates, opt_state = tx.update(grads, state['opt_state'], params)
     params = optax.apply_updates(params, updates)
-    if 'correct' in sums:
-      metrics['accuracy'] = sums['correct'] / weight
     new_state = dict(
         state,
         params=params,

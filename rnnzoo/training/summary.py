@@ -11,13 +11,77 @@ from rnnzoo.training.processes import host
 from rnnzoo.training.processes import multihost
 
 
-def summarize(run, workdir):
-  """Evaluates the best checkpoint on the test split; returns the summary."""
-  task, config = run.task, run.config
+def summarize(run, history):
+  """Evaluates the best checkpoint on the test split; returns the summary.
+
+  Args:
+    run: A `loop.Run` that has done all of its steps.
+    history: Its `recovery.History`.
+  """
+  task, dataset, config = run.task, run.dataset, run.config
+  step, params, batch_stats = _best(run)
+  means = lambda split: run.means(
+      params, batch_stats, split, config.total_steps
+  )
+  rows = metrics_lib.read_metrics(run.workdir)
+  # Results on other data do not compare.
+  rows = [row for row in rows if row['step'] > history.data_since]
+  first, *others = config.eval_splits
+  best = dict(records.numbers(rows, f'eval_{task.best}'))
+  best = run.saver.metrics | best
+  choose = min if task.best_mode == 'min' else max
+
+  def best_of(split, values, name):
+    """The best of all evaluations; measured again if none is recorded."""
+    if multihost.agreed(bool(values)):
+      return choose(values.values())
+    return means(split)[name]
+
+  result = {
+      'best_step': step,
+      # The best one may be of a step whose save failed.
+      f'best_eval_{task.best}': (
+          best[step] if step in best else best_of(first, best, task.best)
+      ),
+  }
+  if task.best != 'loss':
+    losses = dict(records.numbers(rows, 'eval_loss'))
+    known = multihost.agreed(step in losses)
+    result['best_eval_loss'] = losses[step] if known else means(first)['loss']
+  for split in others:
+    name = f'eval_{split}_{task.best}'
+    result[f'best_{name}'] = best_of(
+        split, dict(records.numbers(rows, name)), task.best
+    )
+  test = means('test')
+  test |= task.derived(test, dataset)
+  return {
+      **result,
+      **{f'test_{name}': value for name, value in test.items()},
+      'total_steps': config.total_steps,
+      'parameters': state_lib.count_parameters(task.functional.params),
+      'skipped_steps': history.skipped,
+      'rollbacks': len(history.rollbacks),
+      'seconds': round(
+          busy_seconds(metrics_lib.read_metrics(run.workdir)), 1
+      ),
+      'device': host.device_description(),
+      'jax': jax.__version__,
+      'seed': config.seed,
+      'task': task.name,
+      'model.layer': task.model.layer,
+      'data.name': dataset.name,
+      **({'fixture': True} if dataset.fixture else {}),
+  }
+
+
+def _best(run):
+  """Restores the best checkpoint: its step, parameters and statistics."""
+  config, task = run.config, run.task
   name = evaluation.parameters_name(config)
   params, batch_stats = task.functional.params, task.functional.batch_stats
   everywhere = jax.NamedSharding(run.mesh, jax.P())
-  # As in training: there may be no device with room for all of them.
+  # As in training: one device may have no room for all parameters.
   shardings = sharding.parameter_shardings(
       run.mesh, params, task.functional.axes, tuple(config.whole_axes)
   )
@@ -30,50 +94,7 @@ def summarize(run, workdir):
       ),
   }
   step, best, _ = run.saver.restore(abstract, best=True, partial=True)
-  params = best[name]
-  sums = lambda split: run.sums(
-      params, best['batch_stats'], split, config.total_steps
-  )
-
-  def lowest(split, losses):
-    """Of all evaluations; where their records are lost, of the best step."""
-    if multihost.agreed(bool(losses)):
-      return min(losses.values())
-    return sums(split)['loss']
-
-  test = sums('test')
-  rows = metrics_lib.read_metrics(workdir)
-  # Losses on other data do not compare.
-  rows_since = [r for r in rows if r['step'] > run.history.data_since]
-  losses = run.saver.metrics | dict(records.numbers(rows_since, 'eval_loss'))
-  first, *others = config.eval_splits
-  extra = {
-      f'best_eval_{split}_loss': lowest(
-          split, dict(records.numbers(rows_since, f'eval_{split}_loss'))
-      )
-      for split in others
-  }
-  return {
-      'best_step': step,
-      # The lowest may be of a step whose save failed.
-      'best_eval_loss': (
-          losses[step] if step in losses else lowest(first, losses)
-      ),
-      **extra,
-      'test_loss': test['loss'],
-      'test_bits_per_token': test['loss'] / np.log(2),
-      'test_accuracy': test['accuracy'],
-      'total_steps': config.total_steps,
-      'parameters': state_lib.count_parameters(task.functional.params),
-      'skipped_steps': run.history.skipped,
-      'rollbacks': len(run.history.rollbacks),
-      'seconds': round(busy_seconds(rows), 1),
-      'device': host.device_description(),
-      'jax': jax.__version__,
-      'seed': config.seed,
-      'model.layer': config.model.layer,
-      'data.name': config.data.name,
-  }
+  return step, best[name], best['batch_stats']
 
 
 def busy_seconds(rows):

@@ -2,7 +2,7 @@
 # Trains on all hosts of a Cloud TPU slice:
 #
 #   scripts/launch/tpu_pod.sh my-tpu us-central2-b \
-#       --config=experiments/configs/tiny_shakespeare.py \
+#       --config=experiments/configs/language/tiny_shakespeare.py \
 #       --workdir=/mnt/shared/runs/a
 #
 # `my-tpu` is there already (gcloud compute tpus tpu-vm create ...), and the

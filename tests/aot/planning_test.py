@@ -1,7 +1,5 @@
 """Plans for an H200 and a v5e that are not there."""
 
-import functools
-import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,9 +9,8 @@ import jax.numpy as jnp
 import pytest
 from rnnzoo import models
 from rnnzoo import planning
+from rnnzoo import tasks
 from rnnzoo.planning import targets
-from rnnzoo.training import losses
-from rnnzoo.training import state as state_lib
 from tests.aot import gpu_test
 from tests.aot import tpu_test
 
@@ -36,13 +33,7 @@ def a_plan(target, *, batch_size=32, length=256, mesh=None, **model):
   config.model = default.model(model)
   config.mesh.update(mesh or {})
   config.batch_size = batch_size
-  task = types.SimpleNamespace(
-      functional=state_lib.Functional(
-          lambda rngs: models.LanguageModel(model, rngs=rngs)
-      ),
-      loss=functools.partial(losses.next_token_loss, chunk=config.loss_chunk),
-      initial_carry=None,
-  )
+  task = tasks.LanguageModelling(model, loss_chunk=config.loss_chunk)
   tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
   batch = dict(inputs=tokens, targets=tokens)
   return planning.plan(task, config, target, batch)

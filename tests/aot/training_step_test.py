@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from rnnzoo import models
-from rnnzoo.training import losses
+from rnnzoo import tasks
 from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
-from rnnzoo.training import state as state_lib
 from rnnzoo.training import step as step_lib
 from tests import collectives
 from tests.aot import tpu_test
@@ -24,9 +23,8 @@ B, T, D, LAYERS, TAPS = 8, 1024, 128, 2, 4
 def compiled_step(mesh, T=T, **fields):
   """Compiles a training step of a small language model."""
   config = models.ModelConfig(features=D, vocab_size=256, **fields)
-  functional = state_lib.Functional(
-      lambda rngs: models.LanguageModel(config, rngs=rngs)
-  )
+  task = tasks.LanguageModelling(config)
+  functional = task.functional
   tx = optimizers.make_optimizer(
       default.get_config().optimizer, 10,
       axes=functional.axes, recurrent=functional.recurrent,
@@ -46,7 +44,7 @@ def compiled_step(mesh, T=T, **fields):
     )
     step = jax.jit(
         step_lib.make_train_step(
-            losses.next_token_loss(functional, train=True), tx, seed=0
+            task.loss_fn(train=True), tx, seed=0
         ),
         donate_argnums=0,
         out_shardings=(shardings, None),

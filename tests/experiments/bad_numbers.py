@@ -23,7 +23,7 @@ def main(argv):
     )
     last = process_index == process_count - 1
     bad = {int(number): 'row' for number in _BAD.value if last}
-    return poison.poisoned(task, bad)[0], dataset
+    return poison.poisoned(task, dataset, bad)[:2]
 
   tasks.make_task = make_bad_task
   train.main(argv)

@@ -4,7 +4,7 @@ import json
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import drivers
+from experiments import config_flag
 from experiments import sampling
 from flax import nnx
 from rnnzoo import errors
@@ -30,7 +30,8 @@ class GenerateTest(parameterized.TestCase):
     if command.code:
       raise AssertionError(str(command))
     cls.run_ = restoring.restore_run(
-        cls.workdir, layers=drivers.layers_of(str(commands.ROOT / LAYERS))
+        cls.workdir,
+        layers=config_flag.exports_of(str(commands.ROOT / LAYERS)).layers,
     )
 
   def generate(self, *words, layers=LAYERS):
@@ -106,7 +107,7 @@ class GenerateTest(parameterized.TestCase):
     summary = json.loads((self.workdir / 'summary.json').read_text())
     self.assertIn(
         f'text_file, test, step 4: loss {summary["test_loss"]:.4f} nats, '
-        f'{summary["test_bits_per_token"]:.4f} bits per token, '
+        f'{summary["test_bits_per_token"]:.4f} bits per character, '
         f'accuracy {summary["test_accuracy"]:.4f}\n',
         done.stdout,
     )
@@ -121,9 +122,7 @@ class GenerateTest(parameterized.TestCase):
     self.assertIn('Did you mean "test"?', done.stderr.splitlines()[-1])
 
   def test_sample_file(self):
-    text = sampling.write_sample(
-        self.workdir, LENGTH, 7, drivers.layers_of(str(commands.ROOT / LAYERS))
-    )
+    text = sampling.write_sample(self.run_, self.workdir, LENGTH, 7)
     self.assertLen(text, LENGTH)
     written = (self.workdir / 'sample.txt').read_bytes().decode()
     self.assertEqual(written, text)

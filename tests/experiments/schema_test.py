@@ -2,10 +2,7 @@
 
 import inspect
 import math
-import sys
-from unittest import mock
 
-from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import schema
@@ -15,13 +12,17 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-from ml_collections import config_flags
+from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import models
 from rnnzoo.training import optimizers
-from tests.experiments import commands
 
+ALL_FIELDS = schema.FIELDS | {
+    f'data.{name}': field
+    for definition in data.DATASETS.values()
+    for name, field in definition.all_fields.items()
+}
 NEVER_NUMBERS = (
     None, math.nan, math.inf, -math.inf, True, 'x', '', (), [1], {},
     10**23, -(10**23), 10**5000, 1e300,
@@ -77,14 +78,25 @@ OPTIONS = (
     ('mamba', {'conv_kernel': 10**6}, 'conv_kernel must be at most 1024'),
     ('mamba', {'use_bias': 'no'}, 'use_bias|no option'),
     ('gla', {'norm': 'batch'}, 'norm must be one of layer, rms'),
-    ('lru', {'window': 3}, r"clear them with --config.model.layer_options='\{\}'"),
+    ('lru', {'window': 3}, r"with --config.model.layer_options='\{\}'"),
     ('lru', {'r_min': None}, 'r_min must be a number, got None'),
 )
 
 
+def set_of(field) -> str:
+  """Returns the name of a data set that has a field."""
+  return next(
+      name for name, definition in data.DATASETS.items()
+      if field in definition.all_fields
+  )
+
+
 def changed(name, value) -> ConfigDict:
-  """Returns the default config with one value changed."""
-  values = default.get_config().to_dict()
+  """Returns the config of a set that has this field, with one value changed."""
+  config = default.get_config()
+  if name.startswith('data.'):
+    default.use_data(config, set_of(name.removeprefix('data.')))
+  values = config.to_dict()
   *parts, last = name.split('.')
   place = values
   for part in parts:
@@ -117,12 +129,16 @@ class SchemaTest(parameterized.TestCase):
 
   def test_every_field_is_described_and_has_a_default(self):
     values = schema.flatten(default.get_config().to_dict())
-    self.assertEqual(set(schema.FIELDS), set(values))
+    self.assertEqual(
+        set(schema.FIELDS), {n for n in values if not n.startswith('data.')}
+    )
     schema.check(default.get_config())
+    for name in data.DATASETS:
+      schema.check(default.use_data(default.get_config(), name))
 
-  @parameterized.parameters(*sorted(schema.FIELDS))
+  @parameterized.parameters(*sorted(ALL_FIELDS))
   def test_odd_values(self, name):
-    numeric = schema.FIELDS[name].kind in (int, float)
+    numeric = ALL_FIELDS[name].kind in (int, float)
     for value in NEVER_NUMBERS:
       accepted = is_accepted(name, value)
       if not (value is None and name.startswith('data.')):
@@ -205,23 +221,6 @@ class OptionsTest(parameterized.TestCase):
   def test_options_of_a_layer(self, layer, options, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       build(layer=layer, layer_options=options)
-
-  def test_another_layer_in_a_config_with_options(self):
-    path = commands.ROOT / 'experiments/configs/tiny_shakespeare.py'
-
-    def build_with(*words):
-      values = flags.FlagValues()
-      words = ['', f'--config={path}', '--config.model.layer=lru', *words]
-      with mock.patch.object(sys, 'argv', words):  # Where ml_collections looks.
-        config_flags.DEFINE_config_file('config', flag_values=values)
-        values(words)
-      return build(**values.config.model.to_dict() | dict(vocab_size=8))
-
-    advice = '--config.model.layer_options={}'
-    with self.assertRaises(errors.UserValueError) as caught:
-      build_with()
-    self.assertIn(advice, str(caught.exception).replace("'", ''))
-    self.assertEqual(build_with(advice).config.layer, 'lru')
 
   def test_float64_needs_64_bits(self):
     for name in ('dtype', 'param_dtype'):

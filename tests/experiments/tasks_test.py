@@ -10,14 +10,17 @@ class TasksTest(absltest.TestCase):
   def test_a_run_older_than_some_fields(self):
     config = default.get_config().to_dict()
     for fields, name in (
-        (config, 'loss_chunk'), (config['data'], 'power'),
+        (config, 'loss_chunk'), (config['data'], 'level'),
         (config['model'], 'remat'),
     ):
       del fields[name]
+    config['data']['power'] = 0.01
     config['seed'], config['optimizer']['options'] = 7, {}
     found = tasks.of_run(config)
     self.assertEqual(found.loss_chunk, default.get_config().loss_chunk)
-    self.assertEqual(found.data.power, default.get_config().data.power)
+    self.assertEqual(found.data.level, 'char')
+    # Older configs had the fields of all data sets.
+    self.assertNotIn('power', found.data)
     self.assertEqual(found.model.remat, 'none')
     # What the run had stays, and options are its own.
     self.assertEqual(found.seed, 7)

@@ -67,8 +67,8 @@ class SoakTest(parameterized.TestCase):
     """Not from made-up samples: batches are asked for and something is kept."""
     config = soak.make_config(800, 20, 400)
     config.batch_size = 8  # A row for each device there is.
-    task, _ = tasks.make_task(config)
-    sampler = soak.Sampler(task, config, 20)
+    task, dataset = tasks.make_task(config)
+    sampler = soak.Sampler(task, dataset, config, 20)
     kept = []
     with mock.patch.object(sampler, '_time_bare', return_value=1e-3):
       for step, _ in zip(range(802), sampler.iterator(1)):

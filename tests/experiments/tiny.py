@@ -18,7 +18,7 @@ def get_config():
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=2, features=16, conv_kernel=4, dropout=0.1,
   ))
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.path = 'LICENSE'
   config.data.sequence_length = 32
   config.batch_size = 8

@@ -11,7 +11,6 @@ from experiments import tasks
 from experiments.configs import default
 import numpy as np
 from rnnzoo import restoring
-from rnnzoo.data import settings
 from tests.experiments import commands
 
 
@@ -103,19 +102,25 @@ class TrainTest(parameterized.TestCase):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = pathlib.Path(directory) / 'deep' / 'run'
 
-  @parameterized.parameters('mqar', 'selective_copying', 'tiny_shakespeare')
-  def test_config(self, name):
-    data = settings.data_directory() / name
-    if name == 'tiny_shakespeare' and not data.exists():
-      self.skipTest(f'{name} is not prepared on this machine.')
+  @parameterized.parameters(
+      'images/digits', 'images/smnist', 'language/tiny_shakespeare',
+      'synthetic/adding', 'synthetic/mqar', 'synthetic/selective_copying',
+  )
+  def test_smoke(self, config):
+    """Missing data is made up, which the log and the summary say."""
+    name = config.partition('/')[2]
     done = commands.train(
-        self.workdir, '--config.smoke=True', '--config.data.eval_examples=16',
+        self.workdir, '--config.smoke=True',
         '--config.smoke_overrides.total_steps=2',
-        config=f'--config=experiments/configs/{name}.py',
+        f'--config.data.data_dir={self.workdir.parent / "data"}',
+        config=f'--config=experiments/configs/{config}.py:min_gru',
     ).wait()
     self.assertEqual(done.code, 0, done)
     summary = json.loads((self.workdir / 'summary.json').read_text())
     self.assertEqual(summary['data.name'], name)
+    is_made_up = name in ('smnist', 'tiny_shakespeare')
+    self.assertEqual(summary.get('fixture', False), is_made_up)
+    self.assertEqual('SMOKE RUN ON GENERATED DATA' in done.stderr, is_made_up)
 
   def test_stops_where_numbers_end(self):
     # The rate is sane for one step and then rises beyond all bounds.

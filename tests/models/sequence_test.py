@@ -7,6 +7,7 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 from rnnzoo import models
+from rnnzoo import tasks
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
@@ -48,7 +49,7 @@ def gradients(mesh_sizes, layer, *, absent=False, **fields):
 
   def loss(params, batch_stats, batch):
     if not absent:
-      loss_fn = losses.next_token_loss(functional, train=True)
+      loss_fn = tasks.LanguageModelling(config).loss_fn(train=True)
       return loss_fn(params, batch_stats, batch, None, None)[0]
     model = functional.merge(params, batch_stats)
     _, logits = model(

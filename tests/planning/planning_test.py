@@ -152,17 +152,17 @@ class ShapesTest(absltest.TestCase):
   def test_no_data_where_the_vocabulary_is_known(self):
     config = default.get_config()
     config.model.vocab_size = 300
-    config.data.name = 'nowhere'
-    shapes = plan_lib.batch_shapes(config)
+    config.data.data_dir = '/nowhere'
+    _, shapes = plan_lib.task_and_shapes(config)
     self.assertEqual(set(shapes), {'inputs', 'targets'})
     self.assertEqual(shapes['inputs'].shape, (64, 256))
 
   def test_else_the_data_say(self):
     config = default.get_config()
-    config.data.name = 'selective_copying'
-    shapes = plan_lib.batch_shapes(config)
+    default.use_data(config, 'selective_copying')
+    task, shapes = plan_lib.task_and_shapes(config)
     self.assertContainsSubset({'inputs', 'targets', 'mask'}, shapes)
-    self.assertGreater(config.model.vocab_size, 0)
+    self.assertGreater(task.model.vocab_size, 0)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,16 @@
 """Tests of `rnnzoo.training.loop`, with a small model, on eight devices."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import signal
+import types
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import tasks
+from experiments import watching
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ import rnnzoo
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
 from rnnzoo.training import checks
+from rnnzoo.training import config as config_lib
 from rnnzoo.training import evaluation
 from rnnzoo.training import loop
 from rnnzoo.training import metrics
@@ -72,12 +74,12 @@ class LoopTest(parameterized.TestCase):
   @classmethod
   def train(cls, workdir, stop_at=None, **changes):
     config = make_config(**changes)
-    task, _ = tasks.make_task(config)
+    task, dataset = tasks.make_task(config)
     tasks.open_workdir(workdir, config)
     if stop_at:
-      batches = stopping(task.train_iterator, stop_at)
-      task = dataclasses.replace(task, train_iterator=batches)
-    return loop.train(task, config, workdir)
+      batches = stopping(dataset.train_iterator, stop_at)
+      dataset = watching.replaced(dataset, train_iterator=batches)
+    return loop.train(task, dataset, config, workdir)
 
   def assert_close(self, workdir, rtol=1e-5):
     found = commands.metrics(workdir, 'train_loss')
@@ -220,9 +222,9 @@ class LoopTest(parameterized.TestCase):
     )
     model = rnnzoo.restore(first)
     config = make_config(ema_decay=0.9, total_steps=2)
-    task, _ = tasks.make_task(config)
+    task, dataset = tasks.make_task(config)
     mesh = sharding.make_mesh(config.mesh)
-    found = evaluation.evaluate_model(task, model, 'test', mesh)
+    found = evaluation.evaluate_model(task, dataset, model, 'test', mesh)
     self.assertAlmostEqual(found['loss'], summary['test_loss'], places=5)
     self.train(
         second, init_from=str(first), optimizer__freeze=('embed',),
@@ -263,19 +265,24 @@ class SummaryTest(absltest.TestCase):
     restored = {'params': {}, 'batch_stats': {}}
     run = mock.MagicMock(
         config=config, mesh=sharding.make_mesh(config.mesh),
-        task=mock.MagicMock(functional=functional),
-        history=recovery.History(),
+        task=mock.MagicMock(
+            functional=functional, best='loss', best_mode='min',
+            derived=lambda *_: {},
+        ),
+        dataset=types.SimpleNamespace(name='text_file', fixture=False),
         saver=mock.MagicMock(
             restore=lambda *_, **__: (5, restored, {}),
             metrics={4: -1.0, 5: 0.0},
         ),
-        sums=lambda *_: dict(loss=2.0, accuracy=0.5),
+        means=lambda *_: dict(loss=2.0, accuracy=0.5),
+        workdir=commands.temporary_directory(type(self)),
     )
-    workdir = commands.temporary_directory(type(self))
-    found = summary_lib.summarize(run, workdir)
+    history = recovery.History()
+    found = summary_lib.summarize(run, history)
     self.assertEqual(found['best_eval_loss'], 0)
     del run.saver.metrics[5]  # Its evaluation is lost.
-    self.assertEqual(summary_lib.summarize(run, workdir)['best_eval_loss'], -1)
+    found = summary_lib.summarize(run, history)
+    self.assertEqual(found['best_eval_loss'], -1)
 
 
 class StartingTest(parameterized.TestCase):
@@ -288,13 +295,13 @@ class StartingTest(parameterized.TestCase):
     saver = mock.MagicMock(
         latest_step=lambda: 2, restore=lambda *_, **__: (2, 'state', meta)
     )
-    task = mock.MagicMock(meta=dict(meta, data=dict(version=2)))
+    run = mock.MagicMock(
+        config=config, saver=saver, meta=dict(meta, data=dict(version=2))
+    )
     bad = recovery.BadNumbers('It is bad', 4)
-    for go_on in (
-        starting.start, lambda *args: starting.roll_back(*args, bad)
-    ):
+    for go_on in (starting.start, lambda run: starting.roll_back(run, bad)):
       saver.forget_metrics.reset_mock()
-      state, history = go_on(task, config, mock.MagicMock(), saver)
+      state, history = go_on(run)
       self.assertEqual((state, history.data_since), ('state', 2 * changed))
       # A run that is finished keeps its best checkpoint.
       self.assertEqual(saver.forget_metrics.called, changed)
@@ -316,7 +323,7 @@ class StartingTest(parameterized.TestCase):
     # As they were once saved: moments of frozen parameters, too.
     changes = dict(model__param_dtype='bfloat16', ema_decay=0.9)
     config = make_config(**changes)
-    task, _ = tasks.make_task(config)
+    task, dataset = tasks.make_task(config)
     mesh = sharding.make_mesh(config.mesh)
     old = program_lib.make_program(task, config, mesh)
     state = jax.jit(old.make_state, out_shardings=old.shardings)()
@@ -334,8 +341,11 @@ class StartingTest(parameterized.TestCase):
     program = program_lib.make_program(task, config, mesh)
     workdir = commands.temporary_directory(type(self))
     with checkpoint.Checkpointer(workdir / 'checkpoints') as saver:
-      saver.save(2, state, task.meta)
-      found, _ = starting.start(task, config, program, saver)
+      meta = loop.make_meta(task, dataset, config)
+      saver.save(2, state, meta)
+      found, _ = starting.start(types.SimpleNamespace(
+          config=config, program=program, saver=saver, meta=meta
+      ))
     self.assertEqual(
         jax.tree.map(lambda u: (u.shape, u.dtype.name, u.sharding), found),
         jax.tree.map(
@@ -409,11 +419,11 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters('3', '3:', ':3', '0:3', '4:3', 'a:b', '1:2:3')
   def test_bad_profile_window(self, text):
     with self.assertRaisesRegex(errors.UserValueError, 'profile_steps'):
-      checks.profile_window(text)
+      config_lib.profile_window(text)
 
   def test_profile_window(self):
-    self.assertIsNone(checks.profile_window(''))
-    self.assertEqual(checks.profile_window('3:12'), (3, 12))
+    self.assertIsNone(config_lib.profile_window(''))
+    self.assertEqual(config_lib.profile_window('3:12'), (3, 12))
 
   def test_vocabulary(self):
     then = dict(level='char', symbols='abc')

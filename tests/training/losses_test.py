@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from rnnzoo import errors
 from rnnzoo import models
+from rnnzoo import tasks
 from rnnzoo.training import checks
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
-from rnnzoo.training import state as state_lib
 from tests import collectives
 
 B, T, D, V = 8, 24, 16, 48
@@ -301,9 +301,8 @@ class NextTokenLossTest(LossTestCase):
     config = models.ModelConfig.tiny().replace(
         num_layers=1, mlp='none', **options
     )
-    functional = state_lib.Functional(
-        lambda rngs: models.LanguageModel(config, rngs=rngs)
-    )
+    task = tasks.LanguageModelling(config)
+    functional = task.functional
     params, stats = functional.initialize(0)
     rng = np.random.default_rng(0)
     tokens = lambda: jnp.asarray(rng.integers(0, 16, (2, 9)), jnp.int32)
@@ -311,7 +310,9 @@ class NextTokenLossTest(LossTestCase):
     carry = functional.merge(params, stats).initialize_carry(2)
     both = lambda *operands: [
         jax.value_and_grad(
-            losses.next_token_loss(functional, train=True, chunk=chunk),
+            tasks.LanguageModelling(config, loss_chunk=chunk).loss_fn(
+                train=True
+            ),
             has_aux=True,
         )(*operands, None)
         for chunk in (5, 0)
@@ -322,7 +323,7 @@ class NextTokenLossTest(LossTestCase):
 
   def test_no_size(self):
     with self.assertRaisesRegex(errors.UserValueError, 'loss_chunk .* got -2'):
-      losses.next_token_loss(None, train=True, chunk=-2)
+      tasks.LanguageModelling(loss_chunk=-2)
 
   def test_a_run_may_go_on_with_another(self):
     checks.check_same_config(dict(loss_chunk=0), dict(loss_chunk=256))

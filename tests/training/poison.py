@@ -1,9 +1,9 @@
 """Training tasks with batches whose loss or gradient is not finite."""
 
-import dataclasses
 import os
 import signal
 
+from experiments import watching
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +12,26 @@ import numpy as np
 KINDS = ('loss', 'gradient', 'row', 'carry')
 
 
-def poisoned(task, bad, stop_at=None, kill_at=None, stop_evaluating=None):
-  """The same task, with batches that are bad by number.
+def poisoned(
+    task, dataset, bad, stop_at=None, kill_at=None, stop_evaluating=None
+):
+  """The same task and data, with batches that are bad by number.
 
   Args:
     task: The task.
+    dataset: The data.
     bad: Maps numbers of batches to what is not finite there, of `KINDS`.
     stop_at: Ctrl-C comes together with the batch of this number.
     kill_at: Everything ends with the batch of this number.
     stop_evaluating: Ctrl-C comes in this evaluation, from 1.
 
   Returns:
-    `(task, seen)`; `seen` lists the batches that are asked for.
+    `(task, dataset, seen)`; `seen` lists the batches that were asked for.
   """
   seen = []
 
   def train_iterator(start):
-    for number, batch in enumerate(task.train_iterator(start), start):
+    for number, batch in enumerate(dataset.train_iterator(start), start):
       if number == kill_at:
         raise KeyboardInterrupt
       seen.append(number)
@@ -42,8 +45,8 @@ def poisoned(task, bad, stop_at=None, kill_at=None, stop_evaluating=None):
       poison['gradient'] = np.isnan(poison['gradient']).astype(np.float32)
       yield batch | {f'poison_{kind}': rows for kind, rows in poison.items()}
 
-  def loss(functional, *, train):
-    plain = task.loss(functional, train=train)
+  def loss(*, train):
+    plain = task.loss_fn(train=train)
 
     def loss_fn(params, batch_stats, batch, carry, key):
       total, (sums, batch_stats, carry) = plain(
@@ -73,12 +76,12 @@ def poisoned(task, bad, stop_at=None, kill_at=None, stop_evaluating=None):
 
   def eval_batches(split):
     evaluations.append(split)
-    for batch in task.eval_batches(split):
+    for batch in dataset.eval_batches(split):
       if len(evaluations) == stop_evaluating:
         os.kill(os.getpid(), signal.SIGINT)
       yield batch
 
-  new = dataclasses.replace(
-      task, train_iterator=train_iterator, loss=loss, eval_batches=eval_batches
+  new_dataset = watching.replaced(
+      dataset, train_iterator=train_iterator, eval_batches=eval_batches
   )
-  return new, seen
+  return watching.replaced(task, loss_fn=loss), new_dataset, seen

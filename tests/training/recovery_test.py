@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
-from rnnzoo.training import checks
+from rnnzoo.training import config as config_lib
 from rnnzoo.training import loop
 from rnnzoo.training import recovery
 from rnnzoo.training.processes import signals
@@ -36,12 +36,12 @@ class RecoveryTestCase(parameterized.TestCase):
     """Trains for six steps, saving every second; `seen` lists the batches."""
     workdir = self.directory / name
     config = loop_test.make_config(**dict(model__num_layers=1) | changes)
-    task, _ = tasks.make_task(config)
+    task, dataset = tasks.make_task(config)
     tasks.open_workdir(workdir, config)
-    task, self.seen = poison.poisoned(
-        task, bad or {}, stop_at, kill_at, stop_evaluating
+    task, dataset, self.seen = poison.poisoned(
+        task, dataset, bad or {}, stop_at, kill_at, stop_evaluating
     )
-    return loop.train(task, config, workdir)
+    return loop.train(task, dataset, config, workdir)
 
   def losses(self, name):
     return commands.metrics(self.directory / name, 'train_loss')
@@ -94,7 +94,7 @@ class HistoryTest(parameterized.TestCase):
   def test_bad_values(self, name, value, message):
     config = loop_test.make_config(**{name: value})
     with self.assertRaisesRegex(errors.UserValueError, message):
-      checks.check(config)
+      config_lib.check(config)
 
   def test_soundness(self):
     state = dict(

@@ -118,7 +118,7 @@ class MeterTest(parameterized.TestCase):
     config = tiny.get_config()
     config.data.path = str(commands.ROOT / 'LICENSE')
     config.steps_per_dispatch = steps
-    task, _ = tasks.make_task(config)
+    task, dataset = tasks.make_task(config)
     functional = task.functional
     state = dict(params=functional.params, batch_stats=functional.batch_stats)
     one = jax.ShapeDtypeStruct((8, 32), jnp.int32)
@@ -127,7 +127,7 @@ class MeterTest(parameterized.TestCase):
     with mock.patch.object(
         hardware, 'find', return_value=hardware.HARDWARE['v5e']
     ):
-      meter = throughput.make_meter(task, config, state)
+      meter = throughput.make_meter(task, dataset, config, state)
     batch = dict.fromkeys(('inputs', 'targets'), jnp.zeros(shape, jnp.int32))
     meter.dispatch(batch)
     self.assertEqual(meter._flops, steps * needed)

@@ -56,13 +56,13 @@ def of_training_step(task, state, batch, *, platform=None) -> int:
   does, `count` its own jaxpr.
 
   Args:
-    task: A `training.loop.Task`.
+    task: See `rnnzoo.tasks.Task`.
     state: The training state, or its shapes.
     batch: The global batch of one step, or its shapes.
     platform: See `count`.
   """
   key = jax.eval_shape(lambda: jax.random.key(0, impl='rbg'))
-  loss = jax.make_jaxpr(task.loss(task.functional, train=True))(
+  loss = jax.make_jaxpr(task.loss_fn(train=True))(
       state['params'], state['batch_stats'], batch, state.get('carry'), key
   )
   return 3 * count(loss, platform=platform).total()

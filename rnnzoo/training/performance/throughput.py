@@ -152,12 +152,13 @@ def describe(values: dict[str, float]) -> str:
   return ', '.join(parts)
 
 
-def make_meter(task, config, state) -> Meter:
+def make_meter(task, dataset, config, state) -> Meter:
   """Returns the meter of a run.
 
   Args:
-    task: A `training.loop.Task`.
-    config: See `experiments/configs/default.py`.
+    task: See `rnnzoo.tasks.Task`.
+    dataset: The data set.
+    config: See `training.config.defaults`.
     state: The training state, or its shapes.
   """
   device = jax.devices()[0]
@@ -174,8 +175,8 @@ def make_meter(task, config, state) -> Meter:
     return count * flops.of_training_step(task, shapes, one, platform=platform)
 
   return Meter(
-      tokens_per_step=config.batch_size * config.data.sequence_length,
+      tokens_per_step=config.batch_size * dataset.sequence_length,
       steps_at_once=count,
-      peak=found and found.peak(config.model.dtype),
+      peak=found and found.peak(task.model.dtype),
       flops_of=flops_of,
   )

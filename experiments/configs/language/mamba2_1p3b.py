@@ -1,6 +1,7 @@
 """Mamba-2 of 1.3 billion parameters on 256 chips: see first what it needs.
 
-  python -m experiments.train --config=experiments/configs/mamba2_1p3b.py \
+  python -m experiments.train \
+      --config=experiments/configs/language/mamba2_1p3b.py \
       --plan=v5e:16x16
 
 The published model (arXiv 2405.21060) with its vocabulary of 50,288, and a
@@ -10,7 +11,7 @@ bytes, and then has their vocabulary.
 """
 
 from experiments.configs import default
-from experiments.configs import griffin_1p3b
+from experiments.configs.language import griffin_1p3b
 from rnnzoo import models
 
 

@@ -1,7 +1,7 @@
 """minGRU on Tiny Shakespeare, in the published setting as far as it is known.
 
   python -m experiments.train \
-      --config=experiments/configs/tiny_shakespeare.py
+      --config=experiments/configs/language/tiny_shakespeare.py
       --workdir=runs/shakespeare
 
 Known of the paper (arXiv 2410.01201): 3 layers, width 384, expansion 2, AdamW
@@ -29,7 +29,7 @@ def get_config():
   config.model = default.model(
       models.PRESETS['min_gru_shakespeare'].replace(conv_kernel=4)
   )
-  config.data.name = 'tiny_shakespeare'
+  default.use_data(config, 'tiny_shakespeare')
   config.data.sequence_length = 256
   config.eval_splits = ('validation', 'nanogpt_validation')
   config.total_steps = 700

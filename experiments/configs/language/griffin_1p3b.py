@@ -1,6 +1,7 @@
 """Griffin of 1.3 billion parameters on 256 chips: see first what it needs.
 
-  python -m experiments.train --config=experiments/configs/griffin_1p3b.py \
+  python -m experiments.train \
+      --config=experiments/configs/language/griffin_1p3b.py \
       --plan=v5e:16x16
 
 The model of table 2 of the paper (arXiv 2402.19427) with a vocabulary of
@@ -20,7 +21,7 @@ def get_config():
       vocab_size=32_768, dtype='bfloat16', remat='full'
   ))
   config.mesh = dict(data=-1, fsdp=16, model=1, sequence=1)
-  config.data.name = 'text_file'
+  default.use_data(config, 'text_file')
   config.data.level = 'byte'
   config.data.sequence_length = 2048
   config.batch_size = 512

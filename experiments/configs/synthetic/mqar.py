@@ -1,6 +1,6 @@
 """Associative recall (MQAR): four pairs of a key and a value, four queries.
 
-  python -m experiments.train --config=experiments/configs/mqar.py \
+  python -m experiments.train --config=experiments/configs/synthetic/mqar.py \
       --workdir=runs/mqar --config.model.layer=mamba2
 
 The smallest setting of "Zoology" (https://arxiv.org/abs/2312.04927): sequences
@@ -22,7 +22,7 @@ def get_config():
       layer='attention', num_layers=2, features=64, conv_kernel=3, mlp='none',
       layer_options=dict(attention=dict(window=64)),
   ))
-  config.data.name = 'mqar'
+  default.use_data(config, 'mqar')
   config.data.sequence_length = 64
   config.data.num_pairs = 4
   config.data.vocab_size = 8192

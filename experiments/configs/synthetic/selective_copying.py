@@ -1,7 +1,8 @@
 """Selective copying: remember M tokens scattered over L, then repeat them.
 
   python -m experiments.train \
-      --config=experiments/configs/selective_copying.py --workdir=runs/copying
+      --config=experiments/configs/synthetic/selective_copying.py \
+      --workdir=runs/copying
 
 The task of the Mamba and minRNN papers, at L = 256 and M = 8 (theirs: 4096 and
 16, `--config.data.sequence_length=4096 --config.data.num_tokens=16`; 400,000
@@ -21,7 +22,7 @@ def get_config():
   """Returns the config."""
   config = default.get_config()
   config.model = default.model(models.PRESETS['min_gru_selective_copying'])
-  config.data.name = 'selective_copying'
+  default.use_data(config, 'selective_copying')
   config.data.sequence_length = 256
   config.data.num_tokens = 8
   config.data.eval_examples = 1024

@@ -1,0 +1,41 @@
+"""Sequential MNIST: 784 pixels, read one by one.
+
+  scripts/prepare_datasets.py smnist --manual_dir=DIRECTORY
+  python -m experiments.train \
+      --config=experiments/configs/images/smnist.py:min_gru \
+      --workdir=runs/smnist
+
+DIRECTORY holds the four files of MNIST. 55,000 images train, 5,000 choose the
+checkpoint, and the usual 10,000 test. `--config.data.permutation=...` names a
+fixed permutation of the pixels (psMNIST).
+"""
+
+from experiments.configs import default
+from rnnzoo import models
+
+# Options of the layers.
+OPTIONS = dict(
+    lru=dict(r_min=0.9, r_max=0.999),
+    min_gru=dict(expansion_factor=1.5),
+)
+
+
+def get_config(layer: str = 'min_gru'):
+  """Returns the config: two layers of width 64."""
+  config = default.get_config()
+  config.model = default.model(models.ModelConfig(
+      layer=layer, num_layers=2, features=64, norm='layer', mlp='geglu',
+      mlp_factor=1, pooling='mean', layer_options=OPTIONS.get(layer, {}),
+  ))
+  default.use_data(config, 'smnist')
+  config.total_steps = 2000
+  config.batch_size = 50
+  config.log_every = 50
+  config.eval_every = 250
+  config.save_every = 250
+  config.keep = 1
+  config.optimizer.learning_rate = 3e-3
+  config.optimizer.end_learning_rate = 1e-5
+  config.optimizer.warmup_steps = 200
+  config.optimizer.weight_decay = 0.05
+  return config

@@ -1,0 +1,22 @@
+"""Kinds of task: which model is trained, its loss, and what its numbers mean.
+
+>>> from rnnzoo import models, tasks
+>>> task = tasks.Classification(models.ModelConfig(layer='lru', num_layers=2))
+>>> task.best, task.best_mode
+('accuracy', 'max')
+
+A data set names its kind (`Dataset.task`, a key of `TASKS`). A new kind is one
+file with a subclass of `Task` and one line here.
+"""
+
+from rnnzoo.tasks.base import Task
+from rnnzoo.tasks.classification import Classification
+from rnnzoo.tasks.language import LanguageModelling
+from rnnzoo.tasks.registry import TASKS
+from rnnzoo.tasks.registry import find
+from rnnzoo.tasks.regression import Regression
+
+__all__ = [
+    'Classification', 'LanguageModelling', 'Regression', 'TASKS', 'Task',
+    'find',
+]

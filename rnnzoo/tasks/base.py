@@ -1,0 +1,255 @@
+"""What every kind of task provides. The training loop knows nothing else."""
+
+import abc
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import hashlib
+import inspect
+from typing import Any, ClassVar
+
+from absl import logging
+from flax import nnx
+import jax
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import layers as layers_lib
+from rnnzoo import models
+from rnnzoo.training import state as state_lib
+
+Layers = Mapping[str, Callable[..., Any]]
+Sums = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC):
+  """A kind of task together with the model that it trains.
+
+  A subclass sets the class attributes and five methods: `sizes`, `build`,
+  `forward`, `predict` and `sentence`.
+
+  Attributes:
+    model: The configuration of the model. `bind` fills in the sizes that depend
+      on the data.
+    layers: Layers by name, beside those of the zoo.
+  """
+
+  model: models.ModelConfig = dataclasses.field(
+      default_factory=models.ModelConfig
+  )
+  layers: Layers | None = None
+
+  # The key in `TASKS`, which every checkpoint records.
+  name: ClassVar[str]
+  # The metric that chooses the best checkpoint, and its better direction.
+  best: ClassVar[str] = 'loss'
+  best_mode: ClassVar[str] = 'min'
+  # The metrics that should grow; all others should fall.
+  larger_is_better: ClassVar[tuple[str, ...]] = ('accuracy',)
+  # What each metric is measured in, for plots.
+  units: ClassVar[Mapping[str, str]] = {}
+
+  @classmethod
+  def from_config(cls, config, layers: Layers | None = None) -> 'Task':
+    """Returns the task of an experiment's config.
+
+    Args:
+      config: See `experiments/configs/default.py`.
+      layers: Layers by name, beside those of the zoo.
+
+    Raises:
+      UserValueError: If `config.model` is wrong.
+    """
+    return cls(models.ModelConfig.from_dict(config.model.to_dict()), layers)
+
+  @abc.abstractmethod
+  def sizes(self, dataset) -> dict[str, Any]:
+    """Returns the fields of the model's config that the data set decides."""
+
+  @abc.abstractmethod
+  def build(self, rngs: nnx.Rngs) -> nnx.Module:
+    """Returns a new model."""
+
+  @abc.abstractmethod
+  def forward(
+      self, model, batch, carry, *, train: bool, key
+  ) -> tuple[Any, Sums]:
+    """Runs the model on a batch.
+
+    Args:
+      model: What `build` returned, with its parameters.
+      batch: Arrays by name, see `rnnzoo.data.Dataset`.
+      carry: The recurrent state before the batch; `None` for a new one.
+      train: Whether batch norms use and update the batch's statistics.
+      key: For dropout; `None` means none.
+
+    Returns:
+      `(carry, sums)`: the state after the batch, and float32 scalars, each
+      summed over the targets that count: `loss`, further metrics of the kind,
+      and `weight`, the number of these targets. Training minimises `loss`.
+    """
+
+  @abc.abstractmethod
+  def predict(self, model, batch) -> dict[str, jax.Array]:
+    """Returns what the model predicts for a batch, `[B, ...]` by name.
+
+    `prediction` is always there and has the shape of the targets.
+    """
+
+  @abc.abstractmethod
+  def sentence(self, summary: Mapping[str, Any], dataset) -> str:
+    """Reports the result of a run in one sentence.
+
+    Args:
+      summary: What `training.train` returned.
+      dataset: The data set.
+    """
+
+  def bind(self, dataset) -> 'Task':
+    """Returns this task with the sizes that only the data set knows."""
+    return dataclasses.replace(
+        self, model=self.model.replace(**self.sizes(dataset))
+    )
+
+  @property
+  @abc.abstractmethod
+  def outputs(self) -> int:
+    """How many numbers the model gives for each target."""
+
+  @classmethod
+  def batch_shapes(cls, config) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """Returns the shapes of a global batch if the config alone decides them.
+
+    `experiments.train --plan` then needs no data.
+    """
+    del config
+    return None
+
+  @functools.cached_property
+  def functional(self) -> state_lib.Functional:
+    """The model as pure functions of dictionaries."""
+    return state_lib.Functional(self.build)
+
+  def loss_fn(self, *, train: bool):
+    """Returns the loss as `training.step.LossFn`."""
+    functional = self.functional
+
+    def loss_fn(params, batch_stats, batch, carry, key):
+      model = functional.merge(params, batch_stats)
+      new_carry, sums = self.forward(
+          model, batch, carry, train=train, key=key
+      )
+      _, batch_stats = functional.variables(model)
+      carry = None if carry is None else new_carry
+      return sums['loss'], (sums, batch_stats, carry)
+
+    return loss_fn
+
+  def is_as_good(self, metric: str, value: float, wanted: float) -> bool:
+    """Whether a metric has reached a value. Losses and errors should fall."""
+    if metric in self.larger_is_better:
+      return value >= wanted
+    return value <= wanted
+
+  def derived(self, means: Mapping[str, float], dataset) -> dict[str, float]:
+    """Returns more metrics, computed from the means over a whole split."""
+    del means, dataset
+    return {}
+
+  def describe(self, means: Mapping[str, float], dataset) -> str:
+    """Returns the means over a split as a person reads them."""
+    del dataset
+    return ', '.join(f'{name} {value:.4f}' for name, value in means.items())
+
+  def details(
+      self, predictions: Mapping[str, np.ndarray], dataset
+  ) -> list[str]:
+    """Returns lines that say more about the predictions of a whole split.
+
+    Args:
+      predictions: `prediction`, `target` and `length` of the sequences, and
+        what else `predict` gave; object arrays where lengths differ.
+      dataset: The data set.
+    """
+    del predictions, dataset
+    return []
+
+  def check_result(self, summary: Mapping[str, Any], dataset, config) -> None:
+    """Raises `UserError` if a finished run misses what its config demands."""
+    del summary, dataset, config
+
+  def meta(self) -> dict[str, Any]:
+    """Returns what a checkpoint records about the task and its model."""
+    return dict(
+        task=self.name,
+        model=dataclasses.asdict(self.model),
+        layers=describe_layers(self.model.layer_names, self.layers),
+    )
+
+  def warn_of_gathers(self, devices: int) -> None:
+    """Warns of layers that need whole sequences on every device.
+
+    Args:
+      devices: The size of the mesh axis `sequence`.
+    """
+    known = dict(layers_lib.LAYERS, **(self.layers or {}))
+    gather = sorted(
+        name for name in set(self.model.layer_names)
+        if getattr(known.get(name), 'gathers_time', False)
+    )
+    if devices != 1 and gather:
+      logging.warning(
+          'mesh.sequence=%d: %s cannot be computed in segments of time, so '
+          'every device gathers whole sequences for it. Only the other parts '
+          'of the model are shared; mesh.data, mesh.fsdp and mesh.model share '
+          'everything.', devices, ', '.join(gather),
+      )
+
+
+def describe_layers(names, layers: Layers | None) -> dict[str, str | None]:
+  """Returns the layers that a run brings itself, for its checkpoints.
+
+  Args:
+    names: The layers of the model.
+    layers: The run's own layers by name.
+
+  Returns:
+    By name, the SHA-256 of the source, or `None` where Python cannot find it.
+  """
+  own = sorted(set(names) & set(layers or {}))
+  return {name: _source_digest(layers[name]) for name in own}
+
+
+def own_layers(recorded, layers: Layers, workdir) -> Layers:
+  """Returns those of `layers` that a run had; warns if one has changed.
+
+  Args:
+    recorded: What `describe_layers` returned for the run.
+    layers: Layers by name.
+    workdir: The directory of the run, for messages.
+
+  Raises:
+    UserValueError: If one is missing.
+  """
+  for name, digest in recorded.items():
+    if name not in layers:
+      raise errors.UserValueError(
+          f'The run in {workdir} has a layer of its own, {name!r}. Pass '
+          f'layers={{{name!r}: ...}}, or --layers with the config file that '
+          'exports it.'
+      )
+    now = _source_digest(layers[name])
+    if digest and now and digest != now:
+      logging.warning(
+          'The source of layer %r is not what it was when %s was trained.',
+          name, workdir,
+      )
+  return {name: layers[name] for name in recorded}
+
+
+def _source_digest(layer) -> str | None:
+  try:
+    source = inspect.getsource(layer)
+  except (OSError, TypeError):  # Typed in at a prompt, or no function or class.
+    return None
+  return hashlib.sha256(source.encode()).hexdigest()

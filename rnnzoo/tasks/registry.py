@@ -1,0 +1,40 @@
+"""The kinds of task by name."""
+
+from collections.abc import Mapping
+
+from rnnzoo import errors
+from rnnzoo.tasks import base
+from rnnzoo.tasks import classification
+from rnnzoo.tasks import language
+from rnnzoo.tasks import regression
+
+Tasks = Mapping[str, type[base.Task]]
+
+TASKS: dict[str, type[base.Task]] = {
+    'classification': classification.Classification,
+    'language_modelling': language.LanguageModelling,
+    'regression': regression.Regression,
+}
+
+
+def find(name: str, tasks: Tasks | None = None) -> type[base.Task]:
+  """Returns the kind of task of a name.
+
+  >>> find('regression').__name__
+  'Regression'
+
+  Args:
+    name: A key of `TASKS` or of `tasks`.
+    tasks: More kinds by name, such as the `TASKS` of a config file.
+
+  Raises:
+    UserValueError: If there is no such kind.
+  """
+  known = {**TASKS, **(tasks or {})}
+  if name not in known:
+    raise errors.UserValueError(
+        f'There is no kind of task {name!r}; the kinds are '
+        f'{", ".join(known)}.{errors.suggest(str(name), known)} A config file '
+        'may export more as TASKS.'
+    )
+  return known[name]

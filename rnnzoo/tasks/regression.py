@@ -1,0 +1,76 @@
+"""Regression and forecasting: numbers for each sequence, or for every step."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from rnnzoo import models
+from rnnzoo.tasks import base
+from rnnzoo.training import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(base.Task):
+  """Trains `models.SequenceRegressor` with the squared error.
+
+  The batch holds `inputs`, tokens `[B, T]` or vectors `[B, T, D]`, and
+  `targets`, numbers `[B, K]` or `[B, T, K]`. `input_mask` `[B, T]` says which
+  steps exist, `mask` (`[B]` or `[B, T]`) which targets count.
+
+  Forecasting is of this kind: the targets are later values of the series.
+
+  Metrics: `loss` and `mse`, the mean squared error, and `mae`, the mean
+  absolute error, all averaged over the `K` numbers of a target.
+  """
+
+  name: ClassVar[str] = 'regression'
+  units: ClassVar = dict(loss='mean squared error')
+
+  def sizes(self, dataset):
+    sizes = dict(
+        vocab_size=dataset.vocab_size,
+        in_features=dataset.in_features,
+        out_features=dataset.out_features,
+    )
+    if dataset.per_step:
+      sizes['pooling'] = 'none'
+    return sizes
+
+  @property
+  def outputs(self):
+    return self.model.out_features
+
+  def build(self, rngs):
+    return models.SequenceRegressor(self.model, self.layers, rngs=rngs)
+
+  def forward(self, model, batch, carry, *, train, key):
+    carry, outputs = model(
+        batch['inputs'], carry,
+        reset=batch.get('reset'), mask=batch.get('input_mask'),
+        train=train, key=key,
+    )
+    sums = losses.squared_error(outputs, batch['targets'], batch.get('mask'))
+    return carry, dict(sums, mse=sums['loss'])
+
+  def predict(self, model, batch):
+    """Returns the predicted numbers."""
+    _, outputs = model(
+        batch['inputs'],
+        reset=batch.get('reset'), mask=batch.get('input_mask'),
+    )
+    return dict(prediction=outputs.astype(jnp.float32))
+
+  def describe(self, means, dataset):
+    del dataset
+    return (
+        f'mean squared error {means["mse"]:.6g}, mean absolute error '
+        f'{means["mae"]:.6g}'
+    )
+
+  def sentence(self, summary, dataset):
+    del dataset
+    return (
+        f'mean squared error: validation {summary["best_eval_loss"]:.6g}, test '
+        f'{summary["test_mse"]:.6g} (test mean absolute error '
+        f'{summary["test_mae"]:.6g})'
+    )

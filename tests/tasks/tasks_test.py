@@ -1,0 +1,163 @@
+"""Tests of the kinds of task, and of training and restoring each of them."""
+
+import json
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rnnzoo
+from rnnzoo import data
+from rnnzoo import errors
+from rnnzoo import models
+from rnnzoo import restoring
+from rnnzoo import tasks
+from rnnzoo import training
+from rnnzoo.training import evaluation
+from rnnzoo.training import losses
+from rnnzoo.training import sharding
+from tests.experiments import commands
+
+N, T, D = 64, 9, 2
+
+
+def arrays(kind, *, per_step=False, lengths=False):
+  """Returns `x` and `y` that a small model learns in a few steps."""
+  rng = np.random.default_rng(0)
+  size = rng.integers(3, T + 1, N) if lengths else np.full(N, T)
+  x = rng.normal(size=(N, T, D)).astype(np.float32)
+  exists = np.arange(T) < size[:, None]
+  sums = np.cumsum(np.where(exists, x[..., 0], 0), axis=1)
+  y = sums if per_step else sums[:, -1]
+  if kind == 'classification':
+    y = (y > 0).astype(np.int32)
+  else:
+    y = y[..., None].astype(np.float32)
+  x = np.where(exists[..., None], x, np.nan) if lengths else x
+  return dict(x=x, y=y, lengths=size if lengths else None)
+
+
+def small(kind):
+  config = models.ModelConfig(
+      layer='min_gru', num_layers=1, features=8, mlp='none'
+  )
+  return tasks.TASKS[kind](config)
+
+
+class TrainingTest(parameterized.TestCase):
+
+  @parameterized.product(
+      kind=('classification', 'regression'), per_step=(False, True),
+      lengths=(False, True),
+  )
+  def test_arrays_are_trained_and_restored(self, kind, per_step, lengths):
+    workdir = commands.temporary_directory(type(self)) / self.id()
+    given = arrays(kind, per_step=per_step, lengths=lengths)
+    dataset = data.from_arrays(**given, batch_size=16)
+    task = small(kind)
+    settings = dict(
+        total_steps=40, eval_every=20, save_every=20, tensorboard=False,
+        optimizer=dict(learning_rate=2e-2, warmup_steps=2),
+    )
+    summary = training.train(task, dataset, workdir, **settings)
+    losses_seen = list(commands.metrics(workdir, 'train_loss').values())
+    self.assertLess(np.mean(losses_seen[-5:]), 0.95 * losses_seen[0])
+    self.assertEqual(summary['task'], kind)
+    name = 'accuracy' if kind == 'classification' else 'mse'
+    self.assertIn(f'test_{name}', summary)
+    text = task.sentence(summary, dataset)
+    self.assertIn('validation', text)
+    # The same call again trains nothing more.
+    again = training.train(task, dataset, workdir, **settings)
+    self.assertEqual(again, json.loads(json.dumps(summary)))
+
+    run = restoring.restore_run(workdir)
+    self.assertIs(type(run.task), type(task))
+    mesh = sharding.make_mesh(dict(data=-1, fsdp=1, model=1, sequence=1))
+    means = evaluation.evaluate_model(
+        run.task, dataset, run.model, 'test', mesh
+    )
+    for metric, value in means.items():
+      self.assertAlmostEqual(value, summary[f'test_{metric}'], places=5)
+    found = evaluation.predict(run.task, dataset, run.model, 'test', mesh)
+    self.assertLen(found['prediction'], len(found['target']))
+    hit = [np.equal(t, p).mean() for t, p in
+           zip(found['target'], found['prediction'])]
+    if kind == 'classification' and not per_step:
+      self.assertAlmostEqual(np.mean(hit), means['accuracy'], places=5)
+      lines = '\n'.join(run.task.details(found, dataset))
+      self.assertIn('confusion matrix', lines)
+      self.assertEqual('accuracy by length' in lines, lengths)
+    # The restored model reads a sequence of any length.
+    carry, y = rnnzoo.restore(workdir)(jnp.ones((3, 4, D)))
+    self.assertEqual(y.shape[0], 3)
+    del carry
+
+  def test_stop_at(self):
+    workdir = commands.temporary_directory(type(self)) / 'stop'
+    dataset = data.from_arrays(**arrays('classification'), batch_size=16)
+    settings = dict(
+        total_steps=400, eval_every=10, save_every=10, tensorboard=False,
+        stop_at=dict(accuracy=0.6),
+        optimizer=dict(learning_rate=2e-2, warmup_steps=2),
+    )
+    summary = training.train(
+        small('classification'), dataset, workdir, **settings
+    )
+    evals = commands.metrics(workdir, 'eval_accuracy')
+    self.assertLess(max(evals), 400)
+    self.assertGreaterEqual(evals[max(evals)], 0.6)
+    self.assertLess(max(list(evals.values())[:-1], default=0), 0.6)
+    again = training.train(
+        small('classification'), dataset, workdir, **settings
+    )
+    self.assertEqual(again['best_step'], summary['best_step'])
+    self.assertEqual(commands.metrics(workdir, 'eval_accuracy'), evals)
+
+  def test_bad_arguments(self):
+    dataset = data.from_arrays(**arrays('classification'), batch_size=16)
+    for task, settings, message in (
+        (small('regression'), {}, '`task` is regression, but arrays is'),
+        (small('classification'), dict(batch_size=3), 'with batch_size=16'),
+        (small('classification'), dict(total_step=3), 'Did you mean'),
+        (small('classification'), dict(optimizer=dict(rate=3)), 'rate'),
+        (small('classification'), dict(stateful=True), 'contiguous'),
+        (small('classification'), dict(eval_splits=('x',)), "no split 'x'"),
+    ):
+      with self.assertRaisesRegex(errors.UserError, message):
+        training.train(
+            task, dataset,
+            commands.temporary_directory(type(self)) / 'bad', **settings,
+        )
+
+
+class KindsTest(parameterized.TestCase):
+
+  def test_no_such_kind(self):
+    with self.assertRaisesRegex(errors.UserError, 'Did you mean "regression"'):
+      tasks.find('regresion')
+
+  def test_squared_error_of_padding_has_no_gradient(self):
+    outputs = jnp.array([[1.0, 2], [jnp.nan, 3]])
+    targets = jnp.array([[0.0, 0], [1, jnp.nan]])
+    mask = jnp.array([True, False])
+    loss = lambda u: losses.squared_error(u, targets, mask)['loss']
+    value, grad = jax.value_and_grad(loss)(outputs)
+    np.testing.assert_allclose(value, 2.5)
+    np.testing.assert_allclose(grad, [[1, 2], [0, 0]])
+    sums = losses.squared_error(outputs, targets, mask)
+    self.assertEqual(float(sums['weight']), 1)
+    self.assertEqual(float(sums['mae']), 1.5)
+    with self.assertRaisesRegex(errors.UserError, 'shape of the outputs'):
+      losses.squared_error(outputs, targets[:1])
+
+  def test_a_fifth_of_classes_that_are_confused(self):
+    target = np.arange(30) % 25
+    lines = tasks.classification.confusion_lines(target, target[::-1], 25)
+    self.assertLessEqual(len(lines), 21)
+    self.assertIn('predicted as', lines[1])
+
+
+if __name__ == '__main__':
+  absltest.main()
