@@ -122,7 +122,7 @@ _DRAWN = dict(
     ),
     longer=dict(
         marker='s', markersize=3.5, color=plots.COLORS[1],
-        label='longer (parity)',
+        label='on 256 bits (parity only)',
     ),
 )
 
@@ -258,7 +258,8 @@ def draw(record):
   names = sorted({row['layer'] for row in rows})
   done = [task for task in _TASKS if task in {row['task'] for row in rows}]
   figure, panels = plots.subplots(
-      1, len(done), 'Accuracy of one block of each layer on two tasks',
+      1, len(done), 'Right answers of one block of each layer, after training '
+      'on two tasks',
       figsize=(11, 2.5 + 0.2 * len(names)), sharey=True,
   )
   heights = plots.layers_axis(panels[0], dict.fromkeys(names, 0))
@@ -286,7 +287,7 @@ def draw(record):
     panel.axvline(chance, color=plots.GRAY, linestyle=':', label='chance')
     one = of_task[0]
     panel.set(
-        title=f'parity of {one["length"]} bits, as trained, and of '
+        title=f'parity of {one["length"]} bits, trained and tested, and of '
         f'{one["longer_length"]}' if task == 'parity' else
         f'which of {_SYMBOLS} symbols came first, {one["length"]} tokens ago',
         xlabel='right answers, %', xlim=(0, 103),

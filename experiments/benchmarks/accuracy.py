@@ -79,7 +79,7 @@ def draw(record):
   names = list(dict.fromkeys(r['implementation'] for r in record['rows']))
   figure, panels = plots.subplots(
       len(_DTYPES), len(kinds),
-      'Relative error of the last state of linear_scan, against float64',
+      'Error of linear_scan in its last state, compared with float64',
       figsize=(10, 8), sharex=True, sharey=True,
   )
   for row, dtype in zip(panels, _DTYPES):
@@ -98,9 +98,9 @@ def draw(record):
       panel.set_xscale('log', base=2)
       panel.set(yscale='log', title=f'{dtype}, decay {kind}')
   for panel in panels[-1]:
-    panel.set_xlabel('length')
+    panel.set_xlabel('length of the sequence')
   for panel in panels[:, 0]:
-    panel.set_ylabel('error / largest state')
+    panel.set_ylabel('largest error / largest state')
   plots.legend(figure, panels[0, 0])
   return figure
 

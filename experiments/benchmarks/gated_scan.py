@@ -44,6 +44,14 @@ _GATES = {
     'rg_lru': (rg_lru.rg_lru_gate, 3),
 }
 _CEILING = 'u*.5+v'
+# What the legend of the plot says.
+_LABELS = {
+    'gates + linear_scan': 'gates, then linear_scan',
+    'gated_scan': 'gated_scan',
+    'gated_scan, sequential': 'gated_scan, gates inside the loop',
+    'gates + associative_scan': 'gates, then associative_scan',
+    _CEILING: 'u*.5+v: one pass over memory',
+}
 _COLUMNS = {
     'form': '{form}',
     'gate': '{gate}',
@@ -105,13 +113,15 @@ def measure(name, shape, repeats):
 def draw(record):
   """Draws milliseconds of every form, forwards and with the gradients."""
   figure, panels = plots.subplots(
-      1, 2, 'Gates inside the scan and in front of it: time of a call',
+      1, 2, 'Time of a gated scan with the gates inside or before it, float32 '
+      '[batch x time x features]',
       figsize=(11, 3.8), sharex=True, sharey=True,
   )
   for panel, direction in zip(panels[0], ('forward', 'forward+backward')):
     rows = [r for r in record['rows'] if r['direction'] == direction]
     plots.dots(
-        panel, rows, ('gate', 'shape'), title=direction, xlabel='milliseconds'
+        panel, rows, ('gate', 'shape'), _LABELS,
+        title=direction.replace('+', ' and '), xlabel='milliseconds',
     )
   plots.legend(figure, panels[0, 0])
   return figure

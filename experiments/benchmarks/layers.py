@@ -126,7 +126,7 @@ def draw(record):
   keys = {u: row['training_ms'] for (u, n), row in rows.items() if n == at}
   figure, panels = plots.subplots(
       1, len(columns),
-      f'What a layer costs: {record["rows"][0]["batch"]} sequences, '
+      f'Time and memory of each layer: {record["rows"][0]["batch"]} sequences, '
       f'{record["rows"][0]["features"]} features, float32',
       figsize=(11, 2.5 + 0.2 * len(keys)), sharey=True,
   )

@@ -46,7 +46,7 @@ _STYLE = {
     'ytick.labelsize': 'small',
 }
 
-# Layers by what they remember in and how they run. Every layer is in one.
+# Layers by what they remember in and how they run.
 FAMILIES = {
     'state: one vector, or one per channel': (
         'aaren', 'cg_lru', 'conv_s5', 'griffin', 'hgrn', 'lru', 'mamba',
@@ -119,7 +119,9 @@ def layers_axis(panels, keys: Mapping[str, float]) -> dict[str, float]:
   """
   heights, names, headings = {}, [], {}
   at = 0.0
-  for family, members in FAMILIES.items():
+  known = {name for members in FAMILIES.values() for name in members}
+  families = FAMILIES | {'other layers': set(keys) - known}
+  for family, members in families.items():
     present = sorted((n for n in keys if n in members), key=keys.get)
     if not present:
       continue
@@ -136,29 +138,38 @@ def layers_axis(panels, keys: Mapping[str, float]) -> dict[str, float]:
   for family, height in headings.items():
     # In the coordinates of the panel across, in those of the data along.
     panels[0].text(
-        0.005, height, family, fontsize='small', color=GRAY, va='center',
+        0.012, height, family, fontsize='small', color=GRAY, va='center',
         style='italic', transform=panels[0].get_yaxis_transform(),
+        bbox=dict(facecolor='white', edgecolor='none', pad=0.5),
     )
   return heights
 
 
-def dots(panel, rows, case_names: Sequence[str], **options) -> None:
+def dots(
+    panel, rows, case_names: Sequence[str], labels: Mapping[str, str], **options
+) -> None:
   """Draws the milliseconds of every form, a line of dots a case.
 
   Args:
     panel: The axes to draw in.
     rows: With `form`, `ms` and the fields that make up a case.
     case_names: Those fields.
+    labels: What the legend says of each form. A form has the same colour in
+      every plot with the same labels.
     **options: For `panel.set`.
   """
-  case = lambda row: ' '.join(str(row[name]) for name in case_names)
+  case = lambda row: ', '.join(
+      str(row[name]).replace('x', ' x ') if name == 'shape' else str(row[name])
+      for name in case_names
+  )
   cases = list(dict.fromkeys(map(case, rows)))
-  for k, form in enumerate(dict.fromkeys(row['form'] for row in rows)):
+  for k, (form, label) in enumerate(labels.items()):
     ms = {case(row): row['ms'] for row in rows if row['form'] == form}
-    panel.plot(
-        list(ms.values()), [cases.index(c) for c in ms], MARKERS[k],
-        color=COLORS[k], label=form,
-    )
+    if ms:
+      panel.plot(
+          list(ms.values()), [cases.index(c) for c in ms], MARKERS[k],
+          color=COLORS[k], label=label,
+      )
   panel.set(xscale='log', ylim=(len(cases) - 0.5, -0.5), **options)
   panel.set_yticks(range(len(cases)), cases)
   plain_numbers(panel.xaxis)

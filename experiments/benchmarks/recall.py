@@ -233,37 +233,40 @@ def numbers_in_state(functional, state):
 
 
 def draw(record):
-  """Draws accuracy over steps, a line a layer."""
+  """Draws accuracy over steps, a panel a layer, with the others in gray."""
   some = record['rows'][0]
+  # As they arrive.
+  rows = sorted(record['rows'], key=lambda row: row['steps'])
+  columns = min(5, len(rows))
   figure, panels = plots.subplots(
-      1, 1, f'Associative recall (MQAR) of {some["pairs"]} key-value pairs in '
-      f'{some["length"]} tokens',
-      figsize=(8.5, 5),
+      -(-len(rows) // columns), columns,
+      f'How fast each layer learns to recall {some["pairs"]} key-value pairs '
+      f'in {some["length"]} tokens (MQAR)',
+      figsize=(11, 1 + 2.3 * -(-len(rows) // columns)), sharex=True,
+      sharey=True,
   )
-  (panel,) = panels.flat
-  # In the legend as they arrive.
-  for k, row in enumerate(sorted(record['rows'], key=lambda r: r['steps'])):
-    steps, _, accuracies = zip(*row['history'])
-    panel.plot(
-        steps, 100 * np.array(accuracies),
-        plots.MARKERS[k // len(plots.COLORS)],
-        linestyle='-' if row['memory'] == 'matrix' else '--', markersize=3.5,
-        color=plots.COLORS[k % len(plots.COLORS)],
-        label=f'{row["layer"]}: {row["steps"]}',
-    )
-  panel.axhline(100 * _ENOUGH, color=plots.GRAY, linestyle=':')
-  panel.annotate(
-      f'end of training: {100 * _ENOUGH:.0f} %', (1, 100 * _ENOUGH), (4, 0),
-      xycoords=panel.get_yaxis_transform(), textcoords='offset points',
-      va='center', fontsize='small', color=plots.GRAY,
+  for panel, row in zip(panels.flat, rows):
+    for other in rows:
+      steps, _, accuracies = zip(*other['history'])
+      mine = other is row
+      panel.plot(
+          steps, 100 * np.array(accuracies), linewidth=2 if mine else 0.8,
+          color=plots.COLORS[0] if mine else plots.LIGHT, zorder=2 + mine,
+          label=row['layer'] if mine else f'_{other["layer"]}',
+      )
+    panel.axhline(100 * _ENOUGH, color=plots.GRAY, linestyle=':')
+    panel.set_title(f'{row["layer"]}: {row["steps"]} steps', fontsize='small')
+    panel.set(xlim=(0, None), ylim=(0, 103))
+  panels[0, 0].text(
+      0.98, 0.04, f'dotted, end of training: {100 * _ENOUGH:.0f} %', ha='right',
+      fontsize='x-small', color=plots.GRAY, transform=panels[0, 0].transAxes,
   )
-  panel.set(xlabel='step', ylabel='validation accuracy, %')
-  panel.set(xlim=(0, None), ylim=(0, 103))
-  figure.legend(
-      loc='outside right center', frameon=False, fontsize='small',
-      title='layer: training steps;\ndashed: no matrix state',
-      title_fontsize='small',
-  )
+  for panel in panels.flat[len(rows):]:
+    panel.remove()
+  for panel in panels[:, 0]:
+    panel.set_ylabel('validation accuracy, %')
+  for column in panels.T:
+    [panel for panel in column if panel.figure][-1].set_xlabel('step')
   return figure
 
 

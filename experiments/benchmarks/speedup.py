@@ -136,8 +136,8 @@ def draw(record):
   """Draws time, speed-up and memory of a step over length."""
   figure, panels = plots.subplots(
       1, 3,
-      f'A training step of {record["batch"]} sequences, width '
-      f'{record["features"]}: parallel scans against nnx.RNN',
+      f'Cost of a training step of {record["batch"]} sequences, '
+      f'{record["features"]} features: parallel scans and nnx.RNN',
       figsize=(12, 4.4), sharex=True,
   )
   labels = dict(
