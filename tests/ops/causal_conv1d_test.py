@@ -201,7 +201,7 @@ class CausalConv1dTest(parameterized.TestCase):
 class MeshTest(parameterized.TestCase):
 
   @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
-  def test_nothing_but_gradients_of_weights_moves(self, kind):
+  def test_devices_exchange_gradients_of_weights_only(self, kind):
     operands, flags = _operands((8, 9, 6), 4, f32, 'reset mask')
     mesh = jax.make_mesh(
         (2, 2, 2), ('data', 'fsdp', 'model'), axis_types=(kind,) * 3
@@ -225,7 +225,7 @@ class MeshTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('plain', (8,), '', {}),
-      # Most stretches have too few steps to fill a tail.
+      # Most segments have too few steps to fill a tail.
       ('mask_log_steps', (8,), 'reset mask', dict(gather=1, present=0.2)),
       ('short_log_steps', (8,), 'reset', dict(time=16, taps=6, gather=1)),
       ('one_tap', (8,), 'reset mask', dict(taps=1)),
@@ -233,7 +233,7 @@ class MeshTest(parameterized.TestCase):
       ('all_axes', (2, 2, 2), 'reset mask', {}),
       ('explicit', (2, 2, 2), 'reset', dict(kind=AxisType.Explicit)),
   )
-  def test_time_is_split(self, sizes, flags, options):
+  def test_time_split_equals_one_device(self, sizes, flags, options):
     options = dict(dict(
         batch=2, time=32, taps=4, gather=mesh_lib.GATHER_UP_TO, present=0.7,
         kind=AxisType.Auto,

@@ -1,4 +1,4 @@
-"""Weights inside a chunk against sums taken one by one; time in chunks."""
+"""Decays inside a chunk, and recurrences in chunks, match plain loops."""
 
 from absl.testing import parameterized
 import jax
@@ -29,7 +29,7 @@ def totals(state, inputs, visible):
 
 class WeightsTest(parameterized.TestCase):
 
-  def test_sums_between_tokens(self):
+  def test_log_decays_between_tokens(self):
     # Strong decays before a weak one would cost a difference of sums its
     # digits.
     g = -np.random.default_rng(0).uniform(size=16).astype(np.float32)
@@ -38,7 +38,7 @@ class WeightsTest(parameterized.TestCase):
     later = np.tri(16, dtype=bool)
     np.testing.assert_allclose(got[later], sums(g)[later], rtol=1e-6)
 
-  def test_products_with_decays(self):
+  def test_scores_with_decays(self):
     random = np.random.default_rng(1)
     q, k = random.standard_normal((2, 3, 8, 5)).astype(np.float32)
     g = -random.uniform(size=(3, 8, 5)).astype(np.float32) ** 2
@@ -71,7 +71,7 @@ class WeightsTest(parameterized.TestCase):
 class ScanTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4, 8)
-  def test_sequences_in_one_row(self, chunk_size):
+  def test_packed_sequences_match_loop(self, chunk_size):
     random = np.random.default_rng(chunk_size)
     x = random.standard_normal((2, 7, 3, 2))
     state = random.standard_normal((2, 3, 2))
@@ -112,7 +112,7 @@ class ScanTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(d_state).all())
     self.assertTrue(np.isfinite(d_x).all())
 
-  def test_without_a_step_the_state_stays(self):
+  def test_no_tokens_keep_the_state(self):
     state = jnp.ones((2, 3, 4))
     last, y = chunkwise.scan_chunks(
         totals, state, (jnp.zeros((2, 0, 3, 4)),), None, None, 4
@@ -120,7 +120,7 @@ class ScanTest(parameterized.TestCase):
     self.assertEqual(y.shape, (2, 0, 3, 4))
     np.testing.assert_array_equal(last, state)
 
-  def test_chunks_are_powers_of_two(self):
+  def test_chunk_size_must_be_a_power_of_two(self):
     with self.assertRaisesRegex(ValueError, 'chunk_size.*power of two, got 6'):
       chunkwise.scan_chunks(
           totals, jnp.ones((1, 1, 1)), (jnp.ones((1, 5, 1, 1)),), None, None, 6

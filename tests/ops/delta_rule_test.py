@@ -18,7 +18,7 @@ _jit = functools.partial(jax.jit, compiler_options=collectives.QUICKLY)
 
 
 def loop(q, k, v, a, b, g, S, reset, mask):
-  """The general recurrence as it is written, one token after the other."""
+  """The definition of the general recurrence, token by token."""
 
   def step(S, inputs):
     q, k, v, a, b, g, reset, mask = inputs
@@ -40,7 +40,7 @@ def loop(q, k, v, a, b, g, S, reset, mask):
 
 
 def delta_loop(q, k, v, beta, g, S, reset, mask):
-  """The delta rule as a case of it: what is read has decayed."""
+  """The delta rule as a special case: it reads the decayed state."""
   beta = beta[..., None]
   g = jnp.broadcast_to(0. if g is None else g[..., None], k.shape)
   a = -beta * jnp.exp(g) * k
@@ -89,7 +89,7 @@ def operands(name, batch, time, heads=2):
 
 
 def value_and_pullback(run, arguments, flags):
-  """What `run` gives, and what it pulls back from fixed cotangents."""
+  """The results of `run`, and its gradients for fixed cotangents."""
 
   def both(arguments):
     given = [u for u in arguments if u is not None]
@@ -119,7 +119,7 @@ class DeltaRuleTest(parameterized.TestCase):
     tolerance.assert_close(got, want)
 
   @parameterized.parameters('gated', 'dplr')
-  def test_steps_are_the_definition(self, name):
+  def test_steps_match_loop(self, name):
     (q, k, v, *between, g, S), _ = operands(name, 2, 1)
     step = ops.dplr_step if name == 'dplr' else ops.delta_rule_step
     flags = np.zeros((2, 1), bool), np.ones((2, 1), bool)
@@ -136,7 +136,7 @@ class DeltaRuleTest(parameterized.TestCase):
       np.testing.assert_array_equal(S, f32(arguments[-1]))
       self.assertEqual(y.shape, (2, 0, 2, 3))
 
-  def test_repeated_keys_cost_no_digits(self):
+  def test_repeated_keys_keep_precision(self):
     # Powers of the matrix of one chunk of these are as large as 1e12.
     time = 32
     k = jnp.ones((1, time, 1, 1))
@@ -150,7 +150,7 @@ class DeltaRuleTest(parameterized.TestCase):
     tolerance.assert_close(jnp.append(y, S), np.array(want[1:] + want[-1:]))
 
   @parameterized.parameters('gated', 'dplr')
-  def test_nan_before_a_reset_and_in_padding_stays_there(self, name):
+  def test_nan_before_a_reset_or_in_padding_is_contained(self, name):
     run, _ = _FORMS[name]
     arguments, _ = operands(name, 1, 8)
     arguments = jax.tree.map(f32, arguments)
@@ -177,7 +177,7 @@ class DeltaRuleTest(parameterized.TestCase):
       tolerance.assert_close(g[:, 3:], w[:, 3:])
     np.testing.assert_array_equal(d_got[-1], 0)
 
-  def test_nan_stays_in_its_sequence_and_is_seen_there(self):
+  def test_nan_reaches_the_rest_of_its_sequence_only(self):
     arguments, _ = operands('gated', 2, 8)
     q, *rest = jax.tree.map(f32, arguments)
     q[0, 3] = np.nan
@@ -201,7 +201,7 @@ class DeltaRuleTest(parameterized.TestCase):
       got = run(rank_one.unit_lower_inverse, m)
       tolerance.assert_close(got, run(direct, m))
 
-  def test_on_a_mesh_rows_and_heads_stay_where_they_are(self):
+  def test_devices_exchange_no_rows_or_heads(self):
     if len(jax.devices()) < 8:
       self.skipTest('needs 8 devices')
     arguments, flags = operands('gated', 4, 8)
@@ -237,7 +237,7 @@ class DeltaRuleTest(parameterized.TestCase):
       ('dplr', 4, np.zeros((2, 4, 2)), r'`b` must be \[B, T, H, K\] = '),
       ('dplr', 5, np.zeros((2, 4, 2)), r'`log_decay` must be \[B, T, H, K\] '),
   )
-  def test_misuse_is_refused(self, name, index, value, message):
+  def test_bad_input_names_the_argument(self, name, index, value, message):
     arguments, flags = operands(name, 2, 4)
     arguments = list(arguments)
     arguments[index] = value

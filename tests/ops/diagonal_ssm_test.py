@@ -75,7 +75,7 @@ class DiagonalSSMTest(parameterized.TestCase):
       present = flags.get('mask', np.ones((2, 21), bool))
       tolerance.assert_close((got[0], got[1][present]), (last, y[present]))
 
-  def test_both_have_the_same_gradients(self):
+  def test_convolution_and_scan_have_equal_gradients(self):
     operands = _operands(2, 21, 3, 4, True)
     weights = _operands(2, 21, 3, 4, True)[3:]
 
@@ -95,7 +95,7 @@ class DiagonalSSMTest(parameterized.TestCase):
       got, want = map(gradients, (diagonal_ssm.diagonal_convolution, scan))
     tolerance.assert_close(got, jax.tree.map(np.asarray, want))
 
-  def test_memory_does_not_grow_with_states_of_all_steps(self):
+  def test_temporaries_do_not_hold_all_states(self):
     time, features, n = 2048, 8, 16
     a, b, c, x, h = _operands(1, time, features, n, True)
     reset = np.zeros((1, time), bool)

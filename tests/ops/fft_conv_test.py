@@ -61,7 +61,7 @@ class FFTConvTest(parameterized.TestCase):
     tolerance.assert_close(got, want)
     self.assertEqual(got[0].dtype, dtype)
 
-  def test_nothing_wraps_round(self):
+  def test_convolution_is_causal(self):
     # The last weight meets the first input at the last output, and no other.
     time = 6
     x, kernel = np.zeros((1, time, 1), f32), np.zeros((time, 1), f32)
@@ -79,7 +79,7 @@ class FFTConvTest(parameterized.TestCase):
       self.assertEqual(length, 1)
 
   @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
-  def test_on_a_mesh_only_gradients_of_kernels_move(self, kind):
+  def test_devices_exchange_gradients_of_kernels_only(self, kind):
     operands = _operands((8, 9, 6))
     mesh = jax.make_mesh(
         (2, 2, 2), ('data', 'fsdp', 'model'), axis_types=(kind,) * 3

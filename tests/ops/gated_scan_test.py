@@ -88,7 +88,7 @@ def _want(name, inputs, h0, reset, mask, reverse):
 
 
 def _slope(f, at, along):
-  """The derivative of a number, from its values; to ten digits."""
+  """The derivative by finite differences, to ten digits."""
   step = lambda s: f(*(u + s * d for u, d in zip(at, along)))
   near, far = (step(s) - step(-s) for s in (1e-4, 2e-4))
   return (8 * near - far) / 12e-4
@@ -107,7 +107,7 @@ class GatedScanTest(parameterized.TestCase):
           for pin in ('reference', 'associative')
       ),
   )
-  def test_values_and_slopes(self, name, flags, pin):
+  def test_values_and_gradients(self, name, flags, pin):
     inputs, h0, reset, mask = _operands(name, flags)
     reverse = flags == 'm'
     rng = np.random.default_rng(1)
@@ -166,8 +166,8 @@ class GatedScanTest(parameterized.TestCase):
     tolerance.assert_close((last, h), want)
 
   @parameterized.parameters(None, 'sequential', 'reference', 'associative')
-  def test_nan_behind_a_reset_or_a_mask(self, pin):
-    """It reaches no other sequence, neither its values nor its gradients."""
+  def test_nan_before_a_reset_or_under_a_mask_is_contained(self, pin):
+    """It reaches neither values nor gradients of another sequence."""
     (k, v), h0, _, _ = _operands('min_gru', '')
     reset, mask = np.zeros((2, 3, 9), bool)
     reset[:, 4], mask[:] = True, True
@@ -189,13 +189,13 @@ class GatedScanTest(parameterized.TestCase):
       want = run(k, v, h0)
       np.testing.assert_array_equal(want[1][:, 2], 0)  # Masked.
       for bad in (np.nan, np.inf):
-        spoilt = [u.copy() for u in (k, v, h0)]
-        spoilt[0][:, 2], spoilt[1][:, 3], spoilt[2][:] = bad, bad, bad
-        spoilt[0][:, 6], spoilt[1][:, 6] = bad, bad
-        tolerance.assert_close(run(*spoilt), want)
+        with_nan = [u.copy() for u in (k, v, h0)]
+        with_nan[0][:, 2], with_nan[1][:, 3], with_nan[2][:] = bad, bad, bad
+        with_nan[0][:, 6], with_nan[1][:, 6] = bad, bad
+        tolerance.assert_close(run(*with_nan), want)
 
-  def test_equals_the_gates_apart(self):
-    """To the second derivative, and under vmap."""
+  def test_equals_gates_before_the_scan(self):
+    """Up to the second derivative, and under vmap."""
     inputs, h0, reset, mask = _operands('rg_lru', 'r')
 
     def fused(*inputs):
@@ -218,14 +218,14 @@ class GatedScanTest(parameterized.TestCase):
       got = jax.jit(jax.vmap(fused))(*several)
       tolerance.assert_close(got[1], fused(*(2 * u for u in inputs)))
 
-  def test_a_gate_of_your_own(self):
+  def test_user_defined_gate(self):
     gate = lambda start, x: (jnp.exp(-jnp.abs(x)), x)
     x = jnp.asarray(np.random.default_rng(0).standard_normal(_FULL), f32)
     tolerance.assert_close(
         ops.gated_scan(gate, [x]), ops.linear_scan(jnp.exp(-jnp.abs(x)), x)
     )
 
-  def test_nothing_to_scan(self):
+  def test_empty_arrays(self):
     k, h0 = jnp.ones((2, 0, 3)), jnp.ones((2, 3))
     last, h = ops.gated_scan(min_gru.min_gru_gate(), (k, k), h0)
     tolerance.assert_close((last, h), (h0, k))
@@ -236,7 +236,7 @@ class GatedScanTest(parameterized.TestCase):
       ((np.ones((2, 3, 4)), np.ones((1, 3, 4))), r'`inputs\[0\]` must broad'),
       ((np.ones((1, 3, 4), int), np.ones((1, 3, 4))), r'`inputs\[0\]` .*int'),
   )
-  def test_bad_input(self, inputs, message):
+  def test_bad_input_names_the_argument(self, inputs, message):
     with self.assertRaisesRegex(ValueError, message):
       ops.gated_scan(min_gru.min_gru_gate(), inputs)
 
@@ -252,8 +252,8 @@ class GatedScanTest(parameterized.TestCase):
     if jax.default_backend() == 'cpu':  # There gates go first: `a` is kept.
       self.assertBetween(memory(), 0.9, 1.1)
 
-  def test_gradient_over_depth_needs_no_more_memory(self):
-    """What a choice by platform keeps for the way back, it keeps once."""
+  def test_residuals_over_depth_are_stored_once(self):
+    """A choice by platform stores the residuals of the gradient once."""
     depth, shape = 8, (2, 64, 64)
     spec = lambda *shape: jax.ShapeDtypeStruct(shape, f32)
 
@@ -303,7 +303,7 @@ class GatesTest(parameterized.TestCase):
       want /= 1 + np.exp(-20.0)
       np.testing.assert_allclose(x, want, rtol=tolerance_)
 
-  def test_rg_lru_slope_is_bounded(self):
+  def test_rg_lru_gradient_is_bounded(self):
     slope = jax.grad(lambda r: rg_lru.rg_lru_gate(None, r, 0.0, 20.0, 1.0)[1])
     # d sqrt(1 - a^2) / d rate = a^2 / sqrt(1 - a^2) / 2 for sigmoid(0) = 1/2.
     np.testing.assert_allclose(slope(1e-2), np.exp(-1e-2) / 2 / np.sqrt(
@@ -312,12 +312,12 @@ class GatesTest(parameterized.TestCase):
 
 
 class BranchesTest(parameterized.TestCase):
-  """A program holds the kernels of all platforms whose compiler is there."""
+  """A program holds the kernels of all platforms with a compiler here."""
 
   @parameterized.product(
       case=('rg_lru', 'constant', 'one_feature', 'complex'), dtype=(f32, bf16)
   )
-  def test_their_gradients_are_of_one_type(self, case, dtype):
+  def test_gradients_of_all_backends_have_one_type(self, case, dtype):
     shape = _, _, features = 2, 16, 128
     x = jax.random.normal(jax.random.key(0), shape).astype(dtype)
     rate = jnp.linspace(0.1, 0.9, features).reshape(1, 1, features)

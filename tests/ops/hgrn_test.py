@@ -32,7 +32,7 @@ _GATES = dict(
 class HGRNGatesTest(parameterized.TestCase):
 
   @parameterized.product(name=tuple(_GATES), flags=(False, True))
-  def test_values_and_slopes(self, name, flags):
+  def test_values_and_gradients(self, name, flags):
     gate, equations, shapes = _GATES[name]
     random = np.random.default_rng(0)
     inputs = [random.standard_normal(shape) for shape in shapes]
@@ -74,7 +74,7 @@ class HGRNGatesTest(parameterized.TestCase):
     slope = sum((g * d).sum() for g, d in zip(gradients, along))
     np.testing.assert_allclose(slope, (8 * near - far) / 12e-4, rtol=1e-9)
 
-  def test_what_is_kept_and_what_is_let_in_sum_to_one(self):
+  def test_decay_and_input_gate_sum_to_one(self):
     forget = np.linspace(-30, 30, 601, dtype='float32')
     a, x = hgrn.hgrn_gate(None, np.float32(0.1), forget, np.float32(1024))
     np.testing.assert_array_equal(a, 1 - x / 1024)

@@ -96,7 +96,7 @@ def chunked(q, k, v, S, g, bonus, chunk_size=4, **options):
 
 
 def with_gradients(function, arguments, **options):
-  """Values, and gradients of a sum of them in every operand there is."""
+  """Values, and the gradients of their sum in every given operand."""
 
   def loss(arguments):
     S, y = function(*arguments, **options)
@@ -141,7 +141,7 @@ class LinearAttentionTest(parameterized.TestCase):
       tolerance.assert_close(chunked(*arguments), loop(*arguments))
 
   @parameterized.parameters(*_KINDS)
-  def test_decays_may_be_as_strong_as_they_like(self, kind, groups, bonus):
+  def test_very_strong_decays(self, kind, groups, bonus):
     (q, k, v, S, g, u), _ = operands(kind, groups, bonus)
     random = np.random.default_rng(1)
     g = random.choice([0, -1e-7, -1, -30, -1e4, -1e30, -np.inf], g.shape)
@@ -152,7 +152,7 @@ class LinearAttentionTest(parameterized.TestCase):
       self.assertTrue(np.isfinite(gradient).all())
 
   @parameterized.parameters(*_KINDS)
-  def test_nan_before_a_reset_and_in_padding_stays_there(
+  def test_nan_before_a_reset_or_in_padding_is_contained(
       self, kind, groups, bonus
   ):
     arguments, _ = operands(kind, groups, bonus, batch=1)
@@ -182,7 +182,7 @@ class LinearAttentionTest(parameterized.TestCase):
       np.testing.assert_array_equal(d[:, 6:], w[:, 6:])
       np.testing.assert_array_equal(d[:, 8], 0)
 
-  def test_states_have_float32_at_least(self):
+  def test_states_are_float32_at_least(self):
     arguments, _ = operands('head', 2, time=4)
     half = [u if u is None else jnp.bfloat16(u) for u in arguments]
     S, y = chunked(*half)
@@ -194,7 +194,7 @@ class LinearAttentionTest(parameterized.TestCase):
     )
     self.assertEqual((S.dtype, y.dtype), (jnp.float32, jnp.bfloat16))
 
-  def test_what_heads_share_is_never_repeated(self):
+  def test_shared_keys_are_not_repeated_in_memory(self):
     features, heads, chunk = 64, 8, 4
     shared = np.ones((1, 16, 1, features), f32)
     v = np.ones((1, 16, heads, 1), f32)
@@ -243,19 +243,19 @@ class LinearAttentionTest(parameterized.TestCase):
       (4, np.zeros((2, 11), f32), r'`log_decay` must be \(4,\), \(2, 11, 4\)'),
       (5, np.zeros((3, 4), f32), r'`bonus` must be \[H, K\] = \(4, 3\), got'),
   )
-  def test_misuse_is_refused(self, index, value, message):
+  def test_bad_input_names_the_argument(self, index, value, message):
     arguments = list(operands('head', 4)[0])
     arguments[index] = value
     with self.assertRaisesRegex(ValueError, message):
       chunked(*arguments)
 
-  def test_features_of_shared_keys_have_no_decays_of_their_own(self):
+  def test_decays_per_feature_need_keys_per_head(self):
     (q, k, v, S, _, _), _ = operands('none', 2)
     *_, g, _ = operands('feature', 4)[0]
-    with self.assertRaisesRegex(ValueError, '`q` must be of all heads'):
+    with self.assertRaisesRegex(ValueError, '`q` must have all heads'):
       chunked(q, k, v, S, g, None)
 
-  def test_a_program_for_batches_of_any_size(self):
+  def test_export_with_symbolic_batch_size(self):
     (q, k, v, S, g, _), flags = operands('head', 2, batch=3)
     run = jax.jit(lambda *u, **flags: chunked(*u, None, **flags))
     arguments = [u.astype(f32) for u in (q, k, v, S, g)]
@@ -268,13 +268,13 @@ class LinearAttentionTest(parameterized.TestCase):
         program.call(*arguments, **flags), run(*arguments, **flags)
     )
 
-  def test_chunks_are_powers_of_two(self):
+  def test_chunk_size_must_be_a_power_of_two(self):
     with self.assertRaisesRegex(ValueError, '`chunk_size` must be a power of'):
       chunked(*operands('none', 2)[0], chunk_size=6)
 
 
 def _sizes(jaxpr):
-  """Sizes of all that is computed, in loops as well."""
+  """The sizes of all intermediate arrays, in loops as well."""
   for equation in jaxpr.eqns:
     for u in equation.outvars:
       yield u.aval.size

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops
+from rnnzoo.ops.linear_scan import dispatch
 from tests import tolerance
 from tests.ops import oracle
 
-_ALL = ('reference', 'associative', 'sequential')
-_PLAIN = ('reference', 'associative')
+_ALL = dispatch.portable()
+_PLAIN = tuple(filter(dispatch.is_differentiable, _ALL))
 
 
 def _pinned(name):
@@ -84,8 +85,10 @@ _CASES = {
     'double_complex': ((5, 7, 3), (1, 1, 3), (c128, c128, c128), False, True),
     'double_and_single': ((1, 7, 3), (1, 7, 3), (f64, f32, f64), True, True),
 }
-# The two that JAX differentiates need not run them all.
-_RUNS = tuple((case, 'sequential') for case in _CASES)
+# The backends that JAX differentiates need not run them all.
+_RUNS = tuple(
+    (case, name) for case in _CASES for name in _ALL if name not in _PLAIN
+)
 _RUNS += tuple(
     (case, name)
     for case in (
@@ -104,7 +107,7 @@ class OracleTest(parameterized.TestCase):
       a_shape=((2, 5, 3), (1, 1, 3), (1, 5, 1), (3,)),
       reverse=(False, True),
   )
-  def test_gradient_is_the_slope(self, dtypes, a_shape, reverse):
+  def test_gradient_equals_finite_differences(self, dtypes, a_shape, reverse):
     *operands, reset = _operands((2, 5, 3), a_shape, dtypes, reset=True)
     rng = np.random.default_rng(1)
     last, h = oracle.linear_scan(*operands, reset, reverse)
@@ -151,7 +154,7 @@ class LinearScanTest(parameterized.TestCase):
     tolerance.assert_close(got_grads, want_grads, coarsest)
 
   @parameterized.product(name=(None, *_ALL), reverse=(False, True))
-  def test_nothing_to_scan(self, name, reverse):
+  def test_empty_arrays(self, name, reverse):
     scan = lambda a, x, h0: ops.linear_scan(a, x, h0, reverse=reverse)
     for shape in ((2, 0, 3), (0, 4, 3)):
       x = jnp.ones(shape, bf16)
@@ -168,7 +171,7 @@ class LinearScanTest(parameterized.TestCase):
     want = oracle.linear_scan(a, x, np.zeros((2, 3)))
     tolerance.assert_close(jax.jit(ops.linear_scan)(a, x), want)
 
-  def test_takes_what_numpy_takes(self):
+  def test_takes_numpy_arrays_and_scalars(self):
     got = ops.linear_scan(0.5, [[[1.0], [2.0]]], [[4.0]], reset=[[False, True]])
     tolerance.assert_close(got, (np.array([[2.0]]), np.array([[[3.0], [2.0]]])))
 
@@ -193,8 +196,8 @@ class AccuracyTest(parameterized.TestCase):
 class NanTest(parameterized.TestCase):
 
   @parameterized.product(name=_ALL, reverse=(False, True))
-  def test_stays_within_its_sequence(self, name, reverse):
-    """In values, in gradients, and in gradients of gradients."""
+  def test_nan_stays_in_its_sequence(self, name, reverse):
+    """This holds for values, gradients, and gradients of gradients."""
     time, starts = 9, 4  # An early sequence, then a late one.
     a, x, h0, _ = _operands((2, time, 3), (2, time, 3), (f32,) * 3, False)
     flip = (lambda u: u[:, ::-1]) if reverse else (lambda u: u)
@@ -216,7 +219,7 @@ class NanTest(parameterized.TestCase):
       u = a, x, h0
       return loss(*u), grads(*u), jax.grad(norm, (0, 1, 2))(*u)
 
-    def of_late(results):
+    def late_part(results):
       value, *grads = results
       return value, [(da[:, starts:], dx[:, starts:]) for da, dx, _ in grads]
 
@@ -228,21 +231,22 @@ class NanTest(parameterized.TestCase):
 
     early = jax.jit(jax.value_and_grad(early, (0, 1, 2)))
 
-    def of_early(results):
+    def early_part(results):
       value, (da, dx, dh0) = results
       return value, da[:, :starts], dx[:, :starts], dh0
 
     with _pinned(name):
       want_late, want_early = late(a, x, h0), early(a, x, h0)
       for bad in (np.nan, np.inf):
-        spoilt = [u.copy() for u in (a, x, h0)]
-        spoilt[0][:, 2], spoilt[1][:, 1], spoilt[2][:] = bad, bad, bad
-        spoilt[0][:, starts] = bad  # A decay that has nothing to decay.
-        tolerance.assert_close(of_late(late(*spoilt)), of_late(want_late))
-        # And backwards: nothing of the late one reaches the early one.
-        spoilt = [u.copy() for u in (a, x, h0)]
-        spoilt[0][:, starts:], spoilt[1][:, starts + 1] = bad, bad
-        tolerance.assert_close(of_early(early(*spoilt)), of_early(want_early))
+        with_nan = [u.copy() for u in (a, x, h0)]
+        with_nan[0][:, 2], with_nan[1][:, 1], with_nan[2][:] = bad, bad, bad
+        with_nan[0][:, starts] = bad  # This decay meets no state.
+        tolerance.assert_close(late_part(late(*with_nan)), late_part(want_late))
+        # Backwards, too: the late sequence does not affect the early one.
+        with_nan = [u.copy() for u in (a, x, h0)]
+        with_nan[0][:, starts:], with_nan[1][:, starts + 1] = bad, bad
+        got_early = early(*with_nan)
+        tolerance.assert_close(early_part(got_early), early_part(want_early))
 
   @parameterized.product(name=_ALL, reverse=(False, True))
   def test_reset_at_the_first_step_ignores_h0(self, name, reverse):
@@ -263,8 +267,8 @@ class NanTest(parameterized.TestCase):
 class ReproducibleTest(parameterized.TestCase):
 
   @parameterized.parameters(None, 'associative')
-  def test_same_bits_twice_and_alone(self, name):
-    """Whatever else is in the batch, on CPU."""
+  def test_results_are_bitwise_reproducible(self, name):
+    """On CPU, results do not depend on the other rows of the batch."""
     a, x, h0, reset = _operands((5, 37, 16), (5, 37, 16), (f32,) * 3, True)
     run = lambda a, x, h0, reset: _compiled(
         a, x, h0, reset, (jnp.ones_like(h0), jnp.ones_like(x))
@@ -284,7 +288,7 @@ class ReproducibleTest(parameterized.TestCase):
 class DerivativesTest(parameterized.TestCase):
 
   @parameterized.product(name=_ALL, reverse=(False, True))
-  def test_second_order_is_the_slope_of_the_first(self, name, reverse):
+  def test_second_order_gradients(self, name, reverse):
     a_shape = (1, 4, 2) if reverse else (2, 4, 1)
     dtypes = (c128, f64, c128) if reverse else (f64, f64, f64)
     *operands, reset = _operands((2, 4, 2), a_shape, dtypes, True)
@@ -325,7 +329,7 @@ class DerivativesTest(parameterized.TestCase):
     for got in ((first[0], along(first[1], v)), *forward):
       np.testing.assert_allclose(got, (want_slope(*operands), want), rtol=1e-7)
 
-  def test_hessian_where_pinned_equals_reverse_over_reverse_elsewhere(self):
+  def test_hessian_equals_reverse_over_reverse(self):
     a, x, h0, reset = _operands((2, 4, 2), (2, 4, 2), (f32,) * 3, True)
     loss = lambda a: jnp.sum(ops.linear_scan(a, x, h0, reset=reset)[1] ** 3)
     want = jax.jit(jax.jacrev(jax.grad(loss)))(a)
@@ -335,7 +339,7 @@ class DerivativesTest(parameterized.TestCase):
       tolerance.assert_close(got, want)
 
   @parameterized.parameters(None, 'sequential')
-  def test_forward_mode_says_where_it_works(self, name):
+  def test_forward_mode_error_names_the_backends(self, name):
     x = jnp.ones((1, 2, 1))
     with _pinned(name), self.assertRaisesRegex(TypeError, "'associative'"):
       jax.jvp(lambda x: ops.linear_scan(0.5, x), (x,), (x,))
@@ -404,7 +408,7 @@ class DtypeTest(parameterized.TestCase):
       (0.5, bf16, None, f32, bf16),
       (0.5j, f32, None, c64, c64),
   )
-  def test_of_results_and_gradients(self, a, x, h0, want_last, want_h):
+  def test_dtypes_of_results_and_gradients(self, a, x, h0, want_last, want_h):
     with jax.enable_x64(True):
       if not isinstance(a, (float, complex)):
         a = jnp.zeros((1, 3, 1), a)
@@ -441,7 +445,7 @@ class BadInputTest(parameterized.TestCase):
       ('reset_int', {'reset': np.ones((2, 3), int)}, '`reset` must be bool'),
       ('reset_shape', {'reset': np.ones((3, 2), bool)}, '`reset` must.*3, 2'),
   )
-  def test_names_the_argument(self, changed, message):
+  def test_bad_input_names_the_argument(self, changed, message):
     operands = dict(
         a=np.ones((4,), f32), x=np.ones((2, 3, 4), f32), h0=None, reset=None
     )
@@ -452,15 +456,15 @@ class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
       ('pallas_tpu', f64, 'pallas_tpu: input 0 is float64; the TPU kernel'),
       ('pallas_gpu', f64, 'pallas_gpu: input 0 is float64; the kernel takes'),
-      ('pallas_gpu', f32, 'pallas_gpu: D = 3 is no multiple of 8'),
+      ('pallas_gpu', f32, 'pallas_gpu: D = 3 is not a multiple of 8'),
   )
-  def test_pinned_kernel_says_why_not(self, name, dtype, message):
+  def test_pinned_kernel_gives_its_reason(self, name, dtype, message):
     with jax.enable_x64(True), ops.implementation(name):
       x = jnp.ones((2, 4, 3), dtype)
       with self.assertRaisesRegex(NotImplementedError, message):
         ops.linear_scan(x, x)
 
-  def test_unknown_implementation(self):
+  def test_unknown_implementation_is_rejected(self):
     with self.assertRaisesRegex(ValueError, "sequential.*got 'fast'"):
       ops.implementation('fast')
 
@@ -488,11 +492,11 @@ class DispatchTest(parameterized.TestCase):
     compiled = jax.jit(ops.linear_scan).lower(self.spec, self.spec).compile()
     self.assertNotIn('conditional', compiled.as_text())
 
-  def test_pinned_is_that_one_on_every_platform(self):
+  def test_pinned_backend_runs_on_every_platform(self):
     for platform in ('cpu', 'tpu'):
       loops = {
           name: self._lowered(platform, name).count('stablehlo.while')
-          for name in _ALL
+          for name in ('reference', 'associative', 'sequential')
       }
       self.assertEqual(
           loops, dict(reference=1, associative=0, sequential=2)
@@ -521,7 +525,7 @@ class DispatchTest(parameterized.TestCase):
 
 
 class MemoryTest(parameterized.TestCase):
-  """What XLA allocates and copies beside arguments and results, on CPU."""
+  """What XLA:CPU allocates and copies beside arguments and results."""
 
   SHAPE = (4, 512, 128)
 
@@ -540,7 +544,7 @@ class MemoryTest(parameterized.TestCase):
   @parameterized.parameters(
       ((1, 1, 128),), ((4, 1, 128),), ((1, 512, 1),), ((4, 512, 128),)
   )
-  def test_forward_needs_none(self, a_shape):
+  def test_forward_needs_no_temporaries(self, a_shape):
     compiled = jax.jit(ops.linear_scan).lower(*self._specs(a_shape)).compile()
     self.assertLess(self._temporaries(compiled), 0.01)
 

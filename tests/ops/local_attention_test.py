@@ -73,7 +73,7 @@ def step_by_step(q, k, v, cache, reset, mask):
 class LocalAttentionTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (13, 4, 3),  # 5 chunks of 3, in 3 stretches of two; the ring goes round.
+      (13, 4, 3),  # 5 chunks of 3, in 3 blocks of 2; the ring wraps round.
       (5, 8, 2),  # Shorter than the window.
       (6, 1, 4),  # A token sees itself.
       (1, 4, 4),
@@ -82,17 +82,17 @@ class LocalAttentionTest(parameterized.TestCase):
   def test_matches_loop(self, time, window, chunk_size):
     inputs, given = operands(3, time, window), flags(3, time)
     absent = ~given['mask'][..., None, None]
-    spoilt = [np.where(absent, np.nan, u) for u in inputs[:3]]
+    with_nan = [np.where(absent, np.nan, u) for u in inputs[:3]]
     want = loop(*inputs, **given)
     with jax.enable_x64(True):
       for form in (
           functools.partial(ops.local_attention, chunk_size=chunk_size),
           step_by_step,
       ):
-        cache, y = jax.jit(form)(*spoilt, inputs[3], **given)
+        cache, y = jax.jit(form)(*with_nan, inputs[3], **given)
         tolerance.assert_close((tuple(cache), y), want)
 
-  def test_gradients_are_those_of_a_step_by_step_scan(self):
+  def test_gradients_equal_those_of_steps(self):
     inputs, given = operands(3, 13, 4), flags(3, 13)
     random = np.random.default_rng(2)
     weights = random.standard_normal(inputs[0].shape)
@@ -117,7 +117,7 @@ class LocalAttentionTest(parameterized.TestCase):
       self.assertGreater(np.abs(gradient).max(), 1e-3)
 
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
-  def test_matches_the_whole_matrix(self, dtype):
+  def test_matches_jax_attention(self, dtype):
     @jax.jit
     def both(q, k, v):
       cache = ops.empty_attention_cache(2, 6, _GROUPS, _SIZE, dtype)
@@ -131,7 +131,7 @@ class LocalAttentionTest(parameterized.TestCase):
     self.assertEqual(got.dtype, dtype)
     tolerance.assert_close(got, want)
 
-  def test_a_nan_is_seen_by_its_window_and_by_nobody_else(self):
+  def test_a_nan_reaches_its_window_only(self):
     *inputs, cache = operands(1, 12, 3, np.float32)
     at = np.arange(12)
     reset, mask = at[None] == 8, np.ones((1, 12), bool)
@@ -139,8 +139,8 @@ class LocalAttentionTest(parameterized.TestCase):
         steps=jax.jit(step_by_step),
         chunks=jax.jit(functools.partial(ops.local_attention, chunk_size=2)),
     )
-    for which, place, spoilt in (
-        (0, 4, at == 4),  # A query is nobody else's.
+    for which, place, want in (
+        (0, 4, at == 4),  # A query belongs to one token.
         (1, 4, (at >= 4) & (at < 7)),
         (2, 7, at == 7),  # The next token starts a sequence.
     ):
@@ -149,10 +149,10 @@ class LocalAttentionTest(parameterized.TestCase):
       for name, form in forms.items():
         _, y = form(*given, cache, reset=reset, mask=mask)
         np.testing.assert_array_equal(
-            np.isnan(y).any((0, 2, 3)), spoilt, f'{name}, {which}'
+            np.isnan(y).any((0, 2, 3)), want, f'{name}, {which}'
         )
 
-  def test_memory_is_that_of_a_window(self):
+  def test_memory_grows_with_the_window_only(self):
     window, chunk = 64, 32
 
     def temporaries(time):
@@ -184,7 +184,7 @@ class LocalAttentionTest(parameterized.TestCase):
         np.where(mask, got, -1), [[5, -1, 0, 1, -1, 2], [-1, 2, 3, -1, 4, 5]]
     )
 
-  def test_what_does_not_fit_is_refused(self):
+  def test_bad_input_names_the_argument(self):
     q, k, v, cache = operands(2, 3, 4, np.float32)
     for message, args, options in (
         ('`q` must be', (q[:, :, :3], k, v, cache), {}),

@@ -63,7 +63,7 @@ class LogLinearScanTest(parameterized.TestCase):
           atol=10 * tolerance.TOLERANCE[jnp.dtype(dtype).name],
       )
 
-  def test_zeros_are_minus_infinity_and_harmless(self):
+  def test_minus_infinity_is_zero_without_nan_gradients(self):
     log_a = np.zeros((1, 5, 1), np.float32)
     log_x = np.array([-np.inf, -np.inf, 0, -np.inf, 0], np.float32)
     log_x = log_x.reshape(1, 5, 1)
@@ -81,20 +81,20 @@ class LogLinearScanTest(parameterized.TestCase):
     tolerance.assert_close(da[0, :, 0], np.array([0, 0, 0, 2.0, 1]))
     tolerance.assert_close(dx[0, :, 0], np.array([0, 0, 3.0, 0, 1]))
 
-  def test_beyond_the_range_of_floating_point(self):
+  def test_states_beyond_the_floating_point_range(self):
     log_x = np.zeros((1, 9, 1), np.float32)
     _, log_h = jax.jit(ops.log_linear_scan)(np.float32(100.0), log_x)
     tolerance.assert_close(log_h[0, :, 0], 100.0 * np.arange(9))
 
   def test_error_does_not_grow_with_length(self):
-    """As it does in Heinsen's form, where `cumsum` is subtracted again."""
+    """In Heinsen's form, which subtracts a `cumsum`, it grows."""
     log_half = np.log(np.full((1, 1, 1), 0.5, np.float32))
     _, log_h = jax.jit(ops.log_linear_scan)(
         log_half, np.zeros((1, 16384, 1), np.float32)
     )
     np.testing.assert_allclose(log_h[0, 100:], np.log(2), rtol=1e-6)
 
-  def test_nothing_to_scan(self):
+  def test_empty_arrays(self):
     for shape in ((2, 0, 3), (0, 4, 3)):
       log_x = jnp.zeros(shape, jnp.bfloat16)
       last, h = ops.log_linear_scan(0.0, log_x)

@@ -102,20 +102,20 @@ class LTIScanTest(parameterized.TestCase):
     tolerance.assert_close(got, _want(operands, **flags), dtype)
 
   @parameterized.parameters(1, 5, 32, 37)
-  def test_by_fft(self, time):
+  def test_fft_form_matches_loop(self, time):
     with jax.enable_x64(True):
       operands = _operands(2, time, 1, f64)
       got = _jit(lambda *v: _pulled(by_fft, *v))(*operands)
     tolerance.assert_close(got, _want(operands))
 
-  def test_without_a_state_it_is_zero(self):
+  def test_initial_state_defaults_to_zero(self):
     *operands, _ = _operands(2, 20, 1)
     zero = np.zeros((2, 1, 5), f32)
     want = _jit(ops.lti_scan)(*operands, zero)
     for form in (ops.lti_scan, lambda *v: by_fft(*v, None)):
       tolerance.assert_close(_jit(form)(*operands), want, f32)
 
-  def test_nothing_of_an_earlier_sequence_remains(self):
+  def test_reset_forgets_earlier_sequences(self):
     a, b, c, u, m0 = _operands(2, 37, 1)
     reset = np.arange(37) == np.array([[20], [16]])
     m0[:], u[reset.cumsum(1) == 0] = np.nan, np.nan
@@ -125,7 +125,7 @@ class LTIScanTest(parameterized.TestCase):
     for v in (m, y[late], du, dm0):
       self.assertTrue(np.isfinite(v).all())
 
-  def test_a_nan_stays_where_it_is_known(self):
+  def test_nan_reaches_later_steps_only(self):
     a, b, c, u, m0 = _operands(2, 20, 1)
     clean = _jit(ops.lti_scan)(a, b, c, u, m0)[1]
     u[0, 9] = np.nan
@@ -157,7 +157,7 @@ class LTIScanTest(parameterized.TestCase):
     self.assertNotIn('fft', compiled.as_text())
 
   @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
-  def test_on_a_mesh_rows_stay_where_they_are(self, kind):
+  def test_devices_exchange_no_rows(self, kind):
     operands = _operands(8, 20, 1)
     mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(kind,) * 2)
     a, b, c, u, m0 = operands

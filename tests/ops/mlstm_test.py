@@ -13,7 +13,7 @@ _HEADS, _KEYS, _VALUES = 2, 3, 4
 
 
 def loop(q, k, v, i, f, state, reset, mask, *, scale, eps, exponential=False):
-  """The definition, token by token, and nothing of it stabilised."""
+  """The definition, token by token, without a stabiliser."""
   C, n, m = state
   C, n = C * jnp.exp(m)[..., None, None], n * jnp.exp(m)[..., None]
 
@@ -63,7 +63,7 @@ def operands(batch, time, dtype=np.float64):
 
 
 def loss(run, *arguments):
-  """A number that all results have a part in, and they."""
+  """Returns a number that depends on all results, and the results."""
   state, h = run(*arguments)
   value = jnp.sin(h).sum() + sum(jnp.cos(u).sum() for u in state)
   return value, (state, h)
@@ -95,7 +95,7 @@ class MLSTMTest(parameterized.TestCase):
       )(sequences, state)
     tolerance.assert_close(got, want)
 
-  def test_a_step(self):
+  def test_step_matches_loop(self):
     sequences, state, reset, _ = operands(2, 1)
     flags = np.zeros_like(reset), np.ones_like(reset)
     options = dict(scale=_KEYS**-0.5, eps=1e-6, exponential=True)
@@ -116,7 +116,7 @@ class MLSTMTest(parameterized.TestCase):
     tolerance.assert_close(got, state)
 
   @parameterized.parameters('sigmoid', 'exponential')
-  def test_gates_may_be_as_large_as_they_like(self, forget_gate):
+  def test_very_large_gates(self, forget_gate):
     # One feature; exponentials of these are no float32.
     i = np.array([300, -300, 200, -np.inf, 500, -400], np.float32)
     f = np.array([0, 500, -400, 300, -np.inf, -600], np.float32)
@@ -142,7 +142,7 @@ class MLSTMTest(parameterized.TestCase):
     for gradient in gradients:
       self.assertTrue(np.isfinite(gradient).all(), gradient)
 
-  def test_nan_before_a_reset_and_in_padding_stays_there(self):
+  def test_nan_before_a_reset_or_in_padding_is_contained(self):
     sequences, state, _, _ = operands(1, 8, np.float32)
     reset, mask = np.arange(8)[None] == 5, np.arange(8)[None] != 6
     run = lambda u, state: ops.mlstm(
@@ -192,7 +192,7 @@ class MLSTMTest(parameterized.TestCase):
       (3, np.zeros((2, 4), np.float32), '`i` must be .B, T, H.'),
       (5, ops.MLSTMState(*np.zeros((3, 2, 2), np.float32)), '`state.C` must'),
   )
-  def test_misuse_is_refused(self, index, value, message):
+  def test_bad_input_names_the_argument(self, index, value, message):
     sequences, state, _, _ = operands(2, 4, np.float32)
     arguments = [*sequences, state]
     arguments[index] = value

@@ -53,7 +53,7 @@ _jit = functools.partial(
 
 
 def _other_primitives(start, u, v):
-  """Of those that Mosaic GPU lacks, the ones that the kernel replaces."""
+  """A gate of the primitives that the kernel replaces for Mosaic GPU."""
   del start
   a = jnp.sqrt(-jnp.expm1(-jax.nn.softplus(u)))
   return a, v / (1 + u**2) * jax.nn.silu(jax.nn.log_sigmoid(v))
@@ -76,7 +76,7 @@ def _flags(rng, shape, flags):
 
 
 def _cut(flags):
-  """Small blocks, one under way at a time, so that memory is used again."""
+  """Plans small blocks, one copied at a time, so that memory is reused."""
 
   def plan(batch, time, features, read, written):
     del batch, features, read, written
@@ -119,7 +119,7 @@ class PallasGpuTest(parameterized.TestCase):
     self.enter_context(pallas_gpu.interpret(True))
 
   @parameterized.named_parameters((k, *v) for k, v in _CASES.items())
-  def test_linear(self, shape, a_shape, dtypes, reverse, flags):
+  def test_linear_matches_loop(self, shape, a_shape, dtypes, reverse, flags):
     self.enter_context(_cut(flags))
     rng = np.random.default_rng(0)
     a = _normal(rng, a_shape, dtypes[0])
@@ -156,7 +156,7 @@ class PallasGpuTest(parameterized.TestCase):
         _summed(a_shape, da), _summed(a_shape, want[0]), least
     )
 
-  def test_nan_stays_where_it_is(self):
+  def test_nan_stays_in_its_sequence_or_masked_steps(self):
     rng = np.random.default_rng(0)
     a, x, dh = (_normal(rng, (1, 8, 8)) for _ in range(3))
     h0, dlast = np.full((1, 8), np.nan, np.float32), np.ones((1, 8), 'f')
@@ -171,7 +171,7 @@ class PallasGpuTest(parameterized.TestCase):
       np.testing.assert_array_equal(u[:, 6], 0)
 
   @parameterized.named_parameters((k, *v) for k, v in _GATES.items())
-  def test_gates(self, gate, shapes, reverse, flags):
+  def test_gates_match_loop(self, gate, shapes, reverse, flags):
     self.enter_context(_cut(flags))
     rng = np.random.default_rng(0)
     inputs = [_normal(rng, shape) for shape in (*shapes, shapes[-1])]
@@ -260,14 +260,14 @@ class PlanTest(parameterized.TestCase):
     self.assertLessEqual(2 * (memory + 1024 + 8 * plan.stages), 228 * 1024)
     self.assertLessEqual(plan.stages, plan.blocks)
 
-  def test_the_most_inputs_fit(self):
+  def test_shared_memory_fits_twelve_inputs(self):
     read, written = 4 * 14, 4 * 12  # Of a gradient: `h` and `dh` as well.
     plan = pallas_gpu.plan(16, 2048, 2048, read, written)
     memory = plan.rows * pallas_gpu.LANES * (plan.stages * read + 2 * written)
     self.assertLess(memory + 1024, pallas_gpu.SHARED_MEMORY)
     self.assertGreaterEqual(plan.stages, 2)
 
-  def test_refuses(self):
+  def test_unsupported_inputs_have_a_reason(self):
     def refusal(*inputs, gate=gates.linear, h0=f32):
       inputs = [jnp.zeros(shape, dtype) for shape, dtype in inputs]
       h0 = jnp.zeros((2, inputs[-1].shape[2]), h0)
@@ -285,8 +285,8 @@ class PlanTest(parameterized.TestCase):
         'complex64', refusal(full, ((2, 5, 16), c64), gate=rg_lru.rg_lru_gate)
     )
 
-  def test_wins_only_where_measured(self):
-    self.assertFalse(pallas_gpu.wins('a device nobody measured', 16, 64, 64))
+  def test_chosen_only_where_measured(self):
+    self.assertFalse(pallas_gpu.wins('not measured', 16, 64, 64))
     with mock.patch.dict(pallas_gpu.MEASURED, here=1000):
       self.assertTrue(pallas_gpu.wins('here', 10, 10, 10))
       self.assertFalse(pallas_gpu.wins('here', 10, 10, 9))

@@ -152,7 +152,7 @@ def _want(inputs, h0, reset, mask, dlast, dh, reverse):
 class LinearTest(parameterized.TestCase):
 
   @parameterized.named_parameters((k, *v) for k, v in _CASES.items())
-  def test_equals_the_loop(self, shape, a_shape, dtypes, reverse, flags):
+  def test_linear_matches_loop(self, shape, a_shape, dtypes, reverse, flags):
     operands = _operands(shape, a_shape, dtypes, flags)
     want = _want(*operands, reverse)
     h = want[0][1].astype(dtypes[1])
@@ -167,7 +167,7 @@ class LinearTest(parameterized.TestCase):
       tolerance.assert_close((got[2], got[3][0]), (want[2], want[3][0]))
       tolerance.assert_close(got[3][1], want[3][1], rough)
 
-  def test_nan_stays_in_its_sequence_and_in_masked_steps(self):
+  def test_nan_stays_in_its_sequence_or_masked_steps(self):
     shape = (2, 40, 3)
     for reverse in (False, True):
       operands = _operands(shape, shape, (f32, f32), '')
@@ -185,12 +185,13 @@ class LinearTest(parameterized.TestCase):
       got = _interpreted(gates.linear, reverse, 't', *operands, h)
       tolerance.assert_close(got, want[:2])
 
-  def test_in_the_simulated_memory_of_a_tpu(self):
+  def test_no_reads_of_unwritten_memory(self):
     shape, flags = (1, 20, 3), 'rmt'
     operands = _operands(shape, shape, (f32, f32), flags)
     want = _want(*operands, False)
     h = want[0][1].astype(f32)
-    # It fills what nobody wrote with NaN, and sees reads beyond the edges.
+    # The simulator fills unwritten memory with NaN and reports reads beyond the
+    # edges.
     got = _interpreted(
         gates.linear, False, flags, *operands, h, params=pltpu.InterpretParams()
     )
@@ -219,7 +220,7 @@ class LinearTest(parameterized.TestCase):
 class GatedTest(parameterized.TestCase):
 
   @parameterized.named_parameters((k, *v) for k, v in _GATES.items())
-  def test_equals_gates_outside(self, gate, shapes, reverse, flags):
+  def test_equals_gates_before_the_scan(self, gate, shapes, reverse, flags):
     rng = np.random.default_rng(0)
     shape = (2, 20, 3)
     inputs = tuple(_normal(rng, s) for s in (*shapes, shape))
@@ -255,7 +256,7 @@ class SupportsTest(parameterized.TestCase):
         inputs, None, None, None, gate=gate, decay_after=False
     )
 
-  def test_what_it_takes(self):
+  def test_supported_inputs(self):
     for dtypes in ((f32, f32), (f32, bf16), (f32, c64), (c64, c64)):
       self.assertIsNone(self._why_not(*dtypes))
     self.assertIsNone(self._why_not(f32, f32, gate=min_gru.min_gru_gate()))
@@ -266,7 +267,7 @@ class SupportsTest(parameterized.TestCase):
         self._why_not(f32, f32, f32, f32, gate=rg_lru.rg_lru_gate)
     )
 
-  def test_says_why_not(self):
+  def test_unsupported_inputs_have_a_reason(self):
     self.assertIn('input 1 is float16', self._why_not(f32, jnp.float16))
     self.assertIn('complex', self._why_not(c64, f32))
     self.assertIn(

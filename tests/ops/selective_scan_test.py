@@ -75,7 +75,7 @@ class SelectiveScanTest(parameterized.TestCase):
       tolerance.assert_close(got, want)
       self.assertEqual(got[1].shape, (batch, time, 3))
 
-  def test_gradients_are_those_of_a_step_by_step_scan(self):
+  def test_gradients_equal_those_of_steps(self):
     values = operands(2, 11)
     random = np.random.default_rng(1)
     reset, mask = random.random((2, 2, 11)) < [[[0.3]], [[0.7]]]
@@ -110,7 +110,7 @@ class SelectiveScanTest(parameterized.TestCase):
     for name, gradient in want.items():
       self.assertGreater(np.abs(gradient).max(), 1e-3, name)
 
-  def test_nan_before_a_reset_and_in_padding_stays_there(self):
+  def test_nan_before_a_reset_or_in_padding_is_contained(self):
     values = operands(1, 9, dtype=f32)
     reset = np.arange(9)[None] == 5
     mask = np.arange(9)[None] != 7
@@ -136,7 +136,7 @@ class SelectiveScanTest(parameterized.TestCase):
     for name in ('x', 'delta', 'B', 'C', 'z'):
       np.testing.assert_array_equal(d_got[name][:, 5:], d_want[name][:, 5:])
 
-  def test_temporaries_do_not_grow_as_time_times_state(self):
+  def test_temporaries_do_not_hold_all_states(self):
     features, state = 32, 16
 
     def temporaries(time, chunk_size):
@@ -168,12 +168,12 @@ class SelectiveScanTest(parameterized.TestCase):
       ('h0', (2, 2, 3), r'`h0` must be \[B, D, N\] = \(2, 3, 2\)'),
       ('delta_bias', (1,), r'`delta_bias` must be \[D\]'),
   )
-  def test_shapes_that_do_not_fit_are_refused(self, name, shape, message):
+  def test_bad_shape_names_the_argument(self, name, shape, message):
     values = operands(2, 5, dtype=f32) | {name: np.zeros(shape, f32)}
     with self.assertRaisesRegex(ValueError, message):
       run(values, {})
 
-  def test_other_misuse_is_refused(self):
+  def test_bad_input_names_the_argument(self):
     values = operands(2, 5, dtype=f32)
     with self.assertRaisesRegex(ValueError, '`B` must be floating, got int32'):
       run(values | dict(B=np.zeros((2, 5, 2), np.int32)), {})

@@ -86,7 +86,7 @@ class MaxPlusScanTest(parameterized.TestCase):
       )
     tolerance.assert_close(got, want, f64)
 
-  def test_nan_before_a_reset_stays_there(self):
+  def test_nan_before_a_reset_stays_in_its_sequence(self):
     x = np.array([1, np.nan, 0, 5, np.nan], f32)[None, :, None]
     reset = np.array([[False, False, True, False, False]])
     mask = np.array([[True, True, True, True, False]])
@@ -103,7 +103,7 @@ class MaxPlusScanTest(parameterized.TestCase):
       (dict(m0=np.zeros((2, 3), f32)), r'\[B, D\] = \(2, 4\)'),
       (dict(mask=np.zeros((2, 4), bool)), '`mask` must be bool'),
   )
-  def test_misuse_is_refused(self, changes, message):
+  def test_bad_input_names_the_argument(self, changes, message):
     arguments = dict(x=np.zeros((2, 3, 4), f32)) | changes
     with self.assertRaisesRegex(ValueError, message):
       ops.max_plus_scan(**arguments)
@@ -127,7 +127,7 @@ class SoftmaxScanTest(parameterized.TestCase):
     if time and not names:
       tolerance.assert_close(last[1], want[1][:, -1])
 
-  def test_padding_in_front_makes_no_nan_on_the_way(self):
+  def test_gradients_with_left_padding_are_finite(self):
     s, v = np.zeros((1, 3, 1), f32), np.ones((1, 3, 1, 1), f32)
     s[:, :2] = v[:, :2] = np.nan
     s, v, mask = map(jnp.asarray, (s, v, np.array([[False, False, True]])))
@@ -136,7 +136,7 @@ class SoftmaxScanTest(parameterized.TestCase):
         _, o = scan(s, v, mask=mask)
         np.testing.assert_array_equal(o.reshape(-1)[-1], 1)
 
-  def test_starts_empty(self):
+  def test_starts_from_the_empty_state(self):
     s, v, _ = operands(2, 5)
     want = np.exp(s)[..., None] * v
     want = want.cumsum(1) / np.exp(s).cumsum(1)[..., None]
@@ -166,7 +166,7 @@ class SoftmaxScanTest(parameterized.TestCase):
     with jax.set_mesh(mesh):
       tolerance.assert_close(step()(s, v, state), want, f32)
 
-  def test_misuse_is_refused(self):
+  def test_bad_input_names_the_argument(self):
     s, v, state = operands(2, 4)
     call = ops.softmax_scan
     with self.assertRaisesRegex(ValueError, r'`s` and `v`.*\(2, 4, 1\)'):

@@ -62,7 +62,7 @@ class WKVTest(parameterized.TestCase):
       )(*arguments)
     tolerance.assert_close((tuple(got[0]), got[1]), want)
 
-  def test_keys_may_be_as_large_as_they_like(self):
+  def test_very_large_keys(self):
     # So far apart that every average is one of its values.
     k = np.array([0, 300, -300, 1e4, -1e4, 290], f32)[None, :, None]
     v = np.arange(6, dtype=f32)[None, :, None]
@@ -70,7 +70,7 @@ class WKVTest(parameterized.TestCase):
     np.testing.assert_array_equal(y[0, :, 0], [0, 1, 1, 3, 3, 3])
     np.testing.assert_array_equal(jnp.stack(state).ravel(), [3, 1, 1e4])
 
-  def test_nan_before_a_reset_and_in_padding_stays_there(self):
+  def test_nan_before_a_reset_or_in_padding_is_contained(self):
     arguments, _ = operands(1, 8)
     arguments = jax.tree.map(f32, arguments)
     flags = dict(
@@ -122,7 +122,7 @@ class WKVTest(parameterized.TestCase):
       (2, np.zeros(2, f32), r'`time_decay` must be \[D\] = \(3,\), got \(2,\)'),
       (4, ops.WKVState(*np.zeros((3, 1, 3), f32)), '`state.aa` must be'),
   )
-  def test_misuse_is_refused(self, index, value, message):
+  def test_bad_input_names_the_argument(self, index, value, message):
     arguments = list(operands(2, 4)[0])
     arguments[index] = value
     with self.assertRaisesRegex(ValueError, message):

@@ -46,11 +46,11 @@ class Backend(NamedTuple):
     supports: `supports(inputs, h0, reset, mask, *, gate, decay_after)` returns
       a sentence that says why the backend cannot take these inputs, or None.
     is_fastest: `is_fastest(shape)` says whether the backend may be chosen for
-      `[B, T, D]` where nobody pins one, on its own platform.
+      `[B, T, D]` on its own platform, if no backend is pinned.
     differentiable: Whether JAX differentiates `scan` itself, which allows
       forward mode. Otherwise `gradient.py` does.
-    gates_first: Whether gates are computed before the scan, where nobody pins
-      this backend.
+    gates_first: Whether gates are computed before the scan, unless this backend
+      is pinned.
   """
 
   scan: Callable

@@ -16,13 +16,13 @@ from rnnzoo.ops.linear_scan import recurrence
 
 
 class _Entry(NamedTuple):
-  """When a backend is chosen though nobody pins it.
+  """When a backend is chosen that is not pinned.
 
   Attributes:
-    platform: The platform that the program is lowered for; `default` is any
-      platform without a backend of its own, None is never.
-    needs: Packages without which nobody can run the backend. One of them must
-      be installed. If it is not, tracing the backend would only cost time.
+    platform: The platform of lowering for which it is chosen. `default` is any
+      platform without a backend of its own. None means never.
+    needs: The backend cannot run unless one of these packages is installed, and
+      then it is not traced, which would only cost time.
   """
 
   platform: str | None = None
@@ -79,6 +79,11 @@ def implementation(name: Implementation):
 def pinned() -> Implementation | None:
   """Returns the name of the pinned backend, or None."""
   return _pinned.value
+
+
+def portable() -> tuple[Implementation, ...]:
+  """Returns the names of the backends that run on every machine."""
+  return tuple(name for name, entry in _BACKENDS.items() if not entry.needs)
 
 
 def is_differentiable(name: Implementation | None) -> bool:

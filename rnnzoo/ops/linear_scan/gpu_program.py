@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
 
 class Layout(NamedTuple):
-  """What is known of a sweep before it runs.
+  """The static properties of a sweep.
 
   Attributes:
     cut: The `Plan`.
@@ -133,8 +133,8 @@ class Program:
     layout = self._layout
     for i in range(layout.cut.stages):
       self._fetch(i)
-    # Inside `jax.shard_map` what is read is typed as varying over the mesh, and
-    # what is computed from it is not, as the carry of a loop must be.
+    # Inside `jax.shard_map`, values that are read have a type that varies over
+    # the mesh. Computed values have not, and the carry of a loop must not.
     parts = iter([1 * part for part in self._read('state', self._channels)])
     carry, *rest = (
         complex_parts.take(parts, dtype) for dtype in layout.state_dtypes
@@ -203,7 +203,7 @@ class Program:
   def _run_block(self, i, carry):
     state, words = carry
     cut = self._layout.cut
-    # Read a block ahead, so that nobody waits for them.
+    # Read one block ahead, so that no thread waits for them.
     following = self._read(
         'words', self._block(jnp.minimum(i + 1, cut.blocks - 1))
     )

@@ -1,6 +1,6 @@
-"""Ops on devices that have a stretch of time each: the numbers of one device.
+"""Ops whose time is split over devices give the numbers of one device.
 
-`linear_scan` and what is made of it have theirs in sharded_test.py.
+mesh_test.py has these tests for `linear_scan` and the ops that consist of it.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tests import collectives
 from tests import tolerance
 
 _BATCH, _HEADS, _KEYS, _VALUES = 2, 4, 3, 5
-_STRETCHES = 4
+_SEGMENTS = 4
 
 _jit = functools.partial(jax.jit, compiler_options=collectives.QUICKLY)
 
@@ -176,7 +176,7 @@ _CASES = dict(
         _lti_scan, (((_HEADS,), 'any'),), ((_HEADS, _KEYS),),
     ),
     attention_to_few=_attention(3),
-    attention_to_many=_attention(12),  # Those of two stretches before.
+    attention_to_many=_attention(12),  # Their windows reach two segments back.
 )
 
 
@@ -184,7 +184,7 @@ def _flags(time):
   rng = np.random.default_rng(1)
   reset = rng.random((_BATCH, time)) < 0.1
   mask = rng.random((_BATCH, time)) < 0.7
-  mask[:, 8:16] = False  # A whole stretch.
+  mask[:, 8:16] = False  # A whole segment.
   return dict(reset=reset, mask=mask)
 
 
@@ -203,19 +203,19 @@ def _with_gradients(case, visible=None, **flags):
   return jax.value_and_grad(loss, has_aux=True)
 
 
-class StretchesTest(parameterized.TestCase):
+class SegmentsTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
     if len(jax.devices()) < 8:
       self.skipTest('needs 8 devices')
     self.mesh = jax.make_mesh(
-        (2, _STRETCHES), ('data', 'sequence'), (AxisType.Auto,) * 2
+        (2, _SEGMENTS), ('data', 'sequence'), (AxisType.Auto,) * 2
     )
 
   @parameterized.product(name=tuple(_CASES), flagged=(True, False))
   def test_equals_one_device(self, name, flagged):
-    case, time = _CASES[name], 8 * _STRETCHES
+    case, time = _CASES[name], 8 * _SEGMENTS
     flags = _flags(time) if flagged else {}
     gather = mesh_lib.GATHER_UP_TO if flagged else 1
     run = lambda: _jit(_with_gradients(case, **flags))
@@ -243,8 +243,8 @@ class StretchesTest(parameterized.TestCase):
     tolerance.assert_close(list(got), state)
 
   @parameterized.parameters(*_CASES)
-  def test_nothing_as_long_as_time_is_sent(self, name):
-    case, time = _CASES[name], 256 * _STRETCHES
+  def test_devices_exchange_no_sequences(self, name):
+    case, time = _CASES[name], 256 * _SEGMENTS
     operands = case.operands(time, np.float32)
     put = lambda u: jax.device_put(
         u, jax.NamedSharding(self.mesh, P('data', 'sequence'))
@@ -254,14 +254,14 @@ class StretchesTest(parameterized.TestCase):
       text = _jit(_with_gradients(case)).lower(operands).compile().as_text()
     sizes = collectives.sizes(text)
     self.assertNotEmpty(sizes)
-    # Of one row, the smallest of what tokens have.
+    # Less than the smallest sequence of one row.
     self.assertLess(max(size for _, size in sizes), time)
 
   @parameterized.parameters(*_CASES)
   def test_a_nan_stays_in_its_sequence(self, name):
-    case, time = _CASES[name], 8 * _STRETCHES
+    case, time = _CASES[name], 8 * _SEGMENTS
     reset = np.zeros((_BATCH, time), bool)
-    reset[0, 18] = True  # In the third stretch; in the second is the NaN.
+    reset[0, 18] = True  # In the third segment; the NaN is in the second.
     visible = np.arange(time) >= 18
     run = lambda: _jit(_with_gradients(case, visible, reset=reset))
     operands = case.operands(time, np.float32)

@@ -1,4 +1,4 @@
-"""The mesh rule: on eight devices each scan stays where its data is."""
+"""On eight devices, each device scans the data that it holds."""
 
 import contextlib
 from unittest import mock
@@ -94,7 +94,7 @@ class AutoMeshTest(parameterized.TestCase):
           ((8,), ('data',)),
       ),
   )
-  def test_no_activation_moves(self, name, mesh):
+  def test_devices_exchange_no_activations(self, name, mesh):
     mesh = _mesh(*mesh)
     operands, want = _operands()
     a, x, h0, reset = operands
@@ -108,7 +108,7 @@ class AutoMeshTest(parameterized.TestCase):
       got = step(*placed)
     self.assertEqual(_moved(compiled), [])
     tolerance.assert_close(got, want, np.float32)
-    # Each device has made its own rows and channels, and nothing else.
+    # Each device has computed its own rows and channels only.
     self.assertEqual(got[1][1].sharding.shard_shape(x.shape),
                      placed[1].sharding.shard_shape(x.shape))
 
@@ -133,13 +133,13 @@ class AutoMeshTest(parameterized.TestCase):
       ('only_data_divides', (2, 4), ('data', 'fsdp'), 6, 3),
       ('sequence', (2, 4), ('data', 'sequence'), 2, 3),
   )
-  def test_odd_meshes(self, sizes, names, batch, features):
+  def test_sizes_that_do_not_divide(self, sizes, names, batch, features):
     operands, want = _operands(batch, features)
     with jax.set_mesh(_mesh(sizes, names)):
       got = _value_and_grads()(*operands)
     tolerance.assert_close(got, want, np.float32)
 
-  def test_eager(self):
+  def test_without_jit(self):
     operands, want = _operands()
     mesh = _mesh((2, 2, 2), _NAMES)
     with jax.set_mesh(mesh):
@@ -157,7 +157,7 @@ class AutoMeshTest(parameterized.TestCase):
       )
     tolerance.assert_close(got, np.full(3, want))
 
-  def test_a_training_step_gathers_weights_only(self):
+  def test_training_step_gathers_weights_only(self):
     mesh = _mesh((2, 4), ('data', 'fsdp'))
     width, batch, time = 16, 8, 64
     spec = lambda shape, *axes: jax.ShapeDtypeStruct(
@@ -192,7 +192,7 @@ class ExplicitMeshTest(parameterized.TestCase):
           (_AUTO, _AUTO, _EXPLICIT),
       ),
   )
-  def test_follows_the_specs(self, name, kinds):
+  def test_follows_the_sharding_of_x(self, name, kinds):
     mesh = _mesh((2, 2, 2), _NAMES, kinds)
     (a, x, h0, reset), want = _operands()
     explicit = [n for n, k in zip(_NAMES, kinds) if k == _EXPLICIT]
@@ -216,7 +216,7 @@ class ExplicitMeshTest(parameterized.TestCase):
       (('data', 'sequence'), P('data', 'sequence')),
       (('u', 'v'), P(None, ('u', 'v'))),
   )
-  def test_sharded_over_time(self, names, spec):
+  def test_time_split_by_explicit_axes(self, names, spec):
     mesh = _mesh((2, 4), names, _EXPLICIT)
     (a, x, h0, reset), want = _operands()
     x = jax.device_put(x, jax.NamedSharding(mesh, spec))
@@ -229,7 +229,7 @@ class ExplicitMeshTest(parameterized.TestCase):
 
 
 class SequenceMeshTest(parameterized.TestCase):
-  """Each device has a stretch of time."""
+  """Each device holds a segment of time."""
 
   @parameterized.named_parameters(
       ('gather', (8,), ('sequence',), {}),
@@ -274,15 +274,15 @@ class SequenceMeshTest(parameterized.TestCase):
     ):
       got = _jit(run)(a, x, h0, weights)
     tolerance.assert_close(got, want)
-    stretch = time // mesh.shape['sequence']
+    segment = time // mesh.shape['sequence']
     if time % mesh.shape['sequence'] == 0:
-      self.assertEqual(got[0][1].sharding.shard_shape(x.shape)[1], stretch)
+      self.assertEqual(got[0][1].sharding.shard_shape(x.shape)[1], segment)
 
   @parameterized.parameters((1, False), (16, True))
-  def test_a_gated_scan_with_a_mask(self, gather, reverse):
+  def test_gated_scan_with_a_mask(self, gather, reverse):
     (_, x, h0, reset), weights = _long_operands(2, 24)
     mask = np.random.default_rng(2).random((2, 24)) < 0.6
-    mask[:, 6:12] = False  # Whole stretches.
+    mask[:, 6:12] = False  # Whole segments.
     inputs = x[..., ::-1], x
 
     def run(inputs, h0, weights):
@@ -302,7 +302,7 @@ class SequenceMeshTest(parameterized.TestCase):
     tolerance.assert_close(got, want)
 
   @parameterized.named_parameters(
-      # Once what each stretch does to the state.
+      # One exchange of what each segment does to the state.
       ('forward', 16, False, 'h', {'all-gather': 1}),
       ('h_last', 16, False, 'h last', {'all-gather': 1, 'all-reduce': 1}),
       ('log_steps', 1, False, 'h', {'collective-permute': 4}),
@@ -351,7 +351,7 @@ class SequenceMeshTest(parameterized.TestCase):
   def test_nan_before_a_reset_on_another_device(self, name, gather):
     (a, x, h0, _), _ = _long_operands(2, 24)
     reset = np.zeros((2, 24), bool)
-    reset[:, 16] = True  # The sixth of eight stretches has 15, 16, 17.
+    reset[:, 16] = True  # The sixth of eight segments has 15, 16, 17.
 
     def late(a, x, h0):
       last, h = ops.linear_scan(a, x, h0, reset=reset)
@@ -394,7 +394,7 @@ class SequenceMeshTest(parameterized.TestCase):
 
 
 class ManualMeshTest(parameterized.TestCase):
-  """Inside a `jax.shard_map` of the user's."""
+  """Inside a user's `jax.shard_map`."""
 
   @parameterized.product(
       name=_ALL,
@@ -448,7 +448,7 @@ class ManualMeshTest(parameterized.TestCase):
 
   @parameterized.product(name=_ALL, check=(True, False))
   def test_one_decay_for_all_devices(self, name, check):
-    """Data-parallel training by hand; and `h_last` is not asked for."""
+    """Data-parallel training by hand, without a use of `h_last`."""
     mesh = _mesh((8,), ('data',))
     operands, _ = _operands()
     a, x, h0, reset = operands
@@ -458,7 +458,7 @@ class ManualMeshTest(parameterized.TestCase):
     def step(a, x, h0, reset):
       loss = lambda a: jnp.sum(ops.linear_scan(a, x, h0, reset=reset)[1] ** 2)
       da = jax.grad(loss)(a)
-      # Where JAX knows what varies it has taken the sum already.
+      # If JAX knows what varies, it has summed over devices already.
       return da if check else jax.lax.psum(da, 'data')
 
     step = jax.shard_map(
