@@ -25,6 +25,7 @@ from rnnzoo import errors
 from rnnzoo.training import checkpoint
 from rnnzoo.training.checkpoint import arrays
 from rnnzoo.training.checkpoint import digests
+from rnnzoo.training.checkpoint import orbax_context
 
 P = jax.sharding.PartitionSpec
 META = {'config': {'model': {'layer': 'min_gru'}}, 'vocabulary': 'abcé'}
@@ -480,6 +481,8 @@ assert settings() == before
           [logger.filters[:] for logger in loggers],
       )
 
+    # After a failure, of another test here, some of it stays.
+    self.enterContext(mock.patch.object(orbax_context, '_has_failed', False))
     before = settings()
     first = checkpoint.Checkpointer(self.directory)
     during = settings()

@@ -3,6 +3,8 @@
 Orbax loses memory, writes dozens of log lines for each save, and leaves
 tracebacks of its threads when a save or a restore fails. All of it is set right
 when the first `Checkpointer` opens, and put back when the last one is closed.
+After a failed save or restore the process stays quiet: the abandoned coroutines
+may report much later, even at its end.
 """
 
 import contextlib
@@ -22,6 +24,7 @@ _ORBAX = os.path.dirname(ocp.__file__)
 
 _lock = threading.Lock()
 _users = 0  # Open checkpointers.
+_has_failed = False  # Whether a save or a restore has failed.
 _undo = contextlib.ExitStack()
 
 
@@ -53,6 +56,8 @@ def drop_leftovers(error: BaseException) -> None:
   Args:
     error: The error that Orbax raised; the local variables of its frames go.
   """
+  global _has_failed
+  _has_failed = True
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
     while error is not None:
@@ -72,17 +77,22 @@ def _quiet():
     if not _from_orbax(unraisable.exc_value, unraisable.exc_traceback):
       show(unraisable)
 
-  loggers = logging.get_absl_logger(), python_logging.getLogger('asyncio')
+  loggers = [
+      logger for logger in
+      (logging.get_absl_logger(), python_logging.getLogger('asyncio'))
+      if _is_shown not in logger.filters
+  ]
   for logger in loggers:
     logger.addFilter(_is_shown)
   sys.unraisablehook = hide_leftovers
   try:
     yield
   finally:
-    for logger in loggers:
-      logger.removeFilter(_is_shown)
-    if sys.unraisablehook is hide_leftovers:
-      sys.unraisablehook = show
+    if not _has_failed:
+      for logger in loggers:
+        logger.removeFilter(_is_shown)
+      if sys.unraisablehook is hide_leftovers:
+        sys.unraisablehook = show
 
 
 def _is_shown(record) -> bool:
