@@ -7,6 +7,7 @@ prediction and its length.
 """
 
 import json
+import pathlib
 
 from absl import flags
 from absl import logging
@@ -94,7 +95,7 @@ def write_predictions(found, path):
   """Writes a line of JSON for each sequence, in the order of the data set."""
   plain = lambda u: u.tolist() if hasattr(u, 'tolist') else u
   count = len(found['prediction'])
-  files.write_text(path, ''.join(
+  files.write_text(pathlib.Path(path), ''.join(
       json.dumps({name: plain(u[i]) for name, u in found.items()}) + '\n'
       for i in range(count)
   ))
