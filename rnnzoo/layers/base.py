@@ -292,7 +292,7 @@ def prepare_dt(dt, x, mask):
   return dt if mask is None else jnp.where(mask, dt, 1)
 
 
-def as_array(name, value, *, required=False):
+def as_array(name: str, value: Any, *, required: bool = False) -> Any:
   """Converts a list or a NumPy array to a JAX array.
 
   Args:

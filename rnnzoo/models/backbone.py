@@ -1,32 +1,33 @@
-"""A stack of blocks, whose parameters and carries are stacked over depth.
+"""The blocks of a model, stacked over depth.
 
-The layers of a pattern such as `rg_lru,rg_lru,attention` repeat. All blocks at
-one position of the pattern are one module whose parameters have a leading axis
-`layers`, and so do their carries (batch second). Whether depth is then a loop
-in the compiled program or unrolled changes neither.
+`config.layer` is a pattern that repeats over depth. With `rg_lru,attention` and
+five blocks, blocks 0, 2 and 4 have position 0 in the pattern, and blocks 1 and
+3 have position 1. One run of the pattern is a round. The last round may be
+incomplete.
+
+All blocks at one position are one module, a stack: each parameter has a leading
+axis `layers`, and so has each array of the carry, so that there the batch is
+the second axis. A compiled program runs the rounds in a loop or unrolled; the
+layout is the same.
 """
 
-from collections.abc import Callable, Mapping
-import dataclasses
-import functools
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rnnzoo import errors
-from rnnzoo import fields
 from rnnzoo import layers as zoo
 from rnnzoo import ops
 from rnnzoo.layers import base
-from rnnzoo.models import blocks
-from rnnzoo.models import config as config_lib
+from rnnzoo.models import building
+from rnnzoo.models.blocks import Block
+from rnnzoo.models.blocks import BlockCarry
+from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 
-# Layers by name: classes, or functions with the same arguments.
-Layers = Mapping[str, Callable[..., Any]]
+BackboneCarry = tuple[BlockCarry, ...]  # One for each position.
 
 _REMAT_POLICIES = dict(
     full=None,
@@ -35,22 +36,40 @@ _REMAT_POLICIES = dict(
 
 
 class Backbone(nnx.Module):
-  """`config.num_layers` residual blocks, from `[B, T, D]` to `[B, T, D]`."""
+  """`config.num_layers` residual blocks, from `[B, T, D]` to `[B, T, D]`.
 
-  def __init__(self, config: ModelConfig, layers=None, *, rngs: nnx.Rngs):
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> config = ModelConfig(layer='lru,gru', num_layers=3, features=8)
+  >>> backbone = Backbone(config, rngs=nnx.Rngs(0))
+  >>> x = jnp.ones((2, 5, 8))                        # [B, T, D]
+  >>> carry, y = backbone(x)                         # [B, T, D]
+  >>> [stack.layer.shape for stack in carry]         # [layers, B, H]
+  [(2, 2, 8), (1, 2, 8)]
+  >>> carry, y = backbone.step(carry, x[:, 0])       # [B, D]
+
+  Attributes:
+    config: The `ModelConfig`.
+    stacks: One module for each position of the pattern.
+  """
+
+  def __init__(
+      self, config: ModelConfig, layers: Layers | None = None, *,
+      rngs: nnx.Rngs,
+  ):
     """Creates the blocks.
 
     Args:
       config: What to build.
-      layers: Layers by name, beside those of the zoo.
-      rngs: Source of the initial parameters.
+      layers: More layers by name, in addition to those of the zoo.
+      rngs: The source of the initial parameters.
 
     Raises:
       UserValueError: If a layer or one of its options does not exist, or an
         option or a dtype cannot be used.
     """
     config.check_dtypes()
-    known = dict(zoo.LAYERS, **(layers or {}))
+    known = {**zoo.LAYERS, **(layers or {})}
     period = min(config.layer.count(',') + 1, config.num_layers)
     self.config = config
     self.stacks = nnx.List([
@@ -60,64 +79,194 @@ class Backbone(nnx.Module):
         for position in range(period)
     ])
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> tuple:
-    """Returns a stacked carry `[layers, B, ...]` per pattern position."""
+  def initialize_carry(
+      self, batch_size: int, dtype: Any = None
+  ) -> BackboneCarry:
+    """Returns the carry before the first token.
 
-    def one(stack):
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype; `config.dtype` if `None`.
+
+    Returns:
+      A `BlockCarry` of arrays `[layers, B, ...]` for each position.
+    """
+
+    def of_stack(stack):
       graphdef, state = nnx.split(stack)
-      make = lambda s: nnx.merge(graphdef, s).initialize_carry(
-          batch_size, dtype
-      )
-      return jax.vmap(make)(state)
+      return jax.vmap(
+          lambda one: nnx.merge(graphdef, one).initialize_carry(
+              batch_size, dtype
+          )
+      )(state)
 
-    return tuple(one(stack) for stack in self.stacks)
+    return tuple(of_stack(stack) for stack in self.stacks)
 
   def __call__(
-      self, x, carry=None, *, reset=None, mask=None, train=False, key=None
-  ):
-    """Maps `[B, T, D]` to the next carry and `[B, T, D]`."""
+      self,
+      x: Any,
+      carry: BackboneCarry | None = None,
+      *,
+      reset: Any = None,
+      mask: Any = None,
+      train: bool = False,
+      key: jax.Array | None = None,
+  ) -> tuple[BackboneCarry, jax.Array]:
+    """Runs whole sequences.
+
+    Args:
+      x: Features `[B, T, D]`.
+      carry: The state after earlier tokens; `initialize_carry` if `None`.
+      reset: Booleans `[B, T]`, `True` on the first token of each sequence.
+      mask: Booleans `[B, T]`, `False` on tokens to skip.
+      train: Whether batch norms use and update the statistics of the batch.
+      key: The PRNG key of dropout; `None` means no dropout.
+
+    Returns:
+      The next carry, and features `[B, T, D]` of `config.dtype`.
+
+    Raises:
+      ValueError: If a shape or a dtype is wrong.
+    """
     x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BTD')
 
-    def run(block, carry, x, v_first, depth):
-      layer_key = None if key is None else jax.random.fold_in(key, depth)
+    def run_block(block, carry, x, v_first, depth):
+      block_key = None if key is None else jax.random.fold_in(key, depth)
       return block(
-          x, carry, v_first, reset=reset, mask=mask, train=train, key=layer_key
+          x, carry, v_first, reset=reset, mask=mask, train=train, key=block_key
       )
 
-    return self._run(run, carry, x, train)
+    return self._run(run_block, carry, x, train)
 
-  def step(self, carry, x, *, reset=None, mask=None):
-    """Maps `[B, D]` to the next carry and `[B, D]`."""
+  def step(
+      self,
+      carry: BackboneCarry | None,
+      x: Any,
+      *,
+      reset: Any = None,
+      mask: Any = None,
+  ) -> tuple[BackboneCarry, jax.Array]:
+    """Runs one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+
+    Returns:
+      The next carry, and features `[B, D]`.
+
+    Raises:
+      ValueError: If a shape or a dtype is wrong, or a layer is not causal.
+    """
     x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BD')
-    run = lambda block, carry, x, v_first, _: block.step(
-        carry, x, v_first, reset=reset, mask=mask
-    )
-    return self._run(run, carry, x)
+
+    def run_block(block, carry, x, v_first, depth):
+      del depth
+      return block.step(carry, x, v_first, reset=reset, mask=mask)
+
+    return self._run(run_block, carry, x)
+
+  def _run(self, run_block, carry, x, train=False):
+    """Runs all blocks in order of depth.
+
+    Args:
+      run_block: Maps a block, its carry, `x`, `v_first` and the depth to the
+        next carry, `x` and `v_first`.
+      carry: The carries of all stacks.
+      x: What the first block reads.
+      train: Whether to keep the new statistics of batch norms.
+
+    Returns:
+      The carries of all stacks, and what the last block gives.
+    """
+    config, period = self.config, len(self.stacks)
+    graphdefs, stats, states = zip(*(
+        nnx.split(stack, nnx.BatchStat, ...) for stack in self.stacks
+    ))
+
+    def run_one(position, x, v_first, depth, stats, state, carry):
+      block = nnx.merge(graphdefs[position], stats, state)
+      carry, x, v_first = run_block(
+          block, carry, ops.spread_rows(x), v_first, depth
+      )
+      return x, v_first, (carry, nnx.state(block, nnx.BatchStat))
+
+    if config.remat != 'none':
+      run_one = jax.checkpoint(
+          run_one, static_argnums=0, policy=_REMAT_POLICIES[config.remat]
+      )
+
+    def run_round(x, v_first, first_depth, blocks):
+      results = []
+      for position, block in enumerate(blocks):
+        x, v_first, result = run_one(
+            position, x, v_first, first_depth + position, *block
+        )
+        results.append(result)
+      return x, v_first, tuple(results)
+
+    blocks = tuple(zip(stats, states, carry))
+    rounds, rest = divmod(config.num_layers, period)
+    looped = range(0)
+    if config.scan_layers:
+      # `v_first` is `None` in the first round only, and a loop needs one type.
+      has_first = any(hasattr(s.layer, 'first_value') for s in self.stacks)
+      looped = range(1 if has_first else 0, rounds)
+
+    results = []  # Of one round or of all rounds of a loop, `[rounds, ...]`.
+
+    def run_single(i, x, v_first):
+      here = blocks if i < rounds else blocks[:rest]
+      x, v_first, result = run_round(
+          x, v_first, i * period, jax.tree.map(lambda u: u[i], here)
+      )
+      results.append(jax.tree.map(lambda u: u[None], result))
+      return x, v_first
+
+    v_first = None
+    for i in range(looped.start):
+      x, v_first = run_single(i, x, v_first)
+    if looped:
+
+      def body(x, inputs):
+        x, _, result = run_round(x, v_first, *inputs)
+        return x, result
+
+      here = jax.tree.map(lambda u: u[looped.start : looped.stop], blocks)
+      depths = jnp.asarray(looped) * period
+      x, result = jax.lax.scan(body, x, (depths, here))
+      results.append(result)
+    for i in range(looped.stop, rounds + bool(rest)):
+      x, v_first = run_single(i, x, v_first)
+
+    next_carry = []
+    for position, stack in enumerate(self.stacks):
+      own = [one[position] for one in results if position < len(one)]
+      one, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *own)
+      next_carry.append(one)
+      if train:  # Otherwise the model may be a constant of a jitted function.
+        nnx.update(stack, new_stats)
+    return tuple(next_carry), x
 
   def _checked(self, x, carry, reset, mask, axes):
-    """Returns the arguments of a call as arrays, or raises `ValueError`.
+    """Returns the arguments of a call as arrays; raises `ValueError`.
 
-    Of a carry only its depth is checked: the rest each block sees for itself.
+    Each block checks its carry by itself; here only the depth is checked.
     """
     x = base.as_array('x', x, required=True)
     reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
-    features = self.config.features
-    shape = x.shape
-    if len(shape) != len(axes) or shape[-1] != features:
+    if x.ndim != len(axes) or x.shape[-1] != self.config.features:
       raise ValueError(
-          f'`x` must be [{", ".join(axes)}] with D = {features}, got {shape}.'
+          f'`x` must be [{", ".join(axes)}] with D = {self.config.features}, '
+          f'got {x.shape}.'
       )
-    base.check_flags(shape[:-1], reset=reset, mask=mask)
+    base.check_flags(x.shape[:-1], reset=reset, mask=mask)
     if carry is None:
       return x, self.initialize_carry(x.shape[0]), reset, mask
     period, depth = len(self.stacks), self.config.num_layers
     counts = [len(range(i, depth, period)) for i in range(period)]
-    same = isinstance(carry, tuple) and len(carry) == period and all(
-        isinstance(one, blocks.BlockCarry)
+    fits = isinstance(carry, tuple) and len(carry) == period and all(
+        isinstance(one, BlockCarry)
         and all(np.shape(u)[:1] == (count,) for u in jax.tree.leaves(one))
         for one, count in zip(carry, counts)
     )
-    if not same:
+    if not fits:
       raise ValueError(
           '`carry` must come from a model with the same number of layers: a '
           f'tuple of {period} BlockCarry with leading axes {counts}, got '
@@ -126,197 +275,24 @@ class Backbone(nnx.Module):
       )
     return x, carry, reset, mask
 
-  def _run(self, run, carry, x, train=False):
-    """Runs the blocks in order of depth, in a loop or unrolled."""
-    split = [nnx.split(s, nnx.BatchStat, ...) for s in self.stacks]
-    graphdefs = [s[0] for s in split]
-    stats, states = [s[1] for s in split], [s[2] for s in split]
-    period, depth = len(split), self.config.num_layers
 
-    def one_block(position, x, v_first, index, stats, state, carry):
-      block = nnx.merge(graphdefs[position], stats, state)
-      x = ops.spread_rows(x)
-      carry, x, v_first = run(block, carry, x, v_first, index)
-      return x, v_first, carry, nnx.state(block, nnx.BatchStat)
-
-    if self.config.remat != 'none':
-      one_block = jax.checkpoint(
-          one_block,
-          static_argnums=0,
-          policy=_REMAT_POLICIES[self.config.remat],
-      )
-
-    def one_period(x, v_first, start, parts):
-      outputs = []
-      for position, part in enumerate(parts):
-        x, v_first, *out = one_block(
-            position, x, v_first, start + position, *part
-        )
-        outputs.append(tuple(out))
-      return x, v_first, tuple(outputs)
-
-    parts = tuple(zip(stats, states, carry))
-    rounds, rest = divmod(depth, period)
-    looped = range(0)
-    if self.config.scan_layers:
-      # Until the first of them has run there is nothing to tell the others.
-      tells = any(hasattr(stack.layer, 'first_value') for stack in self.stacks)
-      looped = range(1 if tells else 0, rounds)
-    done = []
-
-    def one_round(i, x, v_first):
-      here = parts if i < rounds else parts[:rest]
-      x, v_first, outputs = one_period(
-          x, v_first, i * period, jax.tree.map(lambda u: u[i], here)
-      )
-      done.append(jax.tree.map(lambda u: u[None], outputs))
-      return x, v_first
-
-    v_first = None
-    for i in range(looped.start):
-      x, v_first = one_round(i, x, v_first)
-    if looped:
-
-      def body(x, inputs):
-        x, _, outputs = one_period(x, v_first, *inputs)
-        return x, outputs
-
-      here = jax.tree.map(lambda u: u[looped.start : looped.stop], parts)
-      x, outputs = jax.lax.scan(body, x, (jnp.asarray(looped) * period, here))
-      done.append(outputs)
-    for i in range(looped.stop, rounds + bool(rest)):
-      x, v_first = one_round(i, x, v_first)
-
-    new_carry = []
-    for position, stack in enumerate(self.stacks):
-      outs = [outputs[position] for outputs in done if position < len(outputs)]
-      carry, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *outs)
-      if train:  # Otherwise a jitted closure over the model may be read only.
-        nnx.update(stack, new_stats)
-      new_carry.append(carry)
-    return tuple(new_carry), x
-
-
-def make_layer(config: ModelConfig, depth: int, known, rngs: nnx.Rngs):
-  """Builds the layer of the block at `depth` with its options out of `config`.
-
-  Raises:
-    UserValueError: If the layer or an option does not exist, or the layer
-      cannot be built with these options.
-  """
-  name = config.layer_names[depth]
-  options = _layer_options(config, depth, known)
-  build = functools.partial(_build, known[name], name, config, options, rngs)
-  layer = build()
-  if not config.bidirectional:
-    return layer
-  if hasattr(layer, 'first_value'):
-    raise errors.UserValueError(
-        f'model.bidirectional does not go with layer {name}, which looks at '
-        'the values of the first of its kind.'
-    )
-  return zoo.Bidirectional(layer, build())
-
-
-def _build(make, name, config, options, rngs):
-  """Calls the class of a layer; raises `UserValueError` if that fails."""
-  try:
-    layer = make(
-        config.features,
-        param_dtype=jnp.dtype(config.param_dtype),
-        dtype=jnp.dtype(config.dtype),
-        rngs=rngs,
-        **options,
-    )
-  except errors.UserError:
-    raise
-  except (
-      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
-  ) as error:
-    if name not in zoo.LAYERS:  # Its author wants to know where.
-      raise
-    raise errors.UserValueError(
-        f'{_cannot_build(name, config)}: {type(error).__name__}: {error}'
-    ) from error
-  if not all(u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))):
-    raise errors.UserValueError(
-        f'{_cannot_build(name, config)}: a parameter would have no elements.'
-    )
-  return layer
-
-
-def _cannot_build(name, config):
-  return (
-      f'Layer {name} cannot be built of model.features {config.features} and '
-      f'model.layer_options {fields.shown(dict(config.layer_options))}'
-  )
-
-
-def _layer_options(config, depth, known):
-  """Returns the options of the layer at `depth`; raises `UserValueError`."""
-  name = config.layer_names[depth]
-  if name not in known:
-    raise errors.UserValueError(
-        f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
-        f'are: {", ".join(sorted(known))}.'
-    )
-  make, options = known[name], dict(config.layer_options)
-  for key in options.keys() & known:
-    fields.check(f'model.layer_options.{key}', options[key], fields.Field(dict))
-  own = options.get(name, {})
-  options = {k: v for k, v in options.items() if k not in known} | dict(own)
-  # Flax hides the signature of a module class behind its metaclass.
-  signature = inspect.signature(
-      make.__init__ if inspect.isclass(make) else make
-  )
-  if 'input_shape' in signature.parameters:
-    raise errors.UserValueError(
-        f'Layer {name} reads images [H, W, C]; the blocks of a model are made '
-        'of vectors. Use it by itself.'
-    )
-  allowed = set(signature.parameters) - {
-      'self', 'in_features', 'rngs', 'dtype', 'param_dtype',
-  }
-  for option, value in options.items():
-    if option not in allowed:
-      raise errors.UserValueError(
-          f'Layer {name} has no option {option!r} (config field '
-          f'model.layer_options).{errors.suggest(option, allowed)} Its options '
-          f'are: {", ".join(sorted(allowed))}. If these options are of another '
-          "layer, clear them with --config.model.layer_options='{}'."
-      )
-    field = fields.of_annotation(signature.parameters[option].annotation)
-    if field and field.kind is int:  # They count something, all of them.
-      field = dataclasses.replace(field, low=0)
-    if option == 'conv_kernel':
-      field = config_lib.FIELDS['conv_kernel']
-    if field:
-      fields.check(f'model.layer_options.{option}', value, field)
-  # What some start from depends on which of their kind they are.
-  index = config.layer_names[:depth].count(name)
-  count = config.layer_names.count(name)
-  place = dict(
-      layer_index=index, num_layers=count,
-      relative_depth=index / max(count - 1, 1),
-  )
-  return {k: v for k, v in place.items() if k in allowed} | options
-
-
-def _make_stack(config, depths, known, rngs):
-  """Makes the blocks at `depths` one module; see `_stacked`."""
+def _make_stack(
+    config: ModelConfig, depths: Sequence[int], known: Layers, rngs: nnx.Rngs
+) -> Block:
+  """Makes the blocks at `depths` one module with a leading axis `layers`."""
 
   def block(depth, rngs):
-    layer = make_layer(config, depth, known, rngs)
-    return blocks.Block(config.at_depth(depth), layer, rngs=rngs)
+    layer = building.make_layer(config, depth, known, rngs)
+    return Block(config.at_depth(depth), layer, rngs=rngs)
 
-  options = [_layer_options(config, depth, known) for depth in depths]
+  options = [building.layer_options(config, depth, known) for depth in depths]
   if not config.scan_layers or options.count(options[0]) < len(options):
-    made = [nnx.split(block(depth, rngs)) for depth in depths]
-    states = jax.tree.map(lambda *u: jnp.stack(u), *(s for _, s in made))
-    return _stacked(made[0][0], states)
+    graphdefs, states = zip(*(nnx.split(block(i, rngs)) for i in depths))
+    states = jax.tree.map(lambda *u: jnp.stack(u), *states)
+    return _merge_stack(graphdefs[0], states)
 
-  # All of them differ in nothing but their random numbers, which are drawn in
-  # the same order: a program that makes many is as quick to compile as for one.
+  # The blocks differ in their random numbers only. A loop draws the same
+  # numbers in the same order, and its program does not grow with the depth.
   streams, drawn = nnx.split(rngs)
   graphdef = None
 
@@ -328,13 +304,13 @@ def _make_stack(config, depths, known, rngs):
 
   drawn, states = jax.lax.scan(one, drawn, length=len(depths))
   nnx.update(rngs, drawn)
-  return _stacked(graphdef, states)
+  return _merge_stack(graphdef, states)
 
 
-def _stacked(graphdef, states):
-  """Makes one module of equal ones; its variables get an axis `layers`."""
-  stacked = nnx.merge(graphdef, states)
-  for _, variable in nnx.iter_graph(stacked):
+def _merge_stack(graphdef, states) -> Block:
+  """Makes a stack of a block's structure and of stacked variables."""
+  stack = nnx.merge(graphdef, states)
+  for _, variable in nnx.iter_graph(stack):
     if isinstance(variable, nnx.Variable) and variable.has_metadata('axes'):
       variable.set_metadata(axes=('layers', *variable.get_metadata('axes')))
-  return stacked
+  return stack

@@ -1,4 +1,4 @@
-"""The residual block around a layer, once for all of them."""
+"""The residual block around a layer, the same for all layers."""
 
 from typing import Any, NamedTuple
 
@@ -11,19 +11,39 @@ from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.models.config import ModelConfig
 
+_NONLINEARITIES = dict(geglu=jax.nn.gelu, swiglu=jax.nn.silu)  # Of gated MLPs.
+
 
 class BlockCarry(NamedTuple):
-  """State of a block: its convolution's last inputs or `None`, its layer's."""
+  """The state of a block."""
 
-  conv: Any
-  layer: Any
+  conv: Any  # The last inputs `[B, K - 1, D]` of the convolution, or `None`.
+  layer: base.Carry
 
 
 class Block(nnx.Module):
-  """Convolution, recurrent layer and MLP, each on its own residual branch."""
+  """A convolution, a recurrent layer and an MLP, each with a residual branch.
 
-  def __init__(self, config: ModelConfig, layer, *, rngs: nnx.Rngs):
-    """Wraps `layer`, a `RecurrentLayer` of `config.features` inputs."""
+  `ModelConfig` has the equations.
+
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> from rnnzoo import layers
+  >>> rngs, config = nnx.Rngs(0), ModelConfig(features=8)
+  >>> block = Block(config, layers.MinGRU(8, rngs=rngs), rngs=rngs)
+  >>> x, carry = jnp.ones((2, 5, 8)), block.initialize_carry(2)
+  >>> carry, y, _ = block(x, carry)                  # [B, T, D]
+  >>> carry, y, _ = block.step(carry, x[:, 0])       # [B, D]
+
+  Attributes:
+    config: The `ModelConfig`, that of the whole model but for `mlp`.
+    layer: The recurrent layer.
+  """
+
+  def __init__(
+      self, config: ModelConfig, layer: base.RecurrentLayer, *, rngs: nnx.Rngs
+  ):
+    """Creates the block around `layer`, which reads `[B, T, D]`."""
     features = config.features
     param_dtype = jnp.dtype(config.param_dtype)
     linear = lambda n, m, **k: _linear(
@@ -51,8 +71,16 @@ class Block(nnx.Module):
         self.mlp_gate = linear(features, hidden, into='mlp')
       self.mlp_out = linear(hidden, features, out_of='mlp', into='embed')
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> BlockCarry:
-    """Returns the carry before the first token."""
+  def initialize_carry(self, batch_size: int, dtype: Any = None) -> BlockCarry:
+    """Returns the carry before the first token.
+
+    Args:
+      batch_size: `B`.
+      dtype: The compute dtype; `config.dtype` if `None`.
+
+    Returns:
+      A `BlockCarry`, batch axis first.
+    """
     dtype = jnp.dtype(dtype or self.config.dtype)
     conv = None
     if self.config.conv_kernel:
@@ -61,104 +89,136 @@ class Block(nnx.Module):
     return BlockCarry(conv, self.layer.initialize_carry(batch_size, dtype))
 
   def __call__(
-      self, x, carry, v_first=None, *, reset=None, mask=None, train=False,
-      key=None,
-  ):
+      self,
+      x: jax.Array,
+      carry: BlockCarry,
+      v_first: Any = None,
+      *,
+      reset: jax.Array | None = None,
+      mask: jax.Array | None = None,
+      train: bool = False,
+      key: jax.Array | None = None,
+  ) -> tuple[BlockCarry, jax.Array, Any]:
     """Runs whole sequences.
 
     Args:
-      x: Residual stream `[B, T, D]`.
-      carry: State left by earlier tokens.
-      v_first: What the first layer that has a `first_value` gave for these
-        tokens; `None` before.
+      x: Features `[B, T, D]`.
+      carry: The state after earlier tokens.
+      v_first: For layers with a `first_value`, such as RWKV-7: the values
+        that the first of them gave for these tokens. `None` before that layer.
       reset: Booleans `[B, T]`, `True` on the first token of each sequence.
-      mask: Booleans `[B, T]`, `False` on tokens to be skipped.
-      train: Whether batch norms use and update the batch's statistics.
-      key: For dropout; `None` means none.
+      mask: Booleans `[B, T]`, `False` on tokens to skip.
+      train: Whether batch norms use and update the statistics of the batch.
+      key: The PRNG key of dropout; `None` means no dropout.
 
     Returns:
-      The next carry, `[B, T, D]`, and `v_first` for the next block.
+      The next carry, features `[B, T, D]`, and `v_first` for the next block.
+
+    Raises:
+      ValueError: If the carry does not fit.
     """
     return self._run(x, carry, v_first, reset, mask, train, key, step=False)
 
-  def step(self, carry, x, v_first=None, *, reset=None, mask=None):
-    """Runs one token `[B, D]`: next carry, `[B, D]`, and `v_first`."""
+  def step(
+      self,
+      carry: BlockCarry,
+      x: jax.Array,
+      v_first: Any = None,
+      *,
+      reset: jax.Array | None = None,
+      mask: jax.Array | None = None,
+  ) -> tuple[BlockCarry, jax.Array, Any]:
+    """Runs one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+
+    Returns:
+      The next carry, features `[B, D]`, and `v_first` for the next block.
+
+    Raises:
+      ValueError: If the carry does not fit, or the layer is not causal.
+    """
     return self._run(x, carry, v_first, reset, mask, False, None, step=True)
 
   def _run(self, x, carry, v_first, reset, mask, train, key, *, step):
-    config = self.config
-    keys = [None] * 3 if key is None else jax.random.split(key, 3)
-    drop = lambda u, k: dropout(
-        u, config.dropout, k, over_time=config.dropout_over_time
-    )
-    flags = dict(reset=reset, mask=mask)
+    config, flags = self.config, dict(reset=reset, mask=mask)
+    keys = (None, None, None) if key is None else jax.random.split(key, 3)
+    is_pre = config.norm_position == 'pre'
+
+    def normalized(norm, x):
+      # Padding may hold anything, which a norm of the batch must not read.
+      x = norm(base.masked(x, mask), mask=mask, train=train)
+      return ops.spread_rows(x)
+
+    def enter(norm, x):
+      return normalized(norm, x) if is_pre else x
+
+    def leave(norm, x):
+      return ops.spread_rows(x) if is_pre else normalized(norm, x)
+
+    _check_conv_carry(config, carry.conv, x)
     conv = carry.conv
-    if (conv is None) != (not config.conv_kernel):
-      raise ValueError(
-          f'`carry.conv` must be {"an array" if conv is None else "None"}, as '
-          f'conv_kernel is {config.conv_kernel}, got {base.sketch(conv)}.'
-      )
     if config.conv_kernel:
-      like = (x.shape[0], config.conv_kernel - 1, config.features)
-      base.check_carry(
-          BlockCarry(conv, None),
-          BlockCarry(jax.ShapeDtypeStruct(like, x.dtype), None),
-      )
       conv, y = self.conv(x, conv, step=step, **flags)
       x = ops.spread_rows(x + y)
 
-    def branch(x, norm, function):
-      # Padding may hold anything; a norm must not spread it.
-      normed = lambda u: ops.spread_rows(
-          norm(base.masked(u, mask), mask=mask, train=train)
-      )
-      if config.norm_position == 'pre':
-        return ops.spread_rows(x + function(normed(x)))
-      return normed(x + function(x))
+    u = enter(self.norm, x)
+    layer, y, v_first = self._mix(u, carry.layer, v_first, flags, step)
+    y = base.masked(self._gate(y, keys[0]), mask)
+    x = leave(self.norm, x + self._dropout(y, keys[1]))
 
-    next_carry, told = carry.layer, v_first
-
-    def mix(u):
-      nonlocal next_carry, told
-      options = flags
-      if hasattr(self.layer, 'first_value'):
-        options = dict(flags, v_first=v_first)
-        if v_first is None:
-          told = self.layer.first_value(u, carry.layer, **flags)
-      if step:
-        next_carry, y = self.layer.step(carry.layer, u, **options)
-      else:
-        next_carry, y = self.layer(u, carry.layer, **options)
-      if self.layer.out_features != config.features:
-        y = common.project(self.project, y)
-      if config.gate != 'none':
-        active = drop(jax.nn.gelu(y), keys[0])
-        if config.gate == 'glu':
-          y = common.project(self.value, active)
-        elif config.gate == 'half_glu':
-          y = active
-        y = jax.nn.sigmoid(common.project(self.gate, active)) * y
-      return drop(base.masked(y, mask), keys[1])
-
-    def mlp(u):
-      y = common.project(self.mlp_in, u)
-      if config.mlp == 'gelu':
-        y = jax.nn.gelu(y)
-      else:
-        nonlinearity = dict(geglu=jax.nn.gelu, swiglu=jax.nn.silu)[config.mlp]
-        y = y * nonlinearity(common.project(self.mlp_gate, u))
-      return drop(common.project(self.mlp_out, y), keys[2])
-
-    x = branch(x, self.norm, mix)
     if config.mlp != 'none':
-      x = branch(x, self.mlp_norm, mlp)
-    return BlockCarry(conv, next_carry), x, told
+      y = self._mlp(enter(self.mlp_norm, x))
+      x = leave(self.mlp_norm, x + self._dropout(y, keys[2]))
+    return BlockCarry(conv, layer), x, v_first
+
+  def _mix(self, x, carry, v_first, flags, step):
+    """Runs the layer: the next carry, `[..., D]`, and `v_first`."""
+    options, next_first = flags, v_first
+    first_value = getattr(self.layer, 'first_value', None)
+    if first_value is not None:
+      options = dict(flags, v_first=v_first)
+      if v_first is None:
+        next_first = first_value(x, carry, **flags)
+    if step:
+      carry, y = self.layer.step(carry, x, **options)
+    else:
+      carry, y = self.layer(x, carry, **options)
+    if self.layer.out_features != self.config.features:
+      y = common.project(self.project, y)
+    return carry, y, next_first
+
+  def _gate(self, y, key):
+    """Applies `config.gate` to the output `[..., D]` of the layer."""
+    kind = self.config.gate
+    if kind == 'none':
+      return y
+    active = self._dropout(jax.nn.gelu(y), key)
+    if kind == 'glu':
+      y = common.project(self.value, active)
+    elif kind == 'half_glu':
+      y = active
+    return jax.nn.sigmoid(common.project(self.gate, active)) * y
+
+  def _mlp(self, x):
+    y = common.project(self.mlp_in, x)
+    if self.config.mlp == 'gelu':
+      y = jax.nn.gelu(y)
+    else:
+      nonlinearity = _NONLINEARITIES[self.config.mlp]
+      y = y * nonlinearity(common.project(self.mlp_gate, x))
+    return common.project(self.mlp_out, y)
+
+  def _dropout(self, x, key):
+    return dropout(
+        x, self.config.dropout, key, over_time=self.config.dropout_over_time
+    )
 
 
 class CausalConv(nnx.Module):
-  """A depthwise causal convolution, then a dense map of each token."""
+  """A depthwise causal convolution, then a linear map of each token."""
 
-  def __init__(self, features, kernel_size, param_dtype, rngs):
+  def __init__(
+      self, features: int, kernel_size: int, param_dtype: Any, rngs: nnx.Rngs
+  ):
     init = initializers.uniform_fan_in(kernel_size)
     self.kernel = nnx.Param(
         init(rngs.params(), (kernel_size, features), param_dtype),
@@ -169,7 +229,27 @@ class CausalConv(nnx.Module):
     )
     self.pointwise = _linear(features, features, param_dtype, rngs)
 
-  def __call__(self, x, tail, *, reset=None, mask=None, step=False):
+  def __call__(
+      self,
+      x: jax.Array,
+      tail: jax.Array,
+      *,
+      reset: jax.Array | None = None,
+      mask: jax.Array | None = None,
+      step: bool = False,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs sequences `[B, T, D]`, or a step `[B, D]`.
+
+    Args:
+      x: Features.
+      tail: The last `kernel_size - 1` inputs, `[B, K - 1, D]`.
+      reset: Where sequences start, `[B, T]` or `[B]`.
+      mask: Which tokens exist, `[B, T]` or `[B]`.
+      step: Whether this is a step.
+
+    Returns:
+      The next tail, and an array like `x`.
+    """
     convolve = ops.causal_conv1d_step if step else ops.causal_conv1d
     tail, y = convolve(
         x, self.kernel[...], self.bias[...], tail, reset=reset, mask=mask
@@ -177,8 +257,27 @@ class CausalConv(nnx.Module):
     return tail, base.masked(common.project(self.pointwise, y), mask)
 
 
+def _check_conv_carry(config, conv, x):
+  """Raises `ValueError` unless `conv` is what a convolution of `x` needs."""
+  if (conv is None) != (not config.conv_kernel):
+    raise ValueError(
+        f'`carry.conv` must be {"an array" if conv is None else "None"}, as '
+        f'conv_kernel is {config.conv_kernel}, got {base.sketch(conv)}.'
+    )
+  if conv is not None:
+    like = (x.shape[0], config.conv_kernel - 1, config.features)
+    base.check_carry(
+        BlockCarry(conv, None),
+        BlockCarry(jax.ShapeDtypeStruct(like, x.dtype), None),
+    )
+
+
 def make_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-  """Returns the norm of a model, over its features."""
+  """Returns a norm over `config.features`.
+
+  >>> make_norm(ModelConfig(features=8), nnx.Rngs(0))(jnp.ones((1, 8))).shape
+  (1, 8)
+  """
   options = dict(epsilon=config.norm_epsilon) if config.norm_epsilon else {}
   return common.NORMS[config.norm](
       config.features, param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
@@ -196,14 +295,20 @@ def make_head(
   )
 
 
-def dropout(x, rate, key, *, over_time=False):
-  """Zeroes elements of `x` `[B, ..., D]` at random, and scales the rest.
+def dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, *, over_time: bool = False
+) -> jax.Array:
+  """Sets random elements of `x` to 0 and scales the others.
+
+  >>> dropout(jnp.ones((2, 5, 8)), 0.1, jax.random.key(0)).shape
+  (2, 5, 8)
 
   Args:
-    x: Activations.
-    rate: Rounded to a multiple of 2^-16: sixteen random bits an element.
+    x: Features `[B, T, D]` or `[B, D]`.
+    rate: The probability of 0, rounded to a multiple of 2^-16, since each
+      element gets sixteen random bits.
     key: A PRNG key; `None` means no dropout.
-    over_time: Whether elements that differ only in time share their fate.
+    over_time: Whether all steps of a sequence have the same mask.
 
   Returns:
     An array like `x`.

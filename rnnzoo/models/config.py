@@ -1,4 +1,4 @@
-"""What a model is made of, as plain data."""
+"""The config of a model, as plain data."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,12 +10,13 @@ from rnnzoo import fields
 
 Options = Mapping[str, Any]
 
-# What the annotations of the fields below do not say: see `fields.Field`.
+# Limits that the annotations of the fields below do not give; see
+# `fields.Field`.
 _DETAILS = dict(
     num_layers=dict(low=1, high=10_000),
     features=dict(low=1, high=2**20),
     norm_epsilon=dict(low=0),
-    # Each step of it is an operation of the compiled program.
+    # Each tap of the kernel is an operation of the compiled program.
     conv_kernel=dict(low=0, high=1024),
     mlp_factor=dict(low=0, above_low=True, high=1024),
     mlp_multiple=dict(low=1, high=2**20),
@@ -30,18 +31,20 @@ _DETAILS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Everything a model is built from, except its weights.
+  """Describes a model.
 
-  A block is, in this order and each part with its own residual connection:
+  A model embeds its input, runs `num_layers` blocks, normalises and maps the
+  features to outputs. A block computes these three sums, in this order:
 
       x = x + conv(x)                          if conv_kernel
       x = x + dropout(gate(layer(norm(x))))
       x = x + dropout(mlp(norm(x)))            if mlp
 
-  That is the block of minGRU and minLSTM with `mlp='geglu'`, and of LRU, S4D
-  and S5 with `gate='glu'` and without `mlp`. With `norm_position='post'` each
-  sum is normalised instead of each branch's input. Maps of the block start as
-  PyTorch's do, whatever the published model; layers start as published.
+  `mlp='geglu'` makes it the block of minGRU and minLSTM. `gate='glu'` and
+  `mlp='none'` make it the block of LRU, S4D and S5. With `norm_position='post'`
+  the norm follows each sum: `x = norm(x + dropout(gate(layer(x))))`, without a
+  norm before the layer. Layers have the initial values of their papers; all
+  other linear maps have those of PyTorch.
 
   >>> ModelConfig.tiny().replace(layer='lru').layer_names
   ('lru', 'lru')
@@ -49,52 +52,66 @@ class ModelConfig:
   'lru,lru,gru'
 
   Attributes:
-    layer: A name in `rnnzoo.layers.LAYERS`, or several, joined by commas or in
-      a tuple: a pattern that is repeated over depth.
-    num_layers: Number of blocks.
-    features: Width of the residual stream.
-    layer_options: Keyword arguments of the layers; those under a key that is a
-      layer's name are for that layer alone.
-    bidirectional: Whether each layer is paired with one that runs backwards
-      (classifiers only).
-    norm: `rms`, `layer` or `batch`.
-    norm_position: `pre` or `post`.
-    norm_epsilon: Added to what a norm divides by, under the root; 0 for the
-      norm's own: 1e-6, 1e-5 of `batch`.
-    conv_kernel: Width of the causal convolution, 0 for none.
-    gate: After the layer: `none`, or GELU, dropout and `glu` (`W1 u *
-      sigmoid(W2 u)`), `half_glu` (`u * sigmoid(W u)`) or `half_glu2` (the same
-      but for the first `u`, which is the layer's output as it came).
-    mlp: `none`, `gelu`, `geglu` or `swiglu`.
-    mlp_factor: Hidden features of the MLP per feature.
-    mlp_multiple: They are rounded up to a multiple of it.
-    mlp_layers: Names of the layers that an MLP follows, joined by commas or in
-      a tuple; all of them if empty.
-    use_bias: Whether the maps of gate and MLP have biases. Those of the layers
-      are `layer_options`.
-    dropout: Rate, after the embedding, the layer and the MLP.
-    dropout_over_time: Whether one dropout mask serves all time steps.
-    vocab_size: Number of tokens; 0 for a classifier of vectors.
-    in_features: Size of an input vector, where there is no vocabulary.
-    num_classes: Number of classes of a classifier.
-    out_features: Numbers that a regressor predicts.
-    pooling: How a classifier or a regressor gets one output from all steps:
-      from the `mean` of their features, or from the `last` or the `first` step.
-      `none` means an output at every step. Skipped steps do not count.
-    tie_embeddings: Whether the head is the embedding, transposed.
-    scale_embeddings: Whether embeddings are multiplied by the root of
-      `features`.
-    embed_norm: Whether there is a norm right after the embedding, too.
-    embed_std: Standard deviation of initial embeddings; if 0, 1, or
-      `features ** -0.5` where they are the head, too.
-    soft_cap: If positive, logits are `soft_cap * tanh(logits / soft_cap)`.
-    dtype: Of activations: `float32`, `bfloat16` or `float64`.
-    param_dtype: Of parameters.
-    remat: What the backward pass recomputes: `none`, `full` (everything inside
-      a block) or `dots` (everything but matmuls).
-    scan_layers: Whether depth is a loop in the compiled program: slower to run
-      by a little, much faster to compile when deep. Never changes the layout of
-      parameters or carries.
+    layer: The name of a layer in `rnnzoo.layers.LAYERS`, or several names,
+      joined by commas or in a tuple. Several names are a pattern: it repeats
+      until there are `num_layers` blocks.
+    num_layers: The number of blocks.
+    features: The number of features `D` between the blocks.
+    layer_options: Keyword arguments of the layers, such as
+      `{'expansion_factor': 2}`. Under the name of a layer stand those for that
+      layer alone: `{'gla': {'num_heads': 2}}`.
+    bidirectional: Whether each layer also runs backwards in time, with
+      parameters of its own. For classifiers and regressors only.
+    norm: The kind of all norms: `rms` (RMSNorm), `layer` (LayerNorm) or `batch`
+      (BatchNorm over the steps that exist).
+    norm_position: `pre`, before each layer and MLP, or `post`, after each sum.
+    norm_epsilon: The small number under the square root of a norm. 0 means the
+      default of the norm: 1e-5 for `batch`, 1e-6 for the others.
+    conv_kernel: The number of taps of a causal convolution at the start of
+      every block; 0 means no convolution.
+    gate: What follows the layer. If `y` is the output of the layer and
+      `u = dropout(gelu(y))`, it is `none` (`y`), `glu`
+      (`W1 u * sigmoid(W2 u)`), `half_glu` (`u * sigmoid(W u)`) or `half_glu2`
+      (`y * sigmoid(W u)`).
+    mlp: The kind of MLP: `none`, `gelu` (`W2 gelu(W1 x)`), `geglu`
+      (`W2 (W1 x * gelu(W3 x))`) or `swiglu` (the same with `silu`).
+    mlp_factor: The MLP has `mlp_factor * features` hidden features.
+    mlp_multiple: The number of hidden features of the MLP is rounded up to a
+      multiple of this.
+    mlp_layers: Names of layers, joined by commas or in a tuple: only blocks
+      with these layers have an MLP. Empty means all blocks.
+    use_bias: Whether the linear maps of gate and MLP have a bias. For the maps
+      inside of a layer, see the options of the layer.
+    dropout: The probability that dropout sets an element to 0: after the
+      embedding, in the gate, after the layer and after the MLP.
+    dropout_over_time: Whether all steps of a sequence have the same dropout
+      mask.
+    vocab_size: The number of tokens; 0 if the inputs are vectors.
+    in_features: The size of an input vector; 0 if the inputs are tokens.
+    num_classes: The number of classes of a classifier.
+    out_features: The number of values that a regressor predicts.
+    pooling: How a classifier or a regressor gets one output for a sequence:
+      from the `mean` of the features of all steps, or from the `last` or the
+      `first` step. `none` means an output at every step. Masked steps do not
+      count.
+    tie_embeddings: Whether a language model uses the embedding, transposed, as
+      the map to logits.
+    scale_embeddings: Whether embeddings are multiplied by `sqrt(features)`.
+    embed_norm: Whether there is a norm between the embedding and the first
+      block.
+    embed_std: The standard deviation of the initial embeddings. 0 means 1, or
+      `1 / sqrt(features)` with `tie_embeddings`.
+    soft_cap: If positive, a language model bounds its logits:
+      `soft_cap * tanh(logits / soft_cap)`.
+    dtype: The dtype of activations: `float32`, `bfloat16` or `float64`. States
+      and outputs are never narrower than float32.
+    param_dtype: The dtype of parameters: one of the same three.
+    remat: What the backward pass computes again in order to save memory:
+      `none`, `full` (everything inside of a block) or `dots` (everything but
+      matrix products).
+    scan_layers: Whether a compiled program runs the blocks in a loop. A deep
+      model compiles much faster this way and runs slightly slower. The layout
+      of parameters and carries is the same.
   """
 
   layer: str = 'min_gru'
@@ -129,7 +146,7 @@ class ModelConfig:
   remat: Literal['none', 'full', 'dots'] = 'none'
   scan_layers: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('layer', 'mlp_layers'):
       value = getattr(self, name)
       if isinstance(value, (tuple, list)):
@@ -155,37 +172,48 @@ class ModelConfig:
 
   @property
   def layer_names(self) -> tuple[str, ...]:
-    """The name of each block's layer, first to last."""
+    """The name of the layer of every block, in order of depth."""
     pattern = _split(self.layer)
     return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
   def at_depth(self, depth: int) -> 'ModelConfig':
-    """Returns the config of the block at `depth`: this, but for its MLP."""
+    """Returns the config of the block at `depth`.
+
+    It is this config, or without an MLP if `mlp_layers` says so.
+    """
     followed = _split(self.mlp_layers) or self.layer_names
     if self.layer_names[depth] in followed:
       return self
     return self.replace(mlp='none', mlp_layers='')
 
-  def check_dtypes(self):
-    """Raises `UserValueError` on a dtype that JAX would replace by another."""
+  def check_dtypes(self) -> None:
+    """Raises `UserValueError` if JAX would replace a dtype by another."""
+    x64 = jax.config.jax_enable_x64  # pyright: ignore
     for name in ('dtype', 'param_dtype'):
-      if getattr(self, name) == 'float64' and not jax.config.jax_enable_x64:
+      if getattr(self, name) == 'float64' and not x64:
         raise errors.UserValueError(
             f'model.{name} float64 needs JAX_ENABLE_X64=1 in the environment '
             "or jax.config.update('jax_enable_x64', True): without it JAX "
             'computes in float32.'
         )
 
-  def replace(self, **changes) -> 'ModelConfig':
-    """Returns a copy with some fields changed."""
+  def replace(self, **changes: Any) -> 'ModelConfig':
+    """Returns a copy with some fields changed.
+
+    Raises:
+      UserValueError: If a value is wrong.
+    """
     return dataclasses.replace(self, **changes)
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> 'ModelConfig':
     """Builds a config from a mapping such as an `ml_collections.ConfigDict`.
 
+    Fields that are missing have their defaults, so that configs of older
+    versions can be read.
+
     Raises:
-      UserValueError: On a field that does not exist, naming the nearest.
+      UserValueError: If there is no field of that name, or a value is wrong.
     """
     fields.check_names(values, FIELDS, 'model.')
     return cls(**values)
@@ -196,13 +224,15 @@ class ModelConfig:
     return cls(num_layers=2, features=8, vocab_size=16)
 
 
-FIELDS = {
-    field.name: dataclasses.replace(
-        fields.of_annotation(field.type), **_DETAILS.get(field.name, {})
-    )
-    for field in dataclasses.fields(ModelConfig)
-}
+def _field(field: dataclasses.Field) -> fields.Field:
+  known = fields.of_annotation(field.type)
+  assert known, field  # Every annotation above says what a value may be.
+  return dataclasses.replace(known, **_DETAILS.get(field.name, {}))
 
 
-def _split(names):
+def _split(names: str) -> tuple[str, ...]:
   return tuple(name.strip() for name in names.split(',') if name.strip())
+
+
+# What each field of a model's config may be, by name.
+FIELDS = {field.name: _field(field) for field in dataclasses.fields(ModelConfig)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax import core
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
@@ -168,6 +169,6 @@ def _check_flags(reset, mask, shape) -> Flags:
 
 def _is_known(u) -> bool:
   """Whether this process can read the values of an array now."""
-  if isinstance(u, jax.core.Tracer):
+  if isinstance(u, core.Tracer):
     return False
   return not isinstance(u, jax.Array) or u.is_fully_addressable

@@ -12,7 +12,7 @@ from rnnzoo.layers import common
 from rnnzoo.models import blocks
 from rnnzoo.models import inputs
 from rnnzoo.models.backbone import Backbone
-from rnnzoo.models.backbone import Layers
+from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 
 

@@ -2,7 +2,7 @@
 
 from flax import nnx
 from rnnzoo import errors
-from rnnzoo.models.backbone import Layers
+from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.sequence_model import SequenceModel
 

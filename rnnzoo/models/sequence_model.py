@@ -15,7 +15,7 @@ from rnnzoo.layers import common
 from rnnzoo.models import blocks
 from rnnzoo.models import inputs as inputs_lib
 from rnnzoo.models.backbone import Backbone
-from rnnzoo.models.backbone import Layers
+from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 
 
@@ -40,9 +40,9 @@ class SequenceModel(nnx.Module):
 
   Attributes:
     config: The `ModelConfig`.
-    embed: The token embeddings, or `None` if the inputs are vectors.
-    encoder: The linear map of the input vectors, or `None`.
-    embed_norm: The norm after either of them, or `None`.
+    embed: The token embeddings, if the inputs are tokens.
+    encoder: The linear map of the inputs, if the inputs are vectors.
+    embed_norm: The norm after `embed` or `encoder`, or `None`.
     backbone: The blocks.
     norm: The norm after the blocks, or `None` with `norm_position='post'`.
     head: The linear map to the outputs.
@@ -60,12 +60,10 @@ class SequenceModel(nnx.Module):
           f'must be set, got {config.vocab_size} and {config.in_features}.'
       )
     self.config = config
-    self.embed = (
-        inputs_lib.make_embedding(config, rngs) if config.vocab_size else None
-    )
-    self.encoder = (
-        inputs_lib.make_encoder(config, rngs) if config.in_features else None
-    )
+    if config.vocab_size:
+      self.embed = inputs_lib.make_embedding(config, rngs)
+    else:
+      self.encoder = inputs_lib.make_encoder(config, rngs)
     self.embed_norm = (
         blocks.make_norm(config, rngs) if config.embed_norm else None
     )
@@ -99,14 +97,7 @@ class SequenceModel(nnx.Module):
       A `SequenceCarry`.
     """
     layers = self.backbone.initialize_carry(batch_size, dtype)
-    if self.config.pooling == 'none':
-      return SequenceCarry(layers, None, None)
-    pooled_dtype = base.state_dtype(dtype or jnp.dtype(self.config.dtype))
-    return SequenceCarry(
-        layers,
-        jnp.zeros((batch_size, self.config.features), pooled_dtype),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
+    return SequenceCarry(layers, *self._empty_pool(batch_size, dtype))
 
   def __call__(
       self,
@@ -184,7 +175,7 @@ class SequenceModel(nnx.Module):
   def _encode(self, inputs, reset, mask, axes):
     """Returns features `[*axes, D]` of the inputs, and the flags, checked."""
     config = self.config
-    if self.embed is not None:
+    if config.vocab_size:
       inputs, reset, mask = inputs_lib.check_tokens(
           inputs, reset, mask, vocab_size=config.vocab_size, axes=len(axes)
       )
@@ -197,18 +188,23 @@ class SequenceModel(nnx.Module):
     x = base.masked(inputs.astype(config.dtype), mask)
     return common.project(self.encoder, x), reset, mask
 
+  def _empty_pool(self, batch_size, dtype=None):
+    """Returns `pooled` and `count` before the first step."""
+    if self.config.pooling == 'none':
+      return None, None
+    dtype = base.state_dtype(dtype or jnp.dtype(self.config.dtype))
+    return (
+        jnp.zeros((batch_size, self.config.features), dtype),
+        jnp.zeros((batch_size,), jnp.int32),
+    )
+
   def _checked_carry(self, carry, batch_size) -> SequenceCarry:
     """Returns the carry; the backbone checks its part by itself."""
     if carry is None:
       return self.initialize_carry(batch_size)
-    like = SequenceCarry(None, None, None)
-    if self.config.pooling != 'none':
-      dtype = base.state_dtype(jnp.dtype(self.config.dtype))
-      like = SequenceCarry(
-          None,
-          jax.ShapeDtypeStruct((batch_size, self.config.features), dtype),
-          jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-      )
+    like = SequenceCarry(
+        None, *jax.eval_shape(lambda: self._empty_pool(batch_size))
+    )
     own = isinstance(carry, SequenceCarry)
     base.check_carry(carry._replace(layers=None) if own else carry, like)
     return carry

@@ -1,4 +1,4 @@
-"""A whole training step on eight devices: the same, shared, without gathers."""
+"""A training step on eight devices gives the same numbers, without gathers."""
 
 import re
 
@@ -28,7 +28,7 @@ def setUpModule():
 
 class MeshTest(parameterized.TestCase):
 
-  def test_training_is_the_same_and_shared(self):
+  def test_losses_are_the_same_and_the_state_is_split(self):
     case = cases.make_case('model mixed')
     batches, state = case.batches(3), runs.first_state(case)
     one = runs.run(case, cases.ONE, state, batches)
@@ -38,8 +38,8 @@ class MeshTest(parameterized.TestCase):
       _, fsdp, model, _ = sizes
       share = one['all_state_bytes'] / (fsdp * model)
       self.assertLess(found['state_bytes'], 1.1 * share, sizes)
-      # Of activations nothing moves but what convolutions look back at, and,
-      # where channels are shared, outputs of layers that end in no map.
+      # The only activations that move are the tails of convolutions and, if
+      # the mesh splits channels, outputs of layers without a last linear map.
       moved = dict(found['activations_moved'])
       if model > 1:
         moved.pop('all-gather', None)

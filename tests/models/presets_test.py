@@ -1,4 +1,4 @@
-"""Published models have the published size, and keep the promise of layers."""
+"""Presets have the published sizes and keep the contract of the layers."""
 
 import functools
 
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import models
 
-# Sizes as printed: the last digit that is not 0 is rounded. Those of files of
-# weights are exact. Beside them the vocabulary, 0 to leave the embedding out.
+# The published number of parameters and the size of the vocabulary, 0 if the
+# number does not include the embedding. Strings are numbers from papers, whose
+# last digit is rounded. Integers come from files of weights and are exact.
 PUBLISHED = dict(
     gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
     griffin_100m=('100M', 0),
@@ -54,7 +55,8 @@ PUBLISHED = dict(
     xlstm_7b=(6_865_424_896, 50_304),
 )
 
-# What makes a preset tiny, and which tokens its layers look at together.
+# Changes that make a preset tiny, with windows and chunks shorter than a
+# sequence.
 TINY = dict(
     gpt2_124m=dict(num_heads=2, window=4),
     recurrentgemma_2b=dict(
@@ -95,7 +97,7 @@ def tiny(name):
       dict(num_layers=2, features=D, vocab_size=V, mlp_multiple=4), **fields,
       layer_options=layer_options,
   ))
-  # Initial values take a while to compile, and have zeros in places.
+  # Initial values take long to compile, and some of them are zeros.
   graphdef, state = nnx.split(build(config))
   random = np.random.default_rng(0)
   state = jax.tree.map(
@@ -117,7 +119,7 @@ def size(module):
 
 
 def count_parameters(config):
-  """Counts without building every block: those of one position are alike."""
+  """Builds one block for each position of the pattern and multiplies."""
   period = min(config.layer.count(',') + 1, config.num_layers)
   model = build(config.replace(num_layers=period))
   blocks = sum(
@@ -149,13 +151,25 @@ class PresetsTest(parameterized.TestCase):
     else:
       self.assertGreater(count, 0)
 
-  def test_counting_by_position_is_counting(self):
+  @parameterized.parameters(
+      ('min_gru_shakespeare', dict(conv_kernel=4, vocab_size=65), 5_821_824),
+      # Six blocks of table 9, an encoder, the last norm and a head.
+      ('lru_scifar', {}, 6 * 1_314_432 + 4 * 512 + 2 * 512 + 513 * 10),
+      ('lru_listops', dict(vocab_size=18),
+       6 * 165_248 + 18 * 128 + 2 * 128 + 129 * 10),
+  )
+  def test_parameter_counts(self, name, changes, count):
+    model = build(models.PRESETS[name].replace(**changes))
+    self.assertEqual(size(model), count)
+
+  def test_counting_one_block_for_each_position_is_enough(self):
     config = models.PRESETS['griffin_100m'].replace(vocab_size=7, features=256)
     config = config.replace(num_layers=5)
     self.assertEqual(count_parameters(config), size(build(config)))
 
-  def test_only_the_griffin_of_1_3b_is_smaller_than_its_name(self):
-    # The paper's name is that of its class: attention has fewer parameters.
+  def test_griffin_1p3b_is_smaller_than_its_name(self):
+    # The paper names it after the class of models that it compares. Attention
+    # has fewer parameters.
     config = models.PRESETS['griffin_1p3b'].replace(vocab_size=1)
     count = count_parameters(config)
     self.assertEqual(round(count / 1e9, 2), 1.24)
@@ -187,10 +201,10 @@ class PresetsTest(parameterized.TestCase):
         stepped, carry,
     )
 
-  def test_mlps_are_where_they_were_published(self):
+  def test_only_slstm_blocks_of_xlstm_have_an_mlp(self):
     stacks = tiny('xlstm_7_1_350m').backbone.stacks
     self.assertFalse(hasattr(stacks[0], 'mlp_in'))
-    # 1.3 * 8, up to a multiple of 4, and no bias.
+    # 1.3 * 8 is rounded up to a multiple of 4; there is no bias.
     self.assertEqual(stacks[1].mlp_in.kernel.shape, (1, D, 12))
     self.assertIsNone(stacks[1].mlp_in.bias)
 

@@ -1,7 +1,5 @@
 """Classifiers and regressors of sequences keep the contract of the layers."""
 
-import functools
-
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -10,42 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import models
-from tests import collectives
+from tests.models import small
 
-B, T, V, N = 2, 9, 16, 4
+B, T, V, N = small.B, small.T, small.V, 4
 POOLINGS = ('mean', 'last', 'first', 'none')
 KINDS = (models.SequenceClassifier, models.SequenceRegressor)
-_jit = functools.partial(jax.jit, compiler_options=collectives.QUICKLY)
 
 
 def make(kind=models.SequenceRegressor, *, vectors=False, **changes):
   sizes = dict(num_classes=N, out_features=N)
   if vectors:
     sizes.update(vocab_size=0, in_features=3)
-  config = models.ModelConfig.tiny().replace(**sizes | changes)
-  return kind(config, rngs=nnx.Rngs(0))
-
-
-def inputs(vectors):
-  rng = np.random.default_rng(0)
-  x = rng.integers(0, V, (B, T))
-  if vectors:
-    x = rng.standard_normal((B, T, 3)).astype(np.float32)
-  reset = np.zeros((B, T), bool)
-  reset[:, 4] = True
-  mask = np.ones((B, T), bool)
-  mask[0, 5:7] = mask[1, :2] = False
-  return jnp.asarray(x), dict(reset=jnp.asarray(reset), mask=jnp.asarray(mask))
-
-
-def part(flags, *index):
-  return {k: v[(slice(None), *index)] for k, v in flags.items()}
-
-
-def assert_trees_close(got, want, atol=2e-6):
-  jax.tree.map(
-      lambda g, w: np.testing.assert_allclose(g, w, atol=atol), got, want
-  )
+  return small.make(kind, **sizes | changes)
 
 
 class ContractTest(parameterized.TestCase):
@@ -53,36 +27,36 @@ class ContractTest(parameterized.TestCase):
   @parameterized.product(pooling=POOLINGS, vectors=(False, True))
   def test_whole_chunks_and_steps_agree(self, pooling, vectors):
     model = make(models.SequenceClassifier, vectors=vectors, pooling=pooling)
-    x, flags = inputs(vectors)
+    x, flags = small.inputs(3 if vectors else 0)
     carry, want = model(x, **flags)
     self.assertEqual(want.shape, (B, T, N) if pooling == 'none' else (B, N))
-    half, first = model(x[:, :6], **part(flags, slice(0, 6)))
+    half, first = model(x[:, :6], **small.part(flags, slice(0, 6)))
     half, empty = model(x[:, :0], half)
-    got, second = model(x[:, 6:], half, **part(flags, slice(6, None)))
-    step = _jit(lambda c, u, f: model.step(c, u, **f))
+    got, second = model(x[:, 6:], half, **small.part(flags, slice(6, None)))
+    step = small.jit(lambda c, u, f: model.step(c, u, **f))
     stepped, each = model.initialize_carry(B), []
     for t in range(T):
-      stepped, y = step(stepped, x[:, t], part(flags, t))
+      stepped, y = step(stepped, x[:, t], small.part(flags, t))
       each.append(y)
     if pooling == 'none':
       self.assertEqual(empty.shape, (B, 0, N))
-      assert_trees_close(jnp.concatenate([first, second], 1), want)
-      assert_trees_close(jnp.stack(each, 1), want)
+      small.assert_trees_close(jnp.concatenate([first, second], 1), want)
+      small.assert_trees_close(jnp.stack(each, 1), want)
       self.assertTrue((want[~flags['mask']] == 0).all())
       self.assertIsNone(carry.pooled)
       self.assertIsNone(carry.count)
     else:
-      assert_trees_close(second, want)
-      assert_trees_close(each[-1], want)
-      assert_trees_close(empty, first)
-    assert_trees_close((got, stepped), (carry, carry))
+      small.assert_trees_close(second, want)
+      small.assert_trees_close(each[-1], want)
+      small.assert_trees_close(empty, first)
+    small.assert_trees_close((got, stepped), (carry, carry))
     # Only the sequence since the last reset counts.
     _, alone = model(x[:, 4:], mask=flags['mask'][:, 4:])
-    assert_trees_close(want[:, 4:] if pooling == 'none' else want, alone)
+    small.assert_trees_close(want[:, 4:] if pooling == 'none' else want, alone)
 
   @parameterized.parameters(*POOLINGS)
   def test_a_regressor_and_a_classifier_compute_the_same(self, pooling):
-    x, flags = inputs(True)
+    x, flags = small.inputs(3)
     results = [
         make(kind, vectors=True, pooling=pooling)(x, **flags) for kind in KINDS
     ]
@@ -100,14 +74,14 @@ class ContractTest(parameterized.TestCase):
         vectors=True, pooling=pooling, layer=layer, embed_norm=True,
         norm_position=norm_position,
     ))
-    x, _ = inputs(True)
+    x, _ = small.inputs(3)
     x = x[:1, :6]
 
     def run(params, x, mask):
       _, y = nnx.merge(graphdef, params)(x, mask=mask)
       return (y**2).sum(), y
 
-    grad = _jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+    grad = small.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
     (_, want), (want_params, want_x) = grad(params, x, None)
     # Left of the sequence, in it, and right of it.
     at = np.array([1, 2, 4, 5, 6, 8])
@@ -117,15 +91,15 @@ class ContractTest(parameterized.TestCase):
     if pooling == 'none':
       self.assertTrue((got[~mask] == 0).all())
       got = got[:, at]
-    assert_trees_close(got, want)
-    assert_trees_close(got_params, want_params, atol=1e-5)
-    assert_trees_close(got_x[:, at], want_x, atol=1e-5)
+    small.assert_trees_close(got, want)
+    small.assert_trees_close(got_params, want_params, atol=1e-5)
+    small.assert_trees_close(got_x[:, at], want_x, atol=1e-5)
     self.assertTrue((got_x[~mask] == 0).all())
 
   @parameterized.parameters('mean', 'none')
   def test_steps_and_the_whole_have_the_same_gradients(self, pooling):
     graphdef, params = nnx.split(make(vectors=True, pooling=pooling))
-    x, flags = inputs(True)
+    x, flags = small.inputs(3)
 
     def whole(params, x):
       _, y = nnx.merge(graphdef, params)(x, **flags)
@@ -138,27 +112,28 @@ class ContractTest(parameterized.TestCase):
       _, y = jax.lax.scan(body, model.initialize_carry(B), by_time)
       return ((y if pooling == 'none' else y[-1]) ** 2).sum()
 
-    want, got = (_jit(jax.grad(f, (0, 1)))(params, x) for f in (whole, steps))
-    assert_trees_close(got, want, atol=1e-5)
+    want = small.jit(jax.grad(whole, (0, 1)))(params, x)
+    got = small.jit(jax.grad(steps, (0, 1)))(params, x)
+    small.assert_trees_close(got, want, atol=1e-5)
 
   @parameterized.parameters(*POOLINGS)
   def test_nothing_passes_a_reset(self, pooling):
     model = make(vectors=True, pooling=pooling)
-    x, _ = inputs(True)
+    x, _ = small.inputs(3)
     reset = jnp.zeros((B, T), bool).at[:, 4].set(True)
     late = lambda y: y[:, 4:] if pooling == 'none' else y
     run = lambda x: late(model(x, reset=reset)[1])
-    spoiled = x.at[:, :4].set(jnp.nan)
-    np.testing.assert_array_equal(run(spoiled), run(x))
-    gradient = jax.grad(lambda x: (run(x) ** 2).sum())(spoiled)[:, 4:]
-    assert_trees_close(
+    with_nan = x.at[:, :4].set(jnp.nan)
+    np.testing.assert_array_equal(run(with_nan), run(x))
+    gradient = jax.grad(lambda x: (run(x) ** 2).sum())(with_nan)[:, 4:]
+    small.assert_trees_close(
         gradient, jax.grad(lambda x: (run(x) ** 2).sum())(x)[:, 4:]
     )
 
   def test_outputs_of_steps_do_not_see_later_steps(self):
     model = make(vectors=True, pooling='none')
     self.assertTrue(model.causal)
-    x, _ = inputs(True)
+    x, _ = small.inputs(3)
     _, before = model(x)
     _, after = model(x.at[:, 6:].add(1.0))
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
@@ -167,7 +142,7 @@ class ContractTest(parameterized.TestCase):
   def test_bfloat16_activations_float32_outputs(self, pooling, kind):
     model = make(kind, vectors=True, pooling=pooling, dtype='bfloat16')
     want = make(kind, vectors=True, pooling=pooling)
-    x, flags = inputs(True)
+    x, flags = small.inputs(3)
     carry, y = model(x, **flags)
     self.assertEqual(y.dtype, jnp.float32)
     self.assertEqual(
@@ -186,9 +161,20 @@ class ContractTest(parameterized.TestCase):
         model(x)[1], model(x.astype(np.float32))[1]
     )
 
+  def test_embed_norm_of_vectors(self):
+    model = make(
+        models.SequenceClassifier, vectors=True, layer='elman', num_layers=1,
+        mlp='none', embed_norm=True,
+    )
+    x, _ = small.inputs(3)
+    want = model(x)[1]
+    model.encoder.kernel[...] *= 2  # The norm removes it.
+    model.encoder.bias[...] *= 2
+    np.testing.assert_allclose(model(x)[1], want, atol=1e-4)
+
   def test_dropout_needs_a_key(self):
     model = make(vectors=True, pooling='none', dropout=0.5)
-    x, _ = inputs(True)
+    x, _ = small.inputs(3)
     want = model(x)[1]
     np.testing.assert_array_equal(model(x, train=True)[1], want)
     dropped = model(x, key=jax.random.key(0))[1]
@@ -204,7 +190,7 @@ class BidirectionalTest(parameterized.TestCase):
         pooling=pooling,
     )
     self.assertFalse(model.causal)
-    x, flags = inputs(False)
+    x, flags = small.inputs()
     _, y = model(x, **flags)
     self.assertEqual(y.shape, (B, T, N) if pooling == 'none' else (B, N))
     changed = model(x.at[:, 8].set((x[:, 8] + 1) % V), **flags)[1]
@@ -225,6 +211,7 @@ class BadInputTest(parameterized.TestCase):
       (dict(pooling='nome'), 'Did you mean "none"'),
       (dict(in_features=3), 'One of model.vocab_size .* got 16 and 3'),
       (dict(vocab_size=0), 'One of model.vocab_size .* got 0 and 0'),
+      (dict(layer='rwkv7', bidirectional=True), 'the first of its kind'),
   )
   def test_configs(self, changes, message):
     with self.assertRaisesRegex(errors.UserValueError, message):

@@ -1,4 +1,4 @@
-"""Whole models whose sequences lie spread over devices: the same numbers."""
+"""Models compute the same numbers if the mesh splits time over devices."""
 
 import functools
 
@@ -22,14 +22,14 @@ def on_one_device(layer, **options):
 
 
 def gradients(mesh_sizes, layer, *, absent=False, **fields):
-  """Returns loss and gradients of packed rows, and the compiled text.
+  """Returns the loss and gradients of packed rows, and the compiled text.
 
   Args:
-    mesh_sizes: Those that are not 1.
-    layer: As in `ModelConfig`, for as many blocks as it names.
-    absent: Whether some tokens are not there (`mask` of the model); else they
-      only do not count.
-    **fields: Others of the config.
+    mesh_sizes: The sizes of the mesh axes; 1 if missing.
+    layer: As in `ModelConfig`, with one block for each name.
+    absent: Whether the model skips the masked tokens. If not, only the loss
+      leaves them out.
+    **fields: More fields of the config.
   """
   config = models.ModelConfig.tiny().replace(
       layer=layer, num_layers=layer.count(',') + 1, features=D, vocab_size=V,
@@ -45,7 +45,7 @@ def gradients(mesh_sizes, layer, *, absent=False, **fields):
   }
   batch['reset'] = rng.random((B, T)) < 0.05
   batch['mask'] = rng.random((B, T)) < 0.8
-  batch['mask'][:, 20:40] = False  # Stretches without a single token.
+  batch['mask'][:, 20:40] = False  # Whole segments are masked.
 
   def loss(params, batch_stats, batch):
     if not absent:
@@ -63,7 +63,7 @@ def gradients(mesh_sizes, layer, *, absent=False, **fields):
       jax.devices()[:count],
   )
   with jax.set_mesh(mesh):
-    # Initialising properly would take longer than all the rest.
+    # Real initial values would take longer than the rest of the test.
     params = jax.tree.map(
         lambda leaf, axes: jax.device_put(
             0.3 * rng.standard_normal(leaf.shape, np.float32),
@@ -83,7 +83,7 @@ def gradients(mesh_sizes, layer, *, absent=False, **fields):
   return float(value), jax.device_get(grads), compiled.as_text()
 
 
-class SequenceTest(parameterized.TestCase):
+class SplitTimeTest(parameterized.TestCase):
 
   def assert_same(self, got, want):
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
@@ -96,7 +96,7 @@ class SequenceTest(parameterized.TestCase):
   @parameterized.parameters(
       ('min_gru,min_lstm,lru', 'batch', False),
       ('min_gru', 'rms', True),
-      ('gru', 'layer', False),  # Scanned token by token.
+      ('gru', 'layer', False),  # Scanned, token by token.
   )
   def test_loss_and_gradients(self, layer, norm, absent):
     want = on_one_device(layer, norm=norm, absent=absent)
@@ -104,12 +104,13 @@ class SequenceTest(parameterized.TestCase):
     self.assert_same(got, want)
     counts = collectives.counts(got[2])
     if absent:
-      # The masked convolution's tails; the scan; the scan's gradient.
+      # The tails of the masked convolution, the scan, and its gradient.
       self.assertEqual(counts['all-gather'], 3)
       self.assertEqual(counts['collective-permute'], 1)
     elif layer != 'gru':
-      # Each layer the scan and its gradient; that one's state before, and the
-      # tail of the convolution there and its gradient back.
+      # In each layer: all-gathers for the scan and for its gradient. Permutes
+      # for the state before each segment in the gradient, and for the tail of
+      # the convolution and its gradient.
       self.assertEqual(counts['all-gather'], 2 * 3)
       self.assertEqual(counts['collective-permute'], 3 * 3)
     self.assertNotIn('all-to-all', counts)
@@ -135,7 +136,7 @@ class SequenceTest(parameterized.TestCase):
     sizes = dict(data=2, sequence=2, model=2)
     got = gradients(sizes, 'min_gru', **options)
     self.assert_same(got, want)
-    # Matmuls exchange channels, but nobody ever sees more than its own time.
+    # Matmuls exchange channels, but no device gets the time of another one.
     for kind, size in collectives.sizes(got[2]):
       self.assertLessEqual(size, B // 2 * T // 2 * 2 * D, kind)
 

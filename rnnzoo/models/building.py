@@ -1,0 +1,171 @@
+"""Builds the layer of a block from the config, and checks its options."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import inspect
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import errors
+from rnnzoo import fields
+from rnnzoo import layers as zoo
+from rnnzoo.layers import base
+from rnnzoo.models import config as config_lib
+from rnnzoo.models.config import ModelConfig
+
+# Layers by name: classes, or functions with the same arguments.
+Layers = Mapping[str, Callable[..., base.RecurrentLayer]]
+
+# Arguments of layers that are not `layer_options`.
+_GIVEN = ('self', 'in_features', 'rngs', 'dtype', 'param_dtype')
+
+
+def make_layer(
+    config: ModelConfig, depth: int, known: Layers, rngs: nnx.Rngs
+) -> base.RecurrentLayer:
+  """Builds the layer of the block at `depth`.
+
+  >>> config = ModelConfig(
+  ...     layer='gru,min_gru', num_layers=2, features=8,
+  ...     layer_options=dict(min_gru=dict(expansion_factor=2)),
+  ... )
+  >>> layer = make_layer(config, 1, zoo.LAYERS, nnx.Rngs(0))
+  >>> layer.in_features, layer.hidden_features
+  (8, 16)
+
+  Args:
+    config: The model's config.
+    depth: The index of the block.
+    known: All layers by name.
+    rngs: The source of the initial parameters.
+
+  Returns:
+    The layer, or a `Bidirectional` of two layers with `config.bidirectional`.
+
+  Raises:
+    UserValueError: If the layer or an option does not exist, or the layer
+      cannot be built with these options.
+  """
+  name = config.layer_names[depth]
+  options = layer_options(config, depth, known)
+  layer = _build(name, known[name], config, options, rngs)
+  if not config.bidirectional:
+    return layer
+  if hasattr(layer, 'first_value'):
+    raise errors.UserValueError(
+        f'model.bidirectional does not go with layer {name}, which looks at '
+        'the values of the first of its kind.'
+    )
+  backwards = _build(name, known[name], config, options, rngs)
+  return zoo.Bidirectional(layer, backwards)
+
+
+def layer_options(
+    config: ModelConfig, depth: int, known: Layers
+) -> dict[str, Any]:
+  """Returns the keyword arguments of the layer at `depth`, checked.
+
+  `config.layer_options` has options for all layers and, under the name of a
+  layer, options for that layer alone, which win. Some layers also get their
+  place in the model, because their initial values depend on it.
+
+  Args:
+    config: The model's config.
+    depth: The index of the block.
+    known: All layers by name.
+
+  Returns:
+    Values by the names of arguments.
+
+  Raises:
+    UserValueError: If the layer or an option does not exist, or a value is
+      wrong.
+  """
+  name = config.layer_names[depth]
+  if name not in known:
+    raise errors.UserValueError(
+        f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
+        f'are: {", ".join(sorted(known))}.'
+    )
+  parameters = _parameters(known[name])
+  if 'input_shape' in parameters:
+    raise errors.UserValueError(
+        f'Layer {name} reads images [H, W, C]; the blocks of a model are made '
+        'of vectors. Use it by itself.'
+    )
+  for other in config.layer_options.keys() & known:
+    fields.check(
+        f'model.layer_options.{other}', config.layer_options[other],
+        fields.Field(dict),
+    )
+  shared = {k: v for k, v in config.layer_options.items() if k not in known}
+  options = shared | dict(config.layer_options.get(name, {}))
+  allowed = set(parameters) - set(_GIVEN)
+  for option, value in options.items():
+    if option not in allowed:
+      raise errors.UserValueError(
+          f'Layer {name} has no option {option!r} (config field '
+          f'model.layer_options).{errors.suggest(option, allowed)} Its options '
+          f'are: {", ".join(sorted(allowed))}. If these options are of another '
+          "layer, clear them with --config.model.layer_options='{}'."
+      )
+    field = _field(option, parameters[option].annotation)
+    if field:
+      fields.check(f'model.layer_options.{option}', value, field)
+  index = config.layer_names[:depth].count(name)
+  count = config.layer_names.count(name)
+  place = dict(
+      layer_index=index, num_layers=count,
+      relative_depth=index / max(count - 1, 1),
+  )
+  return {k: v for k, v in place.items() if k in allowed} | options
+
+
+def _build(name, make, config, options, rngs) -> base.RecurrentLayer:
+  """Calls `make`; raises `UserValueError` if that fails."""
+  problem = (
+      f'Layer {name} cannot be built of model.features {config.features} and '
+      f'model.layer_options {fields.shown(dict(config.layer_options))}'
+  )
+  try:
+    layer = make(
+        config.features,
+        param_dtype=jnp.dtype(config.param_dtype),
+        dtype=jnp.dtype(config.dtype),
+        rngs=rngs,
+        **options,
+    )
+  except errors.UserError:
+    raise
+  except (
+      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
+  ) as error:
+    if name not in zoo.LAYERS:  # The author of the layer needs the traceback.
+      raise
+    raise errors.UserValueError(
+        f'{problem}: {type(error).__name__}: {error}'
+    ) from error
+  if not all(u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))):
+    raise errors.UserValueError(
+        f'{problem}: a parameter would have no elements.'
+    )
+  return layer
+
+
+def _parameters(make) -> Mapping[str, inspect.Parameter]:
+  """Returns the arguments of a layer's class or of a function."""
+  # The metaclass of Flax hides the signature of a class.
+  function = make.__init__ if inspect.isclass(make) else make
+  return inspect.signature(function).parameters
+
+
+def _field(option: str, annotation: Any) -> fields.Field | None:
+  """Returns what the value of an option may be; `None` if anything."""
+  if option == 'conv_kernel':
+    return config_lib.FIELDS['conv_kernel']
+  field = fields.of_annotation(annotation)
+  if field and field.kind is int:  # All integer options are counts.
+    field = dataclasses.replace(field, low=0)
+  return field

@@ -1,0 +1,40 @@
+"""Published models by name, as configs of the one backbone.
+
+There is one file for each family. The size of the vocabulary and the number of
+classes belong to the data, so most presets leave them open:
+
+>>> from flax import nnx
+>>> import jax
+>>> from rnnzoo import models
+>>> config = PRESETS['mamba_130m'].replace(vocab_size=50_280)
+>>> model = nnx.eval_shape(
+...     lambda: models.LanguageModel(config, rngs=nnx.Rngs(0))
+... )
+>>> sum(u.size for u in jax.tree.leaves(nnx.state(model, nnx.Param)))
+129135360
+"""
+
+from rnnzoo.models.config import ModelConfig
+from rnnzoo.models.presets import griffin
+from rnnzoo.models.presets import lmu
+from rnnzoo.models.presets import lru
+from rnnzoo.models.presets import mamba
+from rnnzoo.models.presets import min_rnn
+from rnnzoo.models.presets import rwkv
+from rnnzoo.models.presets import s4
+from rnnzoo.models.presets import s5
+from rnnzoo.models.presets import transformer
+from rnnzoo.models.presets import xlstm
+
+PRESETS: dict[str, ModelConfig] = {
+    **griffin.PRESETS,
+    **lmu.PRESETS,
+    **lru.PRESETS,
+    **mamba.PRESETS,
+    **min_rnn.PRESETS,
+    **rwkv.PRESETS,
+    **s4.PRESETS,
+    **s5.PRESETS,
+    **transformer.PRESETS,
+    **xlstm.PRESETS,
+}

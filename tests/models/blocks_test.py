@@ -1,0 +1,71 @@
+"""The parts of a block: gates, MLPs, norms and dropout."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import models
+from rnnzoo.layers import base
+from rnnzoo.models import blocks
+from tests.models import small
+
+
+class BlockTest(parameterized.TestCase):
+
+  def test_mlp_layers_names_the_layers_with_an_mlp(self):
+    model = nnx.eval_shape(lambda: small.make(
+        layer=('min_gru', 'lru', 'gru'), num_layers=5, mlp_layers=('lru',),
+        mlp_factor=1.3, mlp_multiple=8, use_bias=False,
+    ))
+    self.assertEqual(model.config.layer, 'min_gru,lru,gru')
+    self.assertEqual(model.config.mlp_layers, 'lru')
+    widths = [
+        stack.mlp_in.kernel.shape if hasattr(stack, 'mlp_in') else None
+        for stack in model.backbone.stacks
+    ]
+    self.assertEqual(widths, [None, (2, 8, 16), None])
+    self.assertIsNone(model.backbone.stacks[1].mlp_gate.bias)
+
+  @parameterized.parameters('glu', 'half_glu', 'half_glu2')
+  def test_gates(self, gate):
+
+    class Same(base.RecurrentLayer):
+      in_features = out_features = 8
+
+      def __call__(self, x, carry=None, *, reset=None, mask=None):
+        return carry, x
+
+    config = models.ModelConfig.tiny().replace(gate=gate, mlp='none')
+    block = blocks.Block(config, Same(), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    _, y, _ = block(x, blocks.BlockCarry(None, None))
+    normed = block.norm(x)
+    active = jax.nn.gelu(normed)
+    value = dict(half_glu=active, half_glu2=normed)
+    if gate == 'glu':
+      value['glu'] = block.value(active)
+    want = x + value[gate] * jax.nn.sigmoid(block.gate(active))
+    np.testing.assert_allclose(y, want, atol=1e-6)
+
+  def test_epsilon_of_norms(self):
+    config = models.ModelConfig.tiny()
+    for epsilon, value in ((0.0, 1.0), (3.0, 0.5)):
+      norm = blocks.make_norm(
+          config.replace(norm_epsilon=epsilon), nnx.Rngs(0)
+      )
+      np.testing.assert_allclose(norm(jnp.ones((1, 8))), value, atol=1e-6)
+
+  def test_dropout_has_its_rate_and_may_have_one_mask_over_time(self):
+    x = jnp.ones((4, 50, 64))
+    y = blocks.dropout(x, 0.25, jax.random.key(0))
+    self.assertAlmostEqual(float((y == 0).mean()), 0.25, delta=0.02)
+    self.assertAlmostEqual(float(y.mean()), 1.0, delta=0.03)
+    y = blocks.dropout(x, 0.25, jax.random.key(0), over_time=True)
+    np.testing.assert_array_equal(y, jnp.broadcast_to(y[:, :1], y.shape))
+    np.testing.assert_array_equal(blocks.dropout(x, 0.25, None), x)
+
+
+if __name__ == '__main__':
+  absltest.main()
