@@ -234,5 +234,5 @@ def _split(names: str) -> tuple[str, ...]:
   return tuple(name.strip() for name in names.split(',') if name.strip())
 
 
-# What each field of a model's config may be, by name.
-FIELDS = {field.name: _field(field) for field in dataclasses.fields(ModelConfig)}
+# What the value of each field may be, by name.
+FIELDS = {f.name: _field(f) for f in dataclasses.fields(ModelConfig)}
