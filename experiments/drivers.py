@@ -1,17 +1,16 @@
 """What all command lines share: exit codes, one-line errors, config files."""
 
 import contextlib
-import logging as python_logging
 import os
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from experiments import config_flag
 from experiments import hosts
 from rnnzoo import errors
 from rnnzoo import filenames
+from rnnzoo.training import logs
 from rnnzoo.training import memory
 from rnnzoo.training.processes import peers
 from rnnzoo.training.processes import signals
@@ -43,9 +42,7 @@ def run(main):
   The exit code is then 2 for a command line that is wrong in itself and 1 for
   everything else. A run that a signal stopped has the code a shell would give.
   """
-  logging.set_verbosity(logging.INFO)
-  # JAX tells which accelerators it did not find, and the like; nobody asked.
-  python_logging.getLogger('jax').setLevel(python_logging.WARNING)
+  logs.set_up()
 
   def guarded(argv):
     with (

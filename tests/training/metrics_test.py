@@ -271,10 +271,9 @@ class PlotCurvesTest(MetricsTestCase):
     for tick in speed.get_xticks():
       self.assertEqual(tick, round(tick))
     labels = losses.get_legend_handles_labels()[1]
-    self.assertEqual(labels[:2], ['training', 'validation'])
-    self.assertEqual(labels[3], 'other split')
+    self.assertEqual(labels[:3], ['training', 'validation', 'other split'])
     # Four digits of a small number, too.
-    self.assertIn('0.0002 nats, 0.0002885 bits', labels[2])
+    self.assertIn('0.0002 nats, 0.0002885 bits', labels[3])
     for axes in (speed, wait):
       (line,) = axes.lines
       self.assertEqual(axes.yaxis.label.get_color(), line.get_color())
@@ -282,6 +281,34 @@ class PlotCurvesTest(MetricsTestCase):
           axes.yaxis.get_tick_params()['labelcolor'], line.get_color()
       )
     self.assertNotEqual(speed.lines[0].get_color(), wait.lines[0].get_color())
+
+  def test_a_metric_of_which_the_highest_is_the_best(self):
+    with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
+      for step, accuracy in ((1, 0.5), (2, 0.875), (3, 0.875), (4, 0.25)):
+        writer.write(step, {
+            'train_loss': 4.0, 'eval_loss': 0.2, 'eval_other_loss': 0.3,
+            'train_accuracy': 0.5, 'eval_accuracy': accuracy,
+            'tokens_per_second_per_device': 1e5, 'input_wait': 0.01,
+        })
+    with mock.patch.object(
+        matplotlib.figure.Figure, 'savefig', autospec=True
+    ) as savefig:
+      metrics.plot_curves(
+          self.workdir, loss_unit='mean squared error', unit='pixels',
+          metric='accuracy', best_mode='max',
+      )
+    accuracy, loss, speed, _ = savefig.call_args.args[0].axes
+    self.assertEqual(accuracy.get_ylabel(), 'accuracy')
+    self.assertEqual(
+        accuracy.get_legend_handles_labels()[1],
+        ['training', 'validation', 'best: 0.875 at step 2'],
+    )
+    self.assertEqual(loss.get_ylabel(), 'loss, mean squared error')
+    self.assertEqual(
+        loss.get_legend_handles_labels()[1], ['training', 'validation', 'other']
+    )
+    self.assertEmpty(loss.child_axes)  # No bits.
+    self.assertEqual(speed.get_ylabel(), 'pixels/s\nper device')
 
   def test_the_title_of_a_run_without_its_config(self):
     (self.workdir / 'summary.json').write_text(
@@ -311,24 +338,30 @@ class ProgressTest(MetricsTestCase):
   def test_lines_where_there_is_no_terminal(self):
     file = io.StringIO()
     with self.assertLogs('absl', 'INFO') as logs:
-      progress = self.run_progress(file=file)
+      progress = self.run_progress(file=file, unit='characters')
     self.assertEmpty(file.getvalue())
     self.assertBetween(progress.tokens_per_second, 1e3, 1e5)
     lines = [record.getMessage() for record in logs.records]
-    self.assertLen(lines, 2)
-    for line, step in zip(lines, (2, 4)):
+    self.assertLen(lines, 3)
+    self.assertEqual(lines[0], 'step 0/4  compiling')
+    for line, step in zip(lines[1:], (2, 4)):
       self.assertRegex(
           line,
-          rf'^step {step}/4, loss 2\.5000, [\d.]+k tokens/s, 00:00 left$',
+          rf'^step {step}/4  loss 2\.500  [\d.]+k characters/s  00:00 left$',
       )
 
   def test_notes(self):
     with self.assertLogs('absl', 'INFO') as logs:
       with metrics.Progress(4, file=io.StringIO()) as progress:
-        progress.update(2, 2.5, notes='1.0% input')
+        progress.update(2, 2.5, notes=['40% MFU'])
     self.assertEqual(
-        logs.records[0].getMessage(), 'step 2/4, loss 2.5000, 1.0% input'
+        logs.records[-1].getMessage(), 'step 2/4  loss 2.500  40% MFU'
     )
+
+  def test_nothing_is_compiled_for_a_run_at_its_end(self):
+    with self.assertNoLogs('absl', 'INFO'):
+      with metrics.Progress(4, initial=4, file=io.StringIO()):
+        pass
 
   def test_pauses_do_not_count(self):
     progress = metrics.Progress(9, tokens_per_step=1000, file=io.StringIO())
@@ -379,7 +412,7 @@ app.run(main)
     self.assertRegex(lines[0], r'^I\d.* in the middle$')
     self.assertRegex(
         lines[1],
-        r'^100% .* 40/40 \[00:00, loss 2\.5000, [\d.]+k tokens/s, 00:00 left\]',
+        r'^100% .* 40/40 \[00:00, loss 2\.500, [\d.]+k tokens/s, 00:00 left\]',
     )
     self.assertRegex(lines[2], r'^I\d.* after$')
 

@@ -1,5 +1,6 @@
 """A progress bar on a terminal, or lines in the log."""
 
+from collections.abc import Sequence
 import contextlib
 import os
 import sys
@@ -42,6 +43,9 @@ class Progress:
         loss = train_step()
         progress.update(step, loss if step % 10 == 0 else None)
 
+  A line in the log is `step 30/300  loss 2.504  16.6k tokens/s  01:06 left`.
+  Before the first update it says `compiling`.
+
   Attributes:
     tokens_per_second: The recent speed, `None` until it is known. The first
       update starts the clock, so that compilation does not count.
@@ -53,6 +57,7 @@ class Progress:
       *,
       initial: int = 0,
       tokens_per_step: int | None = None,
+      unit: str = 'tokens',
       file=None,
   ):
     """Starts a bar.
@@ -61,11 +66,12 @@ class Progress:
       total: The last step.
       initial: The step at which the run goes on.
       tokens_per_step: Tokens of a global batch.
+      unit: What the tokens are, in the plural, such as `characters`.
       file: Where to draw, `sys.stderr` if `None`.
     """
     self.tokens_per_second = None
     self._total = total
-    self._tokens_per_step = tokens_per_step
+    self._tokens_per_step, self._unit = tokens_per_step, unit
     self._seconds_per_step = None
     self._mark = None  # Step and time from which the speed is measured.
     self._logs = jax.process_index() == 0
@@ -88,25 +94,29 @@ class Progress:
       self._handler.stream = _AboveBar(self._bar.fp)
 
   def __enter__(self):
+    if self._bar.n < self._total:
+      self._show(self._bar.n, ['compiling'])
     return self
 
   def __exit__(self, *_):
     self.close()
 
-  def update(self, step: int, loss=None, *, notes: str = '') -> None:
+  def update(self, step: int, loss=None, *, notes: Sequence[str] = ()) -> None:
     """Moves to `step`; with a loss, shows that, the speed and the time left.
 
     Args:
       step: Steps done, counted over the whole run.
       loss: The step's loss, a number or an array of one. Reading it waits for
         the device, so give it only every so many steps.
-      notes: What else to show beside the loss.
+      notes: What else to show beside the loss, each a few words.
     """
     if loss is not None:
       loss = float(jax.block_until_ready(loss))
     now = time.perf_counter()
     if self._mark is None:
       self._mark = step, now
+      if loss is None:
+        self._bar.set_postfix_str('', refresh=False)
     elif loss is not None and step > self._mark[0]:
       latest = (now - self._mark[1]) / (step - self._mark[0])
       mean = self._seconds_per_step
@@ -115,20 +125,22 @@ class Progress:
       if self._tokens_per_step and self._seconds_per_step > 0:
         self.tokens_per_second = self._tokens_per_step / self._seconds_per_step
     if loss is not None:
-      text = f'loss {loss:.4f}'
+      parts = [f'loss {loss:#.4g}']
       if self.tokens_per_second is not None:
         rate = tqdm.tqdm.format_sizeof(self.tokens_per_second)
-        text += f', {rate} tokens/s'
-      if notes:
-        text += f', {notes}'
+        parts.append(f'{rate} {self._unit}/s')
+      parts += notes
       if self._seconds_per_step is not None:
         left = self._seconds_per_step * (self._total - step)
-        text += f', {tqdm.tqdm.format_interval(left)} left'
-      if not self._bar.disable:
-        self._bar.set_postfix_str(text, refresh=False)
-      elif self._logs:
-        logging.info('step %d/%d, %s', step, self._total, text)
+        parts.append(f'{tqdm.tqdm.format_interval(left)} left')
+      self._show(step, parts)
     self._bar.update(step - self._bar.n)
+
+  def _show(self, step: int, parts: list[str]) -> None:
+    if not self._bar.disable:
+      self._bar.set_postfix_str(', '.join(parts), refresh=False)
+    elif self._logs:
+      logging.info('%s', '  '.join([f'step {step}/{self._total}', *parts]))
 
   @contextlib.contextmanager
   def pause(self):

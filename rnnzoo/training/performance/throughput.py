@@ -8,6 +8,9 @@ import jax
 from rnnzoo.training.performance import flops
 from rnnzoo.training.performance import hardware
 
+# Log lines name the share of the time that the device waits for data from here.
+_NOTABLE_WAIT = 0.05
+
 
 class Meter:
   """A stopwatch around the steps, which never waits for the device itself.
@@ -138,18 +141,23 @@ class Meter:
     return values
 
 
-def describe(values: dict[str, float]) -> str:
-  """Puts what `Meter.read` returned into a few words; `''` for nothing.
+def describe(values: dict[str, float]) -> list[str]:
+  """Returns what a person wants to know of `Meter.read`, a few words each.
+
+  Waiting for data is left out where it costs next to nothing.
 
   >>> describe(dict(input_wait=0.0123, model_flops_utilization=0.4))
-  '1.2% input, 40% MFU'
+  ['40% MFU']
+  >>> describe(dict(input_wait=0.123))
+  ['12% of the time waiting for data']
   """
   parts = []
-  if 'input_wait' in values:
-    parts.append(f'{values["input_wait"]:.1%} input')
+  waited = values.get('input_wait', 0.0)
+  if waited > _NOTABLE_WAIT:
+    parts.append(f'{waited:.0%} of the time waiting for data')
   if 'model_flops_utilization' in values:
     parts.append(f'{values["model_flops_utilization"]:.0%} MFU')
-  return ', '.join(parts)
+  return parts
 
 
 def make_meter(task, dataset, config, state) -> Meter:
