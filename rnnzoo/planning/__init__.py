@@ -3,7 +3,7 @@
 `experiments.train --plan=v5e:16x16` is the command line of this package.
 """
 
-from rnnzoo.planning.compiling import advice as advice
 from rnnzoo.planning.compiling import plan as plan
-from rnnzoo.planning.compiling import roofline as roofline
-from rnnzoo.planning.compiling import verdict as verdict
+from rnnzoo.planning.verdicts import advice as advice
+from rnnzoo.planning.verdicts import roofline as roofline
+from rnnzoo.planning.verdicts import verdict as verdict

@@ -1,10 +1,8 @@
-"""Compiles a training step for devices that are not there, and says what fits.
+"""Compiles a training step for devices that are not there.
 
-XLA compiles for TPUs and GPUs on any CPU. What it then knows of the program is
-exact: the memory it needs, what devices send each other. How long a step takes
-it does not know; `roofline` is an estimate and says so.
-
-`experiments.train --plan=v5e:16x16` is the command line of this.
+XLA compiles for TPUs and GPUs on any CPU. The compiled program gives exact
+numbers for the memory that it needs and for what devices send to each other. It
+does not give the time of a step: `verdicts.roofline` estimates that.
 """
 
 from collections.abc import Mapping
@@ -23,13 +21,13 @@ from rnnzoo import errors
 from rnnzoo.planning import hlo
 from rnnzoo.planning import targets
 from rnnzoo.planning import traffic
+from rnnzoo.planning import verdicts
 from rnnzoo.training import losses
 from rnnzoo.training import optimizers
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 from rnnzoo.training.performance import flops
-from rnnzoo.training.performance import hardware as hardware_lib
 
 _TOO_LARGE = re.compile(
     r'\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)'
@@ -53,11 +51,11 @@ def plan(
     batch: Shapes of a global batch, `inputs` `[B, T]` among them.
 
   Returns:
-    What is known, as plain data. `verdict` is `fits`, `tight` or `does not
-    fit`; in the last case there may be no more than `required` bytes.
+    The plan as plain data. `verdict` is `fits`, `tight` or `does not fit`; in
+    the last case the compiler may give nothing but the bytes `required`.
 
   Raises:
-    UserError: If the config does not go with the devices.
+    UserError: If the config is impossible on these devices.
   """
   mesh = sharding.make_mesh(config.mesh, list(targets.devices(target)))
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
@@ -97,7 +95,7 @@ def plan(
         'minute or two.', mesh.size, result['kind'],
     )
     lowered = traced.lower()
-    # The compiler needs the memory more.
+    # Free what the compiler does not need, because it needs much memory.
     del traced
     jax.clear_caches()
     gc.collect()
@@ -112,126 +110,15 @@ def plan(
       del compiled
       result |= _compiled(memory, text, target, result, steps)
   result['seconds'] = round(time.process_time() - start, 1)
-  result['verdict'] = verdict(result, target.hardware)
-  result['advice'] = advice(result, config)
+  result['verdict'] = verdicts.verdict(result, target.hardware)
+  result['advice'] = verdicts.advice(result, config)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   result['host_memory'] = peak * (1 if sys.platform == 'darwin' else 1024)
   return result
 
 
-def verdict(result: Mapping[str, Any], hardware) -> str:
-  """Returns `fits`, `tight` or `does not fit`.
-
-  Tight is what the compiler accepts by using memory twice over where it counts
-  on nothing else, or what leaves less than a tenth of the memory, or, of a GPU,
-  more than the part of it that JAX takes unless told otherwise.
-  """
-  memory, limit = result['memory'], hardware.memory
-  if 'required' in result or memory['peak'] > limit:
-    return 'does not fit'
-  if memory['peak'] > min(0.9, hardware.pool) * limit:
-    return 'tight'
-  if memory['arguments'] + memory['temporaries'] > limit:
-    return 'tight'
-  return 'fits'
-
-
-def advice(result: Mapping[str, Any], config) -> list[str]:
-  """Returns what to change, the most useful first, where it does not fit.
-
-  What is kept for the backward pass, the logits and the state are known by
-  arithmetic, whether or not the program was compiled.
-  """
-  if result['verdict'] == 'fits':
-    return []
-  memory, gib = result['memory'], hardware_lib.GIB
-  size = lambda n: f'{n / gib:.1f} GiB'
-  found = []
-  kept, model = memory['kept'], config.model
-  state = memory['parameters'] + memory['optimiser'] + memory['gradients']
-  if model.remat != 'full':
-    found.append((
-        kept,
-        f'model.remat=full: recompute inside each block what now is kept for '
-        f'the backward pass, about {size(kept)}.',
-    ))
-  elif result['rows_per_device'] > 1:
-    # As many parts as bring what grows with the batch down to what is left.
-    free = 0.8 * result['limit'] - state
-    grows = kept + memory['logits']
-    parts = 2
-    while parts < result['rows_per_device'] and grows / parts > max(free, 0):
-      parts *= 2
-    if result['rows_per_device'] % parts == 0:
-      found.append((
-          grows * (1 - 1 / parts),
-          f'accumulate_steps={config.accumulate_steps * parts}: the same batch '
-          f'in parts; about {size(grows)} grow with the '
-          f'{result["rows_per_device"]} rows of a device. Or a smaller '
-          'batch_size.',
-      ))
-  else:
-    mesh = result['mesh']
-    found.append((
-        kept / 2,
-        f'mesh.sequence={2 * mesh["sequence"]}: there is one row a device; '
-        'split its time. Or a shorter data.sequence_length.',
-    ))
-  if not config.loss_chunk:
-    found.append((
-        2 * memory['logits'],
-        f'loss_chunk=-1: the logits of all tokens take {size(memory["logits"])}'
-        ', and their gradient as much.',
-    ))
-  if model.dtype == 'float32':
-    found.append((
-        kept / 2, 'model.dtype=bfloat16: activations of half the size.'
-    ))
-  split = result['mesh']['fsdp']
-  if split < result['devices']:
-    more = min(split * 4, result['devices'])
-    found.append((
-        state * (1 - split / more),
-        f'mesh.fsdp={more}: parameters, gradients and optimiser take '
-        f'{size(state)} on each device; split them among more.',
-    ))
-  found.sort(key=lambda one: -one[0])
-  texts = [text for saved, text in found if saved > 0.02 * result['limit']]
-  if result['verdict'] == 'tight' and 'peak' in memory:
-    pool = hardware_lib.find(result['kind']).pool
-    if memory['peak'] > pool * result['limit']:
-      texts.insert(0, (
-          'XLA_PYTHON_CLIENT_MEM_FRACTION=.95 in the environment: JAX takes '
-          f'{pool:.0%} of a GPU unless told otherwise.'
-      ))
-  return texts or ['More devices, or a smaller model.']
-
-
-def roofline(result: Mapping[str, Any], hardware) -> dict[str, float]:
-  """Estimates the seconds of a step, were nothing lost but the peaks' limits.
-
-  `best` is the slowest of the three parts, if they overlap perfectly; `worst`
-  is their sum, if not at all. A real step may be slower than either.
-  """
-  count = result['devices']
-  compute = result['flops']['executed'] / count / hardware.peak(result['dtype'])
-  memory = result['bytes_moved'] / hardware.bandwidth
-  network = sum(
-      row['bytes'] / hardware.speed(row['hosts_apart'])
-      for row in result['collectives']
-  )
-  best = max(compute, memory, network)
-  ideal = result['flops']['needed'] / count / hardware.peak(result['dtype'])
-  return dict(
-      compute=compute, memory=memory, network=network,
-      best=best, worst=compute + memory + network,
-      tokens_per_second=result['tokens'] / best,
-      utilisation=ideal / best,
-  )
-
-
 def _placed(batch, mesh, steps=0):
-  """Gives a batch, or those of several steps, the shardings of the loop."""
+  """Returns the shapes of one or several batches with the loop's shardings."""
   ahead = (steps,) if steps else ()
   shapes = tuple((name, ahead + u.shape) for name, u in batch.items())
   shardings = sharding.batch_shardings(mesh, shapes, bool(steps))
@@ -254,7 +141,7 @@ def _per_device(tree):
 
 
 def _memory(task, config, state, batch):
-  """Returns bytes per device that arithmetic knows before any compiler."""
+  """Returns the bytes per device that need no compiler to compute."""
   frozen = optimizers.frozen_parameters(
       state['params'], tuple(config.optimizer.freeze)
   )
@@ -281,8 +168,8 @@ def _memory(task, config, state, batch):
 def _kept(task, config, state, batch):
   """Estimates the bytes per device kept from the forward to the backward pass.
 
-  They are the residuals of `jax.vjp` but for the parameters; whatever has a
-  batch in it is shared among the devices that share that.
+  They are the residuals of `jax.vjp` without the parameters. An array with a
+  batch axis is shared among the devices that share the batch.
   """
   loss = task.loss_fn(train=True)
 
@@ -302,7 +189,7 @@ def _kept(task, config, state, batch):
 
 
 def _compiled(memory, text, target, result, steps):
-  """Returns what a compiled step tells of its memory and by its text."""
+  """Returns the memory of a compiled step and what its text shows."""
   program = hlo.Program(text)
   count = target.hardware.per_host or result['devices']
   rows = {}
@@ -326,15 +213,15 @@ def _compiled(memory, text, target, result, steps):
       unknown_loops=[u.name for u in program.loops if u.rounds is None],
       bytes_moved=traffic.bytes_moved(program) / steps,
   )
-  out['roofline'] = roofline(result | out, target.hardware)
+  out['roofline'] = verdicts.roofline(result | out, target.hardware)
   return out
 
 
 def _refused(error):
-  """Returns what the compiler says of a program that it does not take.
+  """Returns the sizes in the compiler's message that memory is too small.
 
   Raises:
-    UserError: If memory is not the reason.
+    UserError: If the message names no sizes.
   """
   found = _TOO_LARGE.search(str(error))
   if not found:

@@ -1,7 +1,7 @@
 """Reads compiled programs: their instructions, and how often each one runs.
 
-The text is what `compiled.as_text()` gives, for TPUs, GPUs and CPUs. The rounds
-of a loop are not always in it, but follow from its counter.
+The text is that of `compiled.as_text()`, for TPUs, GPUs and CPUs. It does not
+always contain the number of rounds of a loop, but the loop's counter gives it.
 """
 
 import collections
@@ -49,7 +49,7 @@ class Instruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """A loop; `rounds` is `None` where the text does not tell."""
+  """A loop; `rounds` is `None` if the text does not show it."""
 
   name: str
   rounds: int | None
@@ -60,8 +60,8 @@ class Program:
 
   Attributes:
     computations: Instructions by name, by the name of the computation.
-    times: How often each of those runs.
-    fused: The names of those that are part of one instruction.
+    times: How often each computation runs.
+    fused: The names of the computations that are part of one instruction.
     loops: All loops that run.
   """
 
@@ -114,7 +114,7 @@ def _parse(text):
     shape, rest = rest[:end].strip(), rest[end:].lstrip()
     opcode, _, _ = rest.partition('(')
     end = _closing(rest, len(opcode))
-    # Kernels are in there, too, which are long.
+    # Leave out the text of kernels, which is long.
     attributes = re.sub(
         r'backend_config=(?!.*known_trip_count).*', '', rest[end:]
     )
@@ -136,7 +136,7 @@ def _closing(text, start):
 
 
 def arrays(shape: str) -> Iterator[tuple[str, float, bool]]:
-  """Yields type, bytes and whether it stays on the chip, of each array."""
+  """Yields for each array its type, bytes, and whether it stays on the chip."""
   for dtype, sizes, layout in _ARRAY.findall(shape):
     count = math.prod(int(n) for n in sizes.split(',') if n)
     on_chip = bool(re.search(r'S\([1-9]\)', layout))
@@ -144,7 +144,7 @@ def arrays(shape: str) -> Iterator[tuple[str, float, bool]]:
 
 
 def root(computation: dict[str, Instruction]) -> Instruction:
-  """Returns the instruction whose result is that of a computation."""
+  """Returns the instruction whose result is the result of a computation."""
   return next(one for one in computation.values() if one.root)
 
 
@@ -167,7 +167,7 @@ def _rounds(computations, name, loop):
 
 
 def _limit(condition):
-  """Returns which element of the state counts, up to what, and if inclusive."""
+  """Returns the index of the counter in the state, its bound, if inclusive."""
   compare = root(condition)
   if compare.opcode != 'compare':
     return None, None, False
@@ -181,7 +181,7 @@ def _limit(condition):
 
 
 def _constant(computation, name):
-  """Returns the integer that an instruction is, or `None`."""
+  """Returns the value of an integer constant, or `None`."""
   one = computation.get(name)
   while one and one.opcode in ('copy', 'bitcast', 'convert'):
     one = computation.get(one.operands[0])
@@ -196,7 +196,7 @@ def _element(one, index):
 
 
 def _step(body, index):
-  """Returns what a round adds to the counter: several, where it is unrolled."""
+  """Returns what a round adds to the counter: several if it is unrolled."""
   step, one = 0, body.get(_element(root(body), index))
   while one and one.opcode in ('add', 'copy'):
     before = one.operands[0]

@@ -1,7 +1,7 @@
-"""Devices that are not there, for XLA to compile for.
+"""Devices that are not there, for which XLA compiles.
 
-Its compilers for TPUs and GPUs run on any CPU. They are wheels, `libtpu` and
-`jax-cuda13-plugin`, and take their settings from the environment.
+Its compilers for TPUs and GPUs run on any CPU. They come in the wheels `libtpu`
+and `jax-cuda13-plugin`, and read their settings from the environment.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from rnnzoo import errors
 from rnnzoo.training.performance import hardware as hardware_lib
 
-# What the GPU compiler wants to know of a device; of Hopper, but for memory.
+# What the GPU compiler needs to know about a Hopper; the memory is filled in.
 _GPU = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -40,10 +40,10 @@ class Target:
   """Devices to plan for.
 
   Attributes:
-    name: As the user wrote it.
-    hardware: What each of them can do.
+    name: The user's name of it.
+    hardware: What each device can do.
     platform: `tpu` or `cuda`.
-    topology: As `jax.experimental.topologies` wants it.
+    topology: The name for `jax.experimental.topologies`.
   """
 
   name: str
@@ -53,13 +53,13 @@ class Target:
 
 
 def parse(text: str) -> Target:
-  """Parses `v5e:16x16` (TPU and how its chips are wired) or `h200x8` (GPUs).
+  """Parses `v5e:16x16` (a TPU and its topology) or `h200x8` (GPUs).
 
-  >>> parse('h200x16').topology  # One program, 2 hosts of 8.
+  >>> parse('h200x16').topology  # One program on 2 hosts with 8 GPUs each.
   '1x2x8'
 
   Raises:
-    UserValueError: If it is something else.
+    UserValueError: If the text has another form.
   """
   known = hardware_lib.HARDWARE
   found = re.fullmatch(r'(v5e|v5p|v6e):(\d+(?:x\d+){1,2})', text)
@@ -75,8 +75,8 @@ def parse(text: str) -> Target:
   hardware, count = known[found[1]], int(found[2])
   if count < 1 or count > hardware.per_host and count % hardware.per_host:
     raise errors.UserValueError(
-        f'--plan={text}: a host has up to {hardware.per_host} GPUs, and of '
-        'several hosts each has so many.'
+        f'--plan={text}: one host has up to {hardware.per_host} GPUs, and '
+        'each of several hosts has exactly that many.'
     )
   hosts = -(-count // hardware.per_host)
   return Target(text, hardware, 'cuda', f'1x{hosts}x{count // hosts}')
@@ -90,13 +90,13 @@ def environment(target: Target) -> dict[str, str]:
   """
   common = dict(
       JAX_PLATFORMS='cpu',
-      MALLOC_ARENA_MAX='1',  # Less memory, if many threads ask for it.
+      MALLOC_ARENA_MAX='1',  # Many threads then use less memory.
       TF_CPP_MIN_LOG_LEVEL='3', TPU_MIN_LOG_LEVEL='3',
       TPU_STDERR_LOG_LEVEL='3', TPU_LOG_DIR='disabled',
   )
   if target.platform == 'tpu':
     _require('libtpu', 'jax[tpu]')
-    # There is no TPU to ask for its place among others, or to share.
+    # There is no TPU here that could be asked for its topology, or shared.
     return common | dict(
         TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost',
         ALLOW_MULTIPLE_LIBTPU_LOAD='1',
@@ -104,7 +104,7 @@ def environment(target: Target) -> dict[str, str]:
   _require('jax_cuda13_plugin', 'jax[cuda13]')
   variables = common | dict(
       CUDA_VISIBLE_DEVICES='-1',
-      JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',  # No driver to compare with.
+      JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',  # There is no driver here.
   )
   nvidia = importlib.util.find_spec('nvidia')
   for place in nvidia.submodule_search_locations if nvidia else ():
@@ -125,7 +125,7 @@ def _require(module, package):
 
 
 def gpu_config(hardware: hardware_lib.Hardware) -> str:
-  """Returns what the compiler wants to know of a GPU, as a text proto."""
+  """Returns what the compiler needs to know about a GPU, as a text proto."""
   return _GPU.format(
       bandwidth=hardware.bandwidth, memory=hardware.memory,
       kind=hardware.kinds[0],
@@ -134,7 +134,7 @@ def gpu_config(hardware: hardware_lib.Hardware) -> str:
 
 @functools.cache
 def devices(target: Target) -> tuple[Any, ...]:
-  """Returns devices that programs can be compiled for, and that is all.
+  """Returns devices for which programs can be compiled, but not run.
 
   Raises:
     UserValueError: If there is no such topology.

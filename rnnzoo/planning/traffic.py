@@ -1,4 +1,4 @@
-"""What a compiled program moves: from device to device, and in memory."""
+"""The bytes that a compiled program moves between devices and in memory."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ _KINDS = (
     'all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast',
     'collective-permute', 'ragged-all-to-all', 'reduce-scatter',
 )
-# Instructions that move nothing, or whose parts are counted elsewhere.
+# Instructions that move nothing, or whose parts count elsewhere.
 _STILL = (
     'after-all', 'bitcast', 'call', 'conditional', 'constant', 'domain',
     'get-tuple-element', 'opt-barrier', 'parameter', 'partition-id',
@@ -21,15 +21,15 @@ _STILL = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """What every device sends in one collective operation.
+  """A collective operation, and what each device sends in it.
 
   Attributes:
-    kind: Such as `all-gather`.
-    shape: Of its result.
+    kind: The operation, such as `all-gather`.
+    shape: The shape of its result.
     group: The devices of the first group, by their place in the mesh.
     times: How often it runs in one step.
     size: Bytes that a device sends in one run.
-    source: Where in the program it is from, as far as the compiler says.
+    source: The operation of the model that it comes from, if the compiler says.
   """
 
   kind: str
@@ -41,7 +41,12 @@ class Collective:
 
 
 def collectives(program: hlo.Program, devices: int) -> list[Collective]:
-  """Returns the collective operations of a program for so many devices."""
+  """Returns the collective operations of a program.
+
+  Args:
+    program: The compiled program.
+    devices: How many devices run it.
+  """
   found = {}
   for computation, instructions in program.computations.items():
     times = program.times[computation]
@@ -53,8 +58,9 @@ def collectives(program: hlo.Program, devices: int) -> list[Collective]:
         continue
       key = computation, one.name
       if computation in program.fused and 'reduce-scatter' not in computation:
-        # Pieces of an asynchronous one: its start, what it overlaps, its end.
-        # All that `jax.shard_map` writes has one channel, hence the rest.
+        # Several pieces are one asynchronous operation: its start, what it
+        # overlaps with, its end. The channel is not enough to recognise them:
+        # all operations of a `jax.shard_map` have the same one.
         channel = re.search(r'channel_id=(\d+)', one.attributes)
         sizes = tuple(size for _, size, _ in hlo.arrays(one.shape))
         key = kind, sizes, _source(one), channel and channel[1]
@@ -69,11 +75,11 @@ def _source(one):
 
 
 def bytes_moved(program: hlo.Program) -> float:
-  """Estimates what is read from and written to the memory of a device.
+  """Estimates the bytes that a device reads from and writes to its memory.
 
-  Every instruction that is not fused into another reads its operands and writes
-  its result once, of slices only the slice; what the compiler keeps on the chip
-  is free.
+  An instruction that is not fused into another one reads its operands and
+  writes its result once; a slice reads only its part. Arrays that the compiler
+  keeps on the chip do not count.
   """
   total = 0.0
   for name, instructions in program.computations.items():
@@ -91,7 +97,7 @@ def _moved(program, one, instructions):
   ]
   if one.opcode in _STILL or one.opcode.endswith('-done'):
     return 0.0
-  if one.opcode.endswith('-start'):  # Its result names its operands, too.
+  if one.opcode.endswith('-start'):  # Its result contains its operands too.
     if 'slice' not in one.opcode:
       return _size(one.shape)
     place = 1 if 'update' in one.opcode else len(one.operands)
@@ -109,12 +115,12 @@ def _moved(program, one, instructions):
 
 
 def _size(shape):
-  """The bytes of a shape that are off the chip."""
+  """Returns the bytes of a shape that are not on the chip."""
   return sum(size for _, size, on_chip in hlo.arrays(shape) if not on_chip)
 
 
 def _read(program, body, index, shape):
-  """Returns the bytes that a fusion reads of its operand number `index`."""
+  """Returns the bytes that a fusion reads from its operand number `index`."""
   whole, found = _size(shape), 0.0
   for one in body.values():
     if one.opcode == 'parameter' and int(one.text) == index:
@@ -131,7 +137,7 @@ def _read_by_users(program, body, name, whole):
     if one.opcode in ('dynamic-slice', 'gather', 'slice') and places == [0]:
       total += _size(one.shape)
     elif one.opcode == 'tuple' and one.root:
-      pass  # Handed on as it is.
+      pass  # It is passed on and not read.
     elif one.opcode == 'bitcast':
       total += _read_by_users(program, body, one.name, whole)
     elif one.opcode == 'fusion':
@@ -139,17 +145,17 @@ def _read_by_users(program, body, name, whole):
       shape = body[name].shape
       total += sum(_read(program, inner, i, shape) for i in places)
     elif one.opcode != 'dynamic-update-slice' or places != [0]:
-      return whole  # That would be overwritten in place.
+      return whole  # An update in place would not read it.
   return total
 
 
 def _written(program, body, root, whole):
-  """Returns the bytes that a fusion writes, of `whole` in its result."""
+  """Returns the bytes that a fusion writes; its result has `whole` bytes."""
   if root.opcode == 'parameter':
     return 0.0
   if root.opcode == 'tuple':
     parts = [body[name] for name in root.operands]
-    # What is on the chip is known of the whole result only.
+    # Only the whole result shows which parts are on the chip.
     return min(
         whole, sum(_written(program, body, u, _size(u.shape)) for u in parts)
     )
@@ -166,14 +172,14 @@ def _written(program, body, root, whole):
 def _collective(kind, one, computation, times, devices):
   arrays = list(hlo.arrays(one.shape))
   if one.opcode.endswith('-start') and kind != 'all-reduce':
-    # Operands, results, and sometimes something to wait for.
+    # It has operands, results, and sometimes a token to wait for.
     arrays = [a for a in arrays if a[0] != 'u32[]']
     arrays = arrays[len(arrays) // 2 :]
   size = sum(array[1] for array in arrays)
   group = _group(one.attributes, devices)
   count = len(group)
   if kind == 'all-reduce' and 'reduce-scatter' in computation:
-    # A TPU's fusion of a sum with the choice of one's own part.
+    # On TPUs this is a fusion: a sum, of which each device takes its part.
     kind, size = 'reduce-scatter', size / count
   if kind in ('all-gather', 'all-to-all', 'ragged-all-to-all'):
     size *= (count - 1) / count
@@ -188,11 +194,11 @@ def _collective(kind, one, computation, times, devices):
 
 
 def _group(attributes, devices):
-  """Returns the first group of devices, of the ways to write groups."""
+  """Returns the first group of devices; there are several notations."""
   found = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', attributes)
   if found:
     return int(found[1]), int(found[2])
-  # mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}: those along axis b.
+  # mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}: the devices along b.
   found = re.search(
       r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? '
       r'\{([^}]*)\}',
@@ -221,7 +227,7 @@ def _group(attributes, devices):
 
 
 def _numbered(text):
-  """Returns the devices of `[4,2]T(1,0)`: 0 to 7 in a box, whose axes move."""
+  """Returns the devices of `[4,2]T(1,0)`: 0 to 7 as `[4, 2]`, transposed."""
   sizes, order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text).groups()
   numbers = lambda text: [int(n) for n in text.split(',')]
   ids = np.arange(math.prod(numbers(sizes))).reshape(numbers(sizes))

@@ -1,7 +1,8 @@
-"""Files that are never seen half written, and directories to write to.
+"""Writes files all at once, and checks directories and files before writing.
 
-A workdir may be a symbolic link. What lies in it may not where a run appends to
-it or deletes in it, or the run would change files outside its workdir.
+A workdir may be a symbolic link. A file in it that a run appends to, or a
+directory in which a run deletes, may not be one: the run would change files
+outside its workdir.
 """
 
 import contextlib
@@ -30,21 +31,21 @@ def workdir(name) -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str):
-  """Writes a file such that at no time there is half of it."""
+  """Writes a text file so that no reader ever sees half of it."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: pathlib.Path, data: bytes):
-  """Writes a file such that at no time there is half of it.
+  """Writes a file so that no reader ever sees half of it.
 
-  A link of this name is replaced; the file that it points to stays as it is.
+  A link of this name is replaced; the file that it points to does not change.
   """
-  if '://' in str(path):  # Such stores write all or nothing themselves.
+  if '://' in str(path):  # Object stores write all or nothing themselves.
     path.write_bytes(data)
     return
   new = path.with_name(path.name + '.new')
   try:
-    new.unlink(missing_ok=True)  # Of a killed process, or a link.
+    new.unlink(missing_ok=True)  # A killed process may have left one.
     with open(new, 'xb') as file:
       file.write(data)
       file.flush()
@@ -57,7 +58,7 @@ def write_bytes(path: pathlib.Path, data: bytes):
 
 
 def _sync(descriptor: int):
-  """Makes sure that a file is on disk, where its file system knows how to."""
+  """Waits until a file is on disk, if its file system can do that."""
   try:
     os.fsync(descriptor)
   except OSError as error:
@@ -66,10 +67,10 @@ def _sync(descriptor: int):
 
 
 def check_own(path) -> None:
-  """Raises `UserError` unless a run may change what lies at a path, or nothing.
+  """Raises `UserError` if a run must not change what lies at a path.
 
   Args:
-    path: A file or a directory in a workdir.
+    path: A file or a directory in a workdir; it may be missing.
   """
   try:
     mode = os.lstat(path).st_mode
@@ -87,17 +88,17 @@ def check_own(path) -> None:
 
 
 def open_own(path, flags: int) -> int:
-  """Opens a file of a run, made if missing, that is no link; an `opener`."""
+  """Opens a file of a run, but no link; for `opener` of the function `open`."""
   check_own(path)
   return os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
 
 
 @contextlib.contextmanager
 def usable(workdir: pathlib.Path):
-  """Turns errors of the system inside into `UserError`s about a workdir."""
+  """Turns system errors inside into `UserError`s about a workdir."""
   try:
     yield
-  except errors.UserError:  # Some are of the system's kinds, too.
+  except errors.UserError:  # Some of them are `OSError`s too.
     raise
   except (FileExistsError, NotADirectoryError) as error:
     raise errors.UserValueError(

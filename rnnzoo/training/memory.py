@@ -1,4 +1,4 @@
-"""How much memory a run needs, how much it may have, and errors that say so."""
+"""The memory that a run needs and the memory there is, and readable errors."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,18 +12,18 @@ from absl import logging
 import jax
 from rnnzoo import errors
 
-_CGROUP_MOUNTS = {  # By version: where the controller of memory is mounted.
+_CGROUP_MOUNTS = {  # By version: where the memory controller is mounted.
     1: pathlib.Path('/sys/fs/cgroup/memory'),
     2: pathlib.Path('/sys/fs/cgroup'),
 }
-_CGROUP_FILES = {  # Limit, use, and what of `memory.stat` can be reclaimed.
+_CGROUP_FILES = {  # Limit, use, prefix of what the kernel can reclaim.
     1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_'),
     2: ('memory.max', 'memory.current', ''),
 }
 
 
 class Room(NamedTuple):
-  """What may still be allocated.
+  """The memory that may still be allocated.
 
   Attributes:
     bytes: How many bytes may still be allocated.
@@ -38,11 +38,12 @@ class Room(NamedTuple):
 
 
 def on_host() -> Room | None:
-  """Returns what this process may still allocate, `None` where unknown.
+  """Returns what this process may still allocate; `None` if unknown.
 
-  That is the least of: the memory and swap that the machine has available, the
-  limits of the process's control groups (version 1 or 2), `ulimit -v` and
-  `ulimit -d`. What malloc holds free, as after `host.pin_malloc`, adds to it.
+  It is the smallest of these: the memory and swap that the machine has
+  available, the limits of the process's control groups (version 1 or 2),
+  `ulimit -v` and `ulimit -d`. Free memory that malloc holds, as after
+  `host.pin_malloc`, is added.
   """
   rooms = [*_of_machine(), *_of_cgroups(), *_of_ulimits()]
   if not rooms:
@@ -52,7 +53,7 @@ def on_host() -> Room | None:
 
 
 def on_device(device) -> Room | None:
-  """Returns what may still be allocated on a device, `None` where unknown."""
+  """Returns what may still be allocated on a device; `None` if unknown."""
   if device.platform == 'cpu':
     return on_host()
   stats = device.memory_stats() or {}
@@ -63,16 +64,16 @@ def on_device(device) -> Room | None:
 
 
 def check(tree: Any, what: str, advice: str) -> None:
-  """Refuses arrays that cannot fit, before there are any.
+  """Refuses arrays that cannot fit, before they are allocated.
 
   Args:
-    tree: Of `jax.ShapeDtypeStruct`s; those without `sharding` are counted for
+    tree: A tree of `jax.ShapeDtypeStruct`s; those without `sharding` count for
       the first device.
     what: The subject of the message, in the plural, such as `The parameters`.
     advice: What to do, a sentence.
 
   Raises:
-    UserError: If they take more than a device of this process has room for.
+    UserError: If they need more than a device of this process has room for.
   """
   device = jax.local_devices()[0]
   needed, room = _needed(tree, device), on_device(device)
@@ -83,14 +84,14 @@ def check(tree: Any, what: str, advice: str) -> None:
 
 
 def warn_of_step(compiled) -> None:
-  """Warns if what a compiled step needs beside its arguments may not fit.
+  """Warns if the temporary memory of a compiled step may not fit.
 
   Args:
     compiled: From `jax.stages.Lowered.compile`.
   """
   try:
     temporary = compiled.memory_analysis().temp_size_in_bytes
-  except Exception:  # Not every backend tells, and each by its own error.
+  except Exception:  # Some backends do not know; each raises another error.
     return
   device = jax.local_devices()[0]
   temporary *= _sharing(device)
@@ -105,17 +106,17 @@ def warn_of_step(compiled) -> None:
 
 
 def fetch(tree: Any) -> Any:
-  """Returns arrays as NumPy arrays; raises where their computation failed.
+  """Returns arrays as NumPy arrays; raises if their computation failed.
 
-  `int`, `float`, `np.asarray` and `jax.device_get` wait without end for an
-  array whose computation ran out of memory; `jax.block_until_ready` raises.
+  `int`, `float`, `np.asarray` and `jax.device_get` wait forever for an array
+  whose computation ran out of memory; `jax.block_until_ready` raises.
   """
   return jax.device_get(jax.block_until_ready(tree))
 
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-  """Turns running out of memory inside into a `UserError` of one line."""
+  """Turns an error that memory is exhausted into a `UserError` of one line."""
   try:
     yield
   except errors.UserError:
@@ -142,7 +143,7 @@ def readable_errors() -> Iterator[None]:
 
 
 def is_exhausted(error: BaseException) -> bool:
-  """Whether an error says that memory is exhausted."""
+  """Returns whether an error says that memory is exhausted."""
   text = str(error)
   return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and (
       'RESOURCE_EXHAUSTED' in text or 'Out of memory' in text
@@ -150,7 +151,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def _needed(tree, device):
-  """Bytes that a tree needs where `device` has its memory."""
+  """Returns the bytes that a tree needs in the memory of `device`."""
   total = 0
   for leaf in jax.tree.leaves(tree):
     sharding, copies = getattr(leaf, 'sharding', None), 1
@@ -164,12 +165,12 @@ def _needed(tree, device):
 
 
 def _sharing(device):
-  """How many devices of this process share the memory of `device`."""
+  """Returns how many devices of this process share the memory of `device`."""
   return jax.local_device_count() if device.platform == 'cpu' else 1
 
 
 def _text(count):
-  """Writes a number of bytes for people.
+  """Returns a number of bytes as people read it.
 
   >>> _text(5_000_000_000_000)
   '4.5 TiB'
@@ -196,8 +197,8 @@ def _of_cgroups():
       version = 2
     else:
       continue
-    # A group is bound by those above it, too. In a container its own may be
-    # mounted where the root would be.
+    # The limits of the groups above hold too. In a container its own group may
+    # be mounted at the place of the root.
     path = pathlib.PurePath(name.lstrip('/'))
     for group in (path, *path.parents):
       yield from _of_cgroup(_CGROUP_MOUNTS[version] / group, version)
@@ -208,10 +209,10 @@ def _of_cgroup(directory, version):
   try:
     limit = int(_read(directory / limit))
     used = int(_read(directory / used))
-  except ValueError:  # No such group, or the limit is 'max'.
+  except ValueError:  # There is no such group, or the limit is 'max'.
     return
   stat = _table(directory / 'memory.stat')
-  # The caches of files and of the kernel go where there is need.
+  # The kernel frees the caches of files, and its own, when memory is needed.
   cached = stat.get('slab_reclaimable', 0) + sum(
       stat.get(f'{prefix}{name}_file', 0) for name in ('inactive', 'active')
   )
@@ -241,7 +242,7 @@ class _MallInfo2(ctypes.Structure):
 
 
 def _free_in_malloc() -> int:
-  """Bytes that glibc has from the system and nobody uses; 0 elsewhere."""
+  """Returns the unused bytes that glibc holds; 0 with other libraries."""
   try:
     mallinfo2 = ctypes.CDLL('libc.so.6').mallinfo2
   except (OSError, AttributeError):
@@ -258,7 +259,7 @@ def _read(path):
 
 
 def _table(path):
-  """Reads lines of a name and a number."""
+  """Reads a file whose lines are a name and a number."""
   rows = (line.split() for line in _read(path).splitlines())
   return {
       row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()

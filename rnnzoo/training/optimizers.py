@@ -1,12 +1,12 @@
-"""optax optimisers by name, with what recurrent parameters need.
+"""Optax optimisers by name, with what recurrent parameters need.
 
-The papers of this field train the parameters that set the recurrence with a
-rate of their own and without weight decay; biases, scales of norms and other
-vectors, also those of one a head, are not decayed either, as usual.
+The papers of this field train the parameters that set the recurrence with their
+own learning rate and without weight decay. As usual, biases, scales of norms
+and other vectors, also one vector for each head, have no weight decay either.
 
-Whatever the dtype of the parameters, an optimiser here keeps what it adds up in
-float32 at least: in bfloat16 a sum stops growing once a term is less than 1/256
-of it. `optimizer.options` may ask for less by name (`mu_dtype` of `adam`).
+For parameters of any dtype, the sums of an optimiser are float32 at least: in
+bfloat16 a sum stops growing once a term is less than 1/256 of it.
+`optimizer.options` may ask for less by name (`mu_dtype` of `adam`).
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ OPTIMIZERS = dict(
     lion=optax.lion,
     sgd=optax.sgd,
 )
-# `schedule(peak, end, warmup_steps, total_steps)`, a function of the step.
+# `schedule(peak, end, warmup_steps, total_steps)` is a function of the step.
 SCHEDULES = dict(
     constant=lambda peak, end, warmup, total: optax.linear_schedule(
         0.0 if warmup else peak, peak, max(warmup, 1)
@@ -48,7 +48,7 @@ SCHEDULES = dict(
     ),
 )
 
-# Of the part `optimizer` of a config.
+# The fields of the part `optimizer` of a config.
 FIELDS = dict(
     name=fields.Field(str, choices=tuple(OPTIMIZERS)),
     learning_rate=fields.Field(float, low=0),
@@ -68,7 +68,7 @@ _DTYPE = fields.Field(str, optional=True, choices=(
     'bfloat16', 'float16', 'float32', 'float64'
 ))
 _BOOL = fields.Field(bool)
-# Of `optimizer.options`: the keyword arguments of optax's functions.
+# The fields of `optimizer.options`: keyword arguments of optax's functions.
 OPTIONS = dict(
     accumulator_dtype=_DTYPE,
     b1=_MEAN,
@@ -87,18 +87,19 @@ OPTIONS = dict(
     nesterov=_BOOL,
     weight_decay_rate=fields.Field(float, low=0, optional=True),
 )
-# These have fields of their own.
+# These arguments of optax have fields of their own.
 _OWN = ('learning_rate', 'weight_decay', 'mask', 'weight_decay_mask')
 
 
 class Optimizer(NamedTuple):
-  """An `optax.GradientTransformation` that says what it leaves alone.
+  """An `optax.GradientTransformation` that knows the frozen parameters.
 
   Attributes:
     init: Maps parameters to the state of the optimiser.
     update: `(gradients, state, parameters) -> (updates, state)`.
-    frozen: Whether a parameter is frozen, a bool per leaf. Its gradient has no
-      influence on anything, its update is 0, and there is no state for it.
+    frozen: A bool for each leaf: whether the parameter is frozen. The gradient
+      of a frozen parameter has no influence on anything, its update is 0, and
+      it has no state.
   """
 
   init: Callable[..., Any]
@@ -126,7 +127,7 @@ def check(config):
           f'{errors.suggest(option, allowed)}'
       )
     if option in OPTIONS:
-      if 'dtype' in option:  # By name, or as in Python.
+      if 'dtype' in option:  # A name, or a dtype of NumPy or JAX.
         value = getattr(value, '__name__', value)
       fields.check(f'optimizer.options.{option}', value, OPTIONS[option])
   if config.weight_decay and 'weight_decay' not in allowed:
@@ -142,12 +143,12 @@ def make_optimizer(
 
   Args:
     config: Fields `name`, `learning_rate`, `end_learning_rate`, `warmup_steps`,
-      `schedule`, `weight_decay`, `recurrent_rate_factor`, `clip` (of the global
-      norm, 0 for none), `options` (keyword arguments of the optax function) and
-      `freeze` (prefixes of parameter paths such as `embed`).
+      `schedule`, `weight_decay`, `recurrent_rate_factor`, `clip` (limit of the
+      global norm, 0 for none), `options` (keyword arguments of the optax
+      function) and `freeze` (prefixes of parameter paths such as `embed`).
     total_steps: Length of the schedule.
     axes: Logical axis names of every parameter.
-    recurrent: Whether a parameter sets the recurrence.
+    recurrent: A bool for each parameter: whether it sets the recurrence.
 
   Returns:
     The optimiser.
@@ -182,8 +183,7 @@ def _in_float32(tx, frozen) -> Optimizer:
   trained = optax.masked(tx, jax.tree.map(lambda one: not one, frozen))
 
   def init(params):
-    # What `masked` wraps around the state would be a part of the names that
-    # arrays have in checkpoints.
+    # The wrapper of `masked` would change the names of arrays in checkpoints.
     return trained.init(state_lib.at_least_float32(params)).inner_state
 
   def update(grads, state, params=None):
@@ -201,7 +201,7 @@ def _in_float32(tx, frozen) -> Optimizer:
 
 
 def is_matrix(path, axes):
-  """Whether a parameter at `path` of a tree is neither vectors nor a number."""
+  """Returns whether a parameter is a matrix: no number, no vector per head."""
   axes = [name for name in axes if name != 'layers']
   if axes[:1] == ['heads']:
     axes = axes[1:]

@@ -1,7 +1,7 @@
-"""Reads what lies in a workdir: all of it may be damaged or edited.
+"""Reads the records in a workdir, any of which may be damaged or edited.
 
-A disk, a crash or a hand can leave anything in a file. Every record is read
-here; its types are checked, and an error says what is wrong.
+A bad disk, a crash or an editor can leave anything in a file. The functions
+here check the types of each record, and their errors say what is wrong.
 """
 
 import json
@@ -13,9 +13,9 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import fields
 
-# Deeper than any record of a run, and far from Python's limit of recursion.
+# More than any record of a run has, and far below Python's recursion limit.
 _MAX_DEPTH = 50
-# No step and no measurement is larger; integers in JSON have no limit.
+# No step and no measurement is larger, but integers in JSON have no limit.
 _MAX_STEP, _MAX_NUMBER = 2**63, 1e300
 
 # What `meta` of a checkpoint of `experiments.train` may hold.
@@ -27,10 +27,10 @@ _SUMMARY = ('best_eval_loss', 'test_loss', 'best_step', 'parameters', 'seconds')
 
 
 def parse(data: bytes) -> Any:
-  """Returns what JSON holds.
+  """Returns the value of a JSON text.
 
   Raises:
-    ValueError: If it is not JSON, or nested too deeply, in a few words.
+    ValueError: If it is not JSON, or nested too deeply; the message is short.
   """
   try:
     value = json.loads(data.decode())
@@ -42,7 +42,7 @@ def parse(data: bytes) -> Any:
     raise ValueError(
         f'not JSON: {error.msg} at line {error.lineno}, column {error.colno}'
     ) from error
-  except ValueError as error:  # An integer of thousands of digits.
+  except ValueError as error:  # It has an integer of thousands of digits.
     raise ValueError(f'not JSON: {error}') from error
   except RecursionError as error:
     raise ValueError('nested too deeply') from error
@@ -55,12 +55,12 @@ def parse(data: bytes) -> Any:
 
 
 def check_tree(found: Any, like: dict[str, Any], name: str = '') -> None:
-  """Raises `ValueError` unless there is a dictionary wherever `like` has one.
+  """Raises `ValueError` unless `found` has dictionaries wherever `like` has.
 
   Args:
-    found: What was read; it may lack fields.
-    like: What it should look like.
-    name: Of the field that this is, '' for the whole record.
+    found: The value that was read; it may lack fields.
+    like: A record of the right form.
+    name: The name of this field; '' for the whole record.
   """
   if not isinstance(found, dict):
     raise ValueError(
@@ -77,11 +77,11 @@ def read_config(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any]:
 
   Args:
     path: The file, which exists.
-    like: The config of the run that goes on.
+    like: The config of the run that continues.
 
   Raises:
-    UserValueError: If it is damaged; the message says that the run does not
-      need it.
+    UserValueError: If the file is damaged; the message says that the run does
+      not need it.
   """
   try:
     config = parse(path.read_bytes())
@@ -104,7 +104,7 @@ def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
     check_tree(summary, {})
     results = [n for n in summary if n.startswith(('best_', 'test_'))]
     for name in sorted({*_SUMMARY, *results}):
-      # That of a model may be NaN on a split that training never saw.
+      # On a split that training never used, a model's loss may be NaN.
       finite = not name.startswith('test_')
       if not _is_number(summary.get(name), finite):
         raise ValueError(
@@ -143,14 +143,14 @@ def numbers(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 
 def title(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns `layer`, `data` and `parameters` of a run, as far as files tell."""
+  """Returns `layer`, `data` and `parameters`, if a run's files name them."""
   config = _read_dictionary(workdir / 'config.json')
   summary = _read_dictionary(workdir / 'summary.json')
   model, data = (
       config[name] if isinstance(config.get(name), dict) else {}
       for name in ('model', 'data')
   )
-  # A summary that was kept without the config knows them too.
+  # A summary has them too: somebody may have kept it without the config.
   found = dict(
       layer=model.get('layer') or summary.get('model.layer'),
       data=data.get('name') or summary.get('data.name'),
@@ -161,10 +161,10 @@ def title(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def parse_checkpoint(data: bytes) -> dict[str, Any]:
-  """Returns the record of a checkpoint, see checkpoint.py.
+  """Returns the record of a checkpoint, see the package `checkpoint`.
 
   Raises:
-    ValueError: If it is none, in a few words.
+    ValueError: If it is not such a record; the message is short.
   """
   record = parse(data)
   check_tree(record, dict(meta={}, leaves={}))
@@ -186,12 +186,12 @@ def parse_checkpoint(data: bytes) -> dict[str, Any]:
 
 
 def check_meta(meta: dict[str, Any], names, where: str) -> None:
-  """Raises `UserValueError` unless a checkpoint's `meta` is one of training.
+  """Raises `UserValueError` unless training has written a checkpoint's `meta`.
 
   Args:
-    meta: What `Checkpointer.restore` gives.
+    meta: As `Checkpointer.restore` returns it.
     names: The entries that it must have.
-    where: Which checkpoint, for the error.
+    where: The name of the checkpoint, for the error.
   """
   for name in names:
     if name not in meta:
@@ -214,7 +214,7 @@ def _children(value):
 
 
 def _is_number(value, finite=True) -> bool:
-  """Whether a value is a number, no boolean."""
+  """Returns whether a value is a number and not a boolean."""
   return (
       isinstance(value, python_numbers.Real)
       and not isinstance(value, bool)

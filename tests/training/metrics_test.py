@@ -412,7 +412,7 @@ app.run(main)
     self.assertRegex(lines[0], r'^I\d.* in the middle$')
     self.assertRegex(
         lines[1],
-        r'^100% .* 40/40 \[00:00, loss 2\.500, [\d.]+k tokens/s, 00:00 left\]',
+        r'^100% .* 40/40 \[00:\d\d, loss 2\.500, [\d.]+k tokens/s, 00:00 left\]',
     )
     self.assertRegex(lines[2], r'^I\d.* after$')
 

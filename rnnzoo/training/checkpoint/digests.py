@@ -1,8 +1,8 @@
-"""Digests of arrays: the same however an array is spread, other if one bit is.
+"""Digests of arrays: the same for any sharding, different if one bit differs.
 
 The digest of an array is the sum, modulo 2^64, of a hash of (position in the
-whole array, bits) over its elements. Sums do not care who adds what, so devices
-and processes each hash what they hold.
+whole array, bits) over its elements. A sum does not depend on the order, so
+each process hashes the shards that it holds.
 """
 
 import math
@@ -19,14 +19,14 @@ BLOCK = 2**15  # Elements hashed at once: the two buffers fit the L2 cache.
 
 
 def _hash_sum(words: np.ndarray, starts: np.ndarray) -> int:
-  """Sums the hashes of unsigned words, modulo 2^64.
+  """Returns the sum of the hashes of unsigned words, modulo 2^64.
 
   For a fixed position the hash is a bijection of 64-bit words, so a change in
-  one element always shows.
+  one element always changes the sum.
 
   Args:
-    words: Unsigned integers `[R, L]`: `R` runs of `L` neighbours.
-    starts: Position of each run's first word in the whole array, uint64 `[R]`.
+    words: Unsigned integers `[R, L]`: `R` rows of `L` neighbours.
+    starts: Position of each row's first word in the whole array, uint64 `[R]`.
   """
   runs, length = words.shape
   columns = min(length, BLOCK)
@@ -52,12 +52,12 @@ def _hash_sum(words: np.ndarray, starts: np.ndarray) -> int:
 
 
 def shard_sum(data: np.ndarray, index: tuple[slice, ...], shape) -> int:
-  """Sums the hashes of one shard, `index` of an array of `shape`."""
+  """Returns the sum of hashes of a shard: `index` in an array of `shape`."""
   if not data.size:
     return 0
   offsets = [s.indices(n)[0] for s, n in zip(index, shape)]
-  # A run is what is contiguous in the whole array: everything from the last
-  # axis of which the shard is only a part.
+  # A row is contiguous in the whole array: it spans all axes from the last one
+  # that is sharded.
   parts = [k for k, n in enumerate(shape) if data.shape[k] != n]
   split = parts[-1] if parts else 0
   strides = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
@@ -70,13 +70,13 @@ def shard_sum(data: np.ndarray, index: tuple[slice, ...], shape) -> int:
   if parts:
     starts = starts + np.uint64(offsets[split] * strides[split])
   bits = np.ascontiguousarray(data).reshape(starts.size, -1)
-  width = min(bits.itemsize, 8)  # complex128 is two words an element.
+  width = min(bits.itemsize, 8)  # An element of complex128 is two words.
   starts = starts * np.uint64(bits.itemsize // width)
   return _hash_sum(bits.view(f'u{width}'), starts)
 
 
 def local_digest(array: jax.Array) -> int:
-  """This process's share of an array's digest: each element counts once."""
+  """Returns this process's part of a digest; replicas count once."""
   return sum(
       shard_sum(np.asarray(shard.data), shard.index, array.shape)
       for shard in jax.block_until_ready(array).addressable_shards

@@ -1,4 +1,4 @@
-"""Names in a checkpoint, which become paths: none may lead out of it."""
+"""Names in a checkpoint become paths: none of them may lead out of it."""
 
 import re
 
@@ -6,7 +6,7 @@ from rnnzoo.training import records
 
 
 def leads_out(name: str) -> bool:
-  """Whether `name`, taken for a path, may lie outside of where it is read."""
+  """Returns whether `name` as a path may lie outside the checkpoint."""
   parts = re.split(r'[/\\]', name)
   return (
       name.startswith(('/', '\\', '~'))
@@ -17,13 +17,13 @@ def leads_out(name: str) -> bool:
 
 
 def check_metadata(directory) -> None:
-  """Raises `ValueError` if what Orbax notes of arrays names other places.
+  """Raises `ValueError` if Orbax's metadata has a name that leads elsewhere.
 
-  Its names of arrays become paths. Those in the binary `manifest.ocdbt` and its
-  nodes are TensorStore's, which refuses `..` and absolute ones itself.
+  Its names of arrays become paths. The names in the binary `manifest.ocdbt` and
+  its nodes belong to TensorStore, which itself refuses `..` and absolute ones.
 
   Args:
-    directory: Of the arrays, an `etils.epath.Path`.
+    directory: The directory of the arrays, an `etils.epath.Path`.
   """
   files = [directory / '_METADATA', *directory.glob('array_metadatas/*')]
   for path in files:

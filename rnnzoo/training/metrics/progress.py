@@ -12,7 +12,7 @@ import tqdm
 
 
 def _columns(file) -> int:
-  """The width of a terminal, 0 where it does not say, as in some containers."""
+  """Returns the width of a terminal; 0 if unknown, as in some containers."""
   try:
     return os.get_terminal_size(file.fileno()).columns
   except (OSError, ValueError):
@@ -20,7 +20,7 @@ def _columns(file) -> int:
 
 
 class _AboveBar:
-  """A stream for absl's handler that prints above the bar, not into it."""
+  """A stream for absl's handler that prints above the progress bar."""
 
   def __init__(self, file):
     self._file = file
@@ -34,7 +34,7 @@ class _AboveBar:
 
 
 class Progress:
-  """A progress bar on a terminal; lines in the log where there is none.
+  """A progress bar on a terminal; lines in the log if there is no terminal.
 
   Example::
 
@@ -64,7 +64,7 @@ class Progress:
 
     Args:
       total: The last step.
-      initial: The step at which the run goes on.
+      initial: The step from which the run continues.
       tokens_per_step: Tokens of a global batch.
       unit: What the tokens are, in the plural, such as `characters`.
       file: Where to draw, `sys.stderr` if `None`.
@@ -102,13 +102,13 @@ class Progress:
     self.close()
 
   def update(self, step: int, loss=None, *, notes: Sequence[str] = ()) -> None:
-    """Moves to `step`; with a loss, shows that, the speed and the time left.
+    """Moves to `step`; with a loss, shows loss, speed and time left.
 
     Args:
       step: Steps done, counted over the whole run.
-      loss: The step's loss, a number or an array of one. Reading it waits for
-        the device, so give it only every so many steps.
-      notes: What else to show beside the loss, each a few words.
+      loss: The step's loss, a number or an array of one number. Reading it
+        waits for the device, so pass it only every so many steps.
+      notes: What else to show beside the loss, a few words each.
     """
     if loss is not None:
       loss = float(jax.block_until_ready(loss))
@@ -144,7 +144,7 @@ class Progress:
 
   @contextlib.contextmanager
   def pause(self):
-    """Leaves out what happens inside, such as an evaluation, from the speed."""
+    """Does not count the time inside, such as an evaluation, in the speed."""
     start = time.perf_counter()
     yield
     if self._mark is not None:
@@ -152,6 +152,6 @@ class Progress:
       self._mark = step, since + time.perf_counter() - start
 
   def close(self) -> None:
-    """Leaves the bar as it is and gives the log its stream back."""
+    """Leaves the bar on the terminal and restores the stream of the log."""
     self._bar.close()
     self._handler.stream = self._stream

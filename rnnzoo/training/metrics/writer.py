@@ -1,8 +1,8 @@
-"""`metrics.jsonl`: one flat JSON object a line, written at once.
+"""`metrics.jsonl`: one flat JSON object in each line, written immediately.
 
-Each line has `step` and `wall_time`: seconds since the epoch, which go on in a
-process even where the clock is set back. Numbers that are not finite are
-`null`.
+Each line has `step` and `wall_time`, the seconds since the epoch. Within one
+process `wall_time` never decreases, even if the clock is set back. Numbers that
+are not finite are `null`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from rnnzoo.training import records
 
 
 def _plain(key: str, value: Any) -> Any:
-  """Turns what a metric may be into what strict JSON may hold."""
+  """Returns the value of a metric as strict JSON can hold it."""
   if isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.size == 1:
     value = jax.block_until_ready(value).item()
   if value is None or isinstance(value, (str, bool, int)):
@@ -34,10 +34,10 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def read_metrics(workdir) -> list[dict[str, Any]]:
-  """Reads `metrics.jsonl`, one dictionary a line, leaving out damaged lines.
+  """Reads `metrics.jsonl`: a dictionary for each line that is not damaged.
 
   Args:
-    workdir: The run's directory. If it has no metrics the result is empty.
+    workdir: The run's directory. If it has no metrics, the result is empty.
   """
   path = files.workdir(workdir) / 'metrics.jsonl'
   try:
@@ -54,7 +54,7 @@ class MetricsWriter:
     with MetricsWriter(workdir) as writer:
       writer.write(10, {'train_loss': 2.31, 'learning_rate': 1e-3})
 
-  Of several processes only the first writes.
+  With several processes only the first one writes.
   """
 
   def __init__(
@@ -64,12 +64,12 @@ class MetricsWriter:
       resume_step: int | None = None,
       tensorboard: bool = True,
   ):
-    """Opens a run's metrics, repairing what a killed run left.
+    """Opens a run's metrics, and removes lines that a killed run left half.
 
     Args:
       workdir: The run's directory; made if missing.
-      resume_step: The step at which the run goes on: lines after it are cut (0
-        cuts all). If `None`, all sound lines stay.
+      resume_step: The step from which the run continues: lines after it are cut
+        (0 cuts all). If `None`, all sound lines stay.
       tensorboard: Write event files to `tensorboard/` too, if `tensorboardX` is
         installed.
 
@@ -80,15 +80,15 @@ class MetricsWriter:
     self._path = workdir / 'metrics.jsonl'
     self._file = None
     self._board = None
-    self._written = None  # The last line's `wall_time`, and the monotonic one.
-    self._rest = b''  # What a full disk did not take.
+    self._written = None  # `wall_time` and monotonic time of the last line.
+    self._rest = b''  # What a full disk has not taken yet.
     if jax.process_index() != 0:
       return
     with self._readable_errors():
       workdir.mkdir(parents=True, exist_ok=True)
       files.check_own(self._path)
       self._cut(resume_step)
-      # Unbuffered: what could not be written is not tried again later.
+      # Unbuffered, so that a failed write is reported at once.
       self._file = open(
           self._path, 'ab', buffering=0, opener=files.open_own
       )
@@ -100,9 +100,9 @@ class MetricsWriter:
           self._board = tensorboardX.SummaryWriter(
               str(workdir / 'tensorboard'),
               purge_step=None if resume_step is None else resume_step + 1,
-              # The rest of the name only tells runs of different seconds apart.
+              # Two files that were opened in one second need different names.
               filename_suffix=f'.{resume_step or 0}',
-              flush_secs=10,  # A flush waits for the disk, milliseconds.
+              flush_secs=10,  # A flush waits milliseconds for the disk.
           )
 
   def __enter__(self):
@@ -117,10 +117,10 @@ class MetricsWriter:
       logging.warning('%s', e)  # The first error is the one to report.
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Writes one line, which is on disk when this returns.
+    """Writes one line immediately.
 
-    A line that cannot be written, as on a full disk, is kept for the next call:
-    a run is worth more than its records.
+    A line that cannot be written, as on a full disk, is kept for the next call,
+    because a run should not end for its records.
 
     Args:
       step: The step after which the values hold.
@@ -145,14 +145,14 @@ class MetricsWriter:
           if value is not None and not isinstance(value, str):
             self._board.add_scalar(key, float(value), step, walltime=now)
     except errors.UserError as e:
-      if not waited:  # Once is enough.
+      if not waited:  # Warn once, not at every line.
         logging.warning('%s The lines wait in memory.', e)
 
   def close(self) -> None:
-    """Closes the files; `write` must not be called after.
+    """Closes the files; `write` must not be called after that.
 
     Raises:
-      errors.UserError: If there are lines that still cannot be written.
+      errors.UserError: If some lines still cannot be written.
     """
     if self._file is None:
       return
@@ -165,11 +165,11 @@ class MetricsWriter:
 
   def _write_rest(self) -> None:
     with self._readable_errors():
-      while self._rest:  # A full disk takes a part first, fails at the next.
+      while self._rest:  # A full disk takes a part, and fails at the next one.
         self._rest = self._rest[self._file.write(self._rest) :]
 
   def _now(self) -> float:
-    """The time since the epoch, which never goes back."""
+    """Returns the seconds since the epoch, never less than before."""
     now, monotonic = time.time(), time.monotonic()
     if self._written is not None:
       then, monotonic_then = self._written
@@ -185,7 +185,7 @@ class MetricsWriter:
         line for line, row in records.parse_metrics(data)
         if resume_step is None or row['step'] <= resume_step
     )
-    # After `cp -l`, what is appended would be in both files.
+    # After `cp -l` two workdirs share the file: this one gets its own.
     if kept != data or self._path.stat().st_nlink > 1:
       files.write_bytes(self._path, kept)
 

@@ -1,12 +1,12 @@
-"""Counts floating-point operations in a jaxpr, where loops still have lengths.
+"""Counts floating-point operations in a jaxpr, where loops have lengths.
 
-Compilers count the body of a loop once and a kernel not at all. In a jaxpr the
-rounds of every scan are known, and so is what rematerialisation does twice.
+Compilers count the body of a loop once, and a kernel not at all. A jaxpr knows
+the length of each scan, and what rematerialisation computes twice.
 
-What is counted is what an accelerator's peak is quoted for: products of
-matrices, convolutions and Fourier transforms, a multiplication and an addition
-being two. Elementwise work is left out; on memory-bound parts its time is that
-of the bytes.
+Only those operations count for which an accelerator's peak is quoted: products
+of matrices, convolutions and Fourier transforms. A multiplication and an
+addition are two operations. Elementwise work does not count: its time depends
+on the bytes that it moves.
 """
 
 import collections
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 def count(
     jaxpr, *, platform: str | None = None
 ) -> collections.Counter[str]:
-  """Counts what all devices together do.
+  """Counts the operations that all devices do together.
 
   >>> import jax
   >>> import jax.numpy as jnp
@@ -31,15 +31,15 @@ def count(
 
   Args:
     jaxpr: From `jax.make_jaxpr(f)(...)` or `jax.jit(f).trace(...).jaxpr`.
-    platform: Of `jax.lax.platform_dependent` the branch for it (`'tpu'`,
-      `'cuda'`, `'cpu'`); otherwise, and of every other `cond`, that with most
-      operations.
+    platform: `'tpu'`, `'cuda'` or `'cpu'`: the branch of
+      `jax.lax.platform_dependent` that counts. Without it, and for every other
+      `cond`, the branch with most operations counts.
 
   Returns:
-    A `Counter` of kinds: `dot`, `conv`, `fft`; `kernel`, what Pallas kernels
-    say they cost (elementwise work too), or else the products in their bodies;
-    and `while`, all that lies in loops without a known length, counted for one
-    round: where it is not 0 the sum is a lower bound.
+    A `Counter` of kinds: `dot`, `conv`, `fft`; `kernel`, the cost that Pallas
+    kernels state (with elementwise work), or else the products in their bodies;
+    and `while`, the operations in loops of unknown length, counted for one
+    round. If `while` is not 0, the sum is a lower bound.
   """
   total = collections.Counter()
   for eqn in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
@@ -48,12 +48,12 @@ def count(
 
 
 def of_training_step(task, state, batch, *, platform=None) -> int:
-  """Counts the operations that one training step needs, whoever does them.
+  """Counts the operations that one training step needs on all devices.
 
-  That is three times those of the loss: a product's gradient is two products.
-  What is done twice to save memory is not counted twice, so that this, over
-  seconds and peak, is the customary model FLOPs utilisation. For what a step
-  does, `count` its own jaxpr.
+  They are three times those of the loss, because the gradient of a product is
+  two products. Rematerialisation does not count, so that this number divided by
+  seconds and peak is the usual model FLOPs utilisation. To count what a step
+  really computes, pass its jaxpr to `count`.
 
   Args:
     task: See `rnnzoo.tasks.Task`.
@@ -85,7 +85,7 @@ def _of_equation(eqn, platform):
   if name == 'scan':
     rounds = params['length']
   elif name == 'shard_map':
-    # The body has the shapes of one device's part.
+    # The body has the shapes of one device's shard.
     shape = params['mesh'].shape
     rounds = math.prod(shape[axis] for axis in params['newly_manual_axes'])
   return collections.Counter({k: rounds * n for k, n in total.items()})
@@ -106,7 +106,7 @@ def _kernel(params, platform):
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:
-  """Yields the jaxprs among an equation's parameters."""
+  """Yields the jaxprs among the parameters of an equation."""
   if hasattr(value, 'eqns') or hasattr(value, 'jaxpr'):
     yield value
   elif isinstance(value, dict):
@@ -122,7 +122,7 @@ def _sizes(shape, axes):
 
 
 def _multiply_add(*variables):
-  """Two; of complex numbers four multiplications and four additions."""
+  """Returns 2; 8 if both are complex, 4 if one is."""
   is_complex = [
       jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in variables
   ]
@@ -140,8 +140,9 @@ def _ragged_dot(eqn):
   numbers = eqn.params['ragged_dot_dimension_numbers']
   (contracted, _), _ = numbers.dot_dimension_numbers
   left, right = eqn.invars[:2]
-  # Each row meets the matrix of its own group; where the groups lie along the
-  # contracted axis, the result has one matrix of each, of only their terms.
+  # Each row is multiplied with the matrix of its own group. If the groups lie
+  # along the contracted axis, the result has one matrix for each group, with
+  # only the terms of that group.
   size = eqn.outvars[0].aval.size
   if set(numbers.lhs_ragged_dimensions) & set(contracted):
     size //= eqn.outvars[0].aval.shape[0]
@@ -151,18 +152,18 @@ def _ragged_dot(eqn):
 def _conv(eqn):
   left, right = eqn.invars
   numbers = eqn.params['dimension_numbers']
-  # Of the kernel each result meets all but the axis of output features, whose
-  # input features are one group's already.
+  # Each result uses all of the kernel but its axis of output features. The axis
+  # of input features has only those of one group.
   taps = right.aval.size // right.aval.shape[numbers.rhs_spec[0]]
   return _multiply_add(left, right) * taps * eqn.outvars[0].aval.size
 
 
 def _fft(eqn):
-  """The customary `5 N log2 N`; half of it if one side is real."""
+  """Returns the usual `5 N log2 N`; half of it if one side is real."""
   points = math.prod(eqn.params['fft_lengths'])
   arrays = [eqn.invars[0].aval, eqn.outvars[0].aval]
   real = [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
-  # A spectrum of real numbers is stored by half: the other side has all points.
+  # Only half of the spectrum of real numbers is stored: count the other side.
   transforms = (real or arrays)[0].size // points
   return round((2.5 if real else 5) * transforms * points * math.log2(points))
 

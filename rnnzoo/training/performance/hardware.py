@@ -1,11 +1,11 @@
-"""What accelerators can do at best, according to those who make them.
+"""What accelerators can do at best, according to their manufacturers.
 
 Sources: the pages of TPU v4, v5e, v5p and v6e in Google Cloud's documentation
 (peak compute, HBM and bandwidth per chip, and inter-chip bandwidth both ways),
 NVIDIA's data sheets of the A100, H100, H200 and B200 (SXM; operations without
-sparsity, NVLink both ways). The memory that a program may use is less than what
-is sold: on TPUs it is what their compiler names when it refuses one, on GPUs
-what the driver shows.
+sparsity, NVLink both ways). A program may use less memory than the advertised
+size: on TPUs the limit is the one that the compiler names when it refuses a
+program, on GPUs the one that the driver shows.
 """
 
 import dataclasses
@@ -18,20 +18,20 @@ class Hardware:
   """One device as JAX counts them.
 
   Attributes:
-    name: What people call it.
-    kinds: How `jax.Device.device_kind` begins.
+    name: The common name.
+    kinds: The beginnings of `jax.Device.device_kind`.
     memory: Bytes that a program may use.
     bfloat16: Operations a second in products of bfloat16 matrices.
-    float32: The same of float32 at JAX's default precision: bfloat16 passes on
-      TPUs, TF32 on GPUs.
-    bandwidth: Of its memory, bytes a second.
+    float32: Operations a second in products of float32 matrices at JAX's
+      default precision: bfloat16 passes on TPUs, TF32 on GPUs.
+    bandwidth: Bytes a second from and to its memory.
     link: Bytes a second that it can send to its neighbours while it receives as
-      many: on TPUs over the two links along one axis of the torus, which is
-      what a collective over one mesh axis has; on GPUs NVLink.
-    network: The same to devices of another host, where that is another network:
-      of GPUs, with one 400 Gb/s card each.
-    per_host: Devices in reach of `link`; 0 if that is all of them.
-    pool: The fraction of memory that JAX takes at start unless told otherwise.
+      many. On TPUs over the two links along one axis of the torus, which a
+      collective over one mesh axis can use; on GPUs over NVLink.
+    network: Bytes a second that it can send to devices of another host, if that
+      is another network: GPUs have one 400 Gb/s card each.
+    per_host: How many devices `link` reaches; 0 if all.
+    pool: The fraction of the memory that JAX reserves at start by default.
   """
 
   name: str
@@ -46,12 +46,12 @@ class Hardware:
   pool: float = 1.0
 
   def peak(self, dtype: str) -> float:
-    """Operations a second in products of matrices of `dtype`."""
+    """Returns operations a second in products of matrices of `dtype`."""
     half = ('bfloat16', 'float16')
     return self.bfloat16 if str(dtype) in half else self.float32
 
   def speed(self, hosts_apart: bool) -> float:
-    """Bytes a second that it sends, within a host or beyond it."""
+    """Returns bytes a second to devices of the same host or of another one."""
     return self.network if hosts_apart and self.network else self.link
 
 
@@ -68,8 +68,8 @@ def _gpu(name, kinds, memory, bfloat16, bandwidth, link):
   )
 
 
-# The link of a TPU: what is published is the sum over all links, both ways; of
-# the four or six links two lie along one axis, and half of it is one way.
+# The link of a TPU: published is the sum over all four or six links, both ways.
+# Two links lie along one axis, and half of their sum is one way.
 HARDWARE = {
     h.name: h for h in (
         _tpu('v4', ('TPU v4',), 31.25, 275e12, 1228e9, 100e9),
@@ -96,5 +96,5 @@ def find(device_kind: str) -> Hardware | None:
       if device_kind == kind or device_kind.startswith(kind + ' ')
       or device_kind.startswith(kind + '-')
   ]
-  # 'TPU v5' begins 'TPU v5 lite', too.
+  # 'TPU v5' is a beginning of 'TPU v5 lite' too: the longest match counts.
   return max(matches, key=lambda match: match[0], default=(0, None))[1]

@@ -14,13 +14,13 @@ class Profiler:
     self._runs = False
 
   def before(self, first, last):
-    """Starts the trace if the window opens within these steps."""
+    """Starts the trace if the window begins within these steps."""
     if self._window and first <= self._window[0] <= last:
       jax.profiler.start_trace(str(self._directory))
       self._runs = True
 
   def after(self, step, results):
-    """Ends the trace if this step is the window's last, once it is computed."""
+    """Ends the trace after the window's last step, once that is computed."""
     if self._runs and step >= self._window[1]:
       jax.block_until_ready(results)
       self.close()

@@ -1,4 +1,4 @@
-"""Where the time of the steps goes: to the device, or to waiting for data."""
+"""Measures how the time of a step divides: computing, or waiting for data."""
 
 import collections
 import contextlib
@@ -13,9 +13,10 @@ _NOTABLE_WAIT = 0.05
 
 
 class Meter:
-  """A stopwatch around the steps, which never waits for the device itself.
+  """Measures the steps of training, without waiting for the device itself.
 
-  The loop keeps the device one step ahead and so learns when each step ends.
+  The loop always has one step under way on the device, and waits for the step
+  before that one. So it knows when each step ends.
 
   Example::
 
@@ -42,24 +43,25 @@ class Meter:
       flops_of=None,
       clock=time.perf_counter,
   ):
-    """Starts with nothing measured.
+    """Starts to measure.
 
     Args:
       tokens_per_step: Tokens of a global batch.
       steps_at_once: Steps of one dispatch.
-      devices: To share the tokens among; all of all processes if `None`.
-      peak: Operations that a device could do in a second; `None` if not known.
+      devices: How many devices share the tokens; by default all devices of all
+        processes.
+      peak: Operations that a device can do in a second; `None` if unknown.
       flops_of: Maps a batch to the operations that a dispatch of it needs, see
         `performance.flops`; called once, and only if `peak` is known.
-      clock: Gives seconds.
+      clock: Returns seconds.
     """
     self._tokens, self._at_once = tokens_per_step, steps_at_once
     self._devices = devices or jax.device_count()
     self._peak, self._flops_of = peak, flops_of
-    self._flops = None  # Of a dispatch.
+    self._flops = None  # The operations of a dispatch.
     self._clock = clock
-    self._started = collections.deque()  # When, of steps not known to be done.
-    self._last = None  # When the last step was known to be done.
+    self._started = collections.deque()  # Start times of steps under way.
+    self._last = None  # The time when the last step was known to be done.
     self._reset()
 
   def _reset(self):
@@ -69,7 +71,7 @@ class Meter:
 
   @contextlib.contextmanager
   def input(self, under_way=None):
-    """Around getting a batch and giving it to the device.
+    """Measures the time to get a batch and to transfer it to the device.
 
     Args:
       under_way: Results of the newest step. If the device still computes them
@@ -84,22 +86,22 @@ class Meter:
 
   @contextlib.contextmanager
   def pause(self):
-    """Around what is no training, such as an evaluation, between steps."""
+    """Does not count the time inside, such as an evaluation between steps."""
     start = self._clock()
     yield
     self._paused += self._clock() - start
 
   def dispatch(self, batch) -> None:
-    """Says that a step on this batch is now given to the device."""
+    """Notes that a step on this batch is dispatched to the device now."""
     if self._flops is None and self._peak:
       self._flops = self._flops_of(batch)
     self._started.append(self._clock())
 
   def done(self) -> None:
-    """Says that the oldest step under way has been computed."""
+    """Notes that the oldest step under way has been computed."""
     now = self._clock()
     start = self._started.popleft()
-    if self._last is None:  # The first one was compiled, too.
+    if self._last is None:  # The first step includes the compilation.
       self._last = now
       self._reset()
       return
@@ -108,20 +110,21 @@ class Meter:
     self._steps += self._at_once
 
   def all_done(self) -> None:
-    """Says that all steps under way have been computed."""
+    """Notes that all steps under way have been computed."""
     while self._started:
       self.done()
 
   def read(self) -> dict[str, float]:
-    """Returns what has been measured since the last call; often nothing yet.
+    """Returns the measurements since the last call; `{}` if no step ended.
 
     Returns:
-      `input_wait`, the fraction of the time that went into batches for which a
-      device stood still, or came to a stand; `input_seconds` per step, all of
-      that time; `device_seconds` per step, from its start or the end of the one
-      before, whichever is later, until the loop knows that it is done;
-      `tokens_per_second_per_device`; and, if operations and peak are known,
-      `model_flops_utilization`.
+      `input_wait`: the fraction of the time in which the loop got a batch while
+      the device had nothing to do, or ran out of work;
+      `input_seconds`: the seconds per step to get a batch;
+      `device_seconds`: the seconds per step from its start, or from the end of
+      the step before if that is later, until the loop knows that it is done;
+      `tokens_per_second_per_device`;
+      `model_flops_utilization`, if operations and peak are known.
     """
     elapsed = self._clock() - self._since - self._paused
     if not self._steps or elapsed <= 0:
@@ -172,7 +175,7 @@ def make_meter(task, dataset, config, state) -> Meter:
   device = jax.devices()[0]
   found = hardware.find(device.device_kind)
   platform = 'cuda' if device.platform == 'gpu' else device.platform
-  # Only the shapes: the arrays themselves are given away.
+  # Only the shapes, because the arrays are donated.
   shapes = jax.eval_shape(lambda: state)
   count = config.steps_per_dispatch
 

@@ -1,6 +1,6 @@
-"""Settings of the whole process, for programs to make at their start.
+"""Settings of the whole process, which programs make when they start.
 
-None of this belongs in an import: drivers call it, libraries do not.
+Nothing here happens at import: programs call these functions, libraries do not.
 """
 
 import ctypes
@@ -15,24 +15,24 @@ from rnnzoo import filenames
 
 # glibc's malloc.h, as (parameter, value).
 _MALLOC_OPTIONS = (
-    (-4, 0),  # M_MMAP_MAX: no mappings of their own for large arrays
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: give nothing back
+    (-4, 0),  # M_MMAP_MAX: large arrays get no mappings of their own
+    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: give nothing back to the system
     (-2, 256 * 2**20),  # M_TOP_PAD: grow in large pieces
-    (-8, 1),  # M_ARENA_MAX: one heap, which all threads reuse
+    (-8, 1),  # M_ARENA_MAX: one heap for all threads
 )
 
 
 def pin_malloc() -> bool:
   """Makes malloc keep freed memory, which speeds up large arrays on a CPU.
 
-  By default glibc maps every large array anew and unmaps it when freed, and the
-  kernel clears each of its pages on first use. Memory-bound programs spend more
+  By default glibc maps each large array anew and unmaps it when it is freed,
+  and the kernel clears each page on first use. Memory-bound programs spend more
   time there than on their own work: a scan over arrays of more than 32 MiB runs
-  2.5 to 4 times faster without. The price is that memory which has been used
-  once stays with the process.
+  2.5 to 4 times faster without it. The cost is that the process never gives
+  memory back to the system.
 
   Returns:
-    Whether it was done: only under Linux with glibc.
+    Whether malloc was changed: only under Linux with glibc.
   """
   if platform.system() != 'Linux':
     return False
@@ -40,7 +40,7 @@ def pin_malloc() -> bool:
     libc = ctypes.CDLL('libc.so.6')
   except OSError:
     return False
-  if not hasattr(libc, 'gnu_get_libc_version'):  # Another libc of that name.
+  if not hasattr(libc, 'gnu_get_libc_version'):  # It is another libc.
     return False
   done = [libc.mallopt(option, value) for option, value in _MALLOC_OPTIONS]
   return all(done)
@@ -49,18 +49,18 @@ def pin_malloc() -> bool:
 def make_deterministic() -> None:
   """Makes two runs of a program on the same machines equal in every bit.
 
-  To be called before JAX computes anything. What is set:
+  Call it before JAX computes anything. It sets:
 
   * GPU: `--xla_gpu_deterministic_ops=true` in `XLA_FLAGS`, unless the variable
-    has that option already. XLA then adds in a fixed order where it would let
-    threads race (the gradient of an embedding is the sum that matters here),
-    refuses what it cannot make so, and takes kernels by rule and not by the
-    stopwatch. That costs speed.
-  * TPU and CPU: nothing. What XLA compiles for them adds in a fixed order.
+    has that option already. XLA then adds in a fixed order instead of letting
+    threads race (the sum that matters here is the gradient of an embedding),
+    refuses operations that have no fixed order, and chooses kernels by rule
+    instead of by measured time. That costs speed.
+  * TPU and CPU: nothing. Programs of XLA add in a fixed order there.
 
-  All else is a function of the config on any machine: batches and dropout of
-  seed and step, decisions about steps that are not finite of the loss. Another
-  device, mesh, version of JAX or number of CPU cores may still round otherwise.
+  Everything else depends on the config alone: batches and dropout on seed and
+  step, the decision to skip a step on its loss. Another device, mesh, version
+  of JAX or number of CPU cores may still round differently.
   """
   option = '--xla_gpu_deterministic_ops'
   words = os.environ.get('XLA_FLAGS', '').split()
@@ -79,17 +79,17 @@ def _cpu_name() -> str:
 
 
 def device_description() -> str:
-  """Says what JAX runs on, for records of results.
+  """Returns a name of the devices that JAX uses, for records of results.
 
   Returns:
     For instance `'gpu x 8 (NVIDIA H100)'` or `'cpu x 1 (AMD EPYC, 2 cores)'`,
-    counting the devices of all processes.
+    with the number of devices of all processes.
   """
   devices = jax.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
     count = os.cpu_count()
-    if hasattr(os, 'sched_getaffinity'):  # Those this process may use.
+    if hasattr(os, 'sched_getaffinity'):  # The cores this process may use.
       count = len(os.sched_getaffinity(0))
     kind = f'{_cpu_name()}, {count} core{"s" if count != 1 else ""}'
   return f'{devices[0].platform} x {len(devices)} ({kind})'
@@ -99,8 +99,9 @@ def enable_compilation_cache(directory=None) -> pathlib.Path | None:
   """Lets JAX keep compiled programs on disk, so that a second run starts fast.
 
   Args:
-    directory: Where to keep them. If `None`, where `JAX_COMPILATION_CACHE_DIR`
-      or an earlier call says, or else in the user's cache directory.
+    directory: Where to keep them. If `None`, the directory of
+      `JAX_COMPILATION_CACHE_DIR` or of an earlier call, or else one in the
+      user's cache directory.
 
   Returns:
     The directory, or `None` if it cannot be made and nothing is kept.
@@ -117,16 +118,16 @@ def enable_compilation_cache(directory=None) -> pathlib.Path | None:
     except OSError:
       return None
   jax.config.update('jax_compilation_cache_dir', directory)
-  # Programs of all sizes: a small model is made of many that compile quickly.
+  # Keep programs of all sizes: a small model consists of many small ones.
   for option, value in (
       ('jax_persistent_cache_min_compile_time_secs', 0),
       ('jax_persistent_cache_min_entry_size_bytes', -1),
   ):
     if option.upper() not in os.environ:
       jax.config.update(option, value)
-  # JAX decides once whether there is a cache, when it first compiles.
+  # JAX decides when it first compiles whether there is a cache: ask it again.
   compilation_cache.reset_cache()
-  # A file cut short by a killed process costs one compilation, nothing else.
+  # A file that a killed process left half written costs one compilation.
   warnings.filterwarnings(
       'ignore', message='Error reading persistent compilation cache entry'
   )

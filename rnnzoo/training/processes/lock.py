@@ -1,4 +1,4 @@
-"""One run a workdir: two would spoil each other's metrics and checkpoints."""
+"""Locks a workdir: two runs would damage each other's files."""
 
 import contextlib
 import os
@@ -16,25 +16,25 @@ FILE = '.lock'
 
 
 class _Held(NamedTuple):
-  """The locks on a workdir: open files, `file` `None` if there are no locks."""
+  """The locked open files; `file` is `None` if the file system has no locks."""
 
   file: Any
   directory: int
 
 
-_held = {}  # By workdir, what this process holds; `None` if not the first.
-_led = {}  # By the name that `hold` was given, the workdir it led to.
+_held = {}  # Workdir -> `_Held`; `None` in all processes but the first.
+_led = {}  # The name that `hold` was given -> the workdir that it led to.
 
 
 @contextlib.contextmanager
 def hold(workdir):
   """Keeps other runs out of a workdir, which is made if missing.
 
-  The locks are the kernel's, on the file `.lock`, which says who holds it, and
-  on the directory, which still keeps others out when somebody removes the file.
-  They end with the process, however that ends: there are no stale ones. The
-  processes of one run share them, the first of them holds them, and all make
-  this call. In one process they may be held several times over.
+  There are two locks of the kernel: on the file `.lock`, which names the
+  process that holds it, and on the directory, which keeps other runs out even
+  if somebody removes the file. The kernel releases them when the process ends,
+  however it ends, so there are no stale locks. All processes of a run make this
+  call; the first of them holds the locks. One process may enter several times.
 
   Args:
     workdir: The directory.
@@ -56,7 +56,7 @@ def hold(workdir):
 
 @contextlib.contextmanager
 def _holding(workdir):
-  """`hold`, for a name without links."""
+  """Does the work of `hold`, for a path without links."""
   if workdir in _held:
     yield
     return
@@ -83,10 +83,10 @@ def _holding(workdir):
 def check(workdir):
   """Raises `UserError` if another run may be writing to a workdir by now.
 
-  That is so where the workdir, or a link that leads to it, was moved or
-  replaced after `hold`; or where somebody removed `.lock`, the file system does
-  not lock directories, and another run came in. A `.lock` that nobody else
-  holds is made again.
+  That can happen in two ways. The workdir, or a link that leads to it, was
+  moved or replaced after `hold`. Or somebody removed `.lock`, the file system
+  does not lock directories, and another run has started. A missing `.lock` that
+  no other run holds is created again.
 
   Args:
     workdir: The directory; nothing is checked unless this process holds it.
@@ -119,7 +119,7 @@ def _lock(workdir) -> _Held:
     workdir.mkdir(parents=True, exist_ok=True)
     directory = os.open(workdir, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
     opened.callback(os.close, directory)
-    # First, so that who is refused has not held `.lock` either.
+    # The directory comes first, so that a refused run never holds `.lock`.
     try:
       _flock(directory)
     except BlockingIOError as error:
@@ -128,7 +128,7 @@ def _lock(workdir) -> _Held:
     opened.pop_all()
   if held.file is None:
     logging.warning(
-        '%s cannot be locked: see to it that no two runs write to it.', workdir
+        '%s cannot be locked: make sure that no two runs write to it.', workdir
     )
   else:
     _sign(held.file)
@@ -149,16 +149,16 @@ def _lock_file(workdir):
         raise _another_run(workdir, _read(path)) from error
       if not locked:
         return None
-      # Else somebody removed it between opening and locking.
+      # Otherwise somebody removed the file between opening and locking.
       if _is_at(file.fileno(), path):
         if os.fstat(file.fileno()).st_nlink == 1:
           opened.pop_all()
           return file
-        path.unlink()  # As of `cp -l`: the file is another workdir's too.
+        path.unlink()  # After `cp -l` another workdir has the same file.
 
 
 def _read(path) -> bytes:
-  """Returns what a lock file says, without locking it."""
+  """Returns the text of a lock file, without locking it."""
   try:
     with open(path, 'rb', opener=files.open_own) as file:
       return file.read(200)
@@ -167,15 +167,15 @@ def _read(path) -> bytes:
 
 
 def _sign(file):
-  """Writes who holds it into the locked file."""
+  """Writes into the locked file which process holds it."""
   owner = f'process {os.getpid()} on {socket.gethostname()}\n'
-  with contextlib.suppress(OSError):  # A full disk: it is locked all the same.
+  with contextlib.suppress(OSError):  # The disk is full; the lock still holds.
     file.truncate(0)
     file.write(owner.encode())
 
 
 def _unlock(held: _Held):
-  """Closes the files, and with that unlocks them. `.lock` stays."""
+  """Closes the files, which unlocks them. `.lock` stays."""
   if held.file is not None:
     held.file.close()
   os.close(held.directory)
@@ -187,19 +187,19 @@ def _flock(descriptor: int) -> bool:
   Raises:
     BlockingIOError: If another process holds the lock.
   """
-  import fcntl  # Not on Windows, where models are to load all the same.
+  import fcntl  # Windows has none, and models should load there too.
 
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     raise
-  except OSError:  # Some network file systems, or for directories only.
+  except OSError:  # Some network file systems lock no directories, or nothing.
     return False
   return True
 
 
 def _is_at(descriptor: int, path) -> bool:
-  """Whether an open file is the one that lies at a path now."""
+  """Returns whether an open file is the one that lies at a path now."""
   try:
     return os.path.samestat(os.fstat(descriptor), os.lstat(path))
   except OSError:

@@ -1,7 +1,8 @@
-"""Several processes, of which each runs the same program on its own devices.
+"""Several processes that run the same program, each on its own devices.
 
-JAX's multi-controller runtime does the work; this is how to start it, and what
-its processes have to agree on. All of them need one file system for workdirs.
+JAX's multi-controller runtime does the work. This module starts it, and makes
+the processes agree where they must. All of them need one file system for the
+workdir.
 """
 
 import itertools
@@ -19,9 +20,9 @@ from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training.processes import peers
 
-# A process is dead if nothing is heard of it for so long.
+# A process counts as dead after so long without a heartbeat.
 HEARTBEAT_SECONDS = 20
-# All of them have to start within this time.
+# All processes have to start within this time.
 START_SECONDS = 300
 
 _LOOPBACK = re.compile(r'(localhost|127\.[\d.]+|\[::1\])$')
@@ -36,23 +37,25 @@ def initialize(
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
     start_seconds: int = START_SECONDS,
 ):
-  """Joins the processes of a run; to be called before JAX computes anything.
+  """Joins the processes of a run; call it before JAX computes anything.
 
-  With no arguments the cluster says who is who: Slurm, Cloud TPU, GKE with TPU,
-  Open MPI. From then on a process that fails ends all within a minute.
+  Without arguments the cluster provides them: Slurm, Cloud TPU, GKE with TPU,
+  Open MPI. From then on, if one process fails, all of them end within a minute.
 
   Args:
-    coordinator_address: `host:port` of process 0, the port being any free one.
-    num_processes: Of the run.
-    process_id: This one, from 0.
-    bind_address: Where process 0 listens. If `None`, at the coordinator's
-      address and nowhere else, so on the loopback interface for a coordinator
-      there; on all interfaces where the cluster says who coordinates.
-    heartbeat_seconds: A process is dead if nothing is heard of it for so long.
-    start_seconds: How long to wait for the others.
+    coordinator_address: `host:port` of process 0; any free port will do.
+    num_processes: How many processes the run has.
+    process_id: The number of this process, from 0.
+    bind_address: Where process 0 listens. If `None`, only at the coordinator's
+      address (so only on the loopback interface if that is a loopback address),
+      and on all interfaces if the cluster names the coordinator.
+    heartbeat_seconds: A process counts as dead after so long without a
+      heartbeat.
+    start_seconds: How long to wait for the other processes.
 
   Raises:
-    UserError: If the arguments do not make up a run, or it does not come about.
+    UserError: If the arguments do not describe a run, or the processes do not
+      find each other.
   """
   given = dict(
       coordinator_address=coordinator_address, num_processes=num_processes,
@@ -68,13 +71,13 @@ def initialize(
     bind_address = bind_address or os.environ.get(
         'JAX_COORDINATOR_BIND_ADDRESS', coordinator_address
     )
-  # JAX's handler of SIGTERM would take the place of ours, see signals.py.
+  # JAX's handler of SIGTERM would replace ours, see signals.py.
   jax.config.update('jax_enable_preemption_service', False)
   options = dict(
       coordinator_bind_address=bind_address,
       heartbeat_timeout_seconds=heartbeat_seconds,
       initialization_timeout=start_seconds,
-      # The first process still writes when the others have done their part.
+      # The first process still writes when the others are done.
       shutdown_timeout_seconds=3600,
   )
   if not missing:
@@ -113,22 +116,22 @@ def _what_failed(error, missing):
 def data_shard(
     mesh, process_of=lambda device: device.process_index
 ) -> tuple[int | tuple[int, ...], int]:
-  """Which rows of a batch this process reads: those that its devices hold.
+  """Returns which rows of a batch this process reads.
 
-  Processes whose devices hold the same rows, as where `model` reaches beyond
-  one process, read the same.
+  They are the rows that its devices hold. Processes whose devices hold the same
+  rows, as when the mesh axis `model` spans several processes, read the same.
 
   Args:
     mesh: The mesh; a batch is sharded over its axes `data` and `fsdp`.
     process_of: Maps a device to the number of its process.
 
   Returns:
-    `(index, count)`: of `count` equal parts of a batch, the number of the one
-    that this process reads; or several, where a mesh is laid out so that they
-    are not side by side.
+    `(index, count)`: a batch has `count` equal parts, and this process reads
+    part number `index`; or several parts, if the layout of the mesh separates
+    them.
 
   Raises:
-    UserValueError: If two processes share a part of their rows only.
+    UserValueError: If two processes share only some of their rows.
   """
   rows = mesh.shape['data'] * mesh.shape['fsdp']
   sharding = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
@@ -150,10 +153,12 @@ def data_shard(
 
 
 def sharing_devices(batch_size: int) -> list[jax.Device]:
-  """Returns as many devices as share a batch evenly, of each process as many.
+  """Returns as many devices as can share a batch evenly.
+
+  There are equally many of each process.
 
   Raises:
-    UserValueError: If not even the processes do.
+    UserValueError: If the processes cannot share the batch evenly.
   """
   rows, rest = divmod(batch_size, jax.process_count())
   if rest:
@@ -173,7 +178,7 @@ def check_shared(workdir, seconds: float = 30):
   """Raises `UserError` unless all processes see the same workdir.
 
   Args:
-    workdir: It exists on process 0 and holds `config.json`.
+    workdir: A directory with `config.json`, which process 0 has made.
     seconds: How long a network file system may take to show it to all.
   """
   if jax.process_count() == 1:
@@ -193,10 +198,10 @@ def check_shared(workdir, seconds: float = 30):
 
 
 def meeting(step):
-  """Returns a jitted function that all processes begin to run together.
+  """Returns a jitted function whose first call starts in all processes at once.
 
-  Gloo gives up if one of them begins a collective 30 seconds after another, and
-  they need not compile equally fast.
+  Gloo fails if one process begins a collective 30 seconds after another, and
+  processes may take different times to compile.
 
   Args:
     step: A jitted function.
@@ -220,24 +225,24 @@ _meetings = itertools.count()
 
 
 def _meet():
-  """Waits for all processes, as long as they live."""
-  # JAX's public barriers are collectives themselves; Orbax takes this one too.
+  """Waits for all processes, as long as they are alive."""
+  # JAX's public barriers are collectives themselves; Orbax uses this one too.
   client = distributed.global_state.client
   client.wait_at_barrier(f'rnnzoo_{next(_meetings)}', 24 * 3600 * 1000)
 
 
 def agreed(value: bool) -> bool:
-  """Returns what process 0 says; all processes call this together."""
+  """Returns the value of process 0; all processes call this together."""
   if jax.process_count() == 1:
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def sum_over_processes(values: list[int]) -> list[int]:
-  """Adds each of `values` up over all processes, modulo 2^64."""
+  """Returns the sum of each of `values` over all processes, modulo 2^64."""
   if jax.process_count() == 1:
     return values
-  # Halves, because JAX has 64-bit integers only under x64.
+  # As pairs of 32-bit words, because JAX has 64-bit integers only under x64.
   halves = np.array(values, np.uint64).view(np.uint32)
   gathered = np.asarray(multihost_utils.process_allgather(halves))
   words = np.ascontiguousarray(gathered).view(np.uint64)
@@ -245,14 +250,18 @@ def sum_over_processes(values: list[int]) -> list[int]:
 
 
 class Largest:
-  """The largest of the numbers that the processes give, a call late.
+  """The largest of the numbers that the processes pass in, one call later.
 
-  For what one process alone learns, such as a signal, and all have to act on
-  after the same step. It costs a small collective, which nothing waits for.
+  One process alone may receive a signal, and all have to act on it after the
+  same step. Each call costs a small collective, which nothing waits for.
   """
 
   def __init__(self, mesh):
-    """Takes the mesh of the run."""
+    """Compiles nothing yet.
+
+    Args:
+      mesh: The mesh of the run.
+    """
     self._sharding = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
     self._count = len(mesh.local_devices)
     self._largest = jax.jit(
@@ -261,7 +270,7 @@ class Largest:
     self._under_way = None
 
   def __call__(self, number: int) -> int:
-    """Gives a number; returns the largest that was given the time before."""
+    """Passes in a number; returns the largest of the previous call."""
     if jax.process_count() == 1:
       return number
     mine = np.full(self._count, number, np.int32)

@@ -1,10 +1,10 @@
-"""How one process of several ends when another has died: with one message.
+"""How a process ends when another process of the run has died: in one line.
 
-JAX's collectives then raise errors of a dozen kinds, or wait for ever; its
-coordination service notices the missing heartbeats and aborts the process from
-C++, with pages of stack. Here both become one line and an exit code. Barriers
-at the end of a process would wait for the dead: a process that fails leaves at
-once, and with that the others notice that it is gone.
+Without this module, JAX's collectives raise errors of a dozen kinds or wait for
+ever, and JAX's coordination service, which misses the heartbeats of the dead
+process, aborts from C++ with pages of stack. Here both become one line and an
+exit code. The barriers at the end of a process would wait for the dead process.
+Therefore a process that fails exits at once, and the others notice that.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import jax
 from rnnzoo import errors
 from rnnzoo.training.processes import signals
 
-# What a shell calls a temporary failure: the same command may succeed.
+# A temporary failure (EX_TEMPFAIL): the same command may succeed.
 LOST = 75
 
 _MESSAGE = (
@@ -31,7 +31,7 @@ _MESSAGE = (
     'commands go on from there.'
 )
 
-# In messages of errors, if a collective or a barrier has failed.
+# Messages of errors contain one of these if a collective or a barrier failed.
 _SIGNS = re.compile(
     r'gloo|nccl|coordination|heartbeat|barrier|distributed service|'
     r'connection (reset|closed|refused)|socket closed|unavailable|'
@@ -40,7 +40,7 @@ _SIGNS = re.compile(
 # The first line of what C++ logs before it aborts.
 _FATAL = re.compile(rb'[EF]\d{4} [\d:.]+ +\d+ (coordination|client)')
 
-# What Gloo says of each group of processes, by several threads at once.
+# Gloo prints these for each group of processes, from several threads at once.
 _GREETING = re.compile(
     rb'\[Gloo\] Rank|is connected to|peer ranks\.|'
     rb'Expected number of connected peer ranks is :|[\d\s]'
@@ -51,25 +51,28 @@ _watch = None  # The `_Watch` of this process, once there are several.
 
 
 def watch(index: int):
-  """Makes this process, number `index`, end readably when another has died."""
+  """Makes this process end with one line when another process has died.
+
+  Args:
+    index: The number of this process. A second call may correct it.
+  """
   global _watch
   if _watch is None:
     _watch = _Watch(index)
-  _watch.index = index  # Known late where the cluster says who is who.
+  _watch.index = index  # On a cluster the number is known late.
 
 
 def watched() -> bool:
-  """Whether `watch` has been called: this is a run of several processes."""
+  """Returns whether `watch` was called, as in a run of several processes."""
   return _watch is not None
 
 
 def finish(code: int):
-  """Waits until the others have done all too; not for those that are gone.
+  """Waits until the other processes are done; not for those that have died.
 
   Args:
-    code: The exit code, whatever happens now: in the moments when all leave,
-      process 0 may close the coordination service while another is still about
-      to say goodbye.
+    code: The exit code, whatever happens from now on: process 0 may close the
+      coordination service while another process still wants to sign off there.
   """
   if _watch is None:
     return
@@ -82,13 +85,13 @@ def finish(code: int):
 
 
 def leave(code: int, message: str):
-  """Ends the process at once, without waiting for any other.
+  """Exits at once, without waiting for any other process.
 
   Args:
     code: The exit code.
     message: What to print on stderr.
   """
-  _leaving.acquire()  # For good: who comes second has nothing to add.
+  _leaving.acquire()  # Never released: only the first thread prints.
   with contextlib.suppress(Exception):
     sys.stdout.flush()
   with contextlib.suppress(Exception):
@@ -98,7 +101,7 @@ def leave(code: int, message: str):
 
 
 def leave_lost(reason: str):
-  """Ends the process because another one is gone."""
+  """Exits because another process has died."""
   reason = ' '.join(reason.split())
   reason = reason if len(reason) <= 160 else reason[:157] + '...'
   leave(LOST, _MESSAGE.format(index=_watch.index, reason=reason))
@@ -106,11 +109,11 @@ def leave_lost(reason: str):
 
 @contextlib.contextmanager
 def leaving_on_errors():
-  """Ends the process on an error, if there are others that it would wait for.
+  """Exits on an error if there are other processes that would be waited for.
 
-  To be entered inside all contexts whose ends wait for other processes. In a
-  run of one process nothing is different, and a run that is asked to stop does
-  so on all of them.
+  Enter this inside all contexts whose ends wait for other processes. In a run
+  of one process it does nothing. `Interrupted` passes through: all processes
+  stop after the same step.
   """
   try:
     yield
@@ -127,9 +130,9 @@ def leaving_on_errors():
 
 
 def leave_on(error: Exception):
-  """Ends the process with what a driver would print of an error."""
+  """Exits with the message that a driver would print for an error."""
   by_user = isinstance(error, errors.UserError)
-  # What a save says of a barrier that it waited for in vain, say.
+  # For instance, a save that has waited for a barrier in vain.
   reason = error.__cause__ if by_user else error
   if _SIGNS.search(f'{type(reason).__name__}: {reason}'):
     leave_lost(f'{reason}'.strip().partition('\n')[0])
@@ -139,11 +142,11 @@ def leave_on(error: Exception):
 
 
 class _Watch:
-  """Stands between C++ and stderr, and between its abort and the end.
+  """Filters what C++ prints on stderr, and handles its abort.
 
-  What C++ prints passes through a pipe to stderr: all but the pages before an
-  abort that has a better explanation, and Gloo's greetings. What Python prints
-  does not take part.
+  The output of C++ goes through a pipe. A thread passes it on to stderr, except
+  for the pages before an abort, for which there is a better explanation, and
+  for Gloo's greetings. The output of Python does not go through the pipe.
   """
 
   def __init__(self, index: int):
@@ -157,7 +160,7 @@ class _Watch:
       os.dup2(writer, stream)
     os.close(writer)
     threading.Thread(target=self._read, args=(reader,), daemon=True).start()
-    # Both must live as long as the process.
+    # Both objects must live as long as the process.
     self._libc = ctypes.CDLL(None)
     self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
     self._libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
@@ -179,11 +182,11 @@ class _Watch:
       os.write(sys.stderr.fileno(), text)
 
   def _aborted(self, _):
-    """The handler of SIGABRT, in the thread of C++ that aborts."""
-    self._libc.alarm(10)  # Whatever happens here, it ends.
+    """Handles SIGABRT, in the thread of C++ that aborts."""
+    self._libc.alarm(10)  # Exit even if something below blocks.
     if self.code is not None:
       os._exit(self.code)
-    # The last writers to the pipe, so that the reader reaches its end.
+    # These are the last writers to the pipe: the reader reaches its end now.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
       os.dup2(nowhere, stream)
@@ -200,7 +203,7 @@ class _Watch:
 
 
 def _reason(text: str) -> str:
-  """What the coordination service found wrong."""
+  """Returns what the coordination service has noticed."""
   found = re.search(r'stopped sending heartbeats\):\s+([\d,\s]*\d)', text)
   if found:
     return f'no heartbeat of process {found[1]}'
@@ -210,7 +213,7 @@ def _reason(text: str) -> str:
 
 
 def _move_streams():
-  """Gives what Python prints descriptors of its own, beside those of C++."""
+  """Gives Python's streams descriptors of their own, apart from C++."""
   handler = logging.get_absl_handler().python_handler
   for number, name in ((1, 'stdout'), (2, 'stderr')):
     old = getattr(sys, name)
@@ -222,5 +225,5 @@ def _move_streams():
     if handler.stream is old:
       handler.stream = new
     setattr(sys, name, new)
-  if faulthandler.is_enabled():  # It remembers a descriptor.
+  if faulthandler.is_enabled():  # It holds the old descriptor.
     faulthandler.enable(file=sys.stderr)

@@ -1,11 +1,11 @@
-"""SIGINT, SIGTERM and SIGHUP: a wish to stop, granted after a save."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to stop, which it does after a save."""
 
 import contextlib
 import signal
 
 
 class Interrupted(Exception):
-  """The run was asked to stop and has saved; `signum` says by which signal."""
+  """The run was asked to stop by the signal `signum`, and has saved."""
 
   def __init__(self, signum: int, step: int):
     self.signum = signum
@@ -16,16 +16,16 @@ class Interrupted(Exception):
 
 
 class Stop:
-  """Remembers that a signal came; the loop looks at every step."""
+  """Holds the signal that has arrived; the loop looks at it after each step."""
 
   signum: int | None = None
 
 
 @contextlib.contextmanager
 def caught():
-  """Turns these signals into a wish; a second SIGINT kills as usual.
+  """Yields a `Stop` that notes these signals; a second SIGINT kills as usual.
 
-  Where SIGHUP is already ignored, as under `nohup`, it stays ignored.
+  If SIGHUP is already ignored, as under `nohup`, it stays ignored.
   """
   stop = Stop()
 
