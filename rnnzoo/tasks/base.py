@@ -145,6 +145,11 @@ class Task(abc.ABC):
 
     return loss_fn
 
+  def unit(self, metric: str, dataset) -> str:
+    """Returns what a metric is measured in; '' for a plain number."""
+    del dataset
+    return self.units.get(metric, '')
+
   def is_as_good(self, metric: str, value: float, wanted: float) -> bool:
     """Whether a metric has reached a value. Losses and errors should fall."""
     if metric in self.larger_is_better:

@@ -105,6 +105,10 @@ class LanguageModelling(base.Task):
         prediction=logits.argmax(-1), log_probability=log_probability[..., 0]
     )
 
+  def unit(self, metric, dataset):
+    unit = super().unit(metric, dataset)
+    return f'{unit} per {_singular(dataset.unit)}' if unit else ''
+
   def derived(self, means, dataset):
     del dataset
     return dict(bits_per_token=means['loss'] / math.log(2))

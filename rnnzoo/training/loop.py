@@ -242,7 +242,13 @@ def _draw(run):
       )
   ]
   if not times[0] or times[0] < max(times):
-    metrics_lib.plot_curves(run.workdir)
+    metrics_lib.plot_curves(
+        run.workdir,
+        loss_unit=run.task.unit('loss', run.dataset),
+        unit=run.dataset.unit,
+        metric=run.task.best,
+        best_mode=run.task.best_mode,
+    )
 
 
 class _Attempt:
@@ -276,6 +282,7 @@ class _Attempt:
         config.total_steps,
         initial=first,
         tokens_per_step=config.batch_size * run.dataset.sequence_length,
+        unit=run.dataset.unit,
     )
     self.start_time = time.monotonic()
 

@@ -19,7 +19,7 @@ class TargetTest(parameterized.TestCase):
       ('h200x8', 'h200', 'cuda', '1x1x8'),
       ('h100x256', 'h100', 'cuda', '1x32x8'),
   )
-  def test_parse(self, text, hardware_name, platform, topology):
+  def test_targets_are_parsed(self, text, hardware_name, platform, topology):
     target = targets.parse(text)
     self.assertEqual(target.hardware.name, hardware_name)
     self.assertEqual((target.platform, target.topology), (platform, topology))
@@ -27,7 +27,7 @@ class TargetTest(parameterized.TestCase):
   @parameterized.parameters(
       'v5litepod-256', 'h200', 'h200x12', 'h200x0', 'v9:2x2', 'v5e:4'
   )
-  def test_what_there_is_not(self, text):
+  def test_targets_that_do_not_exist_raise(self, text):
     with self.assertRaisesRegex(errors.UserValueError, '--plan'):
       targets.parse(text)
 
@@ -36,10 +36,10 @@ class TargetTest(parameterized.TestCase):
       ('NVIDIA H100 80GB HBM3', 'h100'), ('NVIDIA H200', 'h200'),
       ('NVIDIA A100-SXM4-80GB', 'a100'),
   )
-  def test_hardware_by_its_kind(self, kind, name):
+  def test_hardware_is_found_by_its_device_kind(self, kind, name):
     self.assertEqual(hardware.find(kind).name, name)
 
-  def test_unknown_hardware(self):
+  def test_unknown_hardware_is_none(self):
     self.assertIsNone(hardware.find('cpu'))
     self.assertIsNone(hardware.find('NVIDIA H2000'))
 
@@ -73,7 +73,7 @@ class VerdictTest(parameterized.TestCase):
       ('h200', 3, 107, 110, 'tight'),  # JAX takes three quarters.
       ('h200', 3, 150, 153, 'does not fit'),
   )
-  def test_verdict(self, name, arguments, temporaries, peak, want):
+  def test_verdict_by_memory(self, name, arguments, temporaries, peak, want):
     memory = dict(
         arguments=arguments * GIB, temporaries=temporaries * GIB,
         peak=peak * GIB,
@@ -81,7 +81,7 @@ class VerdictTest(parameterized.TestCase):
     got = planning.verdict(dict(memory=memory), hardware.HARDWARE[name])
     self.assertEqual(got, want)
 
-  def test_refused(self):
+  def test_a_refused_program_does_not_fit(self):
     v5e = hardware.HARDWARE['v5e']
     got = planning.verdict(dict(memory={}, required=17 * GIB), v5e)
     self.assertEqual(got, 'does not fit')
@@ -93,7 +93,7 @@ class AdviceTest(parameterized.TestCase):
     first, *_ = planning.advice(a_result(kept=40 * GIB), a_config())
     self.assertStartsWith(first, 'model.remat=full')
 
-  def test_then_parts_of_the_batch(self):
+  def test_parts_of_the_batch_come_after_recomputing(self):
     config = a_config(remat='full', dtype='bfloat16')
     first, *_ = planning.advice(a_result(kept=20 * GIB), config)
     self.assertStartsWith(first, 'accumulate_steps=4:')
@@ -104,7 +104,7 @@ class AdviceTest(parameterized.TestCase):
     first, *_ = planning.advice(result, config)
     self.assertStartsWith(first, 'mesh.sequence=2:')
 
-  def test_large_logits_are_made_in_chunks(self):
+  def test_large_logits_are_computed_in_chunks(self):
     config = a_config(remat='full', dtype='bfloat16')
     config.loss_chunk = 0
     first, *_ = planning.advice(a_result(kept=1, logits=8 * GIB), config)
@@ -117,7 +117,7 @@ class AdviceTest(parameterized.TestCase):
     first, *_ = planning.advice(result, config)
     self.assertStartsWith(first, 'mesh.fsdp=4:')
 
-  def test_none_is_needed_where_it_fits(self):
+  def test_no_advice_if_it_fits(self):
     result = dict(a_result(), verdict='fits')
     self.assertEmpty(planning.advice(result, a_config()))
 
@@ -149,7 +149,7 @@ class RooflineTest(absltest.TestCase):
 
 class ShapesTest(absltest.TestCase):
 
-  def test_no_data_where_the_vocabulary_is_known(self):
+  def test_a_known_vocabulary_needs_no_data(self):
     config = default.get_config()
     config.model.vocab_size = 300
     config.data.data_dir = '/nowhere'
@@ -157,7 +157,7 @@ class ShapesTest(absltest.TestCase):
     self.assertEqual(set(shapes), {'inputs', 'targets'})
     self.assertEqual(shapes['inputs'].shape, (64, 256))
 
-  def test_else_the_data_say(self):
+  def test_otherwise_the_data_gives_the_shapes(self):
     config = default.get_config()
     default.use_data(config, 'selective_copying')
     task, shapes = plan_lib.task_and_shapes(config)

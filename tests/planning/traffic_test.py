@@ -1,8 +1,8 @@
-"""What devices tell each other, read from compiled text.
+"""Tests of `planning.traffic`: what devices send, read from compiled text.
 
-That in `compiled/` is made by hand in the style of a TPU (asynchronous under
-one channel, a loop whose rounds must be derived, arrays that stay on the chip)
-and of a GPU (starts and dones, a loop whose rounds are known).
+The text in `compiled/` is written by hand in the style of a TPU (asynchronous
+operations on one channel, a loop whose rounds must be derived, arrays that stay
+on the chip) and of a GPU (starts and dones, a loop whose rounds are known).
 """
 
 import pathlib
@@ -30,7 +30,7 @@ def found(name, devices, *replaced):
 
 class CompiledTextTest(parameterized.TestCase):
 
-  def test_of_a_tpu(self):
+  def test_collectives_of_a_tpu_program(self):
     program, collectives = found('tpu', 4)
     # Up to 8 in steps of 2.
     self.assertEqual([loop.rounds for loop in program.loops], [4])
@@ -40,7 +40,7 @@ class CompiledTextTest(parameterized.TestCase):
         'reduce-scatter': (1, 128 * 64 * 4, (0, 1)),
     })
 
-  def test_of_a_gpu(self):
+  def test_collectives_of_a_gpu_program(self):
     program, collectives = found('gpu', 16)
     self.assertEqual([loop.rounds for loop in program.loops], [24])
     self.assertEqual(collectives, {
@@ -50,7 +50,7 @@ class CompiledTextTest(parameterized.TestCase):
         'all-reduce': (1, 2 * 64 * 4 * 15 / 16, tuple(range(16))),
     })
 
-  def test_bytes_moved_are_those_of_slices(self):
+  def test_a_slice_moves_only_its_own_bytes(self):
     one = 64 * 64 * 4
     # A slice is read and written; a slice is read and written in place; the
     # gathered weights stay on the chip. And a sum is halved.
@@ -61,12 +61,12 @@ class CompiledTextTest(parameterized.TestCase):
         4 * (in_loop + small) + 256 * 64 * 4 + 128 * 64 * 4,
     )
 
-  def test_an_unknown_loop_is_one_round_and_said_to_be_unknown(self):
+  def test_a_loop_of_unknown_length_counts_once_and_is_named(self):
     program, collectives = found('tpu', 4, 'constant(8)', 'iota()')
     self.assertEqual([loop.rounds for loop in program.loops], [None])
     self.assertEqual(collectives['all-gather'][0], 1)
 
-  def test_of_a_program_that_was_run(self):
+  def test_collectives_of_a_program_that_runs_here(self):
     # 6 rounds; the product reads two and writes one.
     def f(x):
       return jax.lax.scan(lambda h, _: (jnp.tanh(h @ x), None), x, length=6)[0]

@@ -107,7 +107,7 @@ class DigestTest(parameterized.TestCase):
   @parameterized.parameters(
       'bool', 'int8', 'uint32', 'bfloat16', 'float32', 'complex64'
   )
-  def test_is_the_documented_sum_and_any_topology_gives_it(self, dtype):
+  def test_digests_are_the_documented_sum_for_any_sharding(self, dtype):
     values = np.random.default_rng(1).integers(0, 2, (8, 3, 4)) * 3
     array = jnp.asarray(values).astype(dtype)
     expected = slow_digest(np.asarray(array))
@@ -119,7 +119,7 @@ class DigestTest(parameterized.TestCase):
       sharded = jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
       self.assertEqual(digests.local_digest(sharded), expected, spec)
 
-  def test_blocks_do_not_show(self):
+  def test_digests_do_not_depend_on_the_block_size(self):
     rng = np.random.default_rng(2)
     for shape in ((3, digests.BLOCK + 7), (digests.BLOCK // 4, 9)):
       array = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -134,7 +134,7 @@ class DigestTest(parameterized.TestCase):
       self.assertEqual(whole, parts % 2**64)
       self.assertEqual(whole, slow_digest(array))
 
-  def test_every_bit_and_the_order_count(self):
+  def test_digests_depend_on_each_bit_and_on_the_order(self):
     for dtype in (np.float16, np.complex128):
       array = np.arange(6).astype(dtype)
       sums = {digests.shard_sum(array, (slice(None),), (6,))}
@@ -148,7 +148,7 @@ class DigestTest(parameterized.TestCase):
         sums.add(digests.shard_sum(swapped, (slice(None),), (6,)))
       self.assertLen(sums, 1 + array.nbytes * 8 + 5)
 
-  def test_scalars_and_empty_arrays(self):
+  def test_digests_of_scalars_and_empty_arrays(self):
     scalar = jnp.float32(2.5)
     self.assertEqual(
         digests.local_digest(scalar), slow_digest(np.asarray(scalar)[None])
@@ -158,7 +158,7 @@ class DigestTest(parameterized.TestCase):
 
 class CheckpointerTest(CheckpointTestCase):
 
-  def test_round_trip(self):
+  def test_saving_and_restoring_a_state(self):
     state = make_state(3)
     state['odd'] = {
         'bool': jnp.array([True, False]), 'complex': jnp.array([1 + 2j]),
@@ -172,7 +172,7 @@ class CheckpointerTest(CheckpointTestCase):
     self.assert_states_equal(restored, state)
     self.assertEqual(checkpoint.restore_meta(self.directory), (3, META))
 
-  def test_plain_orbax_reads_it(self):
+  def test_plain_orbax_reads_the_checkpoint(self):
     state = make_state(3)
     with checkpoint.Checkpointer(self.directory) as checkpoints:
       checkpoints.save(3, state, META)
@@ -192,7 +192,7 @@ class CheckpointerTest(CheckpointTestCase):
         state['opt_state'][1][0].mu['w'],
     )
 
-  def test_another_topology(self):
+  def test_restoring_to_another_sharding(self):
     mesh = make_mesh()
     spread = jax.sharding.NamedSharding(mesh, P('data', 'model'))
     single = jax.sharding.SingleDeviceSharding(jax.devices()[5])
@@ -256,7 +256,7 @@ class CheckpointerTest(CheckpointTestCase):
         sorted(path.name for path in self.directory.iterdir()), ['6', '7']
     )
 
-  def test_the_best_by_the_highest_metric(self):
+  def test_max_mode_keeps_the_highest_metric(self):
     state = {'w': jnp.ones(3)}
     checkpoints = self.open(keep=1, best_mode='max')
     accuracies = [0.5, 0.75, float('nan'), None, 0.75, 0.25]
@@ -284,7 +284,7 @@ class CheckpointerTest(CheckpointTestCase):
       self.assertEqual(other.metrics, {1: 0.25, 2: 0.5})
     self.assertEqual(self.open(readonly=True).best_step(), 2)
 
-  def test_the_lowest_is_the_default_and_not_recorded(self):
+  def test_min_mode_is_the_default_and_not_recorded(self):
     records = {}
     for mode in ('min', 'max'):
       directory = self.workdir / mode
@@ -310,7 +310,7 @@ class CheckpointerTest(CheckpointTestCase):
     self.assertEqual(reopened.best_step(), 1)
     self.assertEqual(reopened.restore(state, step=1)[2], META)
 
-  def test_wrong_calls(self):
+  def test_wrong_arguments_raise(self):
     state = {'w': jnp.ones(3)}
     checkpoints = self.open()
     checkpoints.save(5, state, {})
@@ -347,7 +347,7 @@ class CheckpointerTest(CheckpointTestCase):
     ):
       checkpoints.restore({'w': jnp.ones(3)}, step=2)
 
-  def test_partial(self):
+  def test_restoring_a_part_of_the_state(self):
     state = make_state(3)
     with checkpoint.Checkpointer(self.directory) as checkpoints:
       checkpoints.save(3, state, META)
@@ -355,7 +355,7 @@ class CheckpointerTest(CheckpointTestCase):
     _, restored, _ = self.open(readonly=True).restore(wanted, partial=True)
     self.assert_states_equal(restored, {'params': state['params']})
 
-  def test_what_was_narrow_is_widened_and_nothing_else(self):
+  def test_narrow_floats_are_widened_and_other_dtypes_raise(self):
     narrow = {
         'b': jnp.linspace(0, 1, 8, dtype=jnp.bfloat16),
         'h': jnp.ones(2, jnp.float16),
@@ -371,7 +371,7 @@ class CheckpointerTest(CheckpointTestCase):
       with self.assertRaisesRegex(errors.UserError, f'{name} is .* {dtype}'):
         checkpoints.restore(abstract(like), partial=True)
 
-  def test_another_model_is_not_damage(self):
+  def test_a_checkpoint_of_another_model_raises_and_is_not_damaged(self):
     state = make_state(3)
     checkpoints = self.open()
     checkpoints.save(3, state, META)
@@ -392,7 +392,7 @@ class CheckpointerTest(CheckpointTestCase):
     self.assertEqual(checkpoints.all_steps(), [3])
     self.assert_states_equal(checkpoints.restore(state)[1], state)
 
-  def test_leftovers_of_killed_saves(self):
+  def test_leftovers_of_killed_saves_are_removed(self):
     state = {'w': jnp.ones(3)}
     with checkpoint.Checkpointer(self.directory) as checkpoints:
       checkpoints.save(1, state, {})
@@ -408,7 +408,7 @@ class CheckpointerTest(CheckpointTestCase):
     self.assertTrue(checkpoints.save(2, state, {}))
     self.assertEqual(checkpoints.restore(state)[0], 2)
 
-  def test_a_checkpoint_vanishes_under_the_reader(self):
+  def test_a_reader_notices_that_a_run_deletes_checkpoints(self):
     state = {'w': jnp.ones(3)}
     writer = self.open(keep=1)
     writer.save(1, state, {}, best_metric=3.0)
@@ -473,7 +473,7 @@ assert settings() == before
 """
     subprocess.run([sys.executable, '-c', program], check=True)
 
-  def test_all_is_put_back_with_the_last_checkpointer(self):
+  def test_all_is_restored_when_the_last_checkpointer_closes(self):
     def settings():
       loggers = logging.get_absl_logger(), python_logging.getLogger('asyncio')
       return (
@@ -527,7 +527,7 @@ class DamageTest(CheckpointTestCase):
     self.assertEqual(step, 2)
     self.assert_states_equal(state, self.states[2])
 
-  def test_flipped_bits(self):
+  def test_a_flipped_bit_falls_back_to_the_step_before(self):
     rng = np.random.default_rng(3)
     for i in range(6):
       path = largest_file(self.directory / '2' / 'state')
@@ -550,7 +550,7 @@ class DamageTest(CheckpointTestCase):
         self.assert_states_equal(state, self.states[step])
         path.write_bytes(whole)
 
-  def test_truncated_and_missing_files(self):
+  def test_truncated_and_missing_files_fall_back_too(self):
     for name, damage in (
         ('data', lambda path: os.truncate(path, path.stat().st_size // 2)),
         ('data', lambda path: path.unlink()),
@@ -569,7 +569,7 @@ class DamageTest(CheckpointTestCase):
         damage(path)
         self.assert_falls_back('metadata' if 'metadata' in name else 'arrays')
 
-  def test_nothing_behind_a_link_is_changed(self):
+  def test_files_behind_links_are_not_changed(self):
     elsewhere = self.workdir / 'elsewhere'
     (elsewhere / '3.orbax-checkpoint-tmp').mkdir(parents=True)
     state = abstract(self.states[1])
@@ -613,21 +613,21 @@ class DamageTest(CheckpointTestCase):
     )
     self.assertFalse((self.workdir / 'bad_checkpoints').exists())
 
-  def test_the_step_asked_for(self):
+  def test_a_damaged_checkpoint_that_was_asked_for_raises(self):
     flip_bit(largest_file(self.directory / '2' / 'state'), 300)
     checkpoints = self.open()
     with self.assertRaisesRegex(errors.UserError, 'Checkpoint 2 in .* damaged'):
       checkpoints.restore(abstract(self.states[2]), step=2)
     self.assertEqual(checkpoints.all_steps(), [1, 2])
 
-  def test_a_damaged_best_one(self):
+  def test_a_damaged_best_checkpoint_falls_back_to_the_latest(self):
     flip_bit(largest_file(self.directory / '1' / 'state'), 300)
     checkpoints = self.open(readonly=True)
     self.assertEqual(checkpoints.best_step(), 1)
     with self.assertLogs('absl', 'WARNING'):
       self.assertEqual(checkpoints.restore(self.states[1], best=True)[0], 2)
 
-  def test_all_damaged(self):
+  def test_no_sound_checkpoint_raises(self):
     for step in (1, 2):
       flip_bit(largest_file(self.directory / str(step) / 'state'), 300)
     checkpoints = self.open()
@@ -636,7 +636,7 @@ class DamageTest(CheckpointTestCase):
         checkpoints.restore(abstract(self.states[1]))
     self.assertEqual(checkpoints.all_steps(), [])
 
-  def test_full_disk(self):
+  def test_a_save_on_a_full_disk_raises_and_keeps_the_others(self):
     checkpoints = self.open()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
@@ -657,7 +657,7 @@ class DamageTest(CheckpointTestCase):
     self.assertEqual(step, 3)
     self.assert_states_equal(state, self.states[2])
 
-  def test_one_readable_line_each(self):
+  def test_failures_print_one_readable_line_each(self):
     """Neither Orbax's logs nor tracebacks of its threads reach the terminal."""
     os.truncate(largest_file(self.directory / '2'), 300)
     program = f"""

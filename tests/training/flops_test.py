@@ -33,7 +33,7 @@ PRODUCT = 2 * 10**3
 
 class FlopsTest(parameterized.TestCase):
 
-  def test_example(self):
+  def test_examples_in_docstrings(self):
     self.assertEqual(doctest.testmod(flops).failed, 0)
 
   @parameterized.named_parameters(
@@ -45,15 +45,15 @@ class FlopsTest(parameterized.TestCase):
           lambda a, b: jnp.sin(a @ b).sum(), argnums=(0, 1)
       )(a, b), (3, 4), (4, 5), 3 * 2 * 3 * 4 * 5),
   )
-  def test_dots(self, fn, left, right, expected):
+  def test_products_of_matrices(self, fn, left, right, expected):
     found = counted(fn, shaped(*left), shaped(*right))
     self.assertEqual(found.get('dot', 0), expected)
 
-  def test_complex(self):
+  def test_complex_products(self):
     z = shaped(3, 3, dtype=jnp.complex64)
     self.assertEqual(counted(lambda a: a @ a, z), dict(dot=8 * 27))
 
-  def test_ragged_dots(self):
+  def test_ragged_products(self):
     rows, weights = shaped(8, 4), shaped(2, 4, 3)
     sizes = shaped(2, dtype=jnp.int32)
     self.assertEqual(
@@ -81,7 +81,7 @@ class FlopsTest(parameterized.TestCase):
     z = shaped(5, 16, dtype=jnp.complex64)
     self.assertEqual(counted(jnp.fft.fft, z), dict(fft=5 * 16 * 4 * 5))
 
-  def test_loops(self):
+  def test_loops_count_each_round(self):
     body = lambda h, _: (lax.fori_loop(0, 3, lambda _, h: h @ h, h), None)
     twice = lambda x: lax.scan(body, x, length=5)[0]
     self.assertEqual(counted(twice, SQUARE), dict(dot=15 * PRODUCT))
@@ -89,13 +89,13 @@ class FlopsTest(parameterized.TestCase):
     found = counted(lambda x: until(x) @ x, SQUARE)
     self.assertEqual(found, {'while': PRODUCT, 'dot': PRODUCT})
 
-  def test_rematerialization(self):
+  def test_rematerialization_counts_twice(self):
     loss = jax.checkpoint(lambda x: jnp.sin(x @ x).sum())
     self.assertEqual(counted(loss, SQUARE), dict(dot=PRODUCT))
     both = counted(jax.value_and_grad(loss), SQUARE)
     self.assertEqual(both, dict(dot=4 * PRODUCT))
 
-  def test_branches(self):
+  def test_the_branch_of_the_platform_counts(self):
     either = lambda x: lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, jnp.sin, x)
     self.assertEqual(counted(either, SQUARE), dict(dot=2 * PRODUCT))
     chosen = lambda x: lax.platform_dependent(
@@ -105,7 +105,7 @@ class FlopsTest(parameterized.TestCase):
       found = counted(chosen, SQUARE, platform=platform)
       self.assertEqual(found.get('dot', 0), n * PRODUCT)
 
-  def test_parts_of_a_mesh_add_up(self):
+  def test_the_devices_of_a_mesh_add_up(self):
     mesh = sharding.make_mesh(dict(data=4, fsdp=1, model=2, sequence=1))
     multiply = lambda a, b: a @ b
     inner = lambda a, b: jax.shard_map(
@@ -123,7 +123,7 @@ class FlopsTest(parameterized.TestCase):
       self.assertEqual(found, dict(dot=2 * 8 * 10 * 6))
 
   @parameterized.parameters((None, 4), (pl.CostEstimate(7, 0, 0), None))
-  def test_kernels(self, cost, blocks):
+  def test_pallas_kernels_count_their_cost_estimate(self, cost, blocks):
     def kernel(x_ref, y_ref):
       y_ref[...] = x_ref[...] @ x_ref[...].T
 
@@ -140,7 +140,7 @@ class FlopsTest(parameterized.TestCase):
 class TrainingStepTest(parameterized.TestCase):
 
   @parameterized.parameters('none', 'full')
-  def test_what_a_step_needs(self, remat):
+  def test_a_training_step_needs_three_times_its_forward_pass(self, remat):
     config = tiny.get_config()
     config.data.path = str(commands.ROOT / 'LICENSE')
     config.model.remat = remat

@@ -27,7 +27,7 @@ def run(program, **environment):
 
 class HostTest(parameterized.TestCase):
 
-  def test_pin_malloc(self):
+  def test_pin_malloc_keeps_freed_memory(self):
     if platform.libc_ver()[0] != 'glibc':
       self.assertFalse(host.pin_malloc())
       self.skipTest('Only glibc has mallopt.')
@@ -52,7 +52,7 @@ print(page_faults(), host.pin_malloc(), page_faults(), page_faults())
   def test_device_description(self):
     self.assertRegex(host.device_description(), r'^\w+ x \d+ \(.*\S.*\)$')
 
-  def test_compilation_cache(self):
+  def test_compiled_programs_are_kept_on_disk(self):
     with tempfile.TemporaryDirectory() as directory:
       program = """
 import jax
@@ -85,13 +85,13 @@ print(sum(name.endswith('/cache_hits') for name in hits))
       ('--xla_a=1', '--xla_a=1 --xla_gpu_deterministic_ops=true'),
       ('--xla_gpu_deterministic_ops=false',) * 2,
   )
-  def test_make_deterministic(self, before, after):
+  def test_make_deterministic_keeps_other_flags(self, before, after):
     with mock.patch.dict(os.environ, XLA_FLAGS=before):
       host.make_deterministic()
       host.make_deterministic()
       self.assertEqual(os.environ['XLA_FLAGS'], after)
 
-  def test_a_cache_that_cannot_be_made_is_done_without(self):
+  def test_a_cache_directory_that_cannot_be_made_is_not_used(self):
     with tempfile.NamedTemporaryFile() as file:
       self.assertIsNone(host.enable_compilation_cache(file.name + '/x'))
 

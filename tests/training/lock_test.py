@@ -30,7 +30,7 @@ class LockTest(absltest.TestCase):
     )
     self.workdir = self.directory / 'runs' / 'one'
 
-  def test_another_process_is_kept_out_and_a_dead_one_is_in_nobodys_way(self):
+  def test_another_process_is_refused_until_the_first_one_ends(self):
     with subprocess.Popen(
         [sys.executable, '-c', HOLDER, str(self.workdir)],
         stdout=subprocess.PIPE, text=True,
@@ -59,7 +59,7 @@ class LockTest(absltest.TestCase):
       file = self.workdir / lock.FILE
       self.assertStartsWith(file.read_text(), f'process {os.getpid()} on ')
 
-  def test_the_process_that_holds_it_may_hold_it_again(self):
+  def test_one_process_may_hold_a_workdir_twice(self):
     with lock.hold(self.workdir):
       with lock.hold(str(self.workdir)):
         pass
@@ -68,7 +68,7 @@ class LockTest(absltest.TestCase):
       self.check_held(True)
     self.check_held(False)
 
-  def test_a_file_that_is_removed_is_made_again(self):
+  def test_a_removed_lock_file_is_created_again(self):
     file = self.workdir / lock.FILE
     with lock.hold(self.workdir):
       lock.check(self.workdir)
@@ -79,7 +79,7 @@ class LockTest(absltest.TestCase):
     lock.check(self.workdir)  # Nothing is held: nothing to say.
     self.assertStartsWith(file.read_text(), f'process {os.getpid()} on ')
 
-  def test_another_run_that_came_in_is_noticed(self):
+  def test_check_notices_another_run(self):
     import fcntl
 
     file = self.workdir / lock.FILE
@@ -90,7 +90,7 @@ class LockTest(absltest.TestCase):
         with self.assertRaisesRegex(errors.UserError, 'Another run is writing'):
           lock.check(self.workdir)
 
-  def test_a_workdir_that_is_moved(self):
+  def test_check_notices_a_moved_workdir(self):
     with lock.hold(self.workdir):
       self.workdir.rename(self.directory / 'moved')
       for _ in range(2):
@@ -98,7 +98,7 @@ class LockTest(absltest.TestCase):
           lock.check(self.workdir)
         self.workdir.mkdir(exist_ok=True)
 
-  def test_a_link_that_is_pointed_elsewhere(self):
+  def test_check_notices_a_link_that_leads_elsewhere(self):
     link, other = self.directory / 'link', self.directory / 'other'
     for path in (self.workdir, other):
       path.mkdir(parents=True)
@@ -115,7 +115,7 @@ class LockTest(absltest.TestCase):
       lock.check(link)
     self.assertEqual(os.listdir(other), [lock.FILE])
 
-  def test_who_is_refused_holds_nothing(self):
+  def test_a_refused_run_holds_no_lock(self):
     import fcntl
 
     self.workdir.mkdir(parents=True)
@@ -138,7 +138,7 @@ class LockTest(absltest.TestCase):
     if opened:
       self.assertLen(os.listdir('/proc/self/fd'), opened)
 
-  def test_no_file_outside_is_changed(self):
+  def test_files_behind_links_are_not_changed(self):
     self.workdir.mkdir(parents=True)
     precious, file = self.directory / 'precious', self.workdir / lock.FILE
     precious.write_text('mine')
@@ -160,13 +160,13 @@ class LockTest(absltest.TestCase):
       with lock.hold(self.workdir):
         self.fail('held a pipe')
 
-  def test_an_error_inside_ends_it(self):
+  def test_an_error_inside_releases_the_lock(self):
     with self.assertRaisesRegex(KeyError, 'mine'):
       with lock.hold(self.workdir):
         raise KeyError('mine')
     self.check_held(False)
 
-  def test_a_file_is_no_workdir(self):
+  def test_a_file_cannot_be_a_workdir(self):
     self.workdir.parent.mkdir()
     self.workdir.write_text('mine')
     for path in (self.workdir, self.workdir / 'below'):

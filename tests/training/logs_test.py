@@ -59,7 +59,7 @@ class LogsTest(parameterized.TestCase):
       self.assertRegex(line, r'^\d\d:\d\d:\d\d  \S')
     self.assertStartsWith(lines[5], 'Traceback')
 
-  def test_the_long_form_is_behind_a_flag(self):
+  def test_verbosity_1_shows_the_long_form_and_other_libraries(self):
     lines = self.lines('--verbosity=1')
     self.assertRegex(
         lines[0], r'^I\d{4} [\d:.]+ +\d+ \S+:\d+\] the batch has 3 rows$'

@@ -43,7 +43,7 @@ class MemoryTest(parameterized.TestCase):
     ), mock.patch.object(memory, '_free_in_malloc', lambda: 0):
       return memory.on_host()
 
-  def test_version_2(self):
+  def test_limits_of_control_groups_version_2(self):
     self.cgroups(2, {
         '': {},
         'a': {'memory.max': '1000', 'memory.current': '700',
@@ -57,7 +57,7 @@ class MemoryTest(parameterized.TestCase):
     self.assertEqual(self.room('0::/\n', meminfo)[0], 3 * 1024)
     self.assertIsNone(self.room('0::/\n'))
 
-  def test_version_1_in_a_container(self):
+  def test_limits_of_control_groups_version_1_in_a_container(self):
     self.cgroups(1, {'': {  # It does not see the group by its name.
         'memory.limit_in_bytes': '1000', 'memory.usage_in_bytes': '900',
         'memory.stat': 'total_inactive_file 30\ntotal_active_file 20\n',
@@ -65,7 +65,7 @@ class MemoryTest(parameterized.TestCase):
     room = self.room('5:cpu:/x\n4:memory:/docker/x\n')
     self.assertEqual(room, (150, 'the limit of its control group'))
 
-  def test_ulimit(self):
+  def test_limits_of_ulimit(self):
     with mock.patch.object(
         resource, 'getrlimit', lambda which: (
             (2**40 if which == resource.RLIMIT_AS else -1), -1)
@@ -74,7 +74,7 @@ class MemoryTest(parameterized.TestCase):
     self.assertEqual(room.limit, 'ulimit -v')
     self.assertBetween(room.bytes, 2**38, 2**40 - 2**20)
 
-  def test_what_malloc_holds_free_is_room(self):
+  def test_free_memory_in_malloc_is_added(self):
     blocks = [np.empty(100_000, np.uint8) for _ in range(200)]
     before = memory._free_in_malloc()
     if before:  # With glibc.
@@ -87,7 +87,7 @@ class MemoryTest(parameterized.TestCase):
     ):
       self.assertEqual(memory.on_host(), (1024, 'so much'))
 
-  def test_refuses_what_cannot_fit(self):
+  def test_arrays_that_cannot_fit_are_refused(self):
     mesh = jax.make_mesh((jax.device_count(),), ('data',))
     shared = jax.NamedSharding(mesh, jax.P('data'))
     whole = jax.NamedSharding(mesh, jax.P())
@@ -112,7 +112,7 @@ class MemoryTest(parameterized.TestCase):
       ('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.25GiB.',
        '1.2 GiB'),
   )
-  def test_one_line(self, text, size):
+  def test_out_of_memory_is_an_error_of_one_line(self, text, size):
     for room, said in (
         (2**30, ', there is room for 1.0 GiB'), (2**50, '. Use a sm'),
     ):
@@ -131,7 +131,7 @@ class MemoryTest(parameterized.TestCase):
       with memory.readable_errors():
         np.ones(2**58)
 
-  def test_a_failed_computation_does_not_hang(self):
+  def test_fetching_a_failed_computation_raises(self):
     code = (
         'import jax, jax.numpy as jnp\n'
         'from rnnzoo.training import memory\n'

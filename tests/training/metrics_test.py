@@ -50,7 +50,7 @@ class MetricsTestCase(parameterized.TestCase):
 
 class MetricsWriterTest(MetricsTestCase):
 
-  def test_flat_strict_json_at_once(self):
+  def test_each_line_is_strict_json_and_written_immediately(self):
     before = time.time()
     with metrics.MetricsWriter(self.workdir / 'new') as writer:
       writer.write(3, {
@@ -67,7 +67,7 @@ class MetricsWriterTest(MetricsTestCase):
     })
     self.assertEndsWith(text, '}\n')
 
-  def test_wrong_values(self):
+  def test_values_that_are_no_metrics_raise(self):
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       for bad in ({'a': {'b': 1}}, {'a': [1]}, {'a': np.ones(2)}):
         with self.assertRaisesRegex(ValueError, 'at a'):
@@ -79,7 +79,7 @@ class MetricsWriterTest(MetricsTestCase):
   @parameterized.parameters(
       (None, [1, 2, 3, 4, 9]), (4, [1, 2, 3, 4, 9]), (2, [1, 2, 9]), (0, [9])
   )
-  def test_resuming_cuts_later_and_torn_lines(self, resume_step, expected):
+  def test_resuming_cuts_later_and_half_lines(self, resume_step, expected):
     self.write([1, 2, 3, 4])
     whole = self.path.read_bytes()
     # As a killed process leaves it, and with the newline that alone is missing.
@@ -91,7 +91,7 @@ class MetricsWriterTest(MetricsTestCase):
       kept = self.path.read_bytes().splitlines(keepends=True)[:-1]
       self.assertEqual(kept, whole.splitlines(keepends=True)[: len(kept)])
 
-  def test_damaged_lines_are_left_out_and_cut(self):
+  def test_damaged_lines_are_not_read_and_are_cut(self):
     self.write([1])
     good = self.path.read_bytes()
     time_ = b', "wall_time": 1}\n'
@@ -111,7 +111,7 @@ class MetricsWriterTest(MetricsTestCase):
     self.assertTrue(self.path.read_bytes().startswith(good + odd))
     self.assertEqual(self.steps(), [1, 2, 3])
 
-  def test_no_file_outside_is_changed(self):
+  def test_files_behind_links_are_not_changed(self):
     precious = self.workdir / 'precious'
     self.write([1])
     os.link(self.path, precious)  # As of `cp -l`.
@@ -126,7 +126,7 @@ class MetricsWriterTest(MetricsTestCase):
       (self.workdir / name).unlink()
     self.assertEqual(precious.read_bytes().count(b'\n'), 1)
 
-  def test_a_clock_that_is_set_back(self):
+  def test_wall_time_does_not_decrease_when_the_clock_is_set_back(self):
     clock, steady = iter([1000.0, 1010.0, 400.0, 900.0, 1100.0]), iter(
         [1.0, 11.0, 13.0, 16.0, 20.0]
     )
@@ -142,10 +142,10 @@ class MetricsWriterTest(MetricsTestCase):
     rows += [dict(wall_time=w) for w in (500, 501)]
     self.assertEqual(summary.busy_seconds(rows), 16)
 
-  def test_nothing_written_yet(self):
+  def test_reading_before_anything_is_written(self):
     self.assertEmpty(metrics.read_metrics(self.workdir))
 
-  def test_tensorboard(self):
+  def test_tensorboard_gets_the_same_numbers(self):
     self.import_or_skip('tensorboardX')
     for resume_step, steps in ((None, [1, 2, 3]), (2, [3])):
       with warnings.catch_warnings():
@@ -181,7 +181,7 @@ class MetricsWriterTest(MetricsTestCase):
         data = data[16 + size :]
     return events
 
-  def test_full_disk(self):
+  def test_lines_that_a_full_disk_refuses_are_written_later(self):
     self.write([1])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
@@ -219,7 +219,7 @@ class PlotCurvesTest(MetricsTestCase):
     self.assertEqual(image.shape[:2], (675, 1200))
     return image
 
-  def test_empty_one_point_and_many(self):
+  def test_images_of_no_point_one_point_and_many(self):
     images = [self.draw()]
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       writer.write(1, {'train_loss': 4.0, 'eval_loss': math.nan})
@@ -249,12 +249,12 @@ class PlotCurvesTest(MetricsTestCase):
     )
     self.assertLen(list(self.workdir.glob('curve*')), 1)
 
-  def test_recovered_losses_are_no_zigzag(self):
+  def test_points_are_drawn_in_the_order_of_steps(self):
     rows = [dict(step=s, eval_loss=x) for s, x in ((3, 1), (1, 3), (2, 2))]
     steps, losses = curves._column(rows, 'eval_loss')
     np.testing.assert_array_equal([steps, losses], [[1, 2, 3], [3, 2, 1]])
 
-  def test_axes_say_what_they_show(self):
+  def test_axes_and_legend_name_what_is_drawn(self):
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       for step in (1, 2, 3):
         writer.write(step, {
@@ -264,9 +264,12 @@ class PlotCurvesTest(MetricsTestCase):
     with mock.patch.object(
         matplotlib.figure.Figure, 'savefig', autospec=True
     ) as savefig:
-      metrics.plot_curves(self.workdir)
+      metrics.plot_curves(self.workdir, loss_unit='nats per character')
     figure = savefig.call_args.args[0]
     losses, speed, wait = figure.axes
+    self.assertEqual(losses.get_ylabel(), 'loss, nats per character')
+    (bits,) = losses.child_axes
+    self.assertEqual(bits.get_ylabel(), 'loss, bits per character')
     self.assertEqual(speed.get_xlabel(), 'step')
     for tick in speed.get_xticks():
       self.assertEqual(tick, round(tick))
@@ -282,7 +285,7 @@ class PlotCurvesTest(MetricsTestCase):
       )
     self.assertNotEqual(speed.lines[0].get_color(), wait.lines[0].get_color())
 
-  def test_a_metric_of_which_the_highest_is_the_best(self):
+  def test_another_metric_has_a_panel_and_its_best_value_a_star(self):
     with metrics.MetricsWriter(self.workdir, tensorboard=False) as writer:
       for step, accuracy in ((1, 0.5), (2, 0.875), (3, 0.875), (4, 0.25)):
         writer.write(step, {
@@ -310,7 +313,7 @@ class PlotCurvesTest(MetricsTestCase):
     self.assertEmpty(loss.child_axes)  # No bits.
     self.assertEqual(speed.get_ylabel(), 'pixels/s\nper device')
 
-  def test_the_title_of_a_run_without_its_config(self):
+  def test_the_title_can_come_from_the_summary(self):
     (self.workdir / 'summary.json').write_text(
         '{"model.layer": "lru", "data.name": "mqar", "parameters": 1000}'
     )
@@ -318,7 +321,7 @@ class PlotCurvesTest(MetricsTestCase):
         curves._title(self.workdir), 'lru on mqar, 1.00k parameters'
     )
 
-  def test_smoothing_does_not_lag(self):
+  def test_smoothing_follows_a_line_and_removes_noise(self):
     line = np.linspace(4.0, 1.0, 500)
     np.testing.assert_allclose(curves._smooth(line)[:-10], line[:-10])
     np.testing.assert_allclose(curves._smooth(line), line, atol=0.03)
@@ -335,7 +338,7 @@ class ProgressTest(MetricsTestCase):
         progress.update(step, jnp.float32(2.5) if step % 2 == 0 else None)
     return progress
 
-  def test_lines_where_there_is_no_terminal(self):
+  def test_without_a_terminal_there_are_log_lines(self):
     file = io.StringIO()
     with self.assertLogs('absl', 'INFO') as logs:
       progress = self.run_progress(file=file, unit='characters')
@@ -350,7 +353,7 @@ class ProgressTest(MetricsTestCase):
           rf'^step {step}/4  loss 2\.500  [\d.]+k characters/s  00:00 left$',
       )
 
-  def test_notes(self):
+  def test_notes_come_after_the_loss(self):
     with self.assertLogs('absl', 'INFO') as logs:
       with metrics.Progress(4, file=io.StringIO()) as progress:
         progress.update(2, 2.5, notes=['40% MFU'])
@@ -358,12 +361,12 @@ class ProgressTest(MetricsTestCase):
         logs.records[-1].getMessage(), 'step 2/4  loss 2.500  40% MFU'
     )
 
-  def test_nothing_is_compiled_for_a_run_at_its_end(self):
+  def test_a_finished_run_does_not_say_compiling(self):
     with self.assertNoLogs('absl', 'INFO'):
       with metrics.Progress(4, initial=4, file=io.StringIO()):
         pass
 
-  def test_pauses_do_not_count(self):
+  def test_pauses_do_not_count_in_the_speed(self):
     progress = metrics.Progress(9, tokens_per_step=1000, file=io.StringIO())
     progress.update(1)
     time.sleep(0.02)
@@ -373,7 +376,7 @@ class ProgressTest(MetricsTestCase):
     self.assertGreater(progress.tokens_per_second, 1000 / 0.3)
     progress.close()
 
-  def test_bar_and_log_share_a_terminal(self):
+  def test_log_lines_appear_above_the_bar(self):
     program = """
 from absl import app, logging
 import time
@@ -412,7 +415,8 @@ app.run(main)
     self.assertRegex(lines[0], r'^I\d.* in the middle$')
     self.assertRegex(
         lines[1],
-        r'^100% .* 40/40 \[00:\d\d, loss 2\.500, [\d.]+k tokens/s, 00:00 left\]',
+        r'^100% .* 40/40 \[00:\d\d, loss 2\.500, [\d.]+k tokens/s, '
+        r'00:00 left\]',
     )
     self.assertRegex(lines[2], r'^I\d.* after$')
 

@@ -1,4 +1,4 @@
-"""What processes are told, and which rows they read; more in hosts_test.py."""
+"""Tests of `processes.multihost`: arguments, and which rows a process reads."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -24,7 +24,7 @@ class DataShardTest(parameterized.TestCase):
       ((0, 2), (8, 1, 1), ((0, 2), 8)),
       ((1, 2), (8, 1, 1), ((1, 2), 8)),
   )
-  def test_rows(self, mine, mesh, expected):
+  def test_processes_read_the_rows_of_their_devices(self, mine, mesh, expected):
     mesh = sharding.make_mesh(
         dict(zip(('data', 'fsdp', 'model'), mesh)) | dict(sequence=1)
     )
@@ -35,7 +35,7 @@ class DataShardTest(parameterized.TestCase):
     found = multihost.data_shard(mesh, lambda device: owner[device.id])
     self.assertEqual(found, expected)
 
-  def test_unequal_rows(self):
+  def test_meshes_with_unequal_parts_raise(self):
     mesh = sharding.make_mesh(dict(data=8, fsdp=1, model=1, sequence=1))
     with self.assertRaisesRegex(errors.UserError, 'does not deal equal parts'):
       multihost.data_shard(mesh, lambda device: int(device.id > 2))
@@ -43,7 +43,7 @@ class DataShardTest(parameterized.TestCase):
 
 class OneProcessTest(parameterized.TestCase):
 
-  def test_agrees_with_itself(self):
+  def test_one_process_agrees_with_itself(self):
     mesh = sharding.make_mesh(dict(data=8, fsdp=1, model=1, sequence=1))
     largest = multihost.Largest(mesh)
     self.assertEqual([largest(15), largest(0)], [15, 0])
@@ -52,7 +52,7 @@ class OneProcessTest(parameterized.TestCase):
     multihost.check_shared('/there/is/none')
 
   @parameterized.parameters((16, 8), (12, 4), (7, 1))
-  def test_sharing_devices(self, batch_size, count):
+  def test_as_many_devices_as_can_share_a_batch(self, batch_size, count):
     self.assertLen(multihost.sharing_devices(batch_size), count)
 
   @parameterized.parameters(
@@ -62,7 +62,7 @@ class OneProcessTest(parameterized.TestCase):
       (dict(coordinator_address='a:1', num_processes=2, process_id=2),
        'process_id must be from 0 to num_processes - 1'),
   )
-  def test_bad_arguments(self, arguments, message):
+  def test_arguments_that_make_no_run_raise(self, arguments, message):
     with self.assertRaisesRegex(errors.UserError, message):
       multihost.initialize(**arguments)
 

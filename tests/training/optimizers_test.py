@@ -60,7 +60,7 @@ class OptimizersTest(parameterized.TestCase):
         found, dict(decay=[-0.125], kernel=[-0.5], table=[-0.5], scale=[-0.5])
     )
 
-  def test_what_is_decayed(self):
+  def test_recurrent_parameters_have_no_weight_decay(self):
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     found = update(make(name='adamw', weight_decay=0.5), zeros)
     self.assertEqual(
@@ -84,13 +84,13 @@ class OptimizersTest(parameterized.TestCase):
     updates, _ = tx.update(zeros, tx.init(params), params)
     self.assertEqual(bool((updates[name] != 0).all()), decayed)
 
-  def test_clips_the_global_norm(self):
+  def test_clip_limits_the_global_norm(self):
     grads = jax.tree.map(lambda p: 100 * p, PARAMS)
     tx = make(clip=1.0)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     self.assertAlmostEqual(float(optax.global_norm(updates)), 0.5, places=5)
 
-  def test_freeze(self):
+  def test_frozen_parameters_do_not_change(self):
     freeze = ('embed', 'stacks.0.decay')
     found = update(make(name='adamw', weight_decay=0.5, freeze=freeze))
     self.assertEqual((found['table'], found['decay']), ([0], [0]))
@@ -115,7 +115,7 @@ class OptimizersTest(parameterized.TestCase):
     self.assertEqual(sum(sizes), 2 * (4 + 8 + 4))  # No moments of `table`.
 
   @parameterized.parameters(*optimizers.OPTIMIZERS)
-  def test_every_optimizer(self, name):
+  def test_every_optimizer_makes_an_update(self, name):
     options = dict(momentum=0.9) if name in ('sgd', 'adafactor') else {}
     tx = make(name=name, clip=1.0, options=options)
     found = update(tx)
@@ -149,7 +149,7 @@ class OptimizersTest(parameterized.TestCase):
       ('linear', 0, [0.5, 0.34, 0.1]),
       ('linear', 4, [0.0, 0.5, 0.1]),
   )
-  def test_schedules(self, name, warmup, expected):
+  def test_learning_rates_of_the_schedules(self, name, warmup, expected):
     config = ConfigDict(dict(
         schedule=name, learning_rate=0.5, end_learning_rate=0.1,
         warmup_steps=warmup,
@@ -164,7 +164,7 @@ class OptimizersTest(parameterized.TestCase):
       (dict(options=dict(momentun=0.9)), 'Did you mean "momentum"'),
       (dict(weight_decay=0.1), 'weight_decay must be 0: optax.sgd has none'),
   )
-  def test_bad_config(self, fields, message):
+  def test_wrong_values_in_the_config_raise(self, fields, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       make(**fields)
 

@@ -39,7 +39,7 @@ class RecordsTest(parameterized.TestCase):
       (b'[' * 60 + b']' * 60, 'nested too deeply'),
       (b'9' * 9999, 'not JSON: Exceeds the limit'),
   )
-  def test_no_json(self, data, said):
+  def test_text_that_is_not_json_raises(self, data, said):
     with self.assertRaisesRegex(ValueError, f'^{said}'):
       records.parse(data)
 
@@ -53,7 +53,7 @@ class RecordsTest(parameterized.TestCase):
        'is damaged: optimizer.options must be a dictionary'),
       (_BRACKETS, 'is nested too deeply'),
   )
-  def test_config(self, data, said):
+  def test_damaged_configs_raise(self, data, said):
     (self.workdir / 'config.json').write_bytes(data)
     metrics.plot_curves(self.workdir)  # It has no title then.
     # Nothing has been trained: it is in nobody's way.
@@ -72,14 +72,14 @@ class RecordsTest(parameterized.TestCase):
       json.dumps(dict(_SUMMARY, test_loss=None)).encode(),
       json.dumps(dict(_SUMMARY, best_step='3')).encode(),
   )
-  def test_damaged_summary(self, data):
+  def test_a_damaged_summary_is_ignored_with_a_warning(self, data):
     path = self.workdir / 'summary.json'
     path.write_bytes(data)
     with self.assertLogs('absl', 'WARNING') as logs:
       self.assertIsNone(records.read_summary(path))
     self.assertIn('It is written again', logs.output[0])
 
-  def test_summary(self):
+  def test_a_summary_is_read_and_may_be_missing(self):
     path = self.workdir / 'summary.json'
     self.assertIsNone(records.read_summary(path))
     path.write_text(json.dumps(_SUMMARY))
@@ -95,7 +95,7 @@ class RecordsTest(parameterized.TestCase):
     for path in root.glob('*/summary.json'):
       self.assertIsNotNone(records.read_summary(path), path)
 
-  def test_title(self):
+  def test_title_of_damaged_files(self):
     (self.workdir / 'config.json').write_text('{"model": 3, "data": []}')
     self.assertEqual(records.title(self.workdir), {})
     (self.workdir / 'config.json').write_text(
@@ -106,7 +106,7 @@ class RecordsTest(parameterized.TestCase):
         records.title(self.workdir), dict(layer='lru', parameters=12)
     )
 
-  def test_no_file_outside_is_changed(self):
+  def test_files_behind_links_are_not_changed(self):
     precious = self.workdir / 'precious'
     path = self.workdir / 'config.json'
     for name in ('config.json', 'config.json.new'):
@@ -123,7 +123,7 @@ class RecordsTest(parameterized.TestCase):
       path.unlink()
     self.assertEqual(os.listdir(self.workdir), ['precious'])
 
-  def test_a_file_system_that_cannot_sync(self):
+  def test_writing_where_the_file_system_cannot_sync(self):
     path = self.workdir / 'config.json'
     for number in (errno.EINVAL, errno.ENOTSUP):
       with mock.patch.object(os, 'fsync', side_effect=OSError(number, 'no')):

@@ -16,7 +16,7 @@ from tests.experiments import tiny
 
 
 class Clock:
-  """Seconds that pass when told."""
+  """Seconds that pass only in `pass_`."""
 
   now = 0.0
 
@@ -53,7 +53,7 @@ class MeterTest(parameterized.TestCase):
       self.clock.pass_(computing)
       meter.done()
 
-  def test_example(self):
+  def test_examples_in_docstrings(self):
     self.assertEqual(doctest.testmod(throughput).failed, 0)
 
   def test_compilation_does_not_count(self):
@@ -71,7 +71,7 @@ class MeterTest(parameterized.TestCase):
     )
     self.assertEmpty(meter.read())
 
-  def test_only_a_device_that_stands_still_waits(self):
+  def test_input_wait_counts_only_while_the_device_is_idle(self):
     meter = self.make()
     self.run_steps(meter, 1)
     for ready, wait in ((True, 0.25), (False, 0)):
@@ -94,7 +94,7 @@ class MeterTest(parameterized.TestCase):
     meter.all_done()
     self.assertEqual(meter.read(), {})  # No time has passed.
 
-  def test_pauses_do_not_count(self):
+  def test_pauses_do_not_count_in_the_speed(self):
     meter = self.make()
     self.run_steps(meter, 3)
     with meter.pause():
@@ -102,7 +102,7 @@ class MeterTest(parameterized.TestCase):
     self.run_steps(meter, 2)
     self.assertEqual(meter.read()['tokens_per_second_per_device'], 50)
 
-  def test_utilization(self):
+  def test_model_flops_utilization(self):
     flops_of = mock.Mock(return_value=600)
     meter = self.make(peak=1000.0, flops_of=flops_of, steps_at_once=4)
     self.run_steps(meter, 3)
@@ -114,7 +114,7 @@ class MeterTest(parameterized.TestCase):
     flops_of.assert_called_once_with(None)
 
   @parameterized.parameters(1, 3)
-  def test_a_run_on_hardware_that_is_known(self, steps):
+  def test_make_meter_on_known_hardware(self, steps):
     config = tiny.get_config()
     config.data.path = str(commands.ROOT / 'LICENSE')
     config.steps_per_dispatch = steps

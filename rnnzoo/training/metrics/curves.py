@@ -51,7 +51,7 @@ def _title(workdir: pathlib.Path) -> str:
 def plot_curves(
     workdir,
     *,
-    loss_unit: str = 'nats per token',
+    loss_unit: str = '',
     unit: str = 'tokens',
     metric: str = 'loss',
     best_mode: Literal['min', 'max'] = 'min',
@@ -67,7 +67,8 @@ def plot_curves(
 
   Args:
     workdir: The run's directory. With no metrics the axes stay empty.
-    loss_unit: The unit of the loss. Nats are shown in bits too.
+    loss_unit: The unit of the loss, such as `nats per character`. A second
+      scale shows nats in bits.
     unit: What the steps of a sequence are, in the plural, for the speed.
     metric: The metric that chooses the best checkpoint, such as `accuracy`.
     best_mode: Whether its lowest or its highest value is the best.
@@ -95,7 +96,8 @@ def plot_curves(
       height_ratios=[5] * len(names) + [1] * has_speed,
   )[:, 0]
   for axes, name in zip(panels, names):
-    axes.set_ylabel(f'loss, {loss_unit}' if name == 'loss' else name)
+    of_loss = ', '.join(['loss', loss_unit]) if loss_unit else 'loss'
+    axes.set_ylabel(of_loss if name == 'loss' else name)
     if name == 'loss':
       _add_bits(axes, loss_unit)
     _plot_metric(axes, rows, name)
