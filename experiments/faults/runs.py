@@ -107,7 +107,8 @@ class Run:
         line for line in self.said().split('\n')
         if any(word in line for word in words)
     ]
-    return [line.partition('] ')[2] or line for line in lines]
+    prefix = r'\d\d:\d\d:\d\d  (Warning: )?'
+    return [re.sub(prefix, '', line, count=1) for line in lines]
 
   def first_step(self) -> int | None:
     """The step it went on after; 0 if it began anew."""

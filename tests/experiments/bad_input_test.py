@@ -120,7 +120,7 @@ class BadInputTest(parameterized.TestCase):
     self.assertEqual(command.code, code, command)
     lines = [
         line for line in command.stderr.splitlines()
-        if not re.match(r'[IW]\d{4} ', line)
+        if not re.match(r'\d\d:\d\d:\d\d  ', line)
     ]
     self.assertLen(lines, 1, command)
     self.assertStartsWith(lines[0], 'Error: ')
