@@ -2,20 +2,31 @@
 
 from rnnzoo.layers.aaren import Aaren as Aaren
 from rnnzoo.layers.aaren import AarenCarry as AarenCarry
+from rnnzoo.layers.adapters import as_rnn_cell as as_rnn_cell
+from rnnzoo.layers.adapters import time_major as time_major
 from rnnzoo.layers.attention import Attention as Attention
 from rnnzoo.layers.attention import AttentionCarry as AttentionCarry
 from rnnzoo.layers.base import RecurrentLayer as RecurrentLayer
+from rnnzoo.layers.batching import mask_from_lengths as mask_from_lengths
+from rnnzoo.layers.batching import pack as pack
+from rnnzoo.layers.batching import reset_from_done as reset_from_done
+from rnnzoo.layers.batching import (
+    reset_from_segment_ids as reset_from_segment_ids,
+)
 from rnnzoo.layers.carries import batch_axes as batch_axes
-from rnnzoo.layers.carries import load_carry as load_carry
 from rnnzoo.layers.carries import put_rows as put_rows
-from rnnzoo.layers.carries import save_carry as save_carry
 from rnnzoo.layers.carries import take_rows as take_rows
+from rnnzoo.layers.carry_files import load_carry as load_carry
+from rnnzoo.layers.carry_files import save_carry as save_carry
 from rnnzoo.layers.cg_lru import CGLRU as CGLRU
 from rnnzoo.layers.conv_lstm import ConvLSTM as ConvLSTM
 from rnnzoo.layers.conv_lstm import ConvLSTMCarry as ConvLSTMCarry
 from rnnzoo.layers.conv_s5 import ConvS5 as ConvS5
 from rnnzoo.layers.delta_net import DeltaNet as DeltaNet
 from rnnzoo.layers.delta_net import DeltaNetCarry as DeltaNetCarry
+from rnnzoo.layers.directions import Bidirectional as Bidirectional
+from rnnzoo.layers.directions import BidirectionalCarry as BidirectionalCarry
+from rnnzoo.layers.directions import Reverse as Reverse
 from rnnzoo.layers.elman import Elman as Elman
 from rnnzoo.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from rnnzoo.layers.gla import GLA as GLA
@@ -36,9 +47,9 @@ from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
 from rnnzoo.layers.mlstm import MLSTM as MLSTM
-from rnnzoo.layers.mlstm import MLSTMLarge as MLSTMLarge
 from rnnzoo.layers.mlstm_block import MLSTMBlock as MLSTMBlock
 from rnnzoo.layers.mlstm_block import MLSTMBlockCarry as MLSTMBlockCarry
+from rnnzoo.layers.mlstm_large import MLSTMLarge as MLSTMLarge
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
 from rnnzoo.layers.recurrences import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.recurrences import RecurrentCell as RecurrentCell
@@ -49,35 +60,24 @@ from rnnzoo.layers.rg_lru import RGLRU as RGLRU
 from rnnzoo.layers.rg_lru import RGLRUCarry as RGLRUCarry
 from rnnzoo.layers.rwkv4 import RWKV4 as RWKV4
 from rnnzoo.layers.rwkv4 import RWKV4Carry as RWKV4Carry
-from rnnzoo.layers.rwkv4 import RWKV4ChannelMix as RWKV4ChannelMix
+from rnnzoo.layers.rwkv4_channel_mix import RWKV4ChannelMix as RWKV4ChannelMix
 from rnnzoo.layers.rwkv6 import RWKV6 as RWKV6
 from rnnzoo.layers.rwkv6 import RWKV6Carry as RWKV6Carry
 from rnnzoo.layers.rwkv7 import RWKV7 as RWKV7
 from rnnzoo.layers.rwkv7 import RWKV7Carry as RWKV7Carry
-from rnnzoo.layers.rwkv7 import RWKV7ChannelMix as RWKV7ChannelMix
+from rnnzoo.layers.rwkv7_channel_mix import RWKV7ChannelMix as RWKV7ChannelMix
 from rnnzoo.layers.s4 import S4 as S4
 from rnnzoo.layers.s4d import S4D as S4D
 from rnnzoo.layers.s5 import S5 as S5
 from rnnzoo.layers.sgru import SGRU as SGRU
 from rnnzoo.layers.slstm import SLSTM as SLSTM
-from rnnzoo.layers.slstm import SLSTMBlock as SLSTMBlock
-from rnnzoo.layers.slstm import SLSTMBlockCarry as SLSTMBlockCarry
 from rnnzoo.layers.slstm import SLSTMCarry as SLSTMCarry
+from rnnzoo.layers.slstm_block import SLSTMBlock as SLSTMBlock
+from rnnzoo.layers.slstm_block import SLSTMBlockCarry as SLSTMBlockCarry
 from rnnzoo.layers.tfc_sgru import TFCSGRU as TFCSGRU
 from rnnzoo.layers.tfc_sgru import TFCSGRUCarry as TFCSGRUCarry
 from rnnzoo.layers.tt_gru import TTGRU as TTGRU
 from rnnzoo.layers.tt_lstm import TTLSTM as TTLSTM
-from rnnzoo.layers.wrappers import Bidirectional as Bidirectional
-from rnnzoo.layers.wrappers import BidirectionalCarry as BidirectionalCarry
-from rnnzoo.layers.wrappers import Reverse as Reverse
-from rnnzoo.layers.wrappers import as_rnn_cell as as_rnn_cell
-from rnnzoo.layers.wrappers import mask_from_lengths as mask_from_lengths
-from rnnzoo.layers.wrappers import pack as pack
-from rnnzoo.layers.wrappers import reset_from_done as reset_from_done
-from rnnzoo.layers.wrappers import (
-    reset_from_segment_ids as reset_from_segment_ids,
-)
-from rnnzoo.layers.wrappers import time_major as time_major
 
 # By the names used in configs, one per architecture.
 LAYERS = dict(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import rotary
 
 AttentionCarry = ops.AttentionCache
 
@@ -223,7 +224,7 @@ class Attention(base.RecurrentLayer):
     if self.query_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary_features:
-      rotate = lambda u: common.rotary(
+      rotate = lambda u: rotary.rotary(
           u, positions, self.rotary_features, self.max_wavelength
       )
       q, k = rotate(q), rotate(k)

@@ -9,14 +9,14 @@ its arguments.
 from collections.abc import Callable
 import functools
 import importlib
-import sys
-import textwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import ops
+from rnnzoo.layers import checking
+from rnnzoo.layers import pickling
 
 Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
 
@@ -36,11 +36,11 @@ def _with_arrays(method: Callable, place: int) -> Callable:
   @functools.wraps(method)
   def run(self, *args, **options):
     args = [
-        as_array('x', u, required=True) if i == place else u
+        checking.as_array('x', u, required=True) if i == place else u
         for i, u in enumerate(args)
     ]
     options = {
-        k: as_array(k, u, required=k == 'x') if k in _ARRAYS else u
+        k: checking.as_array(k, u, required=k == 'x') if k in _ARRAYS else u
         for k, u in options.items()
     }
     return method(self, *args, **options)
@@ -88,6 +88,8 @@ class RecurrentLayer(nnx.Module):
     state_shape: Sizes of the state of one sequence, if the carry is zero at the
       start: `(H,)`, or a NamedTuple of several such tuples.
     complex_state: Whether that state is complex.
+    carry_tails: Names of the arrays of the carry that hold recent inputs, as of
+      a convolution, and so have the compute dtype.
     input_shape: Defined only if a token is not a vector: the sizes of a token,
       `(H, W, C)` for an image, the last of them `in_features`. The layer then
       takes `[B, T, H, W, C]` in place of `[B, T, D_in]`, and its outputs differ
@@ -101,6 +103,7 @@ class RecurrentLayer(nnx.Module):
   gathers_time: bool = False
   state_shape: Any = None
   complex_state: bool = False
+  carry_tails: tuple[str, ...] = ()
 
   def __init_subclass__(cls, **options):
     super().__init_subclass__(**options)
@@ -119,21 +122,23 @@ class RecurrentLayer(nnx.Module):
         `dtype` of the layer, or else float32.
 
     Returns:
-      A pytree of arrays, batch axis first; here of shape `[B, *state_shape]`
-      and of the dtype of states.
+      A pytree of arrays, batch axis first.
     """
     if self.state_shape is None:
       raise TypeError(
           f'{type(self).__name__} does not define initialize_carry.'
       )
-    dtype = state_dtype(dtype or self.dtype)
+    compute_dtype = jnp.dtype(dtype or self.dtype or jnp.float32)
+    dtype = state_dtype(compute_dtype)
     if self.complex_state:
       dtype = jnp.promote_types(dtype, jnp.complex64)
-    return jax.tree.map(
-        lambda shape: jnp.zeros((batch_size, *shape), dtype),
-        self.state_shape,
-        is_leaf=lambda shape: not hasattr(shape, '_fields'),
-    )
+    zeros = lambda shape, dtype: jnp.zeros((batch_size, *shape), dtype)
+    if not hasattr(self.state_shape, '_fields'):
+      return zeros(self.state_shape, dtype)
+    return type(self.state_shape)(**{
+        name: zeros(shape, compute_dtype if name in self.carry_tails else dtype)
+        for name, shape in self.state_shape._asdict().items()
+    })
 
   def __call__(
       self,
@@ -181,30 +186,21 @@ class RecurrentLayer(nnx.Module):
     # Pickle cannot store the function inside `jnp.tanh`, which is jitted. It
     # can store the name.
     return {
-        name: _by_name(value) for name, value in super().__getstate__().items()
+        name: pickling.by_name(value)
+        for name, value in super().__getstate__().items()
     }
 
   def __setstate__(self, state):
     super().__setstate__({
-        name: value.find() if isinstance(value, _Named) else value
+        name: value.find() if isinstance(value, pickling.Named) else value
         for name, value in state.items()
     })
-
-
-class _Named(NamedTuple):
-  """The module and the name of a function."""
-
-  module: str
-  name: str
-
-  def find(self):
-    return getattr(importlib.import_module(self.module), self.name)
 
 
 def scan_steps(layer, carry, x, *, reset=None, mask=None):
   """Scans `layer.step` over `x` `[B, T, D]`, as a reference in tests."""
   x, reset, mask = (
-      as_array(name, u)
+      checking.as_array(name, u)
       for name, u in (('x', x), ('reset', reset), ('mask', mask))
   )
   _, carry, _, _ = prepare(layer, x, carry, reset, mask)
@@ -253,13 +249,13 @@ def prepare(layer, x, carry, reset, mask, *, step=False):
     )
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'`x` must be floating, got {x.dtype}.')
-  check_flags(x.shape[: len(axes)], reset=reset, mask=mask)
+  checking.check_flags(x.shape[: len(axes)], reset=reset, mask=mask)
   x = x.astype(layer.dtype or x.dtype)
   initial = layer.initialize_carry(x.shape[0], x.dtype)
   if carry is None:
     carry = initial
   else:
-    check_carry(carry, initial, x.dtype)
+    checking.check_carry(carry, initial, x.dtype)
   if mask is not None:
     x = masked(x, mask)
     reset = None if reset is None else reset & mask
@@ -290,100 +286,6 @@ def prepare_dt(dt, x, mask):
     )
   dt = dt.astype(state_dtype(x.dtype))
   return dt if mask is None else jnp.where(mask, dt, 1)
-
-
-def as_array(name: str, value: Any, *, required: bool = False) -> Any:
-  """Converts a list or a NumPy array to a JAX array.
-
-  Args:
-    name: Name of the argument, for messages.
-    value: Its value. A JAX array is returned unchanged.
-    required: Whether `None` is an error.
-
-  Returns:
-    A JAX array, or `None`.
-
-  Raises:
-    ValueError: If the value cannot be converted, like a carry of several
-      arrays.
-  """
-  if value is None and required:
-    raise ValueError(f'`{name}` must be an array, got None.')
-  if value is None or isinstance(value, jax.Array):
-    return value
-  kind = type(value).__name__
-  # NumPy would stack a carry whose arrays all have the same shape.
-  if isinstance(value, dict) or hasattr(value, '_fields'):
-    raise ValueError(
-        f'`{name}` must be an array, got {kind}; `step` takes the carry first, '
-        'a call takes `x` first.'
-    )
-  try:
-    return jnp.asarray(value)
-  except (TypeError, ValueError, OverflowError) as error:
-    raise ValueError(
-        f'`{name}` must be an array or a list of equally long rows of numbers, '
-        f'got {kind}.'
-    ) from error
-
-
-def check_flags(shape, **flags):
-  """Raises `ValueError` unless all flags are `None` or bool of that shape."""
-  for name, flag in flags.items():
-    if flag is not None and (flag.shape != shape or flag.dtype != jnp.bool_):
-      raise ValueError(
-          f'`{name}` must be bool {shape}, got {flag.dtype} {flag.shape}.'
-      )
-
-
-def check_carry(carry, initial, dtype=None):
-  """Checks that two carries have the same structure, shapes and dtypes.
-
-  Args:
-    carry: The carry to check.
-    initial: A carry of the right form.
-    dtype: The compute dtype if `carry` is that of a layer, for the message.
-
-  Raises:
-    ValueError: If they differ.
-  """
-  want = jax.tree_util.tree_flatten_with_path(initial)
-  got = jax.tree_util.tree_flatten_with_path(carry)
-  arrays = all(hasattr(u, 'shape') and hasattr(u, 'dtype') for _, u in got[0])
-  if want[1] != got[1] or not arrays:
-    raise ValueError(
-        f'`carry` must be {sketch(initial)}, got {sketch(carry)}; '
-        'initialize_carry(batch_size) of the same layer makes one.'
-    )
-  for (path, w), (_, g) in zip(want[0], got[0]):
-    if w.shape != g.shape or w.dtype != g.dtype:
-      advice = ''
-      if dtype is not None:
-        advice = (
-            f'; layer.initialize_carry(batch_size, jnp.{dtype}) makes one'
-        )
-      raise ValueError(
-          f'`carry{jax.tree_util.keystr(path)}` must be {w.dtype} {w.shape}, '
-          f'got {g.dtype} {g.shape}{advice}.'
-      )
-
-
-def sketch(tree) -> str:
-  """Describes a tree by the dtypes and shapes of its arrays."""
-
-  def of(u):
-    if hasattr(u, 'shape') and hasattr(u, 'dtype'):
-      return _Word(f'{u.dtype}[{",".join(map(str, u.shape))}]')
-    return _Word(type(u).__name__)
-
-  text = repr(jax.tree.map(of, tree))
-  return textwrap.shorten(text, 200, placeholder=' ...')
-
-
-class _Word(str):
-  """A string that `repr` shows without quotes."""
-
-  __repr__ = str.__str__
 
 
 def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
@@ -422,16 +324,6 @@ def input_shape(layer) -> tuple[int, ...]:
 def output_shape(layer) -> tuple[int, ...]:
   """The sizes of an output token."""
   return input_shape(layer)[:-1] + (layer.out_features,)
-
-
-def _by_name(value):
-  """Replaces a function by its name; returns any other value unchanged."""
-  module = getattr(value, '__module__', None)
-  name = getattr(value, '__qualname__', None)
-  if None in (module, name) or isinstance(value, type):
-    return value
-  found = getattr(sys.modules.get(module), name, None)
-  return _Named(module, name) if found is value else value
 
 
 def __getattr__(name):

@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
-from rnnzoo.layers import common
+from rnnzoo.layers import images
 from rnnzoo.layers import recurrences
 
 
@@ -85,8 +85,8 @@ class ConvLSTM(recurrences.RecurrentCell):
     Raises:
       ValueError: If `input_shape` is no image's, or `kernel_size` is even.
     """
-    check_kernel_size('kernel_size', kernel_size)
-    self.image_shape, self.in_features = checked_input_shape(input_shape)
+    images.check_kernel_size('kernel_size', kernel_size)
+    self.image_shape, self.in_features = images.checked_input_shape(input_shape)
     f = self.hidden_features = self.out_features = (
         hidden_features or self.in_features
     )
@@ -120,20 +120,20 @@ class ConvLSTM(recurrences.RecurrentCell):
     """`(H, W, C)`."""
     return (*self.image_shape, self.in_features)
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> ConvLSTMCarry:
-    """Returns the state before the first token: zeros."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    shape = (batch_size, *self.image_shape, self.hidden_features)
-    return ConvLSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  @property
+  def state_shape(self) -> ConvLSTMCarry:
+    """Sizes of the arrays of the carry of one sequence."""
+    size = (*self.image_shape, self.hidden_features)
+    return ConvLSTMCarry(c=size, h=size)
 
   def project(self, x):
     dtype = base.state_dtype(x.dtype)
-    from_x = common.convolve(x, self.W_x[...], dtype)
+    from_x = images.convolve(x, self.W_x[...], dtype)
     return from_x + self.b[...].astype(dtype)
 
   def update(self, carry, projected, dtype):
     c, h = carry
-    gates = projected + common.convolve(
+    gates = projected + images.convolve(
         h.astype(dtype), self.W_h[...], h.dtype
     )
     i, f, g, o = jnp.split(gates, 4, axis=-1)
@@ -145,21 +145,3 @@ class ConvLSTM(recurrences.RecurrentCell):
       o = o + to_o * c
     h = jax.nn.sigmoid(o) * jnp.tanh(c)
     return ConvLSTMCarry(c, h), h
-
-
-def checked_input_shape(
-    input_shape: Sequence[int],
-) -> tuple[tuple[int, int], int]:
-  """Returns `(H, W), C`, or raises `ValueError`."""
-  shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-  if len(shape) != 3 or min(shape) < 1:
-    raise ValueError(
-        f'`input_shape` must be (height, width, channels), got {input_shape}.'
-    )
-  return shape[:2], shape[2]
-
-
-def check_kernel_size(name: str, size: int) -> None:
-  """Raises `ValueError` unless a kernel of that size has a middle."""
-  if size < 1 or size % 2 == 0:
-    raise ValueError(f'`{name}` must be odd, got {size}.')

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
-from rnnzoo.layers import common
-from rnnzoo.layers import conv_lstm
+from rnnzoo.layers import images
 from rnnzoo.layers import state_space
 from rnnzoo.ops import exact
 
@@ -56,6 +55,8 @@ class ConvS5(base.RecurrentLayer):
     input_shape: `(H, W, C)`.
   """
 
+  complex_state = True
+
   def __init__(
       self,
       input_shape: Sequence[int],
@@ -93,12 +94,12 @@ class ConvS5(base.RecurrentLayer):
     Raises:
       ValueError: If a size is out of range.
     """
-    self.image_shape, c = conv_lstm.checked_input_shape(input_shape)
+    self.image_shape, c = images.checked_input_shape(input_shape)
     self.in_features = self.out_features = c
     for name, size in (('b', b_kernel_size), ('c', c_kernel_size)):
-      conv_lstm.check_kernel_size(f'{name}_kernel_size', size)
+      images.check_kernel_size(f'{name}_kernel_size', size)
     if d_kernel_size:
-      conv_lstm.check_kernel_size('d_kernel_size', d_kernel_size)
+      images.check_kernel_size('d_kernel_size', d_kernel_size)
     p = state_features or c
     if blocks < 1 or p % blocks or p // blocks % 2:
       raise ValueError(
@@ -149,12 +150,10 @@ class ConvS5(base.RecurrentLayer):
     """`(H, W, C)`."""
     return (*self.image_shape, self.in_features)
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H, W, P / 2]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    dtype = jnp.promote_types(dtype, jnp.complex64)
-    shape = (batch_size, *self.image_shape, self.state_features // 2)
-    return jnp.zeros(shape, dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H, W, P / 2)` of the state of one sequence."""
+    return (*self.image_shape, self.state_features // 2)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
@@ -196,8 +195,8 @@ class ConvS5(base.RecurrentLayer):
       if self.D.shape[0] == self.B_re.shape[0]:
         kernels.append(self.D[...])
       else:
-        skip = common.convolve(x, self.D[...], dtype)
-    both = common.convolve(x, jnp.concatenate(kernels, axis=-1), dtype)
+        skip = images.convolve(x, self.D[...], dtype)
+    both = images.convolve(x, jnp.concatenate(kernels, axis=-1), dtype)
     n = self.state_features // 2
     if len(kernels) > 2:
       skip = both[..., 2 * n :]
@@ -207,7 +206,7 @@ class ConvS5(base.RecurrentLayer):
   def _readout(self, h, skip, dtype):
     parts = jnp.concatenate([h.real, h.imag], axis=-1).astype(dtype)
     c = jnp.concatenate([self.C_re[...], -self.C_im[...]], axis=-2)
-    y = 2 * common.convolve(parts, c, base.state_dtype(dtype)) + skip
+    y = 2 * images.convolve(parts, c, base.state_dtype(dtype)) + skip
     return y.astype(dtype)
 
 

@@ -81,6 +81,8 @@ class DeltaNet(base.RecurrentLayer):
     value_features: Features `V` of a value of a head.
   """
 
+  carry_tails = ('conv',)
+
   def __init__(
       self,
       in_features: int,
@@ -162,25 +164,12 @@ class DeltaNet(base.RecurrentLayer):
         num_heads * value_features, d, ('hidden', 'embed'), **options
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> DeltaNetCarry:
-    """Returns the carry before the first token: zeros.
-
-    Args:
-      batch_size: `B`.
-      dtype: The compute dtype, that of `conv`; `S` is float32 at least.
-    """
-    dtype = jnp.dtype(dtype or self.dtype or jnp.float32)
+  @property
+  def state_shape(self) -> DeltaNetCarry:
+    """Sizes of the arrays of the carry of one sequence."""
     return DeltaNetCarry(
-        jnp.zeros(
-            (batch_size, self.conv_kernel - 1, self.conv.shape[-1]), dtype
-        ),
-        jnp.zeros(
-            (
-                batch_size, self.num_heads, self.key_features,
-                self.value_features,
-            ),
-            base.state_dtype(dtype),
-        ),
+        (self.conv_kernel - 1, self.conv.shape[-1]),
+        (self.num_heads, self.key_features, self.value_features),
     )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):

@@ -9,7 +9,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
-from rnnzoo.layers import linear_attention
+from rnnzoo.layers import linear_maps
 
 
 class GLA(base.RecurrentLayer):
@@ -108,7 +108,7 @@ class GLA(base.RecurrentLayer):
         raise ValueError(f'`{name}` must be positive, got {value}.')
     self.in_features = self.out_features = d = in_features
     self.num_heads = num_heads
-    size = linear_attention.head_size
+    size = linear_maps.head_size
     self.key_features = size('key_features', key_features, d // 2, num_heads)
     self.value_features = size('value_features', value_features, d, num_heads)
     self.hidden_features = hidden = num_heads * self.value_features
@@ -116,7 +116,7 @@ class GLA(base.RecurrentLayer):
     self.chunk_size = chunk_size
     self.dtype = dtype
     options = dict(param_dtype=param_dtype, rngs=rngs)
-    into = linear_attention.into_heads
+    into = linear_maps.into_heads
     small, usual = initializers.small_glorot(), initializers.uniform_fan_in
     self.query = into(d, num_heads, self.key_features, small, **options)
     self.key = into(d, num_heads, self.key_features, small, **options)
@@ -149,21 +149,14 @@ class GLA(base.RecurrentLayer):
         num_heads, self.value_features, kind=norm, epsilon=norm_epsilon,
         use_scale=use_norm_scale, share=True, param_dtype=param_dtype,
     )
-    self.output = linear_attention.out_of_heads(
+    self.output = linear_maps.out_of_heads(
         hidden, d, usual(hidden), **options
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H, K, V]`.
-
-    Args:
-      batch_size: `B`.
-      dtype: The compute dtype; the state is float32 at least.
-    """
-    shape = self.num_heads, self.key_features, self.value_features
-    return jnp.zeros(
-        (batch_size, *shape), base.state_dtype(dtype or self.dtype)
-    )
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H, K, V)` of the state of one sequence."""
+    return (self.num_heads, self.key_features, self.value_features)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)

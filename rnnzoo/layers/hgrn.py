@@ -9,6 +9,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 
 
@@ -120,7 +121,7 @@ class HGRN(recurrences.LinearRecurrence):
     decay_dtype = base.state_dtype(param_dtype)
     diagonal = dict(axes=('hidden',), recurrent=True)
     # [D] -> [2, H]: forget gate, input; of a complex one real, imaginary part.
-    self.gates = common.gate_map(
+    self.gates = linear_maps.gate_map(
         1 + wide // h, d, h, use_bias, param_dtype, rngs
     )
     init = initializers.uniform_fan_in(d)
@@ -138,7 +139,7 @@ class HGRN(recurrences.LinearRecurrence):
     self.norm = common.NORMS[norm](
         wide, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs
     )
-    self.output = common.output_map(wide, d, use_bias, param_dtype, rngs)
+    self.output = linear_maps.output_map(wide, d, use_bias, param_dtype, rngs)
     if lower_bound > 0:
       logit = jax.scipy.special.logit(jnp.full((h,), lower_bound, decay_dtype))
       self.bound_logit = nnx.Param(logit, **diagonal)

@@ -9,6 +9,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.layers import linear_maps
 
 _FEATURE_MAPS = dict(
     elu=lambda u: jax.nn.elu(u) + 1,
@@ -114,8 +115,10 @@ class LinearAttention(base.RecurrentLayer):
       )
     self.in_features = self.out_features = d = in_features
     self.num_heads = num_heads
-    self.key_features = head_size('key_features', key_features, d, num_heads)
-    self.value_features = head_size(
+    self.key_features = linear_maps.head_size(
+        'key_features', key_features, d, num_heads
+    )
+    self.value_features = linear_maps.head_size(
         'value_features', value_features, d, num_heads
     )
     self.hidden_features = num_heads * self.value_features
@@ -126,7 +129,7 @@ class LinearAttention(base.RecurrentLayer):
     self.dtype = dtype
     init = initializers.uniform_fan_in
     options = dict(use_bias=use_bias, param_dtype=param_dtype, rngs=rngs)
-    into = lambda features: into_heads(
+    into = lambda features: linear_maps.into_heads(
         d, num_heads, features, init(d), bias_init=init(d), **options
     )
     self.query = into(self.key_features)
@@ -137,21 +140,18 @@ class LinearAttention(base.RecurrentLayer):
         share=True, param_dtype=param_dtype,
     )
     hidden = self.hidden_features
-    self.output = out_of_heads(
+    self.output = linear_maps.out_of_heads(
         hidden, d, init(hidden), bias_init=init(hidden), **options
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H, K, V]`.
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes of the state of one sequence.
 
-    Args:
-      batch_size: `B`.
-      dtype: The compute dtype; the state is float32 at least. With a normaliser
-        it is `[B, H, K, V + 1]`.
+    They are `(H, K, V)`, or `(H, K, V + 1)` with a normaliser.
     """
     columns = self.value_features + self.use_normalizer
-    shape = (batch_size, self.num_heads, self.key_features, columns)
-    return jnp.zeros(shape, base.state_dtype(dtype or self.dtype))
+    return (self.num_heads, self.key_features, columns)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
@@ -198,58 +198,3 @@ class LinearAttention(base.RecurrentLayer):
       y = self.norm(y)
     y = y.astype(dtype).reshape(*y.shape[:-2], self.hidden_features)
     return base.masked(common.project(self.output, y), mask)
-
-
-def head_size(name, features, total, num_heads):
-  """`features` of a head, or that part of `total` if `None`.
-
-  Raises:
-    ValueError: If there is no such number.
-  """
-  if num_heads < 1:
-    raise ValueError(f'`num_heads` must be at least 1, got {num_heads}.')
-  if features is None:
-    if total % num_heads:
-      raise ValueError(
-          f'`num_heads` must divide {total}, got {num_heads}; or give `{name}`.'
-      )
-    return total // num_heads
-  if features < 1:
-    raise ValueError(f'`{name}` must be at least 1, got {features}.')
-  return features
-
-
-def into_heads(
-    in_features, num_heads, features, kernel_init, *, axis='embed',
-    bias_init=None, use_bias=False, param_dtype, rngs,
-):
-  """A map `[D] -> [H, features]`; the initialiser sees `[D, H features]`."""
-  return nnx.LinearGeneral(
-      in_features,
-      (num_heads, features),
-      use_bias=use_bias,
-      kernel_init=kernel_init,
-      bias_init=bias_init or nnx.initializers.zeros,
-      kernel_metadata=dict(axes=(axis, 'heads', None)),
-      bias_metadata=dict(axes=('heads', None)),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )
-
-
-def out_of_heads(
-    hidden_features, out_features, kernel_init, *, bias_init=None,
-    use_bias=False, param_dtype, rngs,
-):
-  """A map `[H V] -> [D]`."""
-  return nnx.Linear(
-      hidden_features,
-      out_features,
-      use_bias=use_bias,
-      kernel_init=kernel_init,
-      bias_init=bias_init or nnx.initializers.zeros,
-      kernel_metadata=dict(axes=('hidden', 'embed')),
-      bias_metadata=dict(axes=(None,)),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )

@@ -1,17 +1,14 @@
 """Legendre Memory Unit (Voelker et al., 2019), NeurIPS 32."""
 
 from collections.abc import Callable
-import math
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rnnzoo.layers import base
+from rnnzoo.layers import legendre
 from rnnzoo.layers import recurrences
-
-DISCRETIZATIONS = ('zoh', 'euler')
 
 
 class LMUCarry(NamedTuple):
@@ -29,16 +26,17 @@ class LMU(recurrences.RecurrentCell):
       m_t &= A m_{t-1} + B u_t \\
       h_t &= f(W_x x_t + W_h h_{t-1} + W_m m_t)
 
-  `A` and `B` are those of `legendre_memory`: the memory `m` holds the last
-  `theta` values of the number `u`, as a polynomial of degree `N - 1`. They are
-  constants, or parameters if `trainable`. The state is `H + N` numbers a
-  sequence. Sequential over time; cost a token: `H (D + H + N) + N^2`
-  multiplications and `D + H + N` for `u`, what meets `x` done for all at once.
+  `A` and `B` are those of `legendre.legendre_memory`. The memory `m` holds the
+  last `theta` values of the number `u`, as a polynomial of degree `N - 1`. The
+  matrices are constants, or parameters if `trainable`. The state is `H + N`
+  numbers a sequence. The layer is sequential over time. A token costs `H (D + H
+  + N) + N^2` multiplications, and `D + H + N` for `u`; the products with `x`
+  are computed for all tokens at once.
 
   Initial values are those of the paper: LeCun uniform for `e_x` and `e_h`, 0
   for `e_m`, Glorot normal for the three `W`. Its successor, keras-lmu, draws
-  all of the input's from a Glorot uniform law, and leaves out `e_m` and `W_x`
-  unless told otherwise.
+  the maps of the input from a Glorot uniform distribution, and by default has
+  no `e_m` and no `W_x`.
 
   Example::
 
@@ -94,7 +92,7 @@ class LMU(recurrences.RecurrentCell):
     self.state_features = n = h if order is None else order
     self.activation_fn = activation_fn
     self.dtype = dtype
-    self.A, self.B = memory_matrices(
+    self.A, self.B = legendre.memory_matrices(
         n, theta, discretization, trainable, base.state_dtype(param_dtype)
     )
     encoder = nnx.initializers.lecun_uniform(in_axis=1, out_axis=0)
@@ -112,11 +110,10 @@ class LMU(recurrences.RecurrentCell):
     )
     self.W_m = nnx.Param(draw(kernel, h, n), axes=('hidden', 'inner'))
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> LMUCarry:
-    """Returns the state before the first token: zeros."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    zeros = lambda n: jnp.zeros((batch_size, n), dtype)
-    return LMUCarry(zeros(self.hidden_features), zeros(self.state_features))
+  @property
+  def state_shape(self) -> LMUCarry:
+    """Sizes of the arrays of the carry of one sequence."""
+    return LMUCarry((self.hidden_features,), (self.state_features,))
 
   def project(self, x):
     return _times(x, self._stacked(self.e_x, self.W_x), x.dtype)
@@ -126,7 +123,7 @@ class LMU(recurrences.RecurrentCell):
     from_h = _times(h, self._stacked(self.e_h, self.W_h), dtype)
     from_both = projected + from_h
     u = from_both[:, :1] + _times(m, self.e_m[...], dtype)
-    m = advance(m, self.A, self.B, u)
+    m = legendre.advance(m, self.A, self.B, u)
     h = self.activation_fn(
         from_both[:, 1:] + _times(m, self.W_m[...], dtype)
     )
@@ -143,103 +140,3 @@ def _times(x, matrix, dtype):
       '...i,oi->...o', x.astype(dtype), matrix.astype(dtype),
       preferred_element_type=base.state_dtype(dtype),
   )
-
-
-def advance(m, a, b, u):
-  """One step of a memory: `A m + B u`.
-
-  Args:
-    m: `[..., N]`.
-    a: `A` `[N, N]`.
-    b: `B` `[N]`.
-    u: `[..., 1]`.
-
-  Returns:
-    The next memory `[..., N]`, in the dtype of `m`.
-  """
-  a, b = a[...].astype(m.dtype), b[...].astype(m.dtype)
-  # A state in fewer digits than it is kept in would be no float32 state.
-  return jnp.matmul(m, a.T, precision='highest') + b * u
-
-
-def legendre_memory(
-    order: int, theta: float, discretization: str = 'zoh'
-) -> tuple[np.ndarray, np.ndarray]:
-  r"""The system whose state is its input's last `theta` values.
-
-  .. math::
-      \theta \dot m &= A m + B u \\
-      A_{ij} &= (2i + 1) \begin{cases}
-          -1 & i < j \\ (-1)^{i-j+1} & i \ge j \end{cases} \\
-      B_i &= (2i + 1) (-1)^i
-
-  of which `m` are the coefficients, in Legendre polynomials shifted to [0, 1],
-  of `u` at `theta` times that fraction ago. Discretised with a step of 1.
-
-  >>> a, b = legendre_memory(2, 10.)
-  >>> a.round(4)
-  array([[ 0.8922, -0.0816],
-         [ 0.2448,  0.729 ]])
-
-  Args:
-    order: `N`.
-    theta: Length of the window, in steps.
-    discretization: `zoh` or `euler`.
-
-  Returns:
-    `A` `[N, N]` and `B` `[N]`, float64.
-
-  Raises:
-    ValueError: If an argument is out of range.
-  """
-  if order < 1:
-    raise ValueError(f'`order` must be at least 1, got {order}.')
-  if not theta > 0:
-    raise ValueError(f'`theta` must be positive, got {theta}.')
-  if discretization not in DISCRETIZATIONS:
-    raise ValueError(
-        f'`discretization` must be one of {DISCRETIZATIONS}, got '
-        f'{discretization!r}.'
-    )
-  if discretization == 'euler' and not theta > 4 * order:
-    raise ValueError(
-        f'`theta` must be above 4 * order = {4 * order} for `euler`, got '
-        f'{theta}.'
-    )
-  i = np.arange(order)[:, None]
-  j = i.T
-  system = np.zeros((order + 1, order + 1))
-  system[:-1, :-1] = np.where(i < j, -1.0, (-1.0) ** (i - j + 1))
-  system[:-1, -1:] = (-1.0) ** i
-  system[:-1] *= (2 * i + 1) / theta
-  if discretization == 'zoh':
-    system = _exponential(system)
-  else:
-    system += np.eye(order + 1)
-  return system[:-1, :-1], system[:-1, -1]
-
-
-def memory_matrices(order, theta, discretization, trainable, dtype):
-  """`legendre_memory` as a layer keeps it: parameters, or NumPy's float64."""
-  matrices = legendre_memory(order, theta, discretization)
-  if not trainable:
-    return matrices
-  a, b = (jnp.asarray(u, dtype) for u in matrices)
-  return (
-      nnx.Param(a, axes=(None, None), recurrent=True),
-      nnx.Param(b, axes=(None,), recurrent=True),
-  )
-
-
-def _exponential(matrix):
-  """Taylor's series of a part of `matrix` so small that it needs few terms."""
-  norm = np.abs(matrix).sum(0).max()
-  halvings = max(0, math.ceil(math.log2(norm)) + 1)
-  small = matrix / 2**halvings
-  total = term = np.eye(len(matrix))
-  for k in range(1, 20):  # 0.5^20 / 20! is below 1e-24.
-    term = term @ small / k
-    total = total + term
-  for _ in range(halvings):
-    total = total @ total
-  return total

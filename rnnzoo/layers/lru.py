@@ -51,6 +51,8 @@ class LRU(recurrences.TimedRecurrence):
     out_features: `D`, because of the skip.
   """
 
+  complex_state = True
+
   def __init__(
       self,
       in_features: int,
@@ -109,11 +111,10 @@ class LRU(recurrences.TimedRecurrence):
     self.C_im = nnx.Param(normal(d, n) / math.sqrt(n), axes=('embed', 'hidden'))
     self.D = nnx.Param(normal(d), axes=(None,))
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: complex zeros `[B, N]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    dtype = jnp.promote_types(dtype, jnp.complex64)
-    return jnp.zeros((batch_size, self.state_features), dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(N,)` of the state of one sequence."""
+    return (self.state_features,)
 
   def recurrence(self, x, dt=None):
     dtype = base.state_dtype(x.dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 
 
@@ -68,19 +69,18 @@ class LSTM(recurrences.RecurrentCell):
     self.hidden_features = self.out_features = hidden_features or in_features
     self.dtype = dtype
     # Gates in the order i, f, g, o.
-    self.input = common.cell_input(
+    self.input = linear_maps.cell_input(
         4, in_features, self.hidden_features, param_dtype, rngs,
         bias=(0.0, forget_bias, 0.0, 0.0),
     )
-    self.hidden = common.cell_hidden(
+    self.hidden = linear_maps.cell_hidden(
         4, self.hidden_features, False, param_dtype, rngs
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> LSTMCarry:
-    """Returns the state before the first token: zeros."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    shape = (batch_size, self.hidden_features)
-    return LSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  @property
+  def state_shape(self) -> LSTMCarry:
+    """Sizes of the arrays of the carry of one sequence."""
+    return LSTMCarry(c=(self.hidden_features,), h=(self.hidden_features,))
 
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))

@@ -63,6 +63,8 @@ class Mamba(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  carry_tails = ('conv',)
+
   def __init__(
       self,
       in_features: int,
@@ -178,20 +180,12 @@ class Mamba(base.RecurrentLayer):
         h, d, ('hidden', 'embed'), scale=1 / math.sqrt(num_layers)
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> MambaCarry:
-    """Returns the carry before the first token: zeros.
-
-    Args:
-      batch_size: `B`.
-      dtype: The compute dtype, that of `conv`; `ssm` is float32 at least.
-    """
-    dtype = jnp.dtype(dtype or self.dtype or jnp.float32)
+  @property
+  def state_shape(self) -> MambaCarry:
+    """Sizes of the arrays of the carry of one sequence."""
     h = self.hidden_features
     return MambaCarry(
-        conv=jnp.zeros((batch_size, self.conv_kernel - 1, h), dtype),
-        ssm=jnp.zeros(
-            (batch_size, h, self.state_features), base.state_dtype(dtype)
-        ),
+        conv=(self.conv_kernel - 1, h), ssm=(h, self.state_features)
     )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):

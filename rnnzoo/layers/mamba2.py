@@ -77,6 +77,8 @@ class Mamba2(base.RecurrentLayer):
     out_features: `D`.
   """
 
+  carry_tails = ('conv', 'conv_bc')
+
   def __init__(
       self,
       in_features: int,
@@ -213,28 +215,14 @@ class Mamba2(base.RecurrentLayer):
         hidden, d, ('hidden', 'embed'), scale=1 / math.sqrt(num_layers)
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> Mamba2Carry:
-    """Returns the carry before the first token: zeros.
-
-    Args:
-      batch_size: `B`.
-      dtype: The compute dtype, that of `conv` and `conv_bc`; `ssm` is float32
-        at least.
-    """
-    dtype = jnp.dtype(dtype or self.dtype or jnp.float32)
-    tail = (batch_size, self.conv_kernel - 1)
+  @property
+  def state_shape(self) -> Mamba2Carry:
+    """Sizes of the arrays of the carry of one sequence."""
+    n, tail = self.state_features, self.conv_kernel - 1
     return Mamba2Carry(
-        conv=jnp.zeros((*tail, self.hidden_features), dtype),
-        conv_bc=jnp.zeros(
-            (*tail, 2 * self.num_groups * self.state_features), dtype
-        ),
-        ssm=jnp.zeros(
-            (
-                batch_size, self.num_heads, self.state_features,
-                self.head_features,
-            ),
-            base.state_dtype(dtype),
-        ),
+        conv=(tail, self.hidden_features),
+        conv_bc=(tail, 2 * self.num_groups * n),
+        ssm=(self.num_heads, n, self.head_features),
     )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 
 # The two functions `g` of the paper.
@@ -114,11 +115,11 @@ class MinGRU(recurrences.LinearRecurrence):
     self.activation_fn = activation_fn
     self.dtype = dtype
     # Both maps, [D] -> [2, H]: the gate's, the candidate's.
-    self.gates = common.gate_map(
+    self.gates = linear_maps.gate_map(
         2, in_features, self.hidden_features, use_bias, param_dtype, rngs
     )
     if use_projection:
-      self.output = common.output_map(
+      self.output = linear_maps.output_map(
           self.hidden_features, in_features, use_bias, param_dtype, rngs
       )
     else:

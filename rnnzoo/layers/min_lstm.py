@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 
 
@@ -118,12 +119,12 @@ class MinLSTM(recurrences.LinearRecurrence):
     self.normalize = normalize
     self.dtype = dtype
     # The three maps, [D] -> [3, H]: forget, input, candidate.
-    self.gates = common.gate_map(
+    self.gates = linear_maps.gate_map(
         3, in_features, self.hidden_features, use_bias, param_dtype, rngs,
         shift=jnp.array([[forget_bias], [0], [0]], jnp.float32),
     )
     if use_projection:
-      self.output = common.output_map(
+      self.output = linear_maps.output_map(
           self.hidden_features, in_features, use_bias, param_dtype, rngs
       )
     else:

@@ -12,7 +12,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
-from rnnzoo.layers import mlstm
+from rnnzoo.layers import matrix_memory
 
 
 class MLSTMBlockCarry(NamedTuple):
@@ -122,8 +122,8 @@ class MLSTMBlock(base.RecurrentLayer):
       )
     if conv_kernel < 0:
       raise ValueError(f'`conv_kernel` must be 0 or more, got {conv_kernel}.')
-    mlstm.check_forget_gate(forget_gate)
-    mlstm.check_depth(num_layers)
+    matrix_memory.check_forget_gate(forget_gate)
+    matrix_memory.check_depth(num_layers)
     self.in_features = self.out_features = in_features
     self.hidden_features, self.num_heads = h, num_heads
     self.conv_kernel = conv_kernel
@@ -157,13 +157,15 @@ class MLSTMBlock(base.RecurrentLayer):
         )
         for _ in range(3)
     )
-    self.gates = mlstm.gate_map(3 * h, num_heads, None, param_dtype, rngs)
+    self.gates = matrix_memory.gate_map(
+        3 * h, num_heads, None, param_dtype, rngs
+    )
     self.norm = common.HeadNorm(
         num_heads, h // num_heads, kind='layer', epsilon=norm_epsilon,
         param_dtype=param_dtype,
     )
     self.skip = nnx.Param(jnp.ones((h,), param_dtype), axes=('hidden',))
-    self.down = mlstm.linear(
+    self.down = matrix_memory.linear(
         h, in_features, ('hidden', 'embed'), use_bias=False,
         kernel_init=initializers.wang(in_features, num_layers),
         param_dtype=param_dtype, rngs=rngs,
@@ -200,7 +202,7 @@ class MLSTMBlock(base.RecurrentLayer):
     conv, c = self._convolved(
         ops.causal_conv1d_step, u, carry.conv, reset, mask
     )
-    memory, h = mlstm.memory_step(
+    memory, h = matrix_memory.memory_step(
         self._operands(u, c), carry.memory, initial.memory, reset, mask,
         eps=self.epsilon, forget_gate=self.forget_gate,
     )
@@ -220,8 +222,10 @@ class MLSTMBlock(base.RecurrentLayer):
     q = common.block_diagonal(c, self.query[...])
     k = common.block_diagonal(c, self.key[...])
     v = common.block_diagonal(u, self.value[...])
-    gates = mlstm.gates_of(self.gates, jnp.concatenate([q, k, v], axis=-1))
-    q, k, v = (mlstm.split_heads(w, self.num_heads) for w in (q, k, v))
+    gates = matrix_memory.gates_of(
+        self.gates, jnp.concatenate([q, k, v], axis=-1)
+    )
+    q, k, v = (matrix_memory.split_heads(w, self.num_heads) for w in (q, k, v))
     return q, k, v, *gates
 
   def _readout(self, h, c, z, mask):

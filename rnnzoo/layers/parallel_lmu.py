@@ -7,31 +7,31 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
-from rnnzoo.layers import lmu
+from rnnzoo.layers import legendre
 
 
 class ParallelLMU(base.RecurrentLayer):
-  r"""An LMU whose memory does not look at what was made of it.
+  r"""An LMU whose memory does not depend on its output.
 
   .. math::
       u_t &= f_1(W_u x_t + b_u) \\
       m_t &= A m_{t-1} + B u_t \quad \text{in each of } M \text{ channels} \\
       y_t &= f_2(W_m m_t + W_x x_t + b_h)
 
-  `A` and `B` are those of `lmu.legendre_memory`: every channel of the memory
-  holds the last `theta` values of its `u`, as a polynomial of degree `N - 1`.
-  They are constants, or parameters if `trainable`. What is left is linear and
-  the same for all time, so a whole sequence is one `ops.lti_scan`: on CPU, and
-  wherever `reset` or `mask` is given, in chunks of tokens by matmul; elsewhere
-  by FFT. The state is `M N` numbers a sequence.
+  `A` and `B` are those of `legendre.legendre_memory`. Every channel of the
+  memory holds the last `theta` values of its `u`, as a polynomial of degree
+  `N - 1`. The matrices are constants, or parameters if `trainable`. The system
+  is linear and time invariant, so a whole sequence is one `ops.lti_scan`: on CPU,
+  and wherever `reset` or `mask` is given, in chunks of tokens by matmul;
+  elsewhere by FFT. The state is `M N` numbers a sequence.
 
-  Cost a token: `M N H` multiplications for the readout, `D (M + H)` for the
+  A token costs `M N H` multiplications for the readout and `D (M + H)` for the
   inputs. `step` adds `M N^2`, chunks a sixteenth of that, the FFT `H log T`.
 
-  The paper has neither a state of its own for `h` nor anything from `m` to `u`;
-  it and its predecessor keep `A` and `B` fixed. Of its equations only the first
-  two are in print where we could read them; the third is that of the widespread
-  port, whose golden numbers this layer gives. Kernels start Glorot uniform, as
+  In the paper `h` has no state of its own, and `u` does not depend on `m`. The
+  paper and its predecessor keep `A` and `B` fixed. We had only the first two
+  equations of the paper; the third is that of the most used port, whose golden
+  numbers this layer gives. Kernels start Glorot uniform, as
   in keras-lmu, biases at 0.
 
   Example::
@@ -101,7 +101,7 @@ class ParallelLMU(base.RecurrentLayer):
     self.memory_activation_fn = memory_activation_fn
     self.activation_fn = activation_fn
     self.dtype = dtype
-    self.A, self.B = lmu.memory_matrices(
+    self.A, self.B = legendre.memory_matrices(
         n, theta, discretization, trainable, base.state_dtype(param_dtype)
     )
     glorot = nnx.initializers.glorot_uniform(in_axis=1, out_axis=0)
@@ -115,10 +115,10 @@ class ParallelLMU(base.RecurrentLayer):
     self.W_x = nnx.Param(both[:, m * n :], axes=('hidden', 'embed'))
     self.b_h = nnx.Param(zeros(h), axes=('hidden',))
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, M, N]`."""
-    shape = (batch_size, self.memory_features, self.state_features)
-    return jnp.zeros(shape, base.state_dtype(dtype or self.dtype))
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(M, N)` of the state of one sequence."""
+    return (self.memory_features, self.state_features)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     known = carry is not None
@@ -137,7 +137,7 @@ class ParallelLMU(base.RecurrentLayer):
     )
     u, from_x = self._from_input(x)
     m = carry if reset is None else base.select(reset, initial, carry)
-    m = lmu.advance(m, self.A, self.B, u[..., None])
+    m = legendre.advance(m, self.A, self.B, u[..., None])
     carry = m if mask is None else base.select(mask, m, carry)
     from_m = jnp.einsum('bmn,mnh->bh', m, self._readout(u.dtype))
     return carry, self._output(from_x + from_m, x.dtype, mask)

@@ -10,7 +10,8 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
-from rnnzoo.layers import linear_attention
+from rnnzoo.layers import linear_maps
+from rnnzoo.layers import rotary
 
 
 class RetNetCarry(NamedTuple):
@@ -125,7 +126,7 @@ class RetNet(base.RecurrentLayer):
     """
     self.in_features = self.out_features = d = in_features
     self.num_heads = num_heads
-    size = linear_attention.head_size
+    size = linear_maps.head_size
     self.key_features = size('key_features', key_features, d, num_heads)
     self.value_features = size(
         'value_features', value_features, 2 * d, num_heads
@@ -146,7 +147,7 @@ class RetNet(base.RecurrentLayer):
     self.dtype = dtype
     options = dict(param_dtype=param_dtype, rngs=rngs)
     small = initializers.small_glorot()
-    into = lambda features: linear_attention.into_heads(
+    into = lambda features: linear_maps.into_heads(
         d, num_heads, features, small, **options
     )
     self.query = into(self.key_features)
@@ -157,7 +158,7 @@ class RetNet(base.RecurrentLayer):
         num_heads, self.value_features, kind=norm, epsilon=norm_epsilon,
         use_scale=use_norm_scale, share=True, param_dtype=param_dtype,
     )
-    self.output = linear_attention.out_of_heads(
+    self.output = linear_maps.out_of_heads(
         hidden, d, nnx.initializers.glorot_uniform(), **options
     )
 
@@ -222,7 +223,7 @@ class RetNet(base.RecurrentLayer):
       # The last pair has the longest wavelength, not the one behind it.
       longest = self.max_wavelength ** (pairs / max(pairs - 1, 1))
       q, k = (
-          common.rotary(u, positions, 2 * pairs, longest) for u in (q, k)
+          rotary.rotary(u, positions, 2 * pairs, longest) for u in (q, k)
       )
     return q, k, v
 

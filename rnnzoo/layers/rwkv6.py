@@ -200,14 +200,11 @@ class RWKV6(base.RecurrentLayer):
     )
     self.norm.scale[...] *= ((1 + layer_index) / num_layers) ** 0.7
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> RWKV6Carry:
-    """Returns the carry before the first token: zeros, float32 at least."""
-    dtype = base.state_dtype(dtype or self.dtype)
+  @property
+  def state_shape(self) -> RWKV6Carry:
+    """Sizes of the arrays of the carry of one sequence."""
     n = self.head_features
-    return RWKV6Carry(
-        previous=jnp.zeros((batch_size, self.in_features), dtype),
-        wkv=jnp.zeros((batch_size, self.num_heads, n, n), dtype),
-    )
+    return RWKV6Carry((self.in_features,), (self.num_heads, n, n))
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)

@@ -196,23 +196,20 @@ class RWKV7(base.RecurrentLayer):
     self.g1, self.g2 = low_rank('gate_rank', gate_rank, 5.0)
     options = dict(param_dtype=param_dtype, rngs=rngs)
     into, out = ('embed', 'hidden'), ('hidden', 'embed')
-    self.receptance = _linear(d, d, into, 0.5, **options)
-    self.key = _linear(d, d, into, 0.05, **options)
-    self.value = _linear(d, d, into, 0.5, **options)
-    self.output = _linear(d, d, out, 0 if zero_init else 0.5, **options)
+    self.receptance = linear(d, d, into, 0.5, **options)
+    self.key = linear(d, d, into, 0.05, **options)
+    self.value = linear(d, d, into, 0.5, **options)
+    self.output = linear(d, d, out, 0 if zero_init else 0.5, **options)
     self.norm = common.HeadNorm(
         self.num_heads, head_features, kind='layer', epsilon=64e-5,
         use_bias=True, param_dtype=param_dtype,
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> RWKV7Carry:
-    """Returns the carry before the first token: zeros, float32 at least."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    head = self.num_heads, self.head_features, self.head_features
-    return RWKV7Carry(
-        jnp.zeros((batch_size, self.in_features), dtype),
-        jnp.zeros((batch_size, *head), dtype),
-    )
+  @property
+  def state_shape(self) -> RWKV7Carry:
+    """Sizes of the arrays of the carry of one sequence."""
+    n = self.head_features
+    return RWKV7Carry((self.in_features,), (self.num_heads, n, n))
 
   def first_value(self, x, carry=None, *, reset=None, mask=None) -> jax.Array:
     """What the other time mixings of a model get as `v_first` from this one.
@@ -233,7 +230,7 @@ class RWKV7(base.RecurrentLayer):
         self, x, carry, reset, mask, step=x.ndim == 2
     )
     _, shifted = common.token_shift(x, carry.previous, reset=reset, mask=mask)
-    v = common.project(self.value, _mix(x, shifted, self.mu_v))
+    v = common.project(self.value, mix(x, shifted, self.mu_v))
     return base.masked(v, mask)
 
   def __call__(self, x, carry=None, *, reset=None, mask=None, v_first=None):
@@ -290,7 +287,7 @@ class RWKV7(base.RecurrentLayer):
         x, carry.previous, reset=reset, mask=mask
     )
     dtype = base.state_dtype(x.dtype)
-    mixed = lambda mu: _mix(x, shifted, mu)
+    mixed = lambda mu: mix(x, shifted, mu)
     heads = lambda u: u.reshape(
         *u.shape[:-1], self.num_heads, self.head_features
     )
@@ -329,94 +326,7 @@ class RWKV7(base.RecurrentLayer):
     return base.masked(common.project(self.output, y), mask)
 
 
-class RWKV7ChannelMix(base.RecurrentLayer):
-  r"""The channel mixing of RWKV-7: an MLP that also sees the token before.
-
-  .. math::
-      y_t = W_v \max(0, W_k (x_t + \mu_k (x_{t-1} - x_t)))^2
-
-  It takes turns with `RWKV7`. Other than that of RWKV-4 it has no receptance,
-  and its :math:`\mu` weighs the token before. The state is the last token, `D`
-  numbers a sequence. Cost a token: `2 D H` multiplications, `8 D^2` at the
-  published `H = 4 D`.
-
-  Example::
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp
-    >>> layer = RWKV7ChannelMix(16, rngs=nnx.Rngs(0))
-    >>> carry, y = layer(jnp.ones((2, 10, 16)))       # [B, D], [B, T, D]
-    >>> carry.shape, y.shape
-    ((2, 16), (2, 10, 16))
-
-  Attributes:
-    in_features: Size `D` of an input.
-    hidden_features: Size `H`, `int(D * expansion_factor)`.
-    out_features: `D`.
-  """
-
-  def __init__(
-      self,
-      in_features: int,
-      *,
-      expansion_factor: float = 4.0,
-      layer_index: int = 0,
-      num_layers: int = 1,
-      zero_init: bool = True,
-      dtype: jnp.dtype | None = None,
-      param_dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
-  ):
-    """Creates the layer.
-
-    Args:
-      in_features: Size `D` of an input.
-      expansion_factor: Hidden features per input feature.
-      layer_index: Its number among the channel mixings of the model, from 0.
-      num_layers: How many of them there are.
-      zero_init: Whether the map to outputs starts at zero, as published;
-        uniform if not.
-      dtype: Compute dtype; that of the input if `None`.
-      param_dtype: Dtype of the parameters.
-      rngs: Source of the initial parameters.
-
-    Raises:
-      ValueError: If there is no such layer.
-    """
-    common.check_depth(layer_index, num_layers)
-    self.in_features = self.out_features = d = in_features
-    self.hidden_features = h = int(in_features * expansion_factor)
-    self.dtype = dtype
-    power = (1 - layer_index / num_layers) ** 4
-    mu = 1 - (jnp.arange(d) / d) ** power
-    self.mu_k = nnx.Param(mu.astype(param_dtype), axes=(None,))
-    options = dict(param_dtype=param_dtype, rngs=rngs)
-    self.key = _linear(d, h, ('embed', 'mlp'), 0.5, **options)
-    self.value = _linear(
-        h, d, ('mlp', 'embed'), 0 if zero_init else 0.5, **options
-    )
-
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the token before the first: zeros `[B, D]`, float32 at least."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    return jnp.zeros((batch_size, self.in_features), dtype)
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    return self._run(x, carry, reset, mask)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask, step=True)
-    return self._run(x, carry, reset, mask)
-
-  def _run(self, x, carry, reset, mask):
-    carry, shifted = common.token_shift(x, carry, reset=reset, mask=mask)
-    k = common.project(self.key, _mix(x, shifted, self.mu_k))
-    y = common.project(self.value, jnp.square(jax.nn.relu(k)))
-    return carry, base.masked(y, mask)
-
-
-def _mix(x, shifted, mu):
+def mix(x, shifted, mu):
   """`x_t + mu (x_{t-1} - x_t)`, in the dtype of `x`."""
   mu = mu[...].astype(base.state_dtype(x.dtype))
   return (x + (shifted - x) * mu).astype(x.dtype)
@@ -450,7 +360,7 @@ def _checked_like(x, v_first):
   return v_first.astype(x.dtype)
 
 
-def _linear(n, m, axes, gain, *, param_dtype, rngs):
+def linear(n, m, axes, gain, *, param_dtype, rngs):
   """A map `[n] -> [m]`, uniform up to `gain / sqrt(d)`, `d` the features."""
   width = min(n, m)  # `d` on either side of a channel mixing.
   bound = gain / math.sqrt(width)

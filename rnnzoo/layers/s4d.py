@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo.layers import base
-from rnnzoo.layers import common
-from rnnzoo.layers import initializers
+from rnnzoo.layers import glu
 from rnnzoo.layers import state_space
 from rnnzoo.ops import diagonal_ssm
 
@@ -36,7 +35,6 @@ def _real(n):
 
 # Eigenvalues, and weights of the input where they are not 1, from a size.
 INITIALIZATIONS = dict(lin=_lin, inv=_inv, legs=_legs, real=_real)
-OUTPUT_MAPS = 'glu', 'none'
 
 
 class S4D(base.RecurrentLayer):
@@ -130,7 +128,7 @@ class S4D(base.RecurrentLayer):
     choices = state_space.check_choice
     choices('init', init, INITIALIZATIONS)
     choices('discretization', discretization, state_space.DISCRETIZATIONS)
-    choices('output_map', output_map, OUTPUT_MAPS)
+    choices('output_map', output_map, glu.OUTPUT_MAPS)
     if state_features < 2 or state_features % 2:
       raise ValueError(
           f'`state_features` must be even and positive, got {state_features}.'
@@ -172,16 +170,18 @@ class S4D(base.RecurrentLayer):
     )
     self.D = nnx.Param(normal(d), axes=(None,))
     self.output = (
-        output_glu(d, param_dtype, rngs) if output_map == 'glu' else None
+        glu.output_glu(d, param_dtype, rngs) if output_map == 'glu' else None
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, D, N / 2]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    if self.A_imag is not None:
-      dtype = jnp.promote_types(dtype, jnp.complex64)
-    shape = (batch_size, self.in_features, self.log_A_real[...].shape[-1])
-    return jnp.zeros(shape, dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(D, N / 2)` of the state of one sequence."""
+    return (self.in_features, self.log_A_real[...].shape[-1])
+
+  @property
+  def complex_state(self) -> bool:
+    """Whether the state is complex."""
+    return self.A_imag is not None
 
   def __call__(self, x, carry=None, *, reset=None, mask=None, dt=None):
     from_zero = carry is None
@@ -246,39 +246,4 @@ class S4D(base.RecurrentLayer):
 
   def _out(self, s, x, dtype):
     s = (s + self.D[...].astype(s.dtype) * x).astype(dtype)
-    return s if self.output is None else glu(self.output, s)
-
-
-def output_glu(features, param_dtype, rngs):
-  """The linear part of the output map of S4 and S4D: `[D] -> [2 D]`."""
-  init = initializers.uniform_fan_in(features)
-  return nnx.Linear(
-      features,
-      2 * features,
-      kernel_init=init,
-      bias_init=init,
-      kernel_metadata=dict(axes=('hidden', 'embed')),
-      bias_metadata=dict(axes=('embed',)),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )
-
-
-def glu(linear, s):
-  """The output map of S4 and S4D, `[..., D]` to `[..., D]`."""
-  s = common.project(linear, s * _normal_cdf(s))  # Exact GELU.
-  value, gate = jnp.split(s, 2, axis=-1)
-  return value * jax.nn.sigmoid(gate)
-
-
-# With JAX 0.12.0 the gradient of `erf` does not pass a `jax.shard_map`.
-@jax.custom_jvp
-def _normal_cdf(x):
-  return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * x)
-
-
-@_normal_cdf.defjvp
-def _normal_cdf_jvp(primals, tangents):
-  (x,), (dx,) = primals, tangents
-  density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * x * x)
-  return _normal_cdf(x), density * dx
+    return s if self.output is None else glu.glu(self.output, s)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import directions
 from rnnzoo.layers import recurrences
 from rnnzoo.layers import state_space
-from rnnzoo.layers import wrappers
 
 
 def _lecun_normal(key, shape, dtype, v):
@@ -96,6 +96,8 @@ class S5(recurrences.TimedRecurrence):
     state_features: Size `P` of the state, pairs counted as two.
     out_features: `D`, because of the skip.
   """
+
+  complex_state = True
 
   def __init__(
       self,
@@ -190,19 +192,14 @@ class S5(recurrences.TimedRecurrence):
         jax.random.normal(rngs.params(), (d,), param_dtype), axes=(None,)
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None):
-    """Returns the state before the first token: complex zeros `[B, P / 2]`.
+  @property
+  def state_shape(self):
+    """Sizes `(P / 2,)` of the state of one sequence.
 
-    With `bidirectional`, a `BidirectionalCarry` of two.
+    With `bidirectional`, those of both directions.
     """
-    dtype = base.state_dtype(dtype or self.dtype)
-    dtype = jnp.promote_types(dtype, jnp.complex64)
-    shape = (batch_size, self.Lambda_re[...].shape[-1])
-    if self.causal:
-      return jnp.zeros(shape, dtype)
-    return wrappers.BidirectionalCarry(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
-    )
+    size = (self.Lambda_re[...].shape[-1],)
+    return size if self.causal else directions.BidirectionalCarry(size, size)
 
   def recurrence(self, x, dt=None):
     dtype = base.state_dtype(x.dtype)
@@ -235,12 +232,12 @@ class S5(recurrences.TimedRecurrence):
     a, b = base.idle_where_absent(a, b, mask)
     last, h = ops.linear_scan(a, b, carry.forward, reset=reset)
     if reset is not None:
-      reset = wrappers.starts_of_reversed(reset, mask)
+      reset = directions.starts_of_reversed(reset, mask)
     first, h2 = ops.linear_scan(
         a, b, carry.backward, reset=reset, reverse=True
     )
     y = self.readout(h, x) + self._out(h2, self.C2_re, self.C2_im, x.dtype)
-    return wrappers.BidirectionalCarry(last, first), base.masked(y, mask)
+    return directions.BidirectionalCarry(last, first), base.masked(y, mask)
 
   def step(self, carry, x, *, reset=None, mask=None, dt=None):
     if not self.causal:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 
 
@@ -60,17 +61,17 @@ class SGRU(recurrences.RecurrentCell):
     self.hidden_features = self.out_features = hidden_features or in_features
     self.dtype = dtype
     # In the order z, n.
-    self.input = common.cell_input(
+    self.input = linear_maps.cell_input(
         2, in_features, self.hidden_features, param_dtype, rngs
     )
-    self.hidden = common.cell_hidden(
+    self.hidden = linear_maps.cell_hidden(
         2, self.hidden_features, False, param_dtype, rngs
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    return jnp.zeros((batch_size, self.hidden_features), dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H,)` of the state of one sequence."""
+    return (self.hidden_features,)
 
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))

@@ -6,8 +6,6 @@ https://arxiv.org/abs/2211.02561
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from rnnzoo.layers import base
 from rnnzoo.layers import sgru
 
 
@@ -55,11 +53,11 @@ class TFCSGRU(sgru.SGRU):
     out_features: `H`.
   """
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> TFCSGRUCarry:
-    """Returns the states before the first token: zeros."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    shape = (batch_size, self.hidden_features)
-    return TFCSGRUCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  @property
+  def state_shape(self) -> TFCSGRUCarry:
+    """Sizes of the arrays of the carry of one sequence."""
+    size = (self.hidden_features,)
+    return TFCSGRUCarry(h=size, before=size)
 
   def update(self, carry, projected, dtype):
     h = self.mix(carry.h, carry.before, projected, dtype)

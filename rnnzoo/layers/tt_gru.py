@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import gru
@@ -91,10 +90,10 @@ class TTGRU(recurrences.RecurrentCell):
         rngs=rngs,
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> jax.Array:
-    """Returns the state before the first token: zeros `[B, H]`."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    return jnp.zeros((batch_size, self.hidden_features), dtype)
+  @property
+  def state_shape(self) -> tuple[int, ...]:
+    """Sizes `(H,)` of the state of one sequence."""
+    return (self.hidden_features,)
 
   def project(self, x):
     return self.input(x, base.state_dtype(x.dtype))

@@ -94,11 +94,11 @@ class TTLSTM(recurrences.RecurrentCell):
         rngs=rngs,
     )
 
-  def initialize_carry(self, batch_size: int, dtype=None) -> lstm.LSTMCarry:
-    """Returns the state before the first token: zeros."""
-    dtype = base.state_dtype(dtype or self.dtype)
-    shape = (batch_size, self.hidden_features)
-    return lstm.LSTMCarry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  @property
+  def state_shape(self) -> lstm.LSTMCarry:
+    """Sizes of the arrays of the carry of one sequence."""
+    size = (self.hidden_features,)
+    return lstm.LSTMCarry(c=size, h=size)
 
   def project(self, x):
     return self.input(x, base.state_dtype(x.dtype))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers as zoo
 from rnnzoo import ops
-from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.models import building
 from rnnzoo.models.blocks import Block
 from rnnzoo.models.blocks import BlockCarry
@@ -249,14 +249,14 @@ class Backbone(nnx.Module):
 
     Each block checks its carry by itself; here only the depth is checked.
     """
-    x = base.as_array('x', x, required=True)
-    reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
+    x = checking.as_array('x', x, required=True)
+    reset, mask = checking.as_array('reset', reset), checking.as_array('mask', mask)
     if x.ndim != len(axes) or x.shape[-1] != self.config.features:
       raise ValueError(
           f'`x` must be [{", ".join(axes)}] with D = {self.config.features}, '
           f'got {x.shape}.'
       )
-    base.check_flags(x.shape[:-1], reset=reset, mask=mask)
+    checking.check_flags(x.shape[:-1], reset=reset, mask=mask)
     if carry is None:
       return x, self.initialize_carry(x.shape[0]), reset, mask
     period, depth = len(self.stacks), self.config.num_layers
@@ -270,7 +270,7 @@ class Backbone(nnx.Module):
       raise ValueError(
           '`carry` must come from a model with the same number of layers: a '
           f'tuple of {period} BlockCarry with leading axes {counts}, got '
-          f'{base.sketch(carry)}; '
+          f'{checking.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )
     return x, carry, reset, mask

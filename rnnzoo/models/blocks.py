@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.models.config import ModelConfig
@@ -262,11 +263,11 @@ def _check_conv_carry(config, conv, x):
   if (conv is None) != (not config.conv_kernel):
     raise ValueError(
         f'`carry.conv` must be {"an array" if conv is None else "None"}, as '
-        f'conv_kernel is {config.conv_kernel}, got {base.sketch(conv)}.'
+        f'conv_kernel is {config.conv_kernel}, got {checking.sketch(conv)}.'
     )
   if conv is not None:
     like = (x.shape[0], config.conv_kernel - 1, config.features)
-    base.check_carry(
+    checking.check_carry(
         BlockCarry(conv, None),
         BlockCarry(jax.ShapeDtypeStruct(like, x.dtype), None),
     )

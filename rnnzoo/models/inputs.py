@@ -13,6 +13,7 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.models import blocks
 from rnnzoo.models.config import ModelConfig
 
@@ -63,7 +64,7 @@ def check_tokens(
     ValueError: If a shape or a dtype is wrong, or an id is not a token.
   """
   if tokens is None or isinstance(tokens, jax.Array):
-    tokens = base.as_array('tokens', tokens, required=True)
+    tokens = checking.as_array('tokens', tokens, required=True)
   else:  # NumPy keeps an id that int32 cannot hold, so the message can show it.
     is_list = isinstance(tokens, (list, tuple))
     try:
@@ -104,7 +105,7 @@ def check_vectors(
   Raises:
     ValueError: If a shape or a dtype is wrong.
   """
-  inputs = base.as_array('inputs', inputs, required=True)
+  inputs = checking.as_array('inputs', inputs, required=True)
   if inputs.ndim != axes or inputs.shape[-1] != in_features:
     raise ValueError(
         f'`inputs` must have {axes} axes, the last of size {in_features}, got '
@@ -162,8 +163,9 @@ def prepare(
 
 
 def _check_flags(reset, mask, shape) -> Flags:
-  reset, mask = base.as_array('reset', reset), base.as_array('mask', mask)
-  base.check_flags(shape, reset=reset, mask=mask)
+  reset = checking.as_array('reset', reset)
+  mask = checking.as_array('mask', mask)
+  checking.check_flags(shape, reset=reset, mask=mask)
   return reset, mask
 
 

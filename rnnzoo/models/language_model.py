@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.models import blocks
 from rnnzoo.models import inputs
@@ -129,7 +130,7 @@ class LanguageModel(nnx.Module):
     Raises:
       ValueError: If a shape or a dtype is wrong, or an id is not a token.
     """
-    mask = base.as_array('mask', mask)
+    mask = checking.as_array('mask', mask)
     carry, x = self.features(
         tokens, carry, reset=reset, mask=mask, train=train, key=key
     )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import errors
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.models import blocks
 from rnnzoo.models import inputs as inputs_lib
@@ -206,7 +207,7 @@ class SequenceModel(nnx.Module):
         None, *jax.eval_shape(lambda: self._empty_pool(batch_size))
     )
     own = isinstance(carry, SequenceCarry)
-    base.check_carry(carry._replace(layers=None) if own else carry, like)
+    checking.check_carry(carry._replace(layers=None) if own else carry, like)
     return carry
 
   def _finish(self, x, carry, reset, mask):

@@ -103,11 +103,15 @@ def gated_scan(
   if initial is None or reset is None:
     return gradient.scan(gate, inputs, h0, reset, mask, reverse=reverse)
   checking.has_shape('initial', initial, 'BD', h0.shape)
-  a, x = gates.evaluate(gate, inputs, dtype, reset, mask)
   if mask is not None:
     reset = reset & mask
+    inputs = [jnp.where(mask[..., None], u, 0) for u in inputs]
+  a, x = gates.evaluate(gate, inputs, dtype, reset, None)
   # The scan resets to zero, so the first input has the decayed state added.
   decayed = a * initial[:, None].astype(dtype)
   x = jnp.where(reset[..., None], x + decayed, x)
+  if mask is not None:
+    a = jnp.where(mask[..., None], a, 1)
+    x = jnp.where(mask[..., None], x, 0)
   h_last, h = gradient.scan(gates.linear, (a, x), h0, reset, reverse=reverse)
   return h_last, h.astype(inputs[-1].dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from rnnzoo import layers
 from rnnzoo.layers import attention
 from rnnzoo.layers import base
-from rnnzoo.layers import common
+from rnnzoo.layers import rotary
 from tests.layers import transcription
 
 _COUNT = 7  # Tokens before the first one.
@@ -85,7 +85,7 @@ class AttentionTest(parameterized.TestCase):
     @jax.jit
     def scores(start):
       turned = (
-          common.rotary(u, start + jnp.arange(5), 4) for u in (q, k)
+          rotary.rotary(u, start + jnp.arange(5), 4) for u in (q, k)
       )
       return jnp.einsum('thk,shk->hts', *turned)
 
@@ -136,7 +136,7 @@ class AttentionTest(parameterized.TestCase):
     for dtype in (jnp.float32, jnp.float64):
       with jax.enable_x64(dtype == jnp.float64):
         u = jnp.ones((len(positions), 1, 4), dtype)
-        got = common.rotary(u, jnp.asarray(positions), 4, 100.0)
+        got = rotary.rotary(u, jnp.asarray(positions), 4, 100.0)
       for p, row in zip(positions.view(np.uint32).tolist(), got[:, 0]):
         # In whole turns, by fractions of Python: pi to 50 digits.
         pi = fractions.Fraction(

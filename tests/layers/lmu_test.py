@@ -7,7 +7,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers
-from rnnzoo.layers import lmu as module
+from rnnzoo.layers import legendre
 from tests.layers import transcription
 
 
@@ -74,14 +74,14 @@ class MemoryTest(parameterized.TestCase):
   @parameterized.parameters((1, 5.0), (6, 20.0), (9, 3.0))
   def test_zero_order_hold(self, order, theta):
     for got, want in zip(
-        module.legendre_memory(order, theta), matrices(order, theta)
+        legendre.legendre_memory(order, theta), matrices(order, theta)
     ):
       self.assertEqual(got.dtype, np.float64)
       np.testing.assert_allclose(got, want, rtol=0, atol=1e-11)
 
   def test_large_orders_are_stable(self):
     # Eigenvectors of this one have a condition number beyond float64.
-    a, b = module.legendre_memory(256, 784.0)
+    a, b = legendre.legendre_memory(256, 784.0)
     self.assertLess(np.abs(np.linalg.eigvals(a)).max(), 0.98)
     # Of an input of 1 for ever the window is 1: only the mean is not zero.
     np.testing.assert_allclose(
@@ -89,7 +89,7 @@ class MemoryTest(parameterized.TestCase):
     )
 
   def test_euler(self):
-    a, b = module.legendre_memory(3, 20.0, 'euler')
+    a, b = legendre.legendre_memory(3, 20.0, 'euler')
     want = [[-1, -1, -1], [3, -3, -3], [-5, 5, -5]]
     np.testing.assert_allclose(a, np.eye(3) + np.array(want) / 20)
     np.testing.assert_allclose(b, np.array([1, -3, 5]) / 20)
@@ -97,7 +97,7 @@ class MemoryTest(parameterized.TestCase):
   def test_memory_is_the_window(self):
     # Legendre polynomials of the memory give back a smooth input of the past.
     order, theta = 8, 100.0
-    a, b = module.legendre_memory(order, theta)
+    a, b = legendre.legendre_memory(order, theta)
     signal = lambda t: np.sin(2 * np.pi * t / 90)
     m = np.zeros(order)
     for t in range(300):
@@ -155,7 +155,7 @@ class InitializationTest(parameterized.TestCase):
           rngs=nnx.Rngs(0),
       )
       self.assertEqual('A' in nnx.state(layer, nnx.Param), trainable)
-      for name, want in zip('AB', module.legendre_memory(4, 9.0)):
+      for name, want in zip('AB', legendre.legendre_memory(4, 9.0)):
         value = getattr(layer, name)[...]
         np.testing.assert_allclose(value, want, atol=1e-6 if trainable else 0)
         self.assertIn(value.dtype, (np.float32, np.float64))

@@ -1,0 +1,138 @@
+"""The matrix memory of mLSTM layers: its maps, gates and steps."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from rnnzoo import ops
+from rnnzoo.layers import base
+from rnnzoo.layers import common
+from rnnzoo.layers import initializers
+
+
+class MatrixMemory(base.RecurrentLayer):
+  """Maps of a token, the memory, and what is made of its answer.
+
+  A subclass defines `_operands`, what `ops.mlstm` takes, and `_readout`.
+  """
+
+  def _set_sizes(self, in_features, num_heads, **features):
+    self.in_features, self.num_heads = in_features, num_heads
+    for name, value in features.items():
+      if num_heads < 1 or value < 1 or value % num_heads:
+        raise ValueError(
+            f'`num_heads` must divide the {value} `{name}`, got {num_heads}.'
+        )
+      setattr(self, name, value)
+
+  def initialize_carry(self, batch_size: int, dtype=None) -> ops.MLSTMState:
+    """Returns the state before the first token: zeros."""
+    return ops.empty_mlstm_state(
+        batch_size,
+        self.num_heads,
+        self.key_features // self.num_heads,
+        self.hidden_features // self.num_heads,
+        base.state_dtype(dtype or self.dtype),
+    )
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
+    carry, h = ops.mlstm(
+        *self._operands(x), carry, eps=self.epsilon,
+        forget_gate=self.forget_gate, reset=reset, mask=mask,
+        chunk_size=self.chunk_size,
+    )
+    return carry, base.masked(self._readout(h, x), mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    x, carry, initial, reset = base.prepare(
+        self, x, carry, reset, mask, step=True
+    )
+    carry, h = memory_step(
+        self._operands(x), carry, initial, reset, mask, eps=self.epsilon,
+        forget_gate=self.forget_gate,
+    )
+    return carry, base.masked(self._readout(h, x), mask)
+
+  def _in_heads(self, linear, x):
+    # Wide, for the gradient of a bias is a sum over all tokens.
+    y = common.project(linear, x, base.state_dtype(x.dtype))
+    return split_heads(y.astype(x.dtype), self.num_heads)
+
+
+def linear(
+    fan_in, fan_out, axes, *, use_bias, param_dtype, rngs, kernel_init=None
+):
+  """A map with the official code's initial values, by default those within."""
+  return nnx.Linear(
+      fan_in,
+      fan_out,
+      use_bias=use_bias,
+      kernel_init=kernel_init or initializers.small(fan_in),
+      kernel_metadata=dict(axes=axes),
+      bias_metadata=dict(axes=axes[1:]),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def gate_map(in_features, num_heads, input_gate_bias, param_dtype, rngs):
+  """The map `[D] -> [2, heads]` to input and forget gates, at first constant.
+
+  Args:
+    in_features: `D`.
+    num_heads: Number of heads.
+    input_gate_bias: Initial bias of the input gates; normal of deviation 0.1 if
+      `None`.
+    param_dtype: Dtype of the parameters, float32 at least for the bias.
+    rngs: Source of the initial parameters.
+  """
+  bias_dtype = base.state_dtype(param_dtype)
+
+  def bias_init(key, shape, dtype):
+    del dtype  # What sets the decay is never stored below float32.
+    i = jnp.full(num_heads, input_gate_bias or 0, bias_dtype)
+    if input_gate_bias is None:
+      i = 0.1 * jax.random.normal(key, (num_heads,), bias_dtype)
+    f = jnp.linspace(3, 6, num_heads, dtype=bias_dtype)
+    return jnp.concatenate([i, f]).reshape(shape)
+
+  return nnx.LinearGeneral(
+      in_features,
+      (2, num_heads),
+      kernel_init=nnx.initializers.zeros_init(),
+      bias_init=bias_init,
+      kernel_metadata=dict(axes=('embed', None, 'heads')),
+      bias_metadata=dict(axes=(None, 'heads'), recurrent=True),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
+def gates_of(gates, x):
+  """Input and forget gates `[..., heads]` of `gate_map`, float32 at least."""
+  return common.project_each(gates, x, base.state_dtype(x.dtype))
+
+
+def memory_step(operands, carry, initial, reset, mask, **options):
+  """`ops.mlstm_step` where sequences may start and tokens be absent."""
+  old = carry if reset is None else base.select(reset, initial, carry)
+  new, h = ops.mlstm_step(*operands, old, **options)
+  return new if mask is None else base.select(mask, new, carry), h
+
+
+def split_heads(u, num_heads):
+  """`[..., H]` as `[..., heads, d]`."""
+  return u.reshape(*u.shape[:-1], num_heads, u.shape[-1] // num_heads)
+
+
+def check_forget_gate(forget_gate):
+  if forget_gate not in ('sigmoid', 'exponential'):
+    raise ValueError(
+        "`forget_gate` must be 'sigmoid' or 'exponential', got "
+        f'{forget_gate!r}.'
+    )
+
+
+def check_depth(num_layers):
+  if num_layers < 1:
+    raise ValueError(f'`num_layers` must be at least 1, got {num_layers}.')
