@@ -50,10 +50,10 @@ class _RNNCell(nnx.RNNCellBase):
 
 
 def as_rnn_cell(layer: base.RecurrentLayer, dtype=None) -> nnx.RNNCellBase:
-  """Makes a layer a cell of Flax: `nnx.RNN(cell)` gives its numbers.
+  """Makes a layer a cell of Flax: `nnx.RNN(cell)` gives the same numbers.
 
-  Any number of batch axes is accepted. Flax scans the cell token by token, so a
-  layer that is parallel over time is faster called directly.
+  Inputs may have any number of batch axes. Flax scans the cell token by token;
+  if a layer is parallel over time, calling it directly is faster.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -64,11 +64,11 @@ def as_rnn_cell(layer: base.RecurrentLayer, dtype=None) -> nnx.RNNCellBase:
 
   Args:
     layer: A causal layer.
-    dtype: Dtype of the inputs, which Flax does not tell a cell before the first
-      token; the layer's own, or else float32, if `None`.
+    dtype: Dtype of the inputs, which a cell does not know before the first
+      token. If `None`, it is the dtype of the layer, or else float32.
 
   Returns:
-    A cell that holds `layer` as its submodule.
+    A cell with the submodule `layer`.
 
   Raises:
     ValueError: If the layer is not causal.
@@ -82,7 +82,7 @@ def as_rnn_cell(layer: base.RecurrentLayer, dtype=None) -> nnx.RNNCellBase:
 
 
 def time_major(layer: base.RecurrentLayer) -> Callable:
-  """Presents a layer as agents of reinforcement learning want it.
+  """Presents a layer in the form of reinforcement learning, time first.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -99,7 +99,8 @@ def time_major(layer: base.RecurrentLayer) -> Callable:
   Returns:
     A function `(carry, (x, resets)) -> (carry, y)` with `x` `[T, B, D]`,
     `resets` `[T, B]`, `y` `[T, B, D_out]`. `resets` is true, or not zero, where
-    an episode starts: the `done` of the step before (`reset_from_done`).
+    an episode starts, which is the `done` of the previous step
+    (`reset_from_done`).
   """
 
   def apply(carry, inputs):

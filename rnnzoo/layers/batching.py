@@ -17,9 +17,9 @@ def reset_from_segment_ids(
 
   Args:
     segment_ids: Integers `[B, T]`, constant over each sequence.
-    first: Whether position 0 starts a sequence. `False`, or `[B]` booleans like
-      `segment_ids[:, 0] != last_ids`, for a window that may go on with the
-      sequence of the one before it.
+    first: Whether position 0 starts a sequence. For a window that may continue
+      the sequence of the window before it, pass `False`, or booleans `[B]` such
+      as `segment_ids[:, 0] != last_ids`.
 
   Returns:
     `reset` `[B, T]`.
@@ -40,15 +40,15 @@ def reset_from_segment_ids(
 def reset_from_done(
     done: jax.Array, last_done: jax.Array | None = None
 ) -> jax.Array:
-  """Marks the first token of each episode from the ends of those before.
+  """Marks the first token of each episode, from the ends of episodes.
 
   >>> reset_from_done(jnp.array([[False, True, False, False]]))
   Array([[False, False,  True, False]], dtype=bool)
 
   Args:
     done: `[B, T]`, true, or not zero, on the last step of an episode.
-    last_done: `done` `[B]` of the step before the first, from the window
-      before; nothing ended there if `None`.
+    last_done: `done` `[B]` of the step before the first one, in the window
+      before. `None` means that no episode ended there.
 
   Returns:
     `reset` `[B, T]`.
@@ -92,11 +92,11 @@ def mask_from_lengths(lengths: jax.Array, time: int) -> jax.Array:
 
 
 def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
-  """Puts sequences of many lengths into few rows of one length, in NumPy.
+  """Packs sequences of many lengths into a few rows of one length.
 
-  Each goes into the first row that has room for it; the rest of a row is
-  padding. A layer that is given both flags treats every sequence as if it were
-  alone.
+  A sequence goes into the first row with enough room. The rest of a row is
+  padding. With both flags, a layer treats every sequence as if it were alone in
+  a row.
 
   >>> batch = pack([np.array([1, 2]), np.array([3, 4, 5]), np.array([6])], 4)
   >>> batch['inputs']
@@ -107,7 +107,8 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
          [1, 0, 0, 0]])
 
   Args:
-    sequences: Arrays `[n]` or `[n, D]`, alike but for `n`, which is at least 1.
+    sequences: NumPy arrays `[n]` or `[n, D]`, where only `n` may differ, `n >=
+      1`.
     length: `T`, the length of a row.
 
   Returns:
@@ -122,8 +123,9 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
   if not sequences:
     raise ValueError('`sequences` must not be empty.')
   like = sequences[0]
-  rows = []  # Of each row, the sequences in it.
-  # A tree over rows, the one of all at 1: of each node the most room below it.
+  rows = []  # A list of sequences for each row.
+  # A binary tree over the rows, its root at 1. A node holds the most room of
+  # any row below it.
   leaves = 1 << (len(sequences) - 1).bit_length()
   room = [length] * (2 * leaves)
   for i, s in enumerate(sequences):
@@ -158,7 +160,7 @@ def pack(sequences: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
 
 
 def _shifted(flags, first, shape):
-  """`flags` `[B, T-1]` one token later, `first` in the gap; T may be 0."""
+  """Shifts `flags` `[B, T-1]` by one token, after `first`; T may be 0."""
   first = jnp.broadcast_to(jnp.asarray(first, bool)[..., None], (shape[0], 1))
   return jnp.concatenate([first, flags], axis=1)[:, : shape[1]]
 

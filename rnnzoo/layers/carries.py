@@ -1,33 +1,22 @@
-"""What a server does with carries: rows come and go, prompts lie on disk.
+"""Rows of carries, for servers: requests come and go (continuous batching).
 
-A request is a row of the batch, and all that is known of it is in that row of
-the carry. So requests of any age share a batch, and the next one takes the row
-of one that has ended (continuous batching):
+A request is a row of the batch, and its row of the carry is its whole state. So
+requests of any age share a batch, and a new request takes the row of a finished
+one:
 
 >>> from flax import nnx
 >>> import jax.numpy as jnp
 >>> from rnnzoo.layers import lstm
 >>> layer = lstm.LSTM(4, 8, rngs=nnx.Rngs(0))
->>> axes = batch_axes(layer)                     # Or of a model: once.
+>>> axes = batch_axes(layer)                     # For a model, too.
 >>> carry = layer.initialize_carry(3)            # Three requests,
->>> carry, y = layer.step(carry, jnp.ones((3, 4)))       # a token each.
->>> prompt, _ = layer(jnp.ones((1, 7, 4)))       # A fourth, seven tokens long,
->>> carry = put_rows(carry, [1], prompt, axis=axes)      # follows the second;
+>>> carry, y = layer.step(carry, jnp.ones((3, 4)))       # one token each.
+>>> prompt, _ = layer(jnp.ones((1, 7, 4)))       # A fourth, of seven tokens,
+>>> carry = put_rows(carry, [1], prompt, axis=axes)      # replaces the second.
 >>> carry, y = layer.step(carry, jnp.ones((3, 4)))
->>> carry = take_rows(carry, [1, 2], axis=axes)  # the first one ends.
+>>> carry = take_rows(carry, [1, 2], axis=axes)  # The first one ends.
 >>> carry.h.shape
 (2, 8)
-
-What a prompt has left behind is read from disk in place of the prompt:
-
->>> import tempfile
->>> with tempfile.TemporaryDirectory() as directory:
-...   save_carry(f'{directory}/prompt.npz', prompt)
-...   prompt = load_carry(
-...       f'{directory}/prompt.npz', like=layer.initialize_carry(1)
-...   )
->>> prompt.h.shape
-(1, 8)
 """
 
 from typing import Any
@@ -42,8 +31,8 @@ from rnnzoo.layers import checking
 def batch_axes(module) -> Any:
   """Finds the batch axis of every array of a carry.
 
-  It is 0 in the carries of layers; where blocks are stacked over depth, as in
-  those of models, it is 1 but for what has no depth.
+  It is 0 in the carry of a layer. In the carry of a model it is 1 where blocks
+  are stacked over depth, and 0 elsewhere.
 
   >>> from flax import nnx
   >>> from rnnzoo.layers import lstm
@@ -54,8 +43,8 @@ def batch_axes(module) -> Any:
     module: A layer or a model; nothing is computed.
 
   Returns:
-    A tree like the carry, of integers: `axis` of `take_rows` and `put_rows`, or
-    `in_axes` of `jax.vmap`.
+    A tree of integers like the carry, for `axis` of `take_rows` and `put_rows`,
+    or `in_axes` of `jax.vmap`.
 
   Raises:
     ValueError: If an array of the carry has no batch axis.
@@ -78,23 +67,25 @@ def batch_axes(module) -> Any:
 
 
 def take_rows(carry: base.Carry, rows: jax.Array, *, axis: Any) -> base.Carry:
-  """Returns rows of a carry, say the beams that live on.
+  """Returns rows of a carry, for example the beams that remain.
 
   >>> take_rows(jnp.arange(4), [3, 0, 0], axis=0)
   Array([3, 0, 0], dtype=int32)
 
   Args:
     carry: A pytree of arrays.
-    rows: Integers `[K]`, which may repeat; each within the batch, which is
-      checked unless they are traced.
-    axis: The batch axis: 0 of a layer's carry, `batch_axes(model)` of a
-      model's. An integer, or a tree of them like the carry or its upper part.
+    rows: Integers `[K]` within the batch, which may repeat. They are checked
+      unless they are traced.
+    axis: The batch axis: 0 for the carry of a layer, `batch_axes(model)` for
+      that of a model. An integer, or a tree of integers like the carry or its
+      upper part.
 
   Returns:
     A carry of `K` rows.
 
   Raises:
-    ValueError: If `rows` are no rows of the batch, or `axis` is not its axis.
+    ValueError: If `rows` are not rows of the batch, or `axis` is not the batch
+      axis.
   """
   axis, _ = _checked(carry, rows, axis)
   rows = jnp.asarray(rows)
@@ -104,15 +95,15 @@ def take_rows(carry: base.Carry, rows: jax.Array, *, axis: Any) -> base.Carry:
 def put_rows(
     carry: base.Carry, rows: jax.Array, new: base.Carry, *, axis: Any
 ) -> base.Carry:
-  """Replaces rows of a carry, say those of a server's requests that are done.
+  """Replaces rows of a carry, for example those of finished requests.
 
   >>> put_rows(jnp.zeros(4), [2], jnp.ones(1), axis=0)
   Array([0., 0., 1., 0.], dtype=float32)
 
   Args:
     carry: A pytree of arrays.
-    rows: Integers `[K]`, all different, each within the batch; checked unless
-      they are traced.
+    rows: Integers `[K]` within the batch, all different. They are checked
+      unless they are traced.
     new: A carry of `K` rows.
     axis: The batch axis, see `take_rows`.
 
@@ -120,8 +111,8 @@ def put_rows(
     `carry` with `new` in its `rows`.
 
   Raises:
-    ValueError: If `rows` are no rows of the batch or not all different, `axis`
-      is not its axis, or `new` does not fit.
+    ValueError: If `rows` are not rows of the batch or not all different, `axis`
+      is not the batch axis, or `new` does not fit.
   """
   axis, concrete = _checked(carry, rows, axis)
   if concrete is not None and len(np.unique(concrete)) < len(concrete):

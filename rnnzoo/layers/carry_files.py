@@ -1,4 +1,19 @@
-"""Carries in files: what a prompt has left behind."""
+"""Carries in files, for example the state after a prompt.
+
+>>> from flax import nnx
+>>> import jax.numpy as jnp
+>>> from rnnzoo.layers import lstm
+>>> import tempfile
+>>> layer = lstm.LSTM(4, 8, rngs=nnx.Rngs(0))
+>>> prompt, _ = layer(jnp.ones((1, 7, 4)))
+>>> with tempfile.TemporaryDirectory() as directory:
+...   save_carry(f'{directory}/prompt.npz', prompt)
+...   prompt = load_carry(
+...       f'{directory}/prompt.npz', like=layer.initialize_carry(1)
+...   )
+>>> prompt.h.shape
+(1, 8)
+"""
 
 import json
 import os
@@ -13,23 +28,23 @@ from rnnzoo import errors
 from rnnzoo.layers import base
 
 _FORMAT = 1
-_RECORD = 'rnnzoo_carry'  # The entry of a file that says what the others are.
+_RECORD = 'rnnzoo_carry'  # The entry with the dtypes of the other entries.
 _LONGEST_RECORD = 2**20  # Characters.
 
 
 def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
-  """Writes a carry to a file, bit by bit: what a prompt has left behind.
+  """Writes a carry to a file, bit by bit.
 
-  The file is a plain `.npz` of NumPy, an entry per array and one of JSON. It
-  appears whole or not at all, in place of an older one. Of the layer and its
-  parameters it holds nothing: name it so that you know.
+  The file is a plain `.npz` of NumPy, with an entry for each array and one of
+  JSON. It is written completely or not at all, and replaces an older file. It
+  does not record the layer and its parameters; put that into its name.
 
   Args:
     path: The file, by convention `*.npz`; its directory must exist.
     carry: A pytree of arrays, of a layer or a model.
 
   Raises:
-    ValueError: If `carry` holds something else than arrays of numbers.
+    ValueError: If `carry` holds anything but arrays of numbers.
     UserError: If the file cannot be written.
   """
   leaves = _named_leaves(carry)
@@ -68,20 +83,20 @@ def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
 
 
 def load_carry(path: str | os.PathLike, like: base.Carry) -> base.Carry:
-  """Reads what `save_carry` has written.
+  """Reads a file of `save_carry`.
 
   Args:
     path: The file.
-    like: A carry of the same tree, shapes and dtypes: `initialize_carry` of the
-      layer or model that made it, or `jax.eval_shape` of that.
+    like: A carry with the same structure, shapes and dtypes: `initialize_carry`
+      of the layer or model, or `jax.eval_shape` of that.
 
   Returns:
     The carry, a tree like `like`.
 
   Raises:
-    UserFileNotFoundError: If there is no such file.
+    UserFileNotFoundError: If the file does not exist.
     UserValueError: If the file is damaged, is not one of `save_carry`, or holds
-      a carry that is not like `like`.
+      a carry that differs from `like`.
     UserError: If it cannot be read.
   """
   path = os.fspath(path)
@@ -90,14 +105,16 @@ def load_carry(path: str | os.PathLike, like: base.Carry) -> base.Carry:
     with zipfile.ZipFile(path) as archive:
       arrays = _read(archive, wanted, path)
   except FileNotFoundError as e:
-    raise errors.UserFileNotFoundError(f'There is no file {path}.') from e
+    raise errors.UserFileNotFoundError(
+        f'The file {path} does not exist.'
+    ) from e
   except errors.UserError:
     raise
   except OSError as e:
     raise errors.UserError(f'Cannot read {path}: {e.strerror or e}.') from e
   except Exception as e:  # An archive can be damaged in a dozen ways.
     raise errors.UserValueError(
-        f'{path} is damaged, or no file of save_carry.'
+        f'{path} is damaged, or is not a file of save_carry.'
     ) from e
   leaves = [
       jnp.asarray(arrays[name].view(leaf.dtype))
@@ -115,37 +132,38 @@ def _named_leaves(tree) -> dict[str, Any]:
 
 
 def _plain(dtype: np.dtype) -> np.dtype:
-  """The dtype of NumPy's files that has the bits of `dtype`."""
+  """Returns a dtype that NumPy can store, with the same bits as `dtype`."""
   if dtype.kind != 'V':  # That of bfloat16 and its like.
     return dtype
   return np.dtype(f'u{dtype.itemsize}')
 
 
 def _read(archive, wanted, path):
-  """Returns the arrays of an archive, all of them checked before they are read.
+  """Returns the arrays of an archive.
 
-  Headers may be wrong, and few bytes may unpack to many, so all is checked
-  before any array is read.
+  Headers may be wrong, and few bytes may unpack to many. So all headers are
+  checked before any array is read.
 
   Args:
     archive: A `zipfile.ZipFile`.
-    wanted: `_named_leaves` of what must be in it.
-    path: Where it lies, for messages.
+    wanted: `_named_leaves` of the expected carry.
+    path: Path of the archive, for messages.
 
   Raises:
-    UserValueError: If the archive holds something else.
-    Exception: If it is damaged.
+    UserValueError: If the archive holds another carry.
+    Exception: If the archive is damaged.
   """
-  # Of the others zipfile unpacks as much as there is, whatever is asked for.
+  # From a compressed entry, zipfile unpacks all data at once, however little is
+  # asked for.
   if any(entry.compress_type for entry in archive.infolist()):
     raise errors.UserValueError(
-        f'{path} is no file of save_carry: it has compressed entries.'
+        f'{path} is not a file of save_carry: it has compressed entries.'
     )
   dtypes = _read_record(archive, path)
   entries = sorted(f'{name}.npy' for name in (_RECORD, *dtypes))
   if sorted(archive.namelist()) != entries:
     raise ValueError(
-        'Entries are missing, or there are more than the record names.'
+        'The entries are not those that the record names.'
     )
   if set(wanted) != set(dtypes):
     raise errors.UserValueError(
@@ -160,14 +178,14 @@ def _read(archive, wanted, path):
         dtypes[name] == leaf.dtype.name and dtype.newbyteorder('=') != plain
     ):
       raise errors.UserValueError(
-          f'{path} is damaged, or no file of save_carry: `{name}` is stored as '
-          f'{dtype.name}, where {plain} holds {leaf.dtype.name}.'
+          f'{path} is damaged, or is not a file of save_carry: `{name}` is '
+          f'stored as {dtype.name}, but {leaf.dtype.name} needs {plain}.'
       )
     here = f'{leaf.dtype.name} {tuple(leaf.shape)}'
     there = f'{_shown(dtypes[name])} {shape}'
     if here != there:
       raise errors.UserValueError(
-          f'`{name}` is {there} in {path}, where {here} must be.'
+          f'`{name}` must be {here}, got {there} in {path}.'
       )
   arrays = {}
   for name, leaf in wanted.items():
@@ -178,17 +196,16 @@ def _read(archive, wanted, path):
 
 
 def _read_record(archive, path):
-  """Returns the names of the dtypes by entry, or raises."""
+  """Returns the names of the dtypes by entry."""
   with archive.open(f'{_RECORD}.npy') as file:
     shape, dtype = _header(file)
   if shape or dtype.kind != 'U' or dtype.itemsize > 4 * _LONGEST_RECORD:
-    raise ValueError('The record is no text, or too long a one.')
+    raise ValueError('The record is not text, or is too long.')
   with archive.open(f'{_RECORD}.npy') as file:
     record = json.loads(str(_array(file)))
   if record['format'] != _FORMAT:
     raise errors.UserValueError(
-        f'{path} is of format {record["format"]!r:.40}, here {_FORMAT} is '
-        'read.'
+        f'{path} has the format {record["format"]!r:.40}, expected {_FORMAT}.'
     )
   dtypes = record['dtypes']
   if not isinstance(dtypes, dict) or not all(
@@ -199,29 +216,29 @@ def _read_record(archive, path):
 
 
 def _header(file):
-  """Returns the shape and the dtype of an entry, of which no more is read."""
+  """Returns the shape and the dtype of an entry without reading its data."""
   # In other versions of the format a header has no maximal length.
   if np.lib.format.read_magic(file) != (1, 0):
-    raise ValueError('No entry that np.savez would write.')
+    raise ValueError('The entry was not written by np.savez.')
   shape, _, dtype = np.lib.format.read_array_header_1_0(file)
   return shape, dtype
 
 
 def _array(file):
-  """Returns the array of an entry to its end, where its checksum is checked."""
+  """Reads an array to the end of its entry, so that its checksum is checked."""
   array = np.lib.format.read_array(file, allow_pickle=False)
   if file.read(1):
-    raise ValueError('There is more than the array.')
+    raise ValueError('The entry is longer than its array.')
   return array
 
 
 def _listed(names):
-  """The first few of them."""
+  """Joins the first few names."""
   names = sorted(names)
   rest = f' and {len(names) - 20} more' if len(names) > 20 else ''
   return ', '.join(map(_shown, names[:20])) + rest
 
 
 def _shown(name):
-  """A name from a file as it can be shown, in one line."""
+  """Makes a name from a file safe to print in one line."""
   return ''.join(c if c.isprintable() else '?' for c in name[:80])

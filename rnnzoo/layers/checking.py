@@ -1,4 +1,4 @@
-"""Checks of what a caller passes to a layer."""
+"""Checks of the arguments of layers. Each error names the argument."""
 
 import textwrap
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is not the architecture: projections, norms, positions."""
+"""Pieces that many layers share: matrix products, token shift, norms."""
 
 from flax import nnx
 import jax
@@ -9,13 +9,13 @@ from rnnzoo import ops
 def project(
     linear: nnx.Linear | nnx.LinearGeneral, x: jax.Array, dtype=None
 ) -> jax.Array:
-  """Applies a linear layer in `x.dtype`, giving `[..., *kernel.shape[1:]]`.
+  """Applies a linear map in `x.dtype`; returns `[..., *kernel.shape[1:]]`.
 
-  Flax promotes bfloat16 inputs to the dtype of the parameters unless each
-  module is told otherwise; here the parameters follow the activations.
+  Flax modules promote bfloat16 inputs to the dtype of the parameters by
+  default. Here the parameters are converted to the dtype of the inputs.
 
   Args:
-    linear: Holds `kernel` `[D, ...]` and perhaps `bias` `[...]`.
+    linear: The map, with `kernel` `[D, ...]` and `bias` `[...]` or `None`.
     x: `[..., D]`.
     dtype: Dtype of the result, in which products are also summed; `x.dtype` if
       `None`. Gates ask for float32.
@@ -30,9 +30,9 @@ def project(
 def project_each(
     linear: nnx.LinearGeneral, x: jax.Array, dtype=None
 ) -> tuple[jax.Array, ...]:
-  """`project` for a map `[D] -> [G, H]`: a tuple of G arrays `[..., H]`.
+  """Applies a map `[D] -> [G, H]`; returns a tuple of G arrays `[..., H]`.
 
-  One matmul each, so that no result has to be taken apart.
+  Each array is a matmul of its own, so that no result has to be split.
   """
   kernel = linear.kernel[...]
   biases = [None] * kernel.shape[1]
@@ -50,23 +50,24 @@ def _affine(x, kernel, bias, dtype):
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-  """`y + bias` in `y.dtype`, added in float32 at least.
+  """Returns `y + bias` in `y.dtype`, added in float32 at least.
 
-  Added in bfloat16, the gradient of the bias is a sum over all tokens in
-  bfloat16, which XLA:CPU stops at a few thousand.
+  The gradient of the bias is a sum over all tokens. If it were added in
+  bfloat16, the sum would be bfloat16 too, and on XLA:CPU it stops growing after
+  a few thousand tokens.
   """
   wide = jnp.promote_types(jnp.float32, y.dtype)
   return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
 
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
-  """`factor * x` in `x.dtype`, multiplied in float32, see `add_bias`."""
+  """Returns `factor * x` in `x.dtype`, in float32 as in `add_bias`."""
   wide = jnp.promote_types(jnp.float32, x.dtype)
   return (factor.astype(wide) * x.astype(wide)).astype(x.dtype)
 
 
 def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
-  """`x @ kernel`, for `[..., D]` and `[D, ...]`, in `x.dtype`.
+  """Returns `x @ kernel` for `[..., D]` and `[D, ...]`.
 
   Args:
     x: `[..., D]`.
@@ -78,9 +79,10 @@ def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
     `[..., *kernel.shape[1:]]`.
   """
   if x.ndim > 2 and not ops.spans_devices(x):
-    # As one matrix of all tokens: where a gradient sums over several axes,
-    # XLA:CPU computes what comes in a second time, across the grain of memory.
-    # On a mesh axes stay what they are, since each may be split.
+    # All tokens form one matrix. A gradient that sums over several axes makes
+    # XLA:CPU compute its inputs a second time, in an order that is slow in
+    # memory. On several devices the axes are kept, since each of them may be
+    # split.
     y = product(x.reshape(-1, x.shape[-1]), kernel, dtype)
     return y.reshape(x.shape[:-1] + kernel.shape[1:])
   return jax.lax.dot_general(
@@ -94,7 +96,7 @@ def product(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
 def block_diagonal(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, dtype=None
 ) -> jax.Array:
-  """A linear map of each of G equal parts of the features, by itself.
+  """Applies a linear map to each of G equal parts of the features.
 
   Args:
     x: `[..., G * I]`.
@@ -108,9 +110,9 @@ def block_diagonal(
   """
   dtype = dtype or x.dtype
   blocks = jnp.moveaxis(x.reshape(x.shape[:-1] + kernel.shape[:2]), -2, 0)
-  # Widened first: XLA:CPU has no batched product of bfloat16 summed in float32.
-  # In this order a block's features stay together in memory, which they do not
-  # in that of an einsum: half the time on CPU.
+  # Converted first: XLA:CPU has no batched product of bfloat16 with sums in
+  # float32. With this order of axes the features of a block are contiguous in
+  # memory, unlike in an einsum, which takes twice the time on CPU.
   y = jax.lax.dot_general(
       blocks.astype(dtype),
       kernel.astype(x.dtype).astype(dtype),
@@ -128,19 +130,20 @@ def token_shift(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The token before each token, in its own sequence; 0 before the first.
+  """Returns the previous token of each token, 0 at the start of a sequence.
 
   Args:
     x: `[B, T, D]`, or `[B, D]` for a step.
-    previous: The token before the first one `[B, D]`.
-    reset: Booleans like `x` without its features, where sequences start.
-    mask: Likewise; where `False` there is no token, and it is looked past.
+    previous: The token before the first token, `[B, D]`.
+    reset: Booleans of the shape of `x` without features, `True` where a
+      sequence starts.
+    mask: Booleans of that shape; tokens where it is `False` are skipped.
 
   Returns:
     `(last, shifted)`: the last token, in the dtype of `previous`, and an array
     like `x`.
   """
-  # A filter that sees nothing but the token before.
+  # A filter that passes the previous token only.
   kernel = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
   shift = ops.causal_conv1d if x.ndim == 3 else ops.causal_conv1d_step
   tail, shifted = shift(
@@ -150,7 +153,7 @@ def token_shift(
 
 
 def check_depth(layer_index: int, num_layers: int) -> None:
-  """Raises `ValueError` unless there is such a layer among so many."""
+  """Raises `ValueError` unless `0 <= layer_index < num_layers`."""
   if not 0 <= layer_index < num_layers:
     raise ValueError(
         f'`layer_index` must be in [0, {num_layers}), got {layer_index}.'
@@ -171,7 +174,7 @@ def identity(x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-  """`x / sqrt(mean(x^2) + eps) * scale`, in float32, given in `x.dtype`."""
+  """`x / sqrt(mean(x^2) + eps) * scale`, in float32, returned in `x.dtype`."""
 
   def __init__(
       self, features: int, *, epsilon=1e-6, param_dtype=jnp.float32, rngs=None
@@ -205,11 +208,11 @@ class LayerNorm(nnx.Module):
 
 
 class HeadNorm(nnx.Module):
-  """A norm of each head's features by themselves, in float32 at least.
+  """A norm over the features of each head, in float32 at least.
 
-  Takes `[..., H, V]` and gives the same in the dtype of its input. As `rms` it
-  divides by the root of the mean square; as `layer` it takes off the mean
-  first, and is then what is elsewhere called a group norm with a group a head.
+  It maps `[..., H, V]` to the same shape and dtype. The kind `rms` divides by
+  the root of the mean square. The kind `layer` subtracts the mean first; this
+  is also called a group norm with one group a head.
 
   >>> import jax.numpy as jnp
   >>> norm = HeadNorm(2, 2, kind='layer', epsilon=0., use_bias=True)
@@ -237,8 +240,8 @@ class HeadNorm(nnx.Module):
       num_heads: `H`.
       head_features: `V`.
       kind: `rms` or `layer`.
-      epsilon: Added to what the root is taken of.
-      use_scale: Whether what comes out is multiplied by a parameter `scale`.
+      epsilon: Added to the mean square before the root is taken.
+      use_scale: Whether the result is multiplied by a parameter `scale`.
       use_bias: Whether a parameter `bias` is added.
       share: Whether scale and bias are `[V]`, the same for all heads; `[H, V]`
         if not.
@@ -299,7 +302,7 @@ class BatchNorm(nnx.Module):
     if train and x.size:
       axes = tuple(range(x.ndim - 1))
       where = None if mask is None else mask[..., None]
-      # Without a single valid step there is nothing to learn from: keep.
+      # If no step is valid, the statistics stay as they are.
       some = True if mask is None else mask.any()
       mean = f32.mean(axes, where=where)
       var = jnp.square(f32 - mean).mean(axes, where=where)

@@ -1,9 +1,6 @@
-"""What goes around a layer: directions, adapters, and helpers for batches.
+"""Layers that read sequences from the end: `Reverse` and `Bidirectional`.
 
-`Reverse` and `Bidirectional` are layers of the same contract (`base.py`) but
-not causal. `as_rnn_cell` and `time_major` present a layer to Flax's `nnx.RNN`
-and to reinforcement learning. The rest makes the flags `reset` and `mask`, and
-packs sequences into rows.
+They keep the contract of `base.py`, but are not causal.
 """
 
 from typing import NamedTuple
@@ -17,9 +14,9 @@ class Reverse(base.RecurrentLayer):
   """Runs a layer from the last token to the first.
 
   Outputs are in the order of the inputs. The given carry enters at the last
-  token that `mask` leaves, the final one comes out of the first. A sequence
-  read backwards starts at its last token: `reset`, which marks the first ones,
-  is turned into that.
+  token that `mask` keeps, and the final carry leaves the first token. Read
+  backwards, a sequence starts at its last token. `reset` still marks the first
+  token of each sequence, and is converted.
 
   Example::
 
@@ -33,8 +30,8 @@ class Reverse(base.RecurrentLayer):
 
   Attributes:
     layer: The layer that is run.
-    in_features: Its size of an input.
-    out_features: Its size of an output.
+    in_features: Size of an input of that layer.
+    out_features: Size of an output of that layer.
   """
 
   causal = False
@@ -49,7 +46,7 @@ class Reverse(base.RecurrentLayer):
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """Sizes of its input token."""
+    """Sizes of an input token."""
     return base.input_shape(self.layer)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> base.Carry:
@@ -83,10 +80,10 @@ _MERGES = dict(
 
 
 class Bidirectional(base.RecurrentLayer):
-  """Two layers, one from each end, and their outputs together.
+  """Two layers, one from each end, with their outputs combined.
 
-  The carry is a pair: the forward one enters at the first token and leaves the
-  last, the backward one the other way about.
+  The carry is a pair. The forward carry enters at the first token and leaves
+  the last, the backward carry enters at the last and leaves the first.
 
   Example::
 
@@ -105,7 +102,7 @@ class Bidirectional(base.RecurrentLayer):
     forward: The layer that runs from the first token.
     backward: A `Reverse` of the layer that runs from the last.
     in_features: Size of an input of either.
-    out_features: Their sizes of an output, together.
+    out_features: Size of an output: the sum of both sizes for `concat`.
   """
 
   causal = False
@@ -121,7 +118,8 @@ class Bidirectional(base.RecurrentLayer):
 
     Args:
       forward: Runs from the first token.
-      backward: Runs from the last; it is given as it is, not reversed.
+      backward: Runs from the last token. Pass the layer itself, not a `Reverse`
+        of it.
       merge: `concat` puts the outputs side by side, `sum` adds them.
 
     Raises:
@@ -151,7 +149,7 @@ class Bidirectional(base.RecurrentLayer):
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """Sizes of an input token of either."""
+    """Sizes of an input token of both layers."""
     return base.input_shape(self.forward)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> BidirectionalCarry:
@@ -175,12 +173,12 @@ class Bidirectional(base.RecurrentLayer):
 def starts_of_reversed(
     reset: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
-  """Where sequences `[B, T]` start when time runs backwards, in forward order.
+  """Marks where sequences `[B, T]` start if time runs backwards.
 
-  A sequence read backwards starts at its last token: where a next token exists
-  and belongs to another sequence. Past the last token of a row the sequence may
-  go on, in the given carry, so that one is no start. `reset` is `False` already
-  where `mask` is.
+  Read backwards, a sequence starts at its last token: the next token exists and
+  belongs to another sequence. The last token of a row is not a start, because
+  its sequence may continue in the given carry. `reset` must be `False` where
+  `mask` is. The result is in forward order.
   """
   if mask is None:
     mask = jnp.ones_like(reset)

@@ -12,7 +12,7 @@ OUTPUT_MAPS = 'glu', 'none'
 
 
 def output_glu(features, param_dtype, rngs):
-  """The linear part of the output map of S4 and S4D: `[D] -> [2 D]`."""
+  """Makes the linear part of the output map: `[D] -> [2 D]`."""
   init = initializers.uniform_fan_in(features)
   return nnx.Linear(
       features,
@@ -27,7 +27,7 @@ def output_glu(features, param_dtype, rngs):
 
 
 def glu(linear, s):
-  """The output map of S4 and S4D, `[..., D]` to `[..., D]`."""
+  """Applies the output map, `[..., D]` to `[..., D]`."""
   s = common.project(linear, s * _normal_cdf(s))  # Exact GELU.
   value, gate = jnp.split(s, 2, axis=-1)
   return value * jax.nn.sigmoid(gate)

@@ -1,4 +1,4 @@
-"""Layers whose tokens are images: their convolution, and checks of sizes."""
+"""Tokens that are images: a convolution, and checks of sizes."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from rnnzoo import ops
 
 
 def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
-  """A convolution over images, zeros around them, so that their size stays.
+  """Convolves images, padded with zeros, so that their size stays the same.
 
   Args:
     x: `[..., H, W, C]`.
-    kernel: `[K, K, C, F]`, applied as it is, without flipping; `K` is odd.
+    kernel: `[K, K, C, F]`, not flipped; `K` is odd.
     dtype: Dtype of the result, in which products are also summed; `x.dtype` if
       `None`.
 
@@ -21,7 +21,7 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
   dtype = dtype or x.dtype
 
   def of_all(kernel, x):
-    # Widened first: XLA:CPU has no convolution of bfloat16 summed in float32.
+    # Converted first: XLA:CPU has no bfloat16 convolution with float32 sums.
     y = jax.lax.conv_general_dilated(
         x.reshape((-1,) + x.shape[-3:]).astype(dtype),
         kernel.astype(x.dtype).astype(dtype),
@@ -33,7 +33,7 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype=None) -> jax.Array:
 
   if x.ndim < 5:
     return of_all(kernel, x)
-  # Where time is split images lie in pieces that no one axis can be made of.
+  # Where time is split over devices, the leading axes cannot be merged.
   return ops.map_rows(of_all, kernel, x, split_time=True)
 
 
@@ -50,6 +50,6 @@ def checked_input_shape(
 
 
 def check_kernel_size(name: str, size: int) -> None:
-  """Raises `ValueError` unless a kernel of that size has a middle."""
+  """Raises `ValueError` unless the size of a kernel is odd."""
   if size < 1 or size % 2 == 0:
     raise ValueError(f'`{name}` must be odd, got {size}.')

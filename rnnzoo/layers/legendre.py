@@ -10,7 +10,7 @@ DISCRETIZATIONS = ('zoh', 'euler')
 
 
 def advance(m, a, b, u):
-  """One step of a memory: `A m + B u`.
+  """Computes one step of a memory: `A m + B u`.
 
   Args:
     m: `[..., N]`.
@@ -22,14 +22,15 @@ def advance(m, a, b, u):
     The next memory `[..., N]`, in the dtype of `m`.
   """
   a, b = a[...].astype(m.dtype), b[...].astype(m.dtype)
-  # A state in fewer digits than it is kept in would be no float32 state.
+  # A product of lower precision would make the float32 state meaningless.
   return jnp.matmul(m, a.T, precision='highest') + b * u
 
 
 def legendre_memory(
     order: int, theta: float, discretization: str = 'zoh'
 ) -> tuple[np.ndarray, np.ndarray]:
-  r"""The system whose state is its input's last `theta` values.
+  r"""The linear system whose state encodes the last `theta` values of its
+  input.
 
   .. math::
       \theta \dot m &= A m + B u \\
@@ -37,8 +38,9 @@ def legendre_memory(
           -1 & i < j \\ (-1)^{i-j+1} & i \ge j \end{cases} \\
       B_i &= (2i + 1) (-1)^i
 
-  of which `m` are the coefficients, in Legendre polynomials shifted to [0, 1],
-  of `u` at `theta` times that fraction ago. Discretised with a step of 1.
+  The state `m` holds the coefficients of `u` over the window, in Legendre
+  polynomials shifted to [0, 1]; the argument is the time ago as a fraction of
+  `theta`. The system is discretised with a step of 1.
 
   >>> a, b = legendre_memory(2, 10.)
   >>> a.round(4)
@@ -84,7 +86,7 @@ def legendre_memory(
 
 
 def memory_matrices(order, theta, discretization, trainable, dtype):
-  """`legendre_memory` as a layer keeps it: parameters, or NumPy's float64."""
+  """Returns `legendre_memory` as parameters, or as constants of NumPy."""
   matrices = legendre_memory(order, theta, discretization)
   if not trainable:
     return matrices
@@ -96,7 +98,7 @@ def memory_matrices(order, theta, discretization, trainable, dtype):
 
 
 def _exponential(matrix):
-  """Taylor's series of a part of `matrix` so small that it needs few terms."""
+  """Computes `exp(matrix)` by scaling, a Taylor series, and squaring."""
   norm = np.abs(matrix).sum(0).max()
   halvings = max(0, math.ceil(math.log2(norm)) + 1)
   small = matrix / 2**halvings

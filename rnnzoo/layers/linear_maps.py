@@ -1,4 +1,4 @@
-"""Linear maps that several layers have, with their initial parameters."""
+"""Constructors of linear maps that several layers share."""
 
 from flax import nnx
 import jax
@@ -9,7 +9,7 @@ from rnnzoo.layers import initializers
 def cell_input(
     gates, in_features, hidden_features, param_dtype, rngs, bias=None
 ):
-  """The map `[D] -> [G, H]` from input to the gates of a cell.
+  """Makes the map `[D] -> [G, H]` from the input to the gates of a cell.
 
   Args:
     gates: `G`.
@@ -36,7 +36,7 @@ def cell_input(
 
 
 def cell_hidden(gates, hidden_features, use_bias, param_dtype, rngs):
-  """The map `[H] -> [G, H]` from state to gates, orthogonal for each gate."""
+  """Makes the map `[H] -> [G, H]` from state to gates, orthogonal a gate."""
   return nnx.LinearGeneral(
       hidden_features,
       (gates, hidden_features),
@@ -50,7 +50,7 @@ def cell_hidden(gates, hidden_features, use_bias, param_dtype, rngs):
 
 
 def _per_gate(init, gates):
-  """Draws each gate's matrix on its own: fused, their fans would be wrong."""
+  """Draws the matrix of each gate separately, for the right fan-out."""
 
   def fused(key, shape, dtype):  # Flax asks for [in, G * H].
     keys = jax.random.split(key, gates)
@@ -116,7 +116,7 @@ def output_map(
 
 
 def head_size(name, features, total, num_heads):
-  """`features` of a head, or that part of `total` if `None`.
+  """Returns the features of a head: `features`, or `total / num_heads`.
 
   Raises:
     ValueError: If there is no such number.
@@ -138,7 +138,7 @@ def into_heads(
     in_features, num_heads, features, kernel_init, *, axis='embed',
     bias_init=None, use_bias=False, param_dtype, rngs,
 ):
-  """A map `[D] -> [H, features]`; the initialiser sees `[D, H features]`."""
+  """Makes a map `[D] -> [H, features]`, initialised as `[D, H features]`."""
   return nnx.LinearGeneral(
       in_features,
       (num_heads, features),
@@ -156,7 +156,7 @@ def out_of_heads(
     hidden_features, out_features, kernel_init, *, bias_init=None,
     use_bias=False, param_dtype, rngs,
 ):
-  """A map `[H V] -> [D]`."""
+  """Makes a map `[H V] -> [D]`."""
   return nnx.Linear(
       hidden_features,
       out_features,

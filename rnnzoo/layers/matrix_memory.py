@@ -10,9 +10,10 @@ from rnnzoo.layers import initializers
 
 
 class MatrixMemory(base.RecurrentLayer):
-  """Maps of a token, the memory, and what is made of its answer.
+  """A layer around the matrix memory: maps of a token, memory, output.
 
-  A subclass defines `_operands`, what `ops.mlstm` takes, and `_readout`.
+  A subclass defines `_operands`, the arguments of `ops.mlstm`, and `_readout`,
+  the output for what the memory returns.
   """
 
   def _set_sizes(self, in_features, num_heads, **features):
@@ -54,7 +55,7 @@ class MatrixMemory(base.RecurrentLayer):
     return carry, base.masked(self._readout(h, x), mask)
 
   def _in_heads(self, linear, x):
-    # Wide, for the gradient of a bias is a sum over all tokens.
+    # In float32, because the gradient of a bias is a sum over all tokens.
     y = common.project(linear, x, base.state_dtype(x.dtype))
     return split_heads(y.astype(x.dtype), self.num_heads)
 
@@ -62,7 +63,7 @@ class MatrixMemory(base.RecurrentLayer):
 def linear(
     fan_in, fan_out, axes, *, use_bias, param_dtype, rngs, kernel_init=None
 ):
-  """A map with the official code's initial values, by default those within."""
+  """Makes a map, by default with the `small` initial values."""
   return nnx.Linear(
       fan_in,
       fan_out,
@@ -76,20 +77,20 @@ def linear(
 
 
 def gate_map(in_features, num_heads, input_gate_bias, param_dtype, rngs):
-  """The map `[D] -> [2, heads]` to input and forget gates, at first constant.
+  """Makes the map `[D] -> [2, heads]` to both gates, constant at first.
 
   Args:
     in_features: `D`.
     num_heads: Number of heads.
-    input_gate_bias: Initial bias of the input gates; normal of deviation 0.1 if
-      `None`.
+    input_gate_bias: Initial bias of the input gates; if `None`, normal with
+      standard deviation 0.1.
     param_dtype: Dtype of the parameters, float32 at least for the bias.
     rngs: Source of the initial parameters.
   """
   bias_dtype = base.state_dtype(param_dtype)
 
   def bias_init(key, shape, dtype):
-    del dtype  # What sets the decay is never stored below float32.
+    del dtype  # Parameters that set the decay are float32 at least.
     i = jnp.full(num_heads, input_gate_bias or 0, bias_dtype)
     if input_gate_bias is None:
       i = 0.1 * jax.random.normal(key, (num_heads,), bias_dtype)
@@ -109,19 +110,19 @@ def gate_map(in_features, num_heads, input_gate_bias, param_dtype, rngs):
 
 
 def gates_of(gates, x):
-  """Input and forget gates `[..., heads]` of `gate_map`, float32 at least."""
+  """Returns input and forget gates `[..., heads]`, float32 at least."""
   return common.project_each(gates, x, base.state_dtype(x.dtype))
 
 
 def memory_step(operands, carry, initial, reset, mask, **options):
-  """`ops.mlstm_step` where sequences may start and tokens be absent."""
+  """Runs `ops.mlstm_step` with the flags of a step."""
   old = carry if reset is None else base.select(reset, initial, carry)
   new, h = ops.mlstm_step(*operands, old, **options)
   return new if mask is None else base.select(mask, new, carry), h
 
 
 def split_heads(u, num_heads):
-  """`[..., H]` as `[..., heads, d]`."""
+  """Reshapes `[..., H]` to `[..., heads, d]`."""
   return u.reshape(*u.shape[:-1], num_heads, u.shape[-1] // num_heads)
 
 

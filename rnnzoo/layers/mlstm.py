@@ -23,22 +23,23 @@ class MLSTM(matrix_memory.MatrixMemory):
       h_t &= \sigma(W_o x_t + b_o) \odot
       \frac{C_t q_t}{\max(|n_t^T q_t|, 1)}
 
-  for each head, of `d` features, by itself. Values are written under keys and
-  read by queries; the divisor is what all that was written weighs. `C` is kept
-  transposed, and like `n` times :math:`e^{-m_t}` of a logarithm `m`, which
-  changes nothing but that no gate is ever too large, see `ops.mlstm`; queries
-  are divided for keys. `epsilon` in the divisor is the official code's; the
-  paper divides W_k alone, and not b_k, which that code does not have.
+  for each head of `d` features. Values are written under keys and read by
+  queries, and the divisor is the total weight of what was written. `C` is
+  stored transposed. `C` and `n` are stored as multiples of :math:`e^{-m_t}`
+  with a logarithm `m`, which keeps the gates in range and changes no output,
+  see `ops.mlstm`. The code divides queries by :math:`\sqrt{d}` instead of keys.
+  The `epsilon` in the divisor is that of the official code. The paper divides
+  W_k but not b_k; the official code has no b_k.
 
-  The state is `H d + H + heads` numbers a sequence. Cost a token: `4 D H`
+  The state is `H d + H + heads` numbers a sequence. A token costs `4 D H`
   multiplications in maps and about `2 (Q + 2 d) H` in chunks of `Q` tokens; a
   step takes `3 H d`.
 
-  This is the cell of the paper by itself, with an output as wide as the memory;
-  its models are made of `MLSTMBlock` and, later, of `MLSTMLarge`. Initial
-  values are those of the official code, for W_o those of the other maps: the
-  gates begin independent of the token, and with the bias of :math:`f` from 3 to
-  6 over the heads they forget slowly.
+  This is the bare cell of the paper, with an output as wide as the memory. The
+  models of the authors consist of `MLSTMBlock` and, later, of `MLSTMLarge`.
+  Initial values are those of the official code, and W_o starts like the other
+  maps. At first the gates do not depend on the token, and the bias of
+  :math:`f`, from 3 to 6 over the heads, makes them forget slowly.
 
   Example::
 
@@ -76,10 +77,10 @@ class MLSTM(matrix_memory.MatrixMemory):
     Args:
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the values of all heads; `D` if `None`.
-      num_heads: Number of heads, which divides `H`.
-      forget_gate: `sigmoid` or `exponential`: the paper allows either.
+      num_heads: Number of heads, a divisor of `H`.
+      forget_gate: `sigmoid` or `exponential`; the paper allows both.
       use_bias: Whether the maps have biases; those of `i` and `f` always do.
-      epsilon: Added to the divisor, where that is times `exp(-m)`.
+      epsilon: Added to the divisor, which is a multiple of `exp(-m)`.
       chunk_size: Tokens `Q` that are computed at once, a power of two.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the biases of

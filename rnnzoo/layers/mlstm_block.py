@@ -1,4 +1,4 @@
-"""The block of xLSTM that has an mLSTM (Beck et al., 2024).
+"""The block of xLSTM with an mLSTM (Beck et al., 2024).
 
 https://arxiv.org/abs/2405.04517
 """
@@ -19,8 +19,8 @@ class MLSTMBlockCarry(NamedTuple):
   """State of an mLSTM block.
 
   Attributes:
-    conv: Its convolution's last inputs, `[B, K - 1, H]` in the compute dtype;
-      `None` without a convolution.
+    conv: The last inputs of the convolution, `[B, K - 1, H]` in the compute
+      dtype; `None` without a convolution.
     memory: An `ops.MLSTMState`.
   """
 
@@ -29,7 +29,7 @@ class MLSTMBlockCarry(NamedTuple):
 
 
 class MLSTMBlock(base.RecurrentLayer):
-  r"""An mLSTM in a space twice as wide as its input, as xLSTM has it.
+  r"""The mLSTM block of xLSTM: a memory twice as wide as the input.
 
   .. math::
       (u_t, z_t) &= W_{up} x_t, \quad
@@ -40,18 +40,18 @@ class MLSTMBlock(base.RecurrentLayer):
       y_t &= W_{down} \bigl((\mathrm{norm}(h_t) + s \odot c_t)
              \odot \mathrm{SiLU}(z_t)\bigr)
 
-  with the memory of `MLSTM`, whose gate of outputs is :math:`z` here. The
-  convolution is causal and sees one channel at a time; W_q, W_k and W_v mix no
-  more than `block_size` channels; the norm takes each head by itself and has a
-  scale but no bias; `s` starts at 1.
+  with the memory of `MLSTM`; its output gate is :math:`z` here. The convolution
+  is causal and separate for each channel. W_q, W_k and W_v are block diagonal,
+  with blocks of `block_size` channels. The norm is over the features of each
+  head, with a scale but no bias. `s` starts at 1.
 
-  This is the whole block of the paper (figure 11): nothing but a norm and a
-  residual connection goes around it, and no MLP. The official code rounds `H`
-  up to a multiple of 64. The published models divide the initial `down` by
-  their depth: `num_layers`. Initial values are those of the official code.
+  This is the whole block of the paper (figure 11). A model adds only a norm and
+  a residual connection, and no MLP. The official code rounds `H` up to a
+  multiple of 64. The published models divide the initial `down` by their depth:
+  `num_layers`. Initial values are those of the official code.
 
   The state is `H d + H + heads` numbers a sequence, with `d = H / heads`, and
-  `(K - 1) H` inputs. Cost a token: `3 D H + 3 H block_size + K H + 6 H heads`
+  `(K - 1) H` inputs. A token costs `3 D H + 3 H block_size + K H + 6 H heads`
   multiplications in maps, and about `2 (Q + 2 d) H` in chunks of `Q` tokens.
 
   Example::
@@ -65,7 +65,7 @@ class MLSTMBlock(base.RecurrentLayer):
 
   Attributes:
     in_features: Size `D` of an input.
-    hidden_features: Size `H` of the memory's values, `int(D *
+    hidden_features: Size `H` of the values of the memory, `int(D *
       expansion_factor)`.
     out_features: `D`.
     num_heads: Number of heads.
@@ -92,13 +92,14 @@ class MLSTMBlock(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      num_heads: Number of heads, which divides `H`.
+      num_heads: Number of heads, a divisor of `H`.
       expansion_factor: `H` per input feature.
-      conv_kernel: Taps `K` of the convolution; 0 for none, and then no SiLU.
-      block_size: Channels that W_q, W_k and W_v mix, which divides `H`.
-      forget_gate: `sigmoid` or `exponential`: the paper allows either.
+      conv_kernel: Taps `K` of the convolution; 0 for no convolution and no
+        SiLU.
+      block_size: Channels in a block of W_q, W_k and W_v, a divisor of `H`.
+      forget_gate: `sigmoid` or `exponential`; the paper allows both.
       norm_epsilon: Added to the variances in the norm.
-      epsilon: Added to the memory's divisor, see `ops.mlstm`.
+      epsilon: Added to the divisor of the memory, see `ops.mlstm`.
       num_layers: Depth of the model, by which the initial `down` is divided.
       chunk_size: Tokens `Q` that are computed at once, a power of two.
       dtype: Compute dtype; that of the input if `None`.
@@ -107,8 +108,8 @@ class MLSTMBlock(base.RecurrentLayer):
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If a size is out of range, a head has one feature, which a
-        norm would erase, or an option is unknown.
+      ValueError: If a size is out of range, a head has a single feature (its
+        norm would always be 0), or an option is unknown.
     """
     h = int(in_features * expansion_factor)
     if num_heads < 1 or h % num_heads or h // num_heads < 2:
@@ -149,7 +150,7 @@ class MLSTMBlock(base.RecurrentLayer):
           taps(rngs.params(), (h,), param_dtype), axes=('hidden',)
       )
     blocks = h // block_size, block_size, block_size
-    # Of variance 2 / (5 D) too: by the width outside, not that of a block.
+    # The variance is 2 / (5 D), with the width of the input, not of a block.
     self.query, self.key, self.value = (
         nnx.Param(
             small(rngs.params(), blocks, param_dtype),
@@ -209,7 +210,7 @@ class MLSTMBlock(base.RecurrentLayer):
     return MLSTMBlockCarry(conv, memory), self._readout(h, c, z, mask)
 
   def _convolved(self, convolve, u, tail, reset, mask):
-    """The next tail, and what keys and queries are made of `[..., H]`."""
+    """Returns the next tail, and the inputs of keys and queries `[..., H]`."""
     if not self.conv_kernel:
       return None, u
     tail, c = convolve(
@@ -218,7 +219,7 @@ class MLSTMBlock(base.RecurrentLayer):
     return tail, jax.nn.silu(c)
 
   def _operands(self, u, c):
-    """What the memory takes."""
+    """Returns the arguments of `ops.mlstm`."""
     q = common.block_diagonal(c, self.query[...])
     k = common.block_diagonal(c, self.key[...])
     v = common.block_diagonal(u, self.value[...])

@@ -12,7 +12,7 @@ from rnnzoo.layers import matrix_memory
 
 
 class MLSTMLarge(matrix_memory.MatrixMemory):
-  r"""The mLSTM of xLSTM-7B: few large products, and gates within bounds.
+  r"""The mLSTM of xLSTM-7B: a few large products, and bounded gates.
 
   xLSTM-7B (Beck et al., 2025), https://arxiv.org/abs/2503.13427.
 
@@ -23,21 +23,21 @@ class MLSTMLarge(matrix_memory.MatrixMemory):
       y_t &= W_{out} \bigl(\sigma(W_o x_t) \odot
              \mathrm{norm}(h_t)\bigr)
 
-  with :math:`h_t` what the memory of `MLSTM` answers, and a norm that takes
-  each head by itself. Against `MLSTMBlock` there is no convolution, and nothing
-  around the memory that is wider than the input: the model has an MLP for that
-  (SwiGLU, 2.667 times as wide in the published one, rounded up to a multiple of
-  64). Keys are half as wide as values, which halves the state.
+  where :math:`h_t` is the output of the memory of `MLSTM`, and the norm is over
+  the features of each head. Unlike `MLSTMBlock`, it has no convolution, and
+  nothing around the memory is wider than the input. The model has an MLP for
+  that (SwiGLU, 2.667 times as wide in the published one, rounded up to a
+  multiple of 64). Keys are half as wide as values, which halves the state.
 
   The state is `(K / heads) V + K + heads` numbers a sequence for `K` key and
-  `V` value features. Cost a token: `2 D K + 3 D V` multiplications in maps and
+  `V` value features. A token costs `2 D K + 3 D V` multiplications in maps and
   about `(Q + 2 K / heads) (K + V)` in chunks of `Q` tokens.
 
-  Initial values are those of the published configuration and training code: the
-  bias of :math:`i` is -10, which keeps gradients from spiking at first, and
-  that of :math:`f` from 3 to 6 over the heads; the maps to all three gates are
-  0; `output` is divided by the model's depth, `num_layers`. That code has the
-  norm as `rms` or as `layer`; the published model has it as `layer`.
+  Initial values are those of the published configuration and training code. The
+  bias of :math:`i` is -10, which avoids spikes of the gradient at first, and
+  that of :math:`f` is from 3 to 6 over the heads. The maps to all three gates
+  are 0. `output` is divided by the depth of the model, `num_layers`. The norm
+  of that code may be `rms` or `layer`; that of the published model is `layer`.
 
   Example::
 
@@ -82,19 +82,19 @@ class MLSTMLarge(matrix_memory.MatrixMemory):
 
     Args:
       in_features: Size `D` of an input.
-      num_heads: Number of heads, which divides keys and values.
+      num_heads: Number of heads, a divisor of the key and the value features.
       key_factor: Key features per input feature.
       value_factor: Value features per input feature.
-      gate_soft_cap: Bound of the gates before their exponential or sigmoid;
-        none if `None`.
+      gate_soft_cap: Bound of the logits of the gates; `None` for no bound.
       input_gate_bias: Initial bias of `i`.
       norm: The norm of each head: `layer` or `rms`.
-      norm_epsilon: Added to what the norm takes the root of.
+      norm_epsilon: Added to the variance or the mean square in the norm.
       use_bias: Whether the maps and the norm have biases; those of `i` and `f`
         always do.
-      epsilon: Added to the divisor, where that is times `exp(-m)`.
+      epsilon: Added to the divisor, which is a multiple of `exp(-m)`.
       num_layers: Depth of the model, by which the initial `output` is divided.
-      zero_init: Whether the map to the output gate starts at 0; small if not.
+      zero_init: Whether the map to the output gate starts at 0, instead of
+        `small`.
       chunk_size: Tokens `Q` that are computed at once, a power of two.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the biases of

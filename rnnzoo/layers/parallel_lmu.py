@@ -21,8 +21,8 @@ class ParallelLMU(base.RecurrentLayer):
   `A` and `B` are those of `legendre.legendre_memory`. Every channel of the
   memory holds the last `theta` values of its `u`, as a polynomial of degree
   `N - 1`. The matrices are constants, or parameters if `trainable`. The system
-  is linear and time invariant, so a whole sequence is one `ops.lti_scan`: on CPU,
-  and wherever `reset` or `mask` is given, in chunks of tokens by matmul;
+  is linear and time invariant, so a whole sequence is one `ops.lti_scan`: on
+  CPU, and wherever `reset` or `mask` is given, in chunks of tokens by matmul;
   elsewhere by FFT. The state is `M N` numbers a sequence.
 
   A token costs `M N H` multiplications for the readout and `D (M + H)` for the

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), https://arxiv.org/abs/2104.09864."""
+"""Rotary positions (Su et al., 2021), https://arxiv.org/abs/2104.09864."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,18 @@ def rotary(
     features: int,
     max_wavelength: float = 10_000.0,
 ) -> jax.Array:
-  """Rotates pairs of features by the position over their wavelength.
+  """Rotates pairs of features by `2 pi position / wavelength`.
 
-  Feature `i` of the first half of those rotated is paired with feature `i` of
-  the second half. An angle is reduced to one turn in integers, before it is
-  float32 at least: products with keys depend on distances at any position.
+  Feature `i` of the first half of the rotated features is paired with feature
+  `i` of the second half. Angles are reduced to one turn in integer arithmetic,
+  before they are converted to floating point. So products of queries and keys
+  depend on distances only, at any position.
 
   Args:
     u: `[..., H, K]`.
-    positions: `[...]`, int32 or uint32; a negative one stands for `2**32` more.
-    features: How many of the `K` are rotated, the first ones; even.
+    positions: `[...]`, int32 or uint32. A negative position counts modulo
+      `2**32`.
+    features: How many of the `K` features are rotated, from the first; even.
     max_wavelength: Pair `i` of `n` has the wavelength `max_wavelength**(i/n)`
       times 2 pi.
 
@@ -43,8 +45,8 @@ def rotary(
 def _angles(positions, turns, dtype):
   """`2 pi turns positions`, less whole turns, in `[-pi, pi]`.
 
-  Differences of angles are those of distances; `turns` itself has the digits of
-  float64, which is 5e-7 at position `2**32`.
+  Differences of angles depend on distances only. `turns` has the precision of
+  float64, which is an error of 5e-7 at position `2**32`.
 
   Args:
     positions: Integers of 32 bits, taken as unsigned.
@@ -53,11 +55,11 @@ def _angles(positions, turns, dtype):
   """
   fractions = np.rint(np.ldexp(turns % 1, 64)).astype(np.uint64)
   positions = positions.astype(jnp.uint32)
-  # In fixed point, where whole turns overflow and are gone.
+  # In fixed point, whole turns overflow and so disappear.
   if dtype == jnp.float64:
     phase = positions.astype(jnp.uint64) * fractions
   else:
-    # The upper half of 64 bits, but for at most two units in the last place.
+    # The upper half of 64 bits, up to two units in the last place.
     a, b, c = (
         ((fractions >> shift) & mask).astype(np.uint32)
         for shift, mask in ((32, 2**32 - 1), (16, 2**16 - 1), (0, 2**16 - 1))

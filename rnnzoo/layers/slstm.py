@@ -1,4 +1,4 @@
-"""sLSTM and its block (Beck et al., 2024), https://arxiv.org/abs/2405.04517."""
+"""sLSTM (Beck et al., 2024), https://arxiv.org/abs/2405.04517."""
 
 from typing import Literal, NamedTuple
 
@@ -20,8 +20,8 @@ class SLSTMCarry(NamedTuple):
 
   Attributes:
     c: The cell, divided by `exp(m)`.
-    n: The normaliser, divided likewise; both are 0 before the first token.
-    m: The logarithm that keeps the gates in range; minus infinity before the
+    n: The normaliser, divided by `exp(m)`. Both are 0 before the first token.
+    m: The logarithm that keeps the gates in range, minus infinity before the
       first token.
     h: The output.
   """
@@ -33,7 +33,7 @@ class SLSTMCarry(NamedTuple):
 
 
 class Recurrence(recurrences.RecurrentCell):
-  """The recurrence of sLSTM; a subclass maps inputs to `[..., 4, H]`."""
+  """The recurrence of sLSTM. A subclass maps inputs to `[..., 4, H]`."""
 
   def __init__(
       self,
@@ -75,7 +75,7 @@ class Recurrence(recurrences.RecurrentCell):
     else:
       init = initializers.uniform_fan_in(features)
       recurrent = init(rngs.params(), shape, param_dtype)
-    # Gates in the order i, f, z, o. The bias of f sets how fast is forgotten.
+    # Gates in the order i, f, z, o. The bias of f sets the speed of forgetting.
     self.R = nnx.Param(
         recurrent, axes=('heads', 'inner', None, None), recurrent=True
     )
@@ -130,20 +130,21 @@ class SLSTM(Recurrence):
       f_t = \sigma(\tilde f_t) \text{ or } \exp(\tilde f_t) \\
       h_t &= \sigma(\tilde o_t) \odot c_t / n_t
 
-  R is block-diagonal: units see the last output of their own head only. `c` and
-  `n` are kept divided by :math:`e^{m_t}`, :math:`m_t = \max(\log f_t + m_{t-1},
-  \tilde i_t)`, which changes no output and keeps every exponential at most 1.
-  Here :math:`m_0 = -\infty`, the logarithm of an empty state; the official cell
-  starts at 0, makes an exception of the first token, and so has the same
-  numbers ever after.
+  R is block diagonal: a unit reads the last outputs of its own head only. `c`
+  and `n` are stored divided by :math:`e^{m_t}`, :math:`m_t = \max(\log f_t +
+  m_{t-1}, \tilde i_t)`, which changes no output and keeps every exponential at
+  most 1. Here :math:`m_0 = -\infty`, the logarithm of an empty state. The
+  official cell starts at 0 and treats the first token separately, which gives
+  the same numbers.
 
-  The state is `4 H` numbers a sequence. Sequential over time; cost a token:
-  `4 H (D + H / heads)` multiplications, of which `4 H D` are done for all at
-  once.
+  The state is `4 H` numbers a sequence. The layer is sequential over time. A
+  token costs `4 H (D + H / heads)` multiplications, of which `4 H D` are
+  computed for all tokens at once.
 
-  The paper allows either forget gate; the official code uses the sigmoid. The
+  The paper allows both forget gates; the official code uses the sigmoid. The
   initial values are those of the official code: R is 0, and the bias of the
-  forget gate falls from 5 to -7 over a head, later in deeper layers.
+  forget gate falls from 5 to -7 over the units of a head, later in deeper
+  layers.
 
   Example::
 
@@ -180,13 +181,14 @@ class SLSTM(Recurrence):
     Args:
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the cell; `D` if `None`.
-      num_heads: Number of heads, which divides `H`.
+      num_heads: Number of heads, a divisor of `H`.
       forget_gate: `sigmoid` or `exponential`.
       recurrent_init: Initial R: `zeros`, or `uniform` within `1 / sqrt(H)`.
       bias_init: Initial bias of the forget gate: `powerlaw`, or `linspace` from
         3 to 6 over a head.
-      relative_depth: Where the layer is in a stack, 0 for the first and 1 for
-        the last: the power law's exponent is `0.3 + 1.3 * relative_depth`.
+      relative_depth: The place of the layer in a stack, from 0 for the first to
+        1 for the last. The exponent of the power law is `0.3 + 1.3 *
+        relative_depth`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the biases.
       rngs: Source of the initial parameters.

@@ -1,4 +1,4 @@
-"""sLSTM and its block (Beck et al., 2024), https://arxiv.org/abs/2405.04517."""
+"""The sLSTM block (Beck et al., 2024), https://arxiv.org/abs/2405.04517."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +13,10 @@ from rnnzoo.layers import slstm
 
 
 class _HeadwiseCell(slstm.Recurrence):
-  """The cell of a block, whose gates see their own head's inputs only.
+  """The cell of a block, whose gates read the inputs of their own head only.
 
-  Its input is twice as wide as the block's: what i and f read, and what z and o
-  read.
+  Its input is twice as wide as that of the block: first the part for i and f,
+  then the part for z and o.
   """
 
   def __init__(self, features, *args):
@@ -44,8 +44,8 @@ class SLSTMBlockCarry(NamedTuple):
   """State of an sLSTM block.
 
   Attributes:
-    conv: Its convolution's last inputs, `[B, K - 1, D]` in the compute dtype;
-      `None` without a convolution.
+    conv: The last inputs of the convolution, `[B, K - 1, D]` in the compute
+      dtype; `None` without a convolution.
     cell: An `slstm.SLSTMCarry`.
   """
 
@@ -54,22 +54,22 @@ class SLSTMBlockCarry(NamedTuple):
 
 
 class SLSTMBlock(base.RecurrentLayer):
-  r"""An sLSTM as xLSTM has it: a convolution before, a norm of heads after.
+  r"""The sLSTM block of xLSTM: a convolution, an sLSTM, a norm of each head.
 
   .. math::
       u_t &= \mathrm{SiLU}(\mathrm{conv}(x)_t) \\
       h_t &= \mathrm{sLSTM}(W_{i,f} u_t, W_{z,o} x_t) \\
       y_t &= \mathrm{GroupNorm}(h_t)
 
-  The convolution is causal and sees one channel at a time; every W is
-  block-diagonal, without a bias beside the cell's; the norm takes each head on
-  its own and has a scale but no bias. The rest of the paper's block is the
-  model's: `norm='layer'`, `mlp='geglu'` and an `mlp_factor` of 4 / 3 (in the
-  official code 1.3, and then rounded up to a multiple of 64 features).
+  The convolution is causal and separate for each channel. Every W is block
+  diagonal, and the only bias is that of the cell. The norm is over the features
+  of each head, with a scale but no bias. The rest of the block in the paper is
+  part of the model here: `norm='layer'`, `mlp='geglu'` and an `mlp_factor` of 4
+  / 3 (1.3 in the official code, rounded up to a multiple of 64 features).
 
-  The state is `4 D` numbers a sequence and `(K - 1) D` inputs. Sequential over
-  time; cost a token: `8 D D / heads + K D` multiplications, half of the former
-  done for all at once.
+  The state is `4 D` numbers a sequence and `(K - 1) D` inputs. The layer is
+  sequential over time. A token costs `8 D D / heads + K D` multiplications;
+  half of the first term is computed for all tokens at once.
 
   Example::
 
@@ -108,8 +108,9 @@ class SLSTMBlock(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      num_heads: Number of heads, which divides `D`.
-      conv_kernel: Width `K` of the convolution; 0 for none, and then no SiLU.
+      num_heads: Number of heads, a divisor of `D`.
+      conv_kernel: Taps `K` of the convolution; 0 for no convolution and no
+        SiLU.
       forget_gate: As for `SLSTM`.
       recurrent_init: As for `SLSTM`.
       bias_init: As for `SLSTM`.
@@ -120,8 +121,8 @@ class SLSTMBlock(base.RecurrentLayer):
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If the heads do not divide `D` or have one feature, which a
-        norm would erase, or if an option is unknown.
+      ValueError: If the heads do not divide `D`, a head has a single feature
+        (its norm would always be 0), or an option is unknown.
     """
     if conv_kernel < 0:
       raise ValueError(f'`conv_kernel` must be 0 or more, got {conv_kernel}.')
@@ -175,7 +176,7 @@ class SLSTMBlock(base.RecurrentLayer):
     return SLSTMBlockCarry(conv, cell), base.masked(self._normed(h), mask)
 
   def _convolved(self, convolve, x, tail, reset, mask):
-    """The next tail, and the input of the cell `[..., 2 D]`."""
+    """Returns the next tail, and the input of the cell `[..., 2 D]`."""
     if not self.conv_kernel:
       return None, jnp.concatenate([x, x], axis=-1)
     tail, u = convolve(

@@ -250,12 +250,12 @@ class CarriesTest(parameterized.TestCase):
         b'', b'carry', array.getvalue(), archive.getvalue()
     ):
       path.write_bytes(content)
-      with self.assertRaisesRegex(errors.UserValueError, 'no file of save_'):
+      with self.assertRaisesRegex(errors.UserValueError, 'not a file of save_'):
         layers.load_carry(path, draw(3))
     path.write_bytes(newer.getvalue())
-    with self.assertRaisesRegex(errors.UserValueError, 'of format 2, here 1'):
+    with self.assertRaisesRegex(errors.UserValueError, 'format 2, expected 1'):
       layers.load_carry(path, draw(3))
-    with self.assertRaisesRegex(errors.UserFileNotFoundError, 'is no file'):
+    with self.assertRaisesRegex(errors.UserFileNotFoundError, 'does not exist'):
       layers.load_carry(self.directory / 'nothing', draw(3))
     with self.assertRaisesRegex(errors.UserError, 'Cannot read .*directory'):
       layers.load_carry(self.directory, draw(3))
@@ -272,7 +272,7 @@ class CarriesTest(parameterized.TestCase):
     ):
       entries = {'rnnzoo_carry': np.array(json.dumps(record)), name: like['h']}
       np.savez(path, **entries)
-      with self.assertRaisesRegex(errors.UserValueError, 'no file of save_'):
+      with self.assertRaisesRegex(errors.UserValueError, 'not a file of save_'):
         layers.load_carry(path, like)
 
   @parameterized.parameters('ZIP_DEFLATED', 'ZIP_BZIP2', 'ZIP_LZMA')
@@ -287,7 +287,7 @@ class CarriesTest(parameterized.TestCase):
           how = getattr(zipfile, method) if name == chosen else 0
           new.writestr(name, old.read(name), how)
       with self.assertRaisesRegex(
-          errors.UserValueError, 'packed.npz is no file .* compressed entries'
+          errors.UserValueError, 'packed.npz is not a file .*compressed entries'
       ), mock.patch.object(zipfile.ZipFile, 'open', side_effect=MemoryError):
         layers.load_carry(packed, like)
 
