@@ -1,7 +1,7 @@
 """Every layer and model for Flax Linen: the same parameters and numbers.
 
-A class here has the name and the arguments of one of `rnnzoo.layers` or
-`rnnzoo.models`, all but `rngs`, and is a `flax.linen.Module`:
+A class here has the name and the arguments of a layer in `rnnzoo.layers` or a
+model in `rnnzoo.models`, without `rngs`, and is a `flax.linen.Module`:
 
 >>> import jax
 >>> import jax.numpy as jnp
@@ -16,8 +16,8 @@ A class here has the name and the arguments of one of `rnnzoo.layers` or
 >>> y_t.shape
 (2, 16)
 
-It goes into other modules, by `setup` or `nn.compact`, and through `nn.remat`,
-`nn.scan` and the like:
+It works inside other modules, with `setup` or `nn.compact`, and with
+`nn.remat`, `nn.scan` and other transformations:
 
 >>> from flax import linen as nn
 >>> class Tagger(nn.Module):
@@ -28,11 +28,11 @@ It goes into other modules, by `setup` or `nn.compact`, and through `nn.remat`,
 >>> sorted(Tagger().init(jax.random.key(0), x)['params'])
 ['Dense_0', 'MinGRU_0']
 
-Variables are plain arrays, without boxes of metadata, in nested dictionaries
-named as the attributes of the nnx module: parameters in `params`, running
-statistics of batch norms in `batch_stats`. Boxes such as `nn.Partitioned` are
-opened. `to_linen_variables` and `from_linen_variables` carry them over, so what
-was trained with one runs with the other:
+Variables are plain arrays in nested dictionaries, with the names of the
+attributes of the nnx module: parameters in `params`, running statistics of
+batch norms in `batch_stats`. Boxes such as `nn.Partitioned` are unboxed.
+`to_linen_variables` and `from_linen_variables` convert variables, so a model
+that was trained with one library runs with the other:
 
 >>> from flax import nnx
 >>> from rnnzoo import layers
@@ -61,11 +61,11 @@ from rnnzoo.layers import base
 from rnnzoo.training import state as state_lib
 
 _COLLECTIONS = ('params', 'batch_stats')
-_SHOWN = 4  # Of the variables that do not fit.
+_SHOWN = 4  # How many wrong variables a message names.
 
 
 class _Blueprint:
-  """An nnx class and the arguments of its constructor, `rngs` apart."""
+  """An nnx class and the arguments of its constructor, without `rngs`."""
 
   def __init__(self, nnx_class, args, keywords):
     signature = inspect.signature(nnx_class.__init__)
@@ -79,7 +79,7 @@ class _Blueprint:
     self._carries = {}
 
   def build(self, rngs: nnx.Rngs) -> nnx.Module:
-    """Makes the nnx module, and those that it is made of."""
+    """Makes the nnx module and its submodules."""
     made = lambda v: v.blueprint.build(rngs) if isinstance(v, Twin) else v
     return self._class(
         *map(made, self._args),
@@ -89,11 +89,11 @@ class _Blueprint:
 
   @functools.cached_property
   def functional(self) -> state_lib.Functional:
-    """The module without its numbers, examined once."""
+    """The module without its values, which is made once."""
     return state_lib.Functional(self.build)
 
   def initial_carry(self, batch_size: int, dtype) -> base.Carry:
-    """The carry to start from, NaN where it needs parameters."""
+    """The initial carry, NaN where it depends on parameters."""
     if (batch_size, dtype) not in self._carries:
 
       def make():
@@ -104,7 +104,7 @@ class _Blueprint:
         )
         return module.initialize_carry(batch_size, dtype)
 
-      # In the midst of a user's trace, too, the carry is arrays.
+      # Compiled, so that it returns arrays inside the trace of a user, too.
       compiled = jax.jit(make).lower().compile()
       self._carries[batch_size, dtype] = compiled
     return self._carries[batch_size, dtype]()
@@ -113,10 +113,10 @@ class _Blueprint:
     named = (f'{name}={value!r}' for name, value in self._keywords.items())
     return ', '.join((*map(repr, self._args), *named))
 
-  def __reduce__(self):  # A copy shall examine it again.
+  def __reduce__(self):  # Without the cached properties.
     return _Blueprint, (self._class, self._args, self._keywords)
 
-  # Modules made alike are equal, as Linen's are: `nn.jit` and its like ask.
+  # Modules with equal arguments are equal, as `nn.jit` expects.
   def __eq__(self, other):
     if not isinstance(other, _Blueprint):
       return False
@@ -127,10 +127,10 @@ class _Blueprint:
 
 
 class Twin(nn.Module):
-  """An nnx module as one of Linen; `to_linen_class` makes the classes.
+  """An nnx module as a Linen module; `to_linen_class` makes subclasses.
 
   Attributes:
-    blueprint: What it is made from.
+    blueprint: The nnx class and its arguments.
   """
 
   blueprint: _Blueprint
@@ -138,13 +138,13 @@ class Twin(nn.Module):
 
   def __init_subclass__(cls, **options):
     super().__init_subclass__(**options)
-    # Linen has written a constructor that takes the fields above. It does so
-    # for every class, so for those that `nn.remat` and its like derive, too.
+    # Linen generates a constructor that takes the fields above, for this class
+    # and for those that `nn.remat` and other transformations derive.
     take_fields = cls.__init__
 
     def __init__(self, *args, blueprint=None, **keywords):
       place = {k: keywords.pop(k) for k in ('name', 'parent') if k in keywords}
-      if blueprint is None:  # Else Linen is making a copy.
+      if blueprint is None:  # Linen passes it to make a copy.
         blueprint = _Blueprint(cls.nnx_class, args, keywords)
       take_fields(self, blueprint, **place)
 
@@ -152,25 +152,24 @@ class Twin(nn.Module):
 
   @property
   def abstract(self) -> nnx.Module:
-    """The nnx module, shapes in place of variables: `abstract.out_features`."""
+    """The nnx module with shapes as variables, for `abstract.out_features`."""
     functional = self.blueprint.functional
     return functional.merge(functional.params, functional.batch_stats)
 
   @nn.nowrap
   def initialize_carry(self, batch_size: int, dtype=None) -> base.Carry:
-    """Returns the carry before the first token; it takes no variables.
+    """Returns the carry before the first token, without variables.
 
     Args:
       batch_size: `B`.
-      dtype: The compute dtype that it is for; that of the layer, or else
-        float32, if `None`.
+      dtype: The compute dtype; that of the layer, or else float32, if `None`.
 
     Returns:
       A pytree of arrays.
 
     Raises:
-      ValueError: If the initial state is a parameter. Then it is
-        `layer.apply(variables, batch_size, method='initialize_carry')`.
+      ValueError: If the initial state is a parameter. Use
+        `layer.apply(variables, batch_size, method='initialize_carry')` then.
     """
     if self.scope is not None:
       return self.to_nnx().initialize_carry(batch_size, dtype)
@@ -184,10 +183,10 @@ class Twin(nn.Module):
 
   @nn.nowrap
   def to_nnx(self) -> nnx.Module:
-    """Returns the nnx module with the variables of this one, which is bound.
+    """Returns the nnx module with the variables of this bound module.
 
     Raises:
-      ValueError: If the variables are not those of this module.
+      ValueError: If the variables do not fit this module.
     """
     functional = self.blueprint.functional
     if self.is_initializing() and not self.variables:
@@ -221,7 +220,7 @@ class Twin(nn.Module):
 
 
 def to_linen_class(nnx_class: type[nnx.Module]) -> type[Twin]:
-  """Makes a Linen class of a layer of your own, as of those below.
+  """Makes a Linen class for a layer of your own.
 
   >>> class Slow(layers.MinGRU):
   ...   pass
@@ -232,14 +231,14 @@ def to_linen_class(nnx_class: type[nnx.Module]) -> type[Twin]:
   )
 
   Args:
-    nnx_class: A layer or model, whose variables are `nnx.Param` and
-      `nnx.BatchStat`. If it takes `rngs`, that is for its parameters.
+    nnx_class: A layer or model whose variables are `nnx.Param` and
+      `nnx.BatchStat`. It may take `rngs` for its parameters.
 
   Returns:
-    A class that takes the arguments of `nnx_class` without `rngs`, and Linen's
-    `name` and `parent`. It has the methods of `nnx_class`. Arguments that are
-    modules, as of `Bidirectional`, must be twins too. A key for dropout is
-    `key`, or drawn from the stream `dropout`.
+    A class that takes the arguments of `nnx_class` without `rngs`, and `name`
+    and `parent` of Linen. It has the methods of `nnx_class`. Arguments that are
+    modules, as in `Bidirectional`, must be Linen modules of this file too. The
+    key for dropout is `key`, or comes from the stream `dropout`.
   """
 
   def method(name, function):
@@ -266,13 +265,13 @@ def to_linen_class(nnx_class: type[nnx.Module]) -> type[Twin]:
 
 
 def to_linen_variables(module: nnx.Module) -> dict[str, Any]:
-  """Returns the variables of an nnx module as its Linen twin has them.
+  """Returns the variables of an nnx module in the form of Linen.
 
   Args:
-    module: A layer or a model, may be abstract.
+    module: A layer or a model, which may be abstract.
 
   Returns:
-    Nested dictionaries of arrays: `params`, and `batch_stats` if it has any.
+    Nested dictionaries of arrays: `params`, and `batch_stats` if there are any.
   """
   _, *states, _ = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
   variables = {
@@ -288,11 +287,11 @@ def to_linen_variables(module: nnx.Module) -> dict[str, Any]:
 def from_linen_variables(
     module: nnx.Module, variables: Mapping[str, Any]
 ) -> nnx.Module:
-  """Returns an nnx module with the variables of its Linen twin.
+  """Returns an nnx module with the variables of a Linen module.
 
   Args:
-    module: A layer or a model, made with the same arguments; it stays as it is.
-    variables: What Linen's `init` gave, trained or not.
+    module: A layer or a model with the same arguments. It is not changed.
+    variables: Variables of the Linen module, as from `init`.
 
   Returns:
     A module like `module`.
@@ -336,7 +335,7 @@ class _RNNCell(nn.RNNCellBase):
 
 
 def as_rnn_cell(layer: Twin, dtype=None) -> nn.RNNCellBase:
-  """Makes a layer a cell of Linen: `nn.RNN(cell)` gives its numbers.
+  """Makes a layer a cell of Linen: `nn.RNN(cell)` gives the same numbers.
 
   >>> rnn = nn.RNN(as_rnn_cell(MinGRU(16)))
   >>> y, _ = rnn.init_with_output(jax.random.key(0), jnp.ones((2, 10, 16)))
@@ -348,13 +347,13 @@ def as_rnn_cell(layer: Twin, dtype=None) -> nn.RNNCellBase:
     dtype: Dtype of the inputs; the layer's own, or else float32, if `None`.
 
   Returns:
-    A cell whose variables are those of `layer`, under `layer`.
+    A cell with the variables of `layer` under the name `layer`.
   """
   return _RNNCell(layer, dtype)
 
 
 def _fitting(name, wanted, variables):
-  """Returns the collections of `variables`, unboxed, all as in `wanted`."""
+  """Returns the collections of `variables`, unboxed and checked."""
   trees, problems = [], []
   for collection in _COLLECTIONS:
     want, got = (

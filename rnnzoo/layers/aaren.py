@@ -1,4 +1,4 @@
-"""Aaren, attention as an RNN (Feng et al., 2024), https://arxiv.org/abs/2405.13956."""
+"""Aaren (Feng et al., 2024), https://arxiv.org/abs/2405.13956."""
 
 import math
 
@@ -23,20 +23,20 @@ class Aaren(base.RecurrentLayer):
       w_t &= e^{m_{t-1} - m_t} w_{t-1} + e^{s_t - m_t} v_t \\
       y_t &= W_o (w_t / u_t)
 
-  for every head, each with its own `q`. `w_t / u_t` is what softmax attention
-  of `q` over the tokens so far gives; `m` only keeps the exponentials in range.
-  Because the query does not look at the token this is not causal
-  self-attention, and needs no cache: the state is `H (d + 2)` numbers a
-  sequence. In parallel it is one running maximum and two linear recurrences
-  (`ops.softmax_scan`); the paper's prefix operator on `(m, u, w)` gives the
-  same numbers. Cost a token: `2 D H d + D H` multiplications, as the scores are
-  inner products of the token with `W_k q`: keys are never computed.
+  for every head, each with its own `q`. `w_t / u_t` is the softmax attention of
+  `q` over the tokens so far; `m` only keeps the exponentials in range. The
+  query does not depend on the token, so this is not causal self-attention, and
+  needs no cache: the state is `H (d + 2)` numbers a sequence. In parallel it is
+  one running maximum and two linear recurrences (`ops.softmax_scan`); the
+  prefix operator of the paper on `(m, u, w)` gives the same numbers. A token
+  costs `2 D H d + D H` multiplications: scores are inner products of the token
+  with `W_k q`, and keys are never computed.
 
-  Of the paper only the abstract was at hand. Said there: a module based on
-  attention that is trained in parallel by the prefix scan and updated by new
-  tokens in constant memory. Not verified, and chosen here as in a Transformer:
-  heads, the scale, an output map, maps without biases (one of `W_k` would
-  cancel), `q` from N(0, 1) and PyTorch's initialisation of the maps.
+  We had only the abstract of the paper. It describes a module based on
+  attention that is trained in parallel by the prefix scan and updated with new
+  tokens in constant memory. We could not verify these choices, which are as in
+  a Transformer: heads, the scale, an output map, maps without biases (a bias of
+  `W_k` would cancel), `q` from N(0, 1), and initial maps as in PyTorch.
 
   Example::
 
@@ -82,7 +82,7 @@ class Aaren(base.RecurrentLayer):
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If `D` is to be divided by `H` and cannot be.
+      ValueError: If `H` does not divide `D` and `head_features` is `None`.
     """
     if head_features is None:
       if num_heads < 1 or in_features % num_heads:
@@ -134,7 +134,7 @@ class Aaren(base.RecurrentLayer):
       self.output = None
 
   def initialize_carry(self, batch_size: int, dtype=None) -> AarenCarry:
-    """Returns the carry of no tokens: `m` is `-inf`, the sums are 0."""
+    """Returns the carry before the first token: sums of 0, and `m = -inf`."""
     return ops.empty_softmax_state(
         batch_size, self.num_heads, self.head_features,
         base.state_dtype(dtype or self.dtype),
@@ -147,17 +147,17 @@ class Aaren(base.RecurrentLayer):
     return carry, self._readout(o, mask)
 
   def last(self, x, carry=None, *, reset=None, mask=None):
-    """Runs a whole sequence for its last output only: many to one.
+    """Runs a whole sequence and returns its last output only.
 
     Args:
       x: Inputs `[B, T, D]`.
-      carry: As in `__call__`, and so are `reset` and `mask`.
+      carry: The state left by earlier tokens; `initialize_carry` if `None`.
       reset: Booleans `[B, T]`.
       mask: Booleans `[B, T]`.
 
     Returns:
       `(carry, y)`: the state, and the output `[B, D_out]` at the last token
-      that exists.
+      that `mask` keeps.
 
     Raises:
       ValueError: If shapes or dtypes disagree.

@@ -24,30 +24,29 @@ class Attention(base.RecurrentLayer):
              \bigl(\langle q_t, k_j \rangle / \sqrt{K}\bigr) v_j \\
       y_t &= W_o o_t
 
-  in each of `H` heads of `K` features; `G` groups of heads share keys and
+  in each of `H` heads of `K` features. `G` groups of heads share keys and
   values (https://arxiv.org/abs/1706.03762, https://arxiv.org/abs/2305.13245).
   `R_t` rotates pairs of features by angles that grow with the position
   (https://arxiv.org/abs/2104.09864), so that scores depend on distances.
 
-  For a Transformer: whose window is as long as its context sees all of it. For
-  local attention, as in Griffin (https://arxiv.org/abs/2402.19427): that of
-  RecurrentGemma has one group, rotates half of the features, and sees 2048
-  tokens beside the token itself, which is `window=2049` here; the last map
-  alone has a bias.
+  In a Transformer, the window is as long as the context. Griffin has local
+  attention (https://arxiv.org/abs/2402.19427). That of RecurrentGemma has one
+  group, rotates half of the features, and attends to 2048 tokens and the token
+  itself, which is `window=2049` here; only the last map has a bias.
 
-  The carry is a ring of the last `W` keys, rotated, and values in the compute
-  dtype, `2 W G K` numbers a sequence, and how many tokens there were: it has
-  one shape, however much of it is filled. Cost a token: `2 D H K + 2 D G K`
-  multiplications in maps and `2 H K` for each token seen. Whole sequences go in
+  The carry is a ring buffer of the last `W` rotated keys and values in the
+  compute dtype, `2 W G K` numbers a sequence, and the number of tokens so far.
+  Its shape is fixed. A token costs `2 D H K + 2 D G K` multiplications in maps
+  and `2 H K` for each token in its window. Whole sequences are computed in
   chunks of queries (`ops.local_attention`): nothing is quadratic in `T`, and
-  only one chunk's weights are ever in memory.
+  only the weights of one chunk are in memory.
 
-  A NaN among the keys or values makes NaN of all outputs that see it, and of no
-  others: `W` tokens later it is forgotten.
+  A NaN among the keys or values makes exactly those outputs NaN whose window
+  contains it: after `W` tokens it is gone.
 
-  Maps start with variance 1 / fan-in, the last with `output_scale` times that
-  (RecurrentGemma: 2 / depth). GPT-2 has `init_std=0.02`, biases everywhere, no
-  rotation and `output_scale=1 / (2 * depth)`.
+  Maps start with variance 1 / fan-in, and the last map with `output_scale`
+  times that (RecurrentGemma: 2 / depth). GPT-2 has `init_std=0.02`, biases in
+  all maps, no rotation and `output_scale=1 / (2 * depth)`.
 
   Example::
 
@@ -64,7 +63,7 @@ class Attention(base.RecurrentLayer):
   Attributes:
     in_features: Size `D` of an input.
     num_heads: Number `H` of heads.
-    num_kv_heads: Number `G` of heads that have keys and values of their own.
+    num_kv_heads: Number `G` of heads of keys and values.
     head_features: Size `K` of a query, a key, a value.
     hidden_features: `H K`.
     window: Tokens `W` that a token sees, itself included.
@@ -96,22 +95,23 @@ class Attention(base.RecurrentLayer):
     Args:
       in_features: Size `D` of an input.
       num_heads: Number `H` of heads.
-      num_kv_heads: Number `G` of heads with keys and values of their own, which
-        divides `H`: 1 is multi-query attention; `H` if `None`.
+      num_kv_heads: Number `G` of heads of keys and values, a divisor of `H`. 1
+        is multi-query attention; `H` if `None`.
       head_features: Size `K` of a head; `D / H` if `None`.
       window: Tokens `W` that a token sees, itself included.
-      rotary_fraction: The part of a head's features, its first ones, that are
-        rotated; 0 for none.
-      max_wavelength: Of the rotations, in tokens, divided by 2 pi; the shortest
-        one is 1.
-      normalize_qk: Whether queries and keys are normalised, before they are
-        rotated: RMSNorm over each head, one scale for all heads.
+      rotary_fraction: The fraction of the features of a head, from the first,
+        that is rotated; 0 for none.
+      max_wavelength: Longest wavelength of the rotations, in units of 2 pi
+        tokens; the shortest one is 1.
+      normalize_qk: Whether queries and keys are normalised before the rotation:
+        RMSNorm over each head, with one scale for all heads.
       use_bias: Whether the maps to queries, keys and values have biases.
-      use_output_bias: Whether the last map has one.
+      use_output_bias: Whether the last map has a bias.
       init_std: Standard deviation of the initial maps; `fan_in**-0.5` if
         `None`.
-      output_scale: Initial variance of the last map, as a multiple of that.
-      chunk_size: Queries whose weights are in memory at the same time.
+      output_scale: Initial variance of the last map, as a multiple of that of
+        the other maps.
+      chunk_size: Queries in a chunk, whose weights are in memory together.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.

@@ -19,7 +19,7 @@ class ConvLSTMCarry(NamedTuple):
 
 
 class ConvLSTM(recurrences.RecurrentCell):
-  r"""An LSTM of images: convolutions where an LSTM has matrices.
+  r"""An LSTM over images, with convolutions in place of matrices.
 
   .. math::
       i_t &= \sigma(W_{xi} * x_t + W_{hi} * h_{t-1}
@@ -32,14 +32,15 @@ class ConvLSTM(recurrences.RecurrentCell):
           + W_{co} \odot c_t + b_o) \\
       h_t &= o_t \odot \tanh(c_t)
 
-  A token is an image `[H, W, C]`, with zeros around it. The peepholes `W_c` are
-  of the paper, and of the size of the image; most later code leaves them out.
-  The state is `2 H W F` numbers a sequence. Sequential over time; cost a token:
-  `4 K^2 H W F (C + F)` multiplications, those with `C` for all frames at once.
+  A token is an image `[H, W, C]`, padded with zeros. The peepholes `W_c` are
+  those of the paper and have the size of the image; most later code leaves them
+  out. The state is `2 H W F` numbers a sequence. The layer is sequential over
+  time. A token costs `4 K^2 H W F (C + F)` multiplications; those with `C` are
+  computed for all frames at once.
 
-  The paper does not say where parameters start: here, as in Keras, input
-  kernels are Glorot uniform, recurrent ones orthogonal, each gate's by itself,
-  and the forget gate's bias is 1; peepholes are 0.
+  The paper does not give initial values. Here they are those of Keras: input
+  kernels are Glorot uniform, recurrent kernels orthogonal for each gate, the
+  bias of the forget gate is 1, and peepholes are 0.
 
   Example::
 
@@ -76,7 +77,7 @@ class ConvLSTM(recurrences.RecurrentCell):
       input_shape: `(H, W, C)`: height, width and channels of an image.
       hidden_features: Channels `F` of the state; `C` if `None`.
       kernel_size: Width `K` of all kernels, odd.
-      use_peepholes: Whether the gates look at the cell.
+      use_peepholes: Whether the gates depend on the cell.
       forget_bias: Initial bias of the forget gate.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.

@@ -14,7 +14,8 @@ from rnnzoo.ops import exact
 
 
 class ConvS5(base.RecurrentLayer):
-  r"""S5 of images: convolutions for B, C and D, the same Lambda at each pixel.
+  r"""S5 over images: B, C and D are convolutions, Lambda is the same
+  everywhere.
 
   .. math::
       \bar\Lambda = e^{\Lambda \Delta}, \qquad
@@ -22,19 +23,20 @@ class ConvS5(base.RecurrentLayer):
       h_t &= \bar\Lambda \odot h_{t-1} + \bar B * x_t \\
       y_t &= 2\,\mathrm{Re}(C * h_t) + D * x_t
 
-  A token is an image `[H, W, C]`, with zeros around it. Because the kernel of
-  the recurrence is 1x1 and diagonal, frames are scanned in parallel, by one
-  `ops.linear_scan` over `H W P / 2` channels. Of each pair of conjugate states
-  one is kept, hence the 2. The state is `H W P / 2` complex numbers a sequence.
-  Cost a token: `2 K^2 H W P C` multiplications and `K^2 H W C^2` for D.
+  A token is an image `[H, W, C]`, padded with zeros. The kernel of the
+  recurrence is 1x1 and diagonal, so frames are scanned in parallel, by one
+  `ops.linear_scan` over `H W P / 2` channels. One of each pair of conjugate
+  states is stored, hence the factor 2. The state is `H W P / 2` complex numbers
+  a sequence. A token costs `2 K^2 H W P C` multiplications, and `K^2 H W C^2`
+  for D.
 
   `Lambda` starts at the eigenvalues of the normal part of HiPPO-LegS, in
-  `blocks` equal blocks. B and C start real and He-normal over the inputs of a
-  pixel, and are turned by its eigenvectors, as in the published code; D starts
-  He-normal. There D stands in a block of its own, after the layer, with a
-  nonlinearity or as a residual network (`C_D_config`); `d_kernel_size=0` leaves
-  it out for such a block. `Lambda`, `log_step` and B carry `recurrent`
-  metadata, as those of S5.
+  `blocks` equal blocks. B and C are drawn real and He-normal over the inputs of
+  a pixel, and transformed to the basis of the eigenvectors, as in the published
+  code. D starts He-normal. In that code D is part of a block after the layer,
+  with a nonlinearity or as a residual network (`C_D_config`); for such a block,
+  `d_kernel_size=0` leaves it out here. `Lambda`, `log_step` and B have
+  `recurrent` metadata, as in S5.
 
   Example::
 
@@ -49,7 +51,7 @@ class ConvS5(base.RecurrentLayer):
 
   Attributes:
     in_features: Channels `C` of an image.
-    state_features: Size `P` of a pixel's state, pairs counted as two.
+    state_features: Size `P` of the state of a pixel, pairs counted as two.
     out_features: `C`.
     image_shape: `(H, W)`.
     input_shape: `(H, W, C)`.
@@ -77,15 +79,15 @@ class ConvS5(base.RecurrentLayer):
 
     Args:
       input_shape: `(H, W, C)`: height, width and channels of an image.
-      state_features: Size `P` of a pixel's state; `C` if `None`.
+      state_features: Size `P` of the state of a pixel; `C` if `None`.
       blocks: Number of HiPPO blocks that `P` is made of.
       b_kernel_size: Width `K` of the kernel of B, odd.
-      c_kernel_size: Likewise.
-      d_kernel_size: Likewise; 0 for no D.
+      c_kernel_size: Width of the kernel of C, odd.
+      d_kernel_size: Width of the kernel of D, odd; 0 for no D.
       dt_min: Smallest initial step, in units of the time of `Lambda`.
       dt_max: Largest initial step.
-      clip_eigs: Whether real parts are kept below -1e-4; else nothing keeps
-        the recurrence stable.
+      clip_eigs: Whether real parts are kept below -1e-4. Without it the
+        recurrence may become unstable.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those that set
         the decays.
@@ -188,8 +190,8 @@ class ConvS5(base.RecurrentLayer):
     a, scale = state_space.zero_order_hold(
         lambda_, jnp.exp(self.log_step[...].astype(dtype))
     )
-    # One real convolution for all: not every platform has complex ones, and
-    # what they cost is mostly to move pixels about.
+    # One real convolution computes all: some platforms have no complex ones,
+    # and most of the cost is moving pixels in memory.
     kernels, skip = [self.B_re[...], self.B_im[...]], 0
     if self.D is not None:
       if self.D.shape[0] == self.B_re.shape[0]:
@@ -211,5 +213,5 @@ class ConvS5(base.RecurrentLayer):
 
 
 def _flat(u, axis):
-  """Pixels and states as one axis, from `axis` on."""
+  """Merges the axes of pixels and states, from `axis` on."""
   return u.reshape(u.shape[:axis] + (math.prod(u.shape[axis:]),))

@@ -23,9 +23,9 @@ class DeltaNetCarry(NamedTuple):
   """State of `DeltaNet` and `GatedDeltaNet`.
 
   Attributes:
-    conv: Last inputs of the convolutions `[B, C-1, H (2 K + V)]`: of queries,
-      keys and values.
-    S: What keys give which values `[B, H, K, V]`.
+    conv: Last inputs of the convolutions of queries, keys and values, `[B, C-1,
+      H (2 K + V)]`.
+    S: The map from keys to values `[B, H, K, V]`.
   """
 
   conv: jax.Array
@@ -33,7 +33,7 @@ class DeltaNetCarry(NamedTuple):
 
 
 class DeltaNet(base.RecurrentLayer):
-  r"""Linear attention that corrects what its state gives for a key.
+  r"""Linear attention that corrects the value its state returns for a key.
 
   For each head, with :math:`*` a causal convolution with one filter of `C` taps
   a channel,
@@ -48,19 +48,19 @@ class DeltaNet(base.RecurrentLayer):
 
   where unit divides by the length of a vector, norm by the root of the mean
   square, and :math:`\phi` is the `activation`. The state is `H K V` numbers a
-  sequence, and `(C - 1) H (2 K + V)` for the convolutions (32768 + 2304 where
-  `D` is 256). Cost a token: `2 D H (K + V)` multiplications in maps, and around
-  the state `3 H K V` in a step, or about `H (3 K V + 2 Q (K + V))` in parallel,
-  in chunks of `Q` tokens (`ops.delta_rule`).
+  sequence, and `(C - 1) H (2 K + V)` for the convolutions (32768 + 2304 if `D`
+  is 256). A token costs `2 D H (K + V)` multiplications in maps, and for the
+  state `3 H K V` in a step, or about `H (3 K V + 2 Q (K + V))` in parallel, in
+  chunks of `Q` tokens (`ops.delta_rule`).
 
-  Transitions have eigenvalues 1 and `1 - beta`, in (0, 1);
-  `allow_negative_eigenvalues` doubles `beta`, and then they are in (-1, 1), and
-  a layer can count modulo 2 (https://arxiv.org/abs/2411.12537).
+  Transitions have the eigenvalues 1 and `1 - beta`, in (0, 1).
+  `allow_negative_eigenvalues` doubles `beta`. Then they are in (-1, 1), and a
+  layer can count modulo 2 (https://arxiv.org/abs/2411.12537).
 
-  Published models are said to have heads of 128 features. The authors' code
-  adds 1e-6 to the squared length, and so does this; initial maps and filters
-  are those of its modules (PyTorch's), which its training code draws anew
-  (normal, of deviation 0.02).
+  Published models are reported to have heads of 128 features. Like the code of
+  the authors, this layer adds 1e-6 to the squared length. Initial maps and
+  filters are those of its modules (the PyTorch defaults); its training code
+  draws them again (normal, with standard deviation 0.02).
 
   Example::
 
@@ -104,22 +104,22 @@ class DeltaNet(base.RecurrentLayer):
     Args:
       in_features: Size `D` of an input.
       num_heads: Number `H` of heads; `D / K` if `None`.
-      key_features: Features `K` of a key; if `None` `D / H`, or without either
-        128, or the largest power of two below that divides `D`.
+      key_features: Features `K` of a key. If `None`, `D / H`; if `num_heads` is
+        `None` too, the largest power of two up to 128 that divides `D`.
       value_features: Features `V` of a value; `K` if `None`.
       conv_kernel: Taps `C` of the convolutions.
-      activation: Of queries and keys: `silu`, `relu`, `elu` (plus 1) or
-        `identity`.
+      activation: The activation of queries and keys: `silu`, `relu`, `elu`
+        (plus 1) or `identity`.
       allow_negative_eigenvalues: Whether `beta` is in (0, 2) instead of (0, 1).
       norm_epsilon: Added to the mean squares in the norm.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.delta_rule` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.delta_rule`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If sizes do not fit, or there is no such activation.
+      ValueError: If sizes do not fit, or the activation is unknown.
     """
     num_heads, key_features = heads_of(
         in_features, 128, num_heads, key_features
@@ -148,7 +148,7 @@ class DeltaNet(base.RecurrentLayer):
 
     channels = num_heads * (2 * key_features + value_features)
     options = dict(param_dtype=param_dtype, rngs=rngs)
-    # Three maps in one, and three convolutions: of queries, keys and values.
+    # One map and one convolution for queries, keys and values together.
     self.qkv = linear(d, channels, ('embed', 'hidden'), **options)
     taps = initializers.uniform_fan_in(conv_kernel)
     self.conv = nnx.Param(
@@ -200,7 +200,7 @@ class DeltaNet(base.RecurrentLayer):
     return DeltaNetCarry(tail, S), self._readout(y, x, mask)
 
   def _project(self, convolve, x, carry, flags):
-    """Returns the tail, and `q`, `k`, `v` and `beta` as `ops.delta_rule`."""
+    """Returns the tail, and `q`, `k`, `v` and `beta` for `ops.delta_rule`."""
     tail, u = convolve(
         common.project(self.qkv, x), self.conv[...], None, carry.conv, **flags
     )
@@ -219,24 +219,24 @@ class DeltaNet(base.RecurrentLayer):
     return tail, (q, k, v, beta)
 
   def _log_decay(self, x):
-    """The log decays `[..., H]` of a subclass."""
+    """Returns log decays `[..., H]` in a subclass, `None` here."""
     del x
 
   def _readout(self, y, x, mask):
-    """Maps what was read `[..., H, V]` to outputs `[..., D]`."""
+    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
     y = self._gate(self.norm(y), x)
     y = y.reshape(*x.shape[:-1], self.num_heads * self.value_features)
     y = y.astype(x.dtype)
     return base.masked(common.project(self.output, y), mask)
 
   def _gate(self, y, x):
-    """What a subclass multiplies `y` `[..., H, V]` by."""
+    """Applies the output gate of a subclass to `y` `[..., H, V]`."""
     del x
     return y
 
 
 def linear(n, m, axes, *, param_dtype, rngs):
-  """A map `[n] -> [m]` without bias, PyTorch's."""
+  """Makes a map `[n] -> [m]` without bias, initialised as in PyTorch."""
   return nnx.Linear(
       n,
       m,
@@ -249,7 +249,7 @@ def linear(n, m, axes, *, param_dtype, rngs):
 
 
 def heads_of(features, largest, num_heads, head_features):
-  """Returns both numbers, whichever of them is missing."""
+  """Returns the number of heads and the features of a head."""
   if num_heads is None and head_features is None:
     head_features = math.gcd(features, largest)
   for name, number in (
@@ -266,7 +266,7 @@ def heads_of(features, largest, num_heads, head_features):
 
 
 def _unit(u):
-  """`u` with features of length 1, but for an epsilon, in the dtype of `u`."""
+  """Normalises the features of `u` to length 1, up to an epsilon."""
   wide = u.astype(base.state_dtype(u.dtype))
   square = jnp.square(wide).sum(-1, keepdims=True)
   return (wide * jax.lax.rsqrt(square + 1e-6)).astype(u.dtype)

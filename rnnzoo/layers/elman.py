@@ -14,8 +14,9 @@ class Elman(recurrences.RecurrentCell):
   .. math::
       h_t = \tanh(W x_t + b + U h_{t-1})
 
-  The state is `H` numbers a sequence. Sequential over time; cost a token:
-  `H (D + H)` multiplications, of which `H D` are done for all at once.
+  The state is `H` numbers a sequence. The layer is sequential over time. A
+  token costs `H (D + H)` multiplications, of which `H D` are computed for all
+  tokens at once.
 
   Example::
 

@@ -10,9 +10,9 @@ from rnnzoo.layers import initializers
 
 
 class GatedDeltaNet(delta_net.DeltaNet):
-  r"""`DeltaNet` whose state fades as that of Mamba-2, with an output gate.
+  r"""`DeltaNet` with the decay of Mamba-2 and an output gate.
 
-  With queries, keys, values and :math:`\beta` as there, for each head
+  With queries, keys, values and :math:`\beta` as in `DeltaNet`, for each head
 
   .. math::
       g_t &= -e^{A_{\log}} \, \mathrm{softplus}(W_a x_t + b_a) \\
@@ -22,17 +22,16 @@ class GatedDeltaNet(delta_net.DeltaNet):
              \odot \mathrm{silu}(W_g x_t)\bigr)
 
   A correction reads the state after the decay. Keys have `0.75 D` features in
-  all, and values twice as many, so that the layer has about `6 D^2`
-  parameters, as a block of Mamba-2 has. The state is `H K V` numbers a
-  sequence, and `(C - 1) H (2 K + V)` for the convolutions (24576 + 2304 where
-  `D` is 256). Cost a token: `D H (2 K + 3 V)` multiplications in maps, and
-  around the state as `DeltaNet`: a decay for a whole head costs next to
-  nothing.
+  total, and values twice as many, so that the layer has about `6 D^2`
+  parameters, like a block of Mamba-2. The state is `H K V` numbers a sequence,
+  and `(C - 1) H (2 K + V)` for the convolutions (24576 + 2304 if `D` is 256). A
+  token costs `D H (2 K + 3 V)` multiplications in maps, and for the state as
+  much as in `DeltaNet`: one decay a head costs almost nothing.
 
-  The two published codes disagree in small things: here `beta` has no bias, as
-  in flash-linear-attention (NVIDIA's has one), and the initial rates
-  :math:`e^{A_{\log}}` are uniform up to 16, as in both, from 1e-3 on, since
-  their logarithms are stored.
+  The two published implementations differ in details. Here `beta` has no bias,
+  as in flash-linear-attention (that of NVIDIA has one). The initial rates
+  :math:`e^{A_{\log}}` are uniform up to 16, as in both. They start at 1e-3,
+  because their logarithms are stored.
 
   Example::
 
@@ -76,25 +75,26 @@ class GatedDeltaNet(delta_net.DeltaNet):
     Args:
       in_features: Size `D` of an input.
       num_heads: Number `H` of heads; `0.75 D / K` if `None`.
-      key_features: Features `K` of a key; if `None` `0.75 D / H`, or without
-        either 256, or the largest power of two below that divides `0.75 D`.
+      key_features: Features `K` of a key. If `None`, `0.75 D / H`; if
+        `num_heads` is `None` too, the largest power of two up to 256 that
+        divides `0.75 D`.
       value_features: Features `V` of a value; `2 K` if `None`.
       conv_kernel: Taps `C` of the convolutions.
-      activation: Of queries and keys: `silu`, `relu`, `elu` (plus 1) or
-        `identity`.
+      activation: The activation of queries and keys: `silu`, `relu`, `elu`
+        (plus 1) or `identity`.
       allow_negative_eigenvalues: Whether `beta` is in (0, 2) instead of (0, 1).
       dt_min: Smallest initial `softplus(b_a)`.
-      dt_max: Largest.
+      dt_max: Largest initial `softplus(b_a)`.
       norm_epsilon: Added to the mean squares in the norm.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.delta_rule` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.delta_rule`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those of the
         decay: `A_log` and `dt_bias`.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If sizes do not fit, or there is no such activation.
+      ValueError: If sizes do not fit, or the activation is unknown.
     """
     num_heads, key_features = delta_net.heads_of(
         3 * in_features // 4, 256, num_heads, key_features
@@ -123,7 +123,7 @@ class GatedDeltaNet(delta_net.DeltaNet):
     self.gate = delta_net.linear(
         in_features, num_heads * value_features, ('embed', 'hidden'), **options
     )
-    # What keeps time is never stored below float32, and never decayed.
+    # Parameters of the decay are float32 at least, and have no weight decay.
     per_head = dict(axes=('heads',), recurrent=True)
     shape, state_dtype = (num_heads,), base.state_dtype(param_dtype)
     rates = jax.random.uniform(rngs.params(), shape, state_dtype, 1e-3, 16.0)

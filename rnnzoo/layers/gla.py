@@ -13,7 +13,7 @@ from rnnzoo.layers import linear_maps
 
 
 class GLA(base.RecurrentLayer):
-  r"""Linear attention that forgets, by each key feature at its own rate.
+  r"""Linear attention with a decay for each key feature.
 
   For each of `H` heads,
 
@@ -24,20 +24,20 @@ class GLA(base.RecurrentLayer):
       o_t = S_t^\top q_t / \sqrt{K} \\
       y_t &= W_o (\mathrm{silu}(W_r x_t + b_r) \odot \mathrm{norm}(o_t))
 
-  The decays :math:`\alpha` pass through `R` numbers, and :math:`\tau` holds
-  them near 1. The state is `H K V` numbers a sequence (8192 where `D` is 256,
-  with four heads). Cost a token: `D H (2 K + 3 V) + R (D + H K)`
-  multiplications in maps, `4 D^2` and little more by default, and around the
-  state `3 H K V` in a step, or about `H (Q + 2 K) V + H Q K` in parallel, in
-  chunks of `Q` tokens (`ops.linear_attention`).
+  The map to the decays :math:`\alpha` has rank `R`, and :math:`\tau` keeps them
+  near 1. The state is `H K V` numbers a sequence (8192 if `D` is 256, with four
+  heads). A token costs `D H (2 K + 3 V) + R (D + H K)` multiplications in maps,
+  a little more than `4 D^2` by default, and for the state `3 H K V` in a step,
+  or about `H (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
+  (`ops.linear_attention`).
 
-  Sizes, the norm (its mean taken off, no parameters) and `b_r` are as in the
-  authors' first code, of which we have seen copies; in their library
-  flash-linear-attention that is `norm='rms', use_norm_scale=True,
-  use_gate_bias=False`. The former divides keys, not queries, by the root of
-  `K`, which changes the state alone. Maps to queries, keys and decays start as
-  in RetNet, Glorot uniform with a gain of :math:`2^{-5/2}`, all else as in
-  PyTorch.
+  Sizes, the norm (which subtracts the mean and has no parameters) and `b_r` are
+  as in the first code of the authors, of which we have seen copies. Their
+  library flash-linear-attention corresponds to `norm='rms',
+  use_norm_scale=True, use_gate_bias=False`. The first code divides keys instead
+  of queries by the root of `K`, which changes the state only. Maps to queries,
+  keys and decays start as in RetNet, Glorot uniform with a gain of
+  :math:`2^{-5/2}`, all others as in PyTorch.
 
   Example::
 
@@ -87,19 +87,19 @@ class GLA(base.RecurrentLayer):
       decay_rank: Rank `R` of the map to decays.
       decay_temperature: `tau`: logarithms of decays are divided by it.
       norm: Norm of each head: `layer` or `rms`.
-      norm_epsilon: Added to what the norm takes the root of.
+      norm_epsilon: Added to the variance or the mean square in the norm.
       use_norm_scale: Whether the norm has a scale, one for all heads.
       use_gate_bias: Whether the map to the output gate has a bias.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.linear_attention`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the bias of the
         decays.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If the heads do not divide the features where they must, or a
-        number is out of range.
+      ValueError: If the heads do not divide the features, or a number is out of
+        range.
     """
     for name, value in dict(
         decay_rank=decay_rank, decay_temperature=decay_temperature
@@ -132,7 +132,7 @@ class GLA(base.RecurrentLayer):
     self.decay_out = into(
         decay_rank, num_heads, self.key_features, small, axis='inner', **options
     )
-    # What keeps time is never stored below float32.
+    # Parameters of the decay are float32 at least.
     self.decay_bias = nnx.Param(
         usual(decay_rank)(
             rngs.params(),
@@ -196,7 +196,7 @@ class GLA(base.RecurrentLayer):
     return jax.nn.log_sigmoid(logits) / self.decay_temperature
 
   def _readout(self, o, x, mask):
-    """Maps what heads read `[..., H, V]` to `[..., D]`."""
+    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
     y = jax.nn.silu(common.project(self.gate, x)) * self.norm(o)
     y = y.reshape(*x.shape[:-1], self.hidden_features)
     return base.masked(common.project(self.output, y), mask)

@@ -35,17 +35,18 @@ class GriffinBlock(base.RecurrentLayer):
       y_t &= W_o\,(u_t \odot \mathrm{GELU}(W_y x_t + b_y)) + b_o
 
   The convolution is causal and depthwise, with a bias and without activation;
-  GELU is the tanh approximation. Around it Hawk and Griffin have a residual
-  connection with RMSNorm, and another with a gated MLP (`models.ModelConfig`:
-  `norm='rms'`, `mlp='geglu'`, `mlp_factor=3`). Hawk has this block throughout,
-  Griffin local attention in place of each third.
+  GELU is the tanh approximation. In Hawk and Griffin, the block is followed by
+  a gated MLP, and both have a residual connection with RMSNorm
+  (`models.ModelConfig`: `norm='rms'`, `mlp='geglu'`, `mlp_factor=3`). Hawk
+  consists of this block only; in Griffin every third one is local attention
+  instead.
 
-  The state is `H` numbers and a flag, and `3 H` past inputs a sequence. Cost a
-  token: `3 D H + 2 H^2 / G + 4 H` multiplications.
+  The state is `H` numbers and a flag, and `3 H` past inputs a sequence. A token
+  costs `3 D H + 2 H^2 / G + 4 H` multiplications.
 
-  Dense maps start with variance 1 / fan-in, the last one with `output_scale`
-  times that, which the published models set to 2 / `num_layers`; the
-  convolution with 0.01 / 4, biases with 0.
+  Dense maps start with variance 1 / fan-in, and the last one with
+  `output_scale` times that; the published models set it to 2 / `num_layers`.
+  The convolution starts with variance 0.01 / 4, and biases are 0.
 
   Example::
 
@@ -60,7 +61,7 @@ class GriffinBlock(base.RecurrentLayer):
 
   Attributes:
     in_features: Size `D` of an input and of an output.
-    hidden_features: Size `H` of the recurrence, the paper's `D_RNN`.
+    hidden_features: Size `H` of the recurrence, `D_RNN` in the paper.
     out_features: `D`.
   """
 
@@ -82,12 +83,12 @@ class GriffinBlock(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      hidden_features: Size `H` of the recurrence; if `None`, `4 D / 3`, up to
-        the next multiple of 16 (the paper: about `4 D / 3`; RecurrentGemma:
+      hidden_features: Size `H` of the recurrence; if `None`, `4 D / 3` rounded
+        up to a multiple of 16 (the paper: about `4 D / 3`; RecurrentGemma:
         `D`).
       recurrence: `rg_lru`, or its complex variant `cg_lru`.
-      num_heads: Of the recurrence, see `RGLRU`.
-      initialization: Likewise.
+      num_heads: Number of blocks of the recurrence, see `RGLRU`.
+      initialization: Initial values of the recurrence, see `RGLRU`.
       conv_kernel: Width `K` of the convolution.
       output_scale: Initial variance of the output map, times its fan-in.
       dtype: Compute dtype; that of the input if `None`.
@@ -95,8 +96,8 @@ class GriffinBlock(base.RecurrentLayer):
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If there is no such recurrence, the convolution has no taps,
-        or the sizes do not fit the recurrence.
+      ValueError: If the recurrence is unknown, the convolution has no taps, or
+        the sizes do not fit the recurrence.
     """
     recurrences = dict(rg_lru=rg_lru.RGLRU, cg_lru=cg_lru.CGLRU)
     if recurrence not in recurrences:

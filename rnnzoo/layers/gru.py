@@ -10,10 +10,10 @@ from rnnzoo.layers import recurrences
 
 
 class GRU(recurrences.RecurrentCell):
-  r"""A gated recurrent unit, in both forms that carry the name.
+  r"""A gated recurrent unit, in both common forms.
 
-  With `reset_after=True`, as in cuDNN, PyTorch and Flax (:math:`z` keeps the
-  old):
+  With `reset_after=True`, as in cuDNN, PyTorch and Flax, :math:`z` is the
+  weight of the old state:
 
   .. math::
       r_t &= \sigma(W_r x_t + b_r + U_r h_{t-1} + c_r) \\
@@ -21,15 +21,16 @@ class GRU(recurrences.RecurrentCell):
       n_t &= \tanh(W_n x_t + b_n + r_t \odot (U_n h_{t-1} + c_n)) \\
       h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-  With `reset_after=False`, as in Chung et al. (2014), arXiv 1412.3555
-  (:math:`z` takes the new), and without the :math:`c`:
+  With `reset_after=False`, as in Chung et al. (2014), arXiv 1412.3555,
+  :math:`z` is the weight of the new state, and there is no :math:`c`:
 
   .. math::
       n_t &= \tanh(W_n x_t + b_n + U_n (r_t \odot h_{t-1})) \\
       h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
 
-  The state is `H` numbers a sequence. Sequential over time; cost a token:
-  `3 H (D + H)` multiplications, of which `3 H D` are done for all at once.
+  The state is `H` numbers a sequence. The layer is sequential over time. A
+  token costs `3 H (D + H)` multiplications, of which `3 H D` are computed for
+  all tokens at once.
 
   Example::
 
@@ -106,7 +107,7 @@ class GRU(recurrences.RecurrentCell):
 
 
 def advance(h, projected, hidden):
-  """The next state, from the two maps `[B, 3, H]`; reset after the product."""
+  """Returns the next state for both maps `[B, 3, H]`, with `reset_after`."""
   r = jax.nn.sigmoid(projected[:, 0] + hidden[:, 0])
   z = jax.nn.sigmoid(projected[:, 1] + hidden[:, 1])
   n = jnp.tanh(projected[:, 2] + r * hidden[:, 2])

@@ -1,4 +1,4 @@
-"""Initialisations that papers name and `jax.nn.initializers` does not have."""
+"""Initialisers of papers that `jax.nn.initializers` does not have."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def uniform_fan_in(fan_in: int, shift=0.0):
-  """`U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`, as in PyTorch's linear maps.
+  """Makes `U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`, as in PyTorch.
 
   Args:
     fan_in: Number of inputs of a unit, for kernel and bias alike.
@@ -26,7 +26,7 @@ def uniform_fan_in(fan_in: int, shift=0.0):
 
 
 def small(features: int):
-  """Normal, of variance `2 / (5 features)`: Nguyen and Salazar (2019).
+  """Makes a normal with variance `2 / (5 features)`: Nguyen, Salazar (2019).
 
   Args:
     features: Width of the model.
@@ -38,7 +38,7 @@ def small(features: int):
 
 
 def wang(features: int, num_layers: int):
-  """Normal, of deviation `2 / (num_layers sqrt(features))`, after Ben Wang.
+  """Makes a normal of deviation `2 / (num_layers sqrt(features))` (Ben Wang).
 
   Args:
     features: Width of the model.
@@ -51,9 +51,9 @@ def wang(features: int, num_layers: int):
 
 
 def small_glorot():
-  """Glorot uniform with a gain of `2**-2.5`, for maps that are multiplied.
+  """Makes a Glorot uniform with a gain of `2**-2.5`.
 
-  The authors of RetNet and GLA have it for queries and keys.
+  The authors of RetNet and GLA use it for queries and keys.
 
   Returns:
     An initializer `(key, shape, dtype) -> array`.
@@ -62,14 +62,14 @@ def small_glorot():
 
 
 def step_size_bias(dt_min: float, dt_max: float, dt_floor: float | None = None):
-  """`b` such that `softplus(b)` is log-uniform in `[dt_min, dt_max]`.
+  """Makes `b` such that `softplus(b)` is log-uniform in `[dt_min, dt_max]`.
 
-  Gu and Dao (2023), through the inverse of the softplus.
+  As in Gu and Dao (2023), by the inverse of the softplus.
 
   Args:
     dt_min: Smallest step size, positive.
     dt_max: Largest.
-    dt_floor: Smaller ones are raised to it, if given; positive.
+    dt_floor: Smaller step sizes are raised to it, if given; positive.
 
   Returns:
     An initializer `(key, shape, dtype) -> array`.
@@ -97,9 +97,9 @@ def step_size_bias(dt_min: float, dt_max: float, dt_floor: float | None = None):
 
 
 def ring(r_min: float, r_max: float):
-  """`nu_log` such that `|lambda| = exp(-exp(nu_log))` is uniform over a ring.
+  """Makes `nu_log` so that `|lambda| = exp(-exp(nu_log))` is uniform on a ring.
 
-  Lemma 2 of Orvieto et al. (2023). The draw stays off the ends, where the
+  Lemma 2 of Orvieto et al. (2023). Samples exclude the ends, where the
   logarithms diverge.
 
   Args:

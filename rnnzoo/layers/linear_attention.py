@@ -1,4 +1,4 @@
-"""Linear attention (Katharopoulos et al., 2020), https://arxiv.org/abs/2006.16236."""
+"""Linear attention (Katharopoulos et al., 2020), arxiv.org/abs/2006.16236."""
 
 from typing import Literal
 
@@ -19,7 +19,7 @@ _FEATURE_MAPS = dict(
 
 
 class LinearAttention(base.RecurrentLayer):
-  r"""Attention without the softmax: one matrix remembers all tokens alike.
+  r"""Attention without softmax: one matrix stores all tokens, without decay.
 
   Katharopoulos et al. (2020): for each of `H` heads,
 
@@ -28,18 +28,17 @@ class LinearAttention(base.RecurrentLayer):
       S_t &= S_{t-1} + k_t v_t^\top, \quad z_t = z_{t-1} + k_t \\
       y_t &= W_o \frac{S_t^\top q_t}{z_t^\top q_t + \epsilon}
 
-  with :math:`\phi(u) = \mathrm{elu}(u) + 1`. The normaliser `z` is one more
-  column of `S`, whose value is always 1: the state is `H K (V + 1)` numbers a
-  sequence (16640 where `D` is 256, with four heads). Cost a token: `2 D H (K +
-  V)` multiplications in maps, and around the state `2 H K V` in a step, or
-  about `H (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
+  with :math:`\phi(u) = \mathrm{elu}(u) + 1`. The normaliser `z` is an
+  additional column of `S`, for a value that is always 1. So the state is `H K
+  (V + 1)` numbers a sequence (16640 if `D` is 256, with four heads). A token
+  costs `2 D H (K + V)` multiplications in maps, and for the state `2 H K V` in
+  a step, or about `H (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
   (`ops.linear_attention`).
 
-  Nothing is ever forgotten. Later work leaves the normaliser out, and divides
-  each head by its own size instead (https://arxiv.org/abs/2210.10340):
-  `use_normalizer=False` and a `norm`; queries are then multiplied by
-  `K**-0.5`. Biases, initial maps (PyTorch's) and epsilon are those of the
-  authors' code.
+  The state never decays. Later work replaces the normaliser by a norm of each
+  head (https://arxiv.org/abs/2210.10340): `use_normalizer=False` and a `norm`.
+  Queries are then multiplied by `K**-0.5`. Biases, initial maps (the PyTorch
+  defaults) and epsilon are those of the code of the authors.
 
   Example::
 
@@ -86,22 +85,23 @@ class LinearAttention(base.RecurrentLayer):
       num_heads: Number `H` of heads.
       key_features: Features `K` of a key; `D / H` if `None`.
       value_features: Features `V` of a value; `D / H` if `None`.
-      feature_map: Of queries and keys: `elu` (plus 1), `relu` or `identity`.
-      use_normalizer: Whether what is read is divided by the sum of the weights,
-        which must not be negative then.
+      feature_map: The map of queries and keys: `elu` (plus 1), `relu` or
+        `identity`.
+      use_normalizer: Whether outputs are divided by the sum of the weights,
+        which must then not be negative.
       norm: Norm of each head, with one scale for all: `rms`, `layer` or `None`.
       epsilon: Added to the sum of the weights.
-      norm_epsilon: Added to what the norm takes the root of.
+      norm_epsilon: Added to the variance or the mean square in the norm.
       use_bias: Whether the maps have biases.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.linear_attention`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If the heads do not divide `D` where they must, or an option
-        is unknown or does not go with another.
+      ValueError: If the heads do not divide `D`, or an option is unknown or
+        excludes another one.
     """
     if feature_map not in _FEATURE_MAPS:
       raise ValueError(
@@ -110,8 +110,8 @@ class LinearAttention(base.RecurrentLayer):
       )
     if use_normalizer and feature_map == 'identity':
       raise ValueError(
-          "`use_normalizer` divides by a sum that `feature_map='identity'` "
-          'lets be zero.'
+          "`use_normalizer` divides by a sum that may be zero with "
+          "`feature_map='identity'`."
       )
     self.in_features = self.out_features = d = in_features
     self.num_heads = num_heads
@@ -182,7 +182,7 @@ class LinearAttention(base.RecurrentLayer):
     )
     q, k = (_FEATURE_MAPS[self.feature_map](u) for u in (q, k))
     if self.use_normalizer:
-      # Both sums need their digits: they are to be divided.
+      # In float32, because both sums are divided later.
       v = v.astype(base.state_dtype(x.dtype))
       v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     return q, k, v
@@ -191,7 +191,7 @@ class LinearAttention(base.RecurrentLayer):
     return 1.0 if self.use_normalizer else self.key_features**-0.5
 
   def _readout(self, y, dtype, mask):
-    """Maps what heads read `[..., H, V]` to `[..., D]`."""
+    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
     if self.use_normalizer:
       y = y[..., :-1] / (y[..., -1:] + self.epsilon)
     if self.norm is not None:

@@ -19,7 +19,7 @@ class LMUCarry(NamedTuple):
 
 
 class LMU(recurrences.RecurrentCell):
-  r"""A cell that keeps a window of its past as Legendre coefficients.
+  r"""A cell that stores a window of its past as Legendre coefficients.
 
   .. math::
       u_t &= e_x^\top x_t + e_h^\top h_{t-1} + e_m^\top m_{t-1} \\
@@ -74,8 +74,8 @@ class LMU(recurrences.RecurrentCell):
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the hidden state; `D` if `None`.
       order: Size `N` of the memory; `H` if `None`.
-      theta: Length of the window, in tokens. The paper's is that of the
-        sequence, 784 for an image of MNIST.
+      theta: Length of the window, in tokens. In the paper it is the length of
+        the sequence, 784 for an image of MNIST.
       discretization: `zoh`, exact for a `u` that is constant within a token, or
         `euler`, which needs `theta` above `4 N`.
       activation_fn: The nonlinearity `f`.
@@ -130,12 +130,12 @@ class LMU(recurrences.RecurrentCell):
     return LMUCarry(h, m), h
 
   def _stacked(self, encoder, kernel):
-    """`e` above `W`, so that one matmul serves both: `[1 + H, ...]`."""
+    """Stacks `e` on `W`, for one matmul with both: `[1 + H, ...]`."""
     return jnp.concatenate([encoder[...], kernel[...]])
 
 
 def _times(x, matrix, dtype):
-  """`matrix @ x` in the compute dtype, summed in that of the states."""
+  """Returns `matrix @ x` in the compute dtype, with sums in that of states."""
   return jnp.einsum(
       '...i,oi->...o', x.astype(dtype), matrix.astype(dtype),
       preferred_element_type=base.state_dtype(dtype),

@@ -1,4 +1,4 @@
-"""Linear Recurrent Unit (Orvieto et al., 2023), https://arxiv.org/abs/2303.06349."""
+"""LRU (Orvieto et al., 2023), https://arxiv.org/abs/2303.06349."""
 
 import math
 
@@ -19,20 +19,21 @@ class LRU(recurrences.TimedRecurrence):
       h_t &= \lambda \odot h_{t-1} + e^{\gamma^{\log}} \odot (B x_t) \\
       y_t &= \mathrm{Re}(C h_t) + D \odot x_t
 
-  :math:`|\lambda| < 1` whatever the parameters. :math:`\gamma` is a parameter;
-  it only starts at :math:`\sqrt{1 - |\lambda|^2}`, where the state has the
-  variance of its input. The state is `N` complex numbers a sequence. Cost a
-  token: `4 D N` multiplications.
+  :math:`|\lambda| < 1` for all values of the parameters. :math:`\gamma` is a
+  parameter. It starts at :math:`\sqrt{1 - |\lambda|^2}`, which gives the state
+  the variance of its input. The state is `N` complex numbers a sequence. A
+  token costs `4 D N` multiplications.
 
-  The defaults are those of the paper's text; its experiments choose the ring
-  and the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase` pi /
-  10 for sequences of 16k). The paper trains `nu_log`, `theta_log`, `gamma_log`
-  and B with a smaller rate and without decay (they carry `recurrent` metadata).
+  The defaults are those in the text of the paper. Its experiments choose the
+  ring and the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase`
+  pi / 10 for sequences of 16k). The paper trains `nu_log`, `theta_log`,
+  `gamma_log` and B with a smaller rate and without weight decay (they have
+  `recurrent` metadata).
 
-  A token that stands for `dt` steps (call and `step` take `dt` `[B, T]` and
-  `[B]`) decays the state by :math:`\lambda^{dt}`: a step of 2 is one without
-  input and then one with it. :math:`\gamma` stays as it is, a weight of the
-  input: with uneven steps it no longer keeps the variance.
+  A call takes `dt` `[B, T]`, and `step` takes `dt` `[B]`: the length of each
+  step. The state decays by :math:`\lambda^{dt}`, so a step of 2 equals a step
+  without input followed by a step with it. :math:`\gamma` does not depend on
+  `dt`, so with uneven steps it no longer preserves the variance.
 
   Example::
 
@@ -91,7 +92,7 @@ class LRU(recurrences.TimedRecurrence):
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
     nu_log = initializers.ring(r_min, r_max)(rngs.params(), (n,), decay_dtype)
-    # Off zero, where its logarithm diverges.
+    # Not 0, where the logarithm of the phase diverges.
     phase = jax.random.uniform(rngs.params(), (n,), decay_dtype, 1e-6, 1)
     diagonal = dict(axes=('hidden',), recurrent=True)
     self.nu_log = nnx.Param(nu_log, **diagonal)

@@ -27,8 +27,9 @@ class LSTM(recurrences.RecurrentCell):
       c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
       h_t &= o_t \odot \tanh(c_t)
 
-  The state is `2 H` numbers a sequence. Sequential over time; cost a token:
-  `4 H (D + H)` multiplications, of which `4 H D` are done for all at once.
+  The state is `2 H` numbers a sequence. The layer is sequential over time. A
+  token costs `4 H (D + H)` multiplications, of which `4 H D` are computed for
+  all tokens at once.
 
   Example::
 
@@ -92,7 +93,7 @@ class LSTM(recurrences.RecurrentCell):
 
 
 def advance(c, gates):
-  """The next carry and output, from logits `[B, 4, H]` of i, f, g, o."""
+  """Returns the next carry and output for logits `[B, 4, H]` of i, f, g, o."""
   i, f, g, o = (gates[:, k] for k in range(4))
   c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
   h = jax.nn.sigmoid(o) * jnp.tanh(c)

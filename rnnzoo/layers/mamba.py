@@ -32,18 +32,18 @@ class Mamba(base.RecurrentLayer):
       y_t &= W_{out} \bigl((h_t C_t + D \odot x_t)
              \odot \mathrm{silu}(z_t)\bigr)
 
-  The step size, what goes in and what comes out depend on the token. A is
-  discretised exactly and B by Euler's rule, as published; the convolution is
-  causal, one filter of `K` taps a channel. The state is `H N + (K - 1) H`
-  numbers a sequence (12288 + 2304 where `D` is 384). Cost a token: `3 D H + H
-  (2 R + 2 N)` multiplications in matrices and about `6 H N` around the state.
-  In parallel over time by `ops.selective_scan`, which never has `[B, T, H, N]`
-  in memory.
+  The step size, B and C depend on the token. As published, A is discretised
+  exactly and B by the rule of Euler. The convolution is causal, with one filter
+  of `K` taps a channel. The state is `H N + (K - 1) H` numbers a sequence
+  (12288 + 2304 if `D` is 384). A token costs `3 D H + H (2 R + 2 N)`
+  multiplications in matrices and about `6 H N` for the state. Whole sequences
+  are computed in parallel by `ops.selective_scan`, which never stores `[B, T,
+  H, N]`.
 
-  This is the whole block of the paper: nothing but a norm and a residual
-  connection goes around it, and no MLP. The published models divide the initial
-  `out_proj` by the square root of their depth: `num_layers`. They store the
-  last K inputs of the convolution; K - 1 is what the next token needs.
+  This is the whole block of the paper. A model adds only a norm and a residual
+  connection, and no MLP. The published models divide the initial `out_proj` by
+  the square root of their depth: `num_layers`. They store the last K inputs of
+  the convolution; the next token needs K - 1.
 
   Example::
 
@@ -163,7 +163,7 @@ class Mamba(base.RecurrentLayer):
     self.dt_proj = linear(
         self.dt_rank, h, ('inner', 'hidden'), use_bias=False
     )
-    # What keeps time is never stored below float32, and never decayed.
+    # Parameters of the decay are float32 at least, and have no weight decay.
     state_dtype = base.state_dtype(param_dtype)
     self.dt_bias = nnx.Param(
         step_sizes(rngs.params(), (h,), state_dtype),

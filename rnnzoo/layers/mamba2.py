@@ -17,7 +17,7 @@ class Mamba2Carry(NamedTuple):
 
   Attributes:
     conv: The last inputs of the convolution over x, `[B, K-1, H P]`.
-    conv_bc: Likewise over B and C, `[B, K-1, 2 G N]`.
+    conv_bc: The last inputs of the convolution over B and C, `[B, K-1, 2 G N]`.
     ssm: The state `[B, H, N, P]`, float32 at least.
   """
 
@@ -27,7 +27,7 @@ class Mamba2Carry(NamedTuple):
 
 
 class Mamba2(base.RecurrentLayer):
-  r"""A selective state space model with heads: one decay for each (SSD).
+  r"""A selective state space model with one decay a head (SSD).
 
   .. math::
       (z_t, x'_t, B'_t, C'_t, \delta_t) &= W_{in} u_t \\
@@ -38,23 +38,23 @@ class Mamba2(base.RecurrentLayer):
       y_t &= W_{out}\, \mathrm{norm}\bigl((S_t^\top C_t + D x_t)
              \odot \mathrm{silu}(z_t)\bigr)
 
-  for every head, of `P` features; :math:`\Delta_t`, A and D are one number a
-  head, B and C are shared by the heads of a group. The norm divides by the root
-  of the mean square of each group's features. The state is `H N P + (K - 1)
-  (H P + 2 G N)` numbers a sequence, transposed in comparison with the published
-  code (196608 + 5376 where `D` is 768). Cost a token: `D (3 H P + 2 G N + H)`
+  for every head of `P` features. :math:`\Delta_t`, A and D are one number a
+  head; B and C are shared by the heads of a group. The norm divides by the root
+  of the mean square of the features of each group. The state is `H N P + (K -
+  1) (H P + 2 G N)` numbers a sequence (196608 + 5376 if `D` is 768); it is the
+  transpose of that in the published code. A token costs `D (3 H P + 2 G N + H)`
   multiplications in matrices, `2 H N P` for the state and, in parallel, about
-  `Q (G N + H P)` within a chunk of `Q`. Whole sequences are chunks of matrix
-  products, `ops.linear_attention` with C for queries, B for keys and
-  :math:`\Delta x` for values.
+  `Q (G N + H P)` within a chunk of `Q` tokens. Whole sequences are matrix
+  products in chunks: `ops.linear_attention` with C as queries, B as keys and
+  :math:`\Delta x` as values.
 
-  This is the whole block of the paper: nothing but a norm and a residual
-  connection goes around it, and no MLP. The published map in is one matrix with
-  columns for z, x, B, C and the step sizes, in this order; here they are three,
-  `in_proj`, `bc_proj`, `dt_proj`, and the convolution two, so that heads can be
-  spread over devices. The published models divide the initial `out_proj` by the
+  This is the whole block of the paper. A model adds only a norm and a residual
+  connection, and no MLP. The published input map is one matrix with columns for
+  z, x, B, C and the step sizes, in this order. Here it is three matrices,
+  `in_proj`, `bc_proj` and `dt_proj`, and two convolutions, so that heads can be
+  split over devices. The published models divide the initial `out_proj` by the
   square root of their depth: `num_layers`. They store the last K inputs of the
-  convolution; K - 1 is what the next token needs.
+  convolution; the next token needs K - 1.
 
   Example::
 
@@ -108,9 +108,9 @@ class Mamba2(base.RecurrentLayer):
       in_features: Size `D` of an input.
       state_features: Size `N` of the state of a channel.
       expansion_factor: Channels per input feature.
-      head_features: Channels `P` of a head; if `None` 64 as published, or all
-        where there are not so many.
-      num_groups: Number `G` of groups of heads with B and C in common.
+      head_features: Channels `P` of a head; if `None`, the published 64, or all
+        channels if there are fewer.
+      num_groups: Number `G` of groups of heads that share B and C.
       conv_kernel: Taps `K` of the convolution.
       a_min: Smallest initial rate `-A`.
       a_max: Largest initial rate.
@@ -119,12 +119,12 @@ class Mamba2(base.RecurrentLayer):
       dt_floor: Initial step sizes below are raised to it.
       norm_epsilon: Added to the mean squares in the norm.
       use_conv_bias: Whether the convolution has a bias.
-      use_bias: Whether the maps in and out have biases; that of the step sizes
-        has its own in any case.
+      use_bias: Whether the input and output maps have biases. The map to step
+        sizes always has one.
       num_layers: Depth of the model; the initial `out_proj` is divided by its
         square root (twice the depth where there are MLPs).
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.linear_attention`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those of the
         state: `A_log`, `D` and `dt_bias`.
@@ -196,7 +196,7 @@ class Mamba2(base.RecurrentLayer):
       self.conv_bc_bias = filters(shared, axes=(None,))
     else:
       self.conv_bias = self.conv_bc_bias = None
-    # What keeps time is never stored below float32, and never decayed.
+    # Parameters of the decay are float32 at least, and have no weight decay.
     per_head = dict(axes=('heads',), recurrent=True)
     state_dtype = base.state_dtype(param_dtype)
     self.dt_bias = nnx.Param(
@@ -281,7 +281,7 @@ class Mamba2(base.RecurrentLayer):
     return delta, -jnp.exp(self.A_log[...].astype(dtype)) * delta
 
   def _readout(self, y, u, z, mask):
-    """Maps what was read `[..., H, P]` to outputs `[..., D]`."""
+    """Maps the output of the heads `[..., H, P]` to `[..., D]`."""
     y = y + self.D[...].astype(y.dtype)[:, None] * u
     y = y.reshape(z.shape) * jax.nn.silu(z.astype(y.dtype))
     groups = z.shape[:-1] + (self.num_groups, z.shape[-1] // self.num_groups)

@@ -18,10 +18,10 @@ class RetNetCarry(NamedTuple):
   """State of `RetNet`.
 
   Attributes:
-    S: What keys give which values `[B, H, K, V]`.
-    position: Tokens of the sequence so far `[B]`, int32; beyond `2**31` its
-      bits are those of an unsigned integer. At `2**32` tokens it is 0 again:
-      reset before. `None` where nothing is rotated.
+    S: The map from keys to values `[B, H, K, V]`.
+    position: Number of tokens of the sequence so far `[B]`, int32, to be read
+      as unsigned. After `2**32` tokens it is 0 again, so reset before that.
+      `None` without rotation.
   """
 
   S: jax.Array
@@ -29,7 +29,7 @@ class RetNetCarry(NamedTuple):
 
 
 class RetNet(base.RecurrentLayer):
-  r"""Multi-scale retention: linear attention that fades, each head at its rate.
+  r"""Multi-scale retention: linear attention with a decay rate for each head.
 
   For head `h` of `H`, counted from 0,
 
@@ -40,28 +40,27 @@ class RetNet(base.RecurrentLayer):
       y_t &= W_o (\mathrm{silu}(W_g x_t) \odot
              \mathrm{norm}(S_t^\top q_t / \sqrt{K}))
 
-  `R_t` rotates pairs of features by the position in the sequence, over
-  wavelengths from 1 to 10000 times 2 pi: what a query reads of a key depends on
-  how far it is. The rate of a head is the same for all tokens, and no
-  parameter: the first head remembers for some 32 tokens, each further one for
-  twice as many.
+  `R_t` rotates pairs of features by the position in the sequence, with
+  wavelengths from 1 to 10000 times 2 pi, so that scores depend on distances.
+  The decay of a head is a constant, the same for all tokens. The first head
+  remembers about 32 tokens, and each further head twice as many.
 
-  The state is `H K V` numbers a sequence (32768 where `D` is 256, with four
-  heads), and the position. Cost a token: `D H (2 K + 3 V)` multiplications in
-  maps, `8 D^2` by default, and around the state `3 H K V` in a step, or about
-  `H (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
+  The state is `H K V` numbers a sequence (32768 if `D` is 256, with four
+  heads), and the position. A token costs `D H (2 K + 3 V)` multiplications in
+  maps, `8 D^2` by default, and for the state `3 H K V` in a step, or about `H
+  (Q + 2 K) V + H Q K` in parallel, in chunks of `Q` tokens
   (`ops.linear_attention`); decays are computed once for all chunks.
 
-  The published models have heads of 256 key features. The norm is the paper's:
-  it takes each head by itself, mean and all, without parameters. The authors'
-  code has `norm='rms'`, scales keys instead of queries, which changes the state
-  alone, and pairs neighbouring features for the rotation, where here feature
-  `i` of a head's first half goes with feature `i` of the second: another order
-  of the columns of `W_q` and `W_k`. It also divides scores by the root of the
-  sum of decays and by their own sum, to stay in range in half precision; the
-  norm takes that out again, but for its epsilon, and here it is left out. Maps
-  start as there: Glorot uniform, with a gain of :math:`2^{-5/2}` for all but
-  the last.
+  The published models have heads of 256 key features. The norm is that of the
+  paper: over the features of each head, with the mean subtracted and without
+  parameters. The code of the authors differs: it has `norm='rms'`, and it
+  scales keys instead of queries, which changes the state only. It pairs
+  neighbouring features for the rotation; here feature `i` of the first half of
+  a head is paired with feature `i` of the second, which is another order of the
+  columns of `W_q` and `W_k`. It also divides scores by the root of the sum of
+  decays and by their own sum, for half precision. The norm cancels both
+  factors, up to its epsilon, so they are left out here. Maps start as in that
+  code: Glorot uniform, with a gain of :math:`2^{-5/2}` for all but the last.
 
   Example::
 
@@ -105,24 +104,24 @@ class RetNet(base.RecurrentLayer):
     Args:
       in_features: Size `D` of an input.
       num_heads: Number `H` of heads.
-      key_features: Features `K` of a key, even where they are rotated; `D / H`
-        if `None`.
+      key_features: Features `K` of a key, even with `use_rotation`; `D / H` if
+        `None`.
       value_features: Features `V` of a value; `2 D / H` if `None`.
       use_rotation: Whether queries and keys are rotated.
-      max_wavelength: Of the rotations, in tokens, divided by 2 pi; the shortest
-        one is 1.
+      max_wavelength: Longest wavelength of the rotations, in units of 2 pi
+        tokens; the shortest one is 1.
       norm: Norm of each head: `layer` or `rms`.
-      norm_epsilon: Added to what the norm takes the root of.
+      norm_epsilon: Added to the variance or the mean square in the norm.
       use_norm_scale: Whether the norm has a scale, one for all heads.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.linear_attention`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If the heads do not divide the features where they must, or a
-        number is out of range.
+      ValueError: If the heads do not divide the features, or a number is out of
+        range.
     """
     self.in_features = self.out_features = d = in_features
     self.num_heads = num_heads
@@ -203,7 +202,7 @@ class RetNet(base.RecurrentLayer):
     return new, self._readout(y, x, mask)
 
   def _positions(self, before, time, reset, mask):
-    """Positions of all tokens, and of the one that comes next: `[B, T + 1]`."""
+    """Returns the positions of all tokens and of the next one: `[B, T + 1]`."""
     behind = lambda flag, last: None if flag is None else jnp.pad(
         flag, ((0, 0), (0, 1)), constant_values=last
     )
@@ -220,7 +219,7 @@ class RetNet(base.RecurrentLayer):
     )
     if self.use_rotation:
       pairs = self.key_features // 2
-      # The last pair has the longest wavelength, not the one behind it.
+      # The last pair has the longest wavelength, not the pair after it.
       longest = self.max_wavelength ** (pairs / max(pairs - 1, 1))
       q, k = (
           rotary.rotary(u, positions, 2 * pairs, longest) for u in (q, k)
@@ -234,12 +233,12 @@ class RetNet(base.RecurrentLayer):
     )
 
   def _readout(self, y, x, mask):
-    """Maps what heads read `[..., H, V]` to `[..., D]`."""
+    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
     y = jax.nn.silu(common.project(self.gate, x)) * self.norm(y)
     y = y.reshape(*x.shape[:-1], self.hidden_features)
     return base.masked(common.project(self.output, y), mask)
 
 
 def log_decays(num_heads: int) -> np.ndarray:
-  """Logarithms of `1 - 2^(-5-h)`, `h` from 0 on: `[num_heads]`, float64."""
+  """Returns the logarithms of `1 - 2^(-5-h)` for `h` from 0, float64."""
   return np.log1p(-(2.0 ** -(5 + np.arange(num_heads))))

@@ -21,7 +21,7 @@ class RWKV4Carry(NamedTuple):
 
 
 class RWKV4(base.RecurrentLayer):
-  r"""The time mixing of RWKV-4: an average of values that fades with time.
+  r"""The time mixing of RWKV-4: a decaying average of values.
 
   .. math::
       r_t &= W_r (\mu_r x_t + (1 - \mu_r) x_{t-1}), \quad
@@ -32,18 +32,18 @@ class RWKV4(base.RecurrentLayer):
       y_t &= W_o \Bigl(\sigma(r_t) \odot
              \frac{a_{t-1} + e^{u + k_t} v_t}{b_{t-1} + e^{u + k_t}}\Bigr)
 
-  with :math:`d` the parameter `time_decay` and :math:`u` `time_first`, which
-  weighs the current token alone. The state is `4 D` numbers a sequence: the
-  last token, and both sums with a common exponent `pp`, without which they
-  would overflow. Cost a token: `4 D^2` multiplications. In parallel one running
+  where :math:`d` is the parameter `time_decay` and :math:`u` is `time_first`,
+  the weight of the current token. The state is `4 D` numbers a sequence: the
+  last token, and both sums with a common exponent `pp`, which prevents
+  overflow. A token costs `4 D^2` multiplications. In parallel it is one running
   maximum and two linear recurrences (`ops.wkv`).
 
-  In the published model this and `RWKV4ChannelMix` take turns, each behind a
+  The published model alternates this layer and `RWKV4ChannelMix`, each after a
   LayerNorm and with a residual connection: `layer='rwkv4,rwkv4_channel_mix'`,
-  `norm='layer'`, `mlp='none'`; it also has a LayerNorm right after the
-  embedding, `embed_norm=True`. Weights are published with the parameter
-  `time_decay`, which inference code replaces once by `-exp(time_decay)`. Where
-  others start `pp` at -1e38 instead of -1e30, nothing is different.
+  `norm='layer'`, `mlp='none'`. It also has a LayerNorm right after the
+  embedding, `embed_norm=True`. Published weights contain `time_decay`;
+  inference code replaces it by `-exp(time_decay)` when it loads them. Some code
+  starts `pp` at -1e38 instead of -1e30, with the same results.
 
   Example::
 
@@ -76,18 +76,18 @@ class RWKV4(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      layer_index: Its number among the time mixings of the model, from 0: it
-        decides how the initial decays and shifts spread over channels.
-      num_layers: How many of them there are.
+      layer_index: Index of the layer among the time mixings of the model. The
+        initial decays and shifts of the channels depend on it.
+      num_layers: Number of such layers in the model.
       zero_init: Whether all maps but that of values start at zero, as
-        published; orthogonal if not.
+        published, instead of orthogonal.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for `time_decay`
         and `time_first`.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If there is no such layer.
+      ValueError: If `layer_index` is out of range.
     """
     common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
@@ -118,7 +118,7 @@ class RWKV4(base.RecurrentLayer):
     self.output = linear(d, d, out, zero_init, **options)
 
   def initialize_carry(self, batch_size: int, dtype=None) -> RWKV4Carry:
-    """Returns the carry before the first token: zeros, but for `pp`, -1e30."""
+    """Returns the carry before the first token: zeros, and -1e30 for `pp`."""
     dtype = base.state_dtype(dtype or self.dtype)
     state = ops.empty_wkv_state(batch_size, self.in_features, dtype)
     return RWKV4Carry(jnp.zeros_like(state.aa), *state)
@@ -167,17 +167,20 @@ class RWKV4(base.RecurrentLayer):
 
 
 def mix(x, shifted, mu):
-  """`mu x_t + (1 - mu) x_{t-1}`, in the dtype of `x`."""
+  """Returns `mu x_t + (1 - mu) x_{t-1}` in the dtype of `x`."""
   mu = mu[...].astype(base.state_dtype(x.dtype))
   return (x * mu + shifted * (1 - mu)).astype(x.dtype)
 
 
 def linear(n, m, axes, zero, *, gain=None, param_dtype, rngs):
-  """A map `[n] -> [m]`, zero, or orthogonal with gain `sqrt(m / n)` or 1."""
+  """Makes a map `[n] -> [m]`: zero, or orthogonal with a gain.
+
+  The gain is `sqrt(m / n)`, but at least 1, if `None`.
+  """
   gain = math.sqrt(max(m / n, 1)) if gain is None else gain
   orthogonal = nnx.initializers.orthogonal(gain)
 
-  def init(key, shape, dtype):  # No QR decomposition has less than float32.
+  def init(key, shape, dtype):  # QR decompositions need float32 at least.
     return orthogonal(key, shape, base.state_dtype(dtype)).astype(dtype)
 
   return nnx.Linear(

@@ -1,4 +1,4 @@
-"""RWKV-4 (Peng et al., 2023), https://arxiv.org/abs/2305.13048."""
+"""Channel mixing of RWKV-4 (Peng et al., 2023)."""
 
 from flax import nnx
 import jax
@@ -9,16 +9,16 @@ from rnnzoo.layers import rwkv4
 
 
 class RWKV4ChannelMix(base.RecurrentLayer):
-  r"""The channel mixing of RWKV-4: an MLP that also sees the token before.
+  r"""The channel mixing of RWKV-4: an MLP of a token and the previous one.
 
   .. math::
       k_t &= \max(0, W_k (\mu_k x_t + (1 - \mu_k) x_{t-1}))^2 \\
       y_t &= \sigma(W_r (\mu_r x_t + (1 - \mu_r) x_{t-1})) \odot W_v k_t
 
-  It takes turns with `RWKV4`. The state is the last token, `D` numbers a
-  sequence; nothing older is remembered. Cost a token: `2 D H + D^2`
-  multiplications, `9 D^2` at the published `H = 4 D`. That of RWKV-6 is the
-  same with `H = 3.5 D` and a `key_gain` of 1.
+  In a model it alternates with `RWKV4`. The state is the last token, `D`
+  numbers a sequence. A token costs `2 D H + D^2` multiplications, `9 D^2` for
+  the published `H = 4 D`. The channel mixing of RWKV-6 is the same with `H =
+  3.5 D` and a `key_gain` of 1. See https://arxiv.org/abs/2305.13048.
 
   Example::
 
@@ -53,25 +53,25 @@ class RWKV4ChannelMix(base.RecurrentLayer):
     Args:
       in_features: Size `D` of an input.
       expansion_factor: Hidden features per input feature.
-      layer_index: Its number among the channel mixings of the model, from 0.
-      num_layers: How many of them there are.
+      layer_index: Index of the layer among the channel mixings of the model.
+      num_layers: Number of such layers in the model.
       zero_init: Whether the maps to values and receptances start at zero, as
-        published; orthogonal if not.
-      key_gain: Gain of the initial map to keys, which is orthogonal;
-        `sqrt(H / D)`, but 1 at least, if `None`.
+        published, instead of orthogonal.
+      key_gain: Gain of the orthogonal initial map to keys; if `None`, `sqrt(H /
+        D)`, but at least 1.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If there is no such layer.
+      ValueError: If `layer_index` is out of range.
     """
     common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
     self.hidden_features = h = int(in_features * expansion_factor)
     self.dtype = dtype
     mu = (jnp.arange(d) / d) ** (1 - layer_index / num_layers)
-    # An array each: one buffer cannot be donated for two parameters.
+    # Two arrays, because one buffer cannot be donated for two parameters.
     self.mu_k = nnx.Param(jnp.array(mu, param_dtype), axes=(None,))
     self.mu_r = nnx.Param(jnp.array(mu, param_dtype), axes=(None,))
     options = dict(param_dtype=param_dtype, rngs=rngs)

@@ -18,7 +18,7 @@ class RWKV6Carry(NamedTuple):
 
 
 class RWKV6(base.RecurrentLayer):
-  r"""The time mixing of RWKV-6: linear attention that forgets as it reads.
+  r"""The time mixing of RWKV-6: linear attention with data-dependent decay.
 
   .. math::
       s_t &= x_{t-1} - x_t, \quad
@@ -31,25 +31,25 @@ class RWKV6(base.RecurrentLayer):
       S_t = \mathrm{diag}(w_t) S_{t-1} + k_t v_t^\top \\
       y_t &= W_o (\mathrm{norm}(o_t) \odot \mathrm{silu}(W_g x^g_t))
 
-  with :math:`d` the parameter `time_decay` and :math:`u` `bonus`, which weighs
-  the current token alone; states, decays and norm are those of a head of `N`
-  features. How much of the token before goes into what, and how fast is
-  forgotten, depends on the tokens, by maps of low rank. The state is `D N + D`
-  numbers a sequence (49152 + 768 where `D` is 768). Cost a token: `5 D^2 + D
-  (10 R + 2 R_d)` multiplications in matrices, and `3 D N` for the state. Whole
-  sequences are chunks of matrix products (`ops.linear_attention`).
+  where :math:`d` is the parameter `time_decay` and :math:`u` is `bonus`, the
+  weight of the current token. States, decays and norm are separate for each
+  head of `N` features. The weights of the previous token and the decays depend
+  on the tokens, through maps of low rank. The state is `D N + D` numbers a
+  sequence (49152 + 768 if `D` is 768). A token costs `5 D^2 + D (10 R + 2 R_d)`
+  multiplications in matrices, and `3 D N` for the state. Whole sequences are
+  matrix products in chunks (`ops.linear_attention`).
 
-  In the published model it takes turns with the channel mixing of RWKV-4 (an
-  `expansion_factor` of 3.5, a `key_gain` of 1), each behind a LayerNorm and
-  with a residual connection: `layer='rwkv6,rwkv4_channel_mix'`, `norm='layer'`,
-  `mlp='none'`; it also has a LayerNorm right after the embedding. Here mu
-  weighs the token before, as in the paper, and not the current one as in
-  `RWKV4`. All starts as in the published training code, not everything of which
-  is in the paper; an earlier version draws both halves of the low-rank maps
-  from +-1e-4, where now the first is zero and the second from +-0.01. Both
-  ranks are doubled for a `D` of 4096. There is no weight decay on low-rank maps
-  and `bonus`, and twice the rate for `time_decay`: all of these are
-  `recurrent`.
+  The published model alternates this layer and the channel mixing of RWKV-4 (an
+  `expansion_factor` of 3.5, a `key_gain` of 1), each after a LayerNorm and with
+  a residual connection: `layer='rwkv6,rwkv4_channel_mix'`, `norm='layer'`,
+  `mlp='none'`. It also has a LayerNorm right after the embedding. Here mu is
+  the weight of the previous token, as in the paper; in `RWKV4` it is that of
+  the current one. Initial values are those of the published training code, some
+  of which are not in the paper. The first factors of the low-rank maps are
+  zero, and the second ones are drawn from +-0.01; an earlier version draws both
+  from +-1e-4. Both ranks are doubled for a `D` of 4096. That code has no weight
+  decay on low-rank maps and `bonus`, and twice the rate for `time_decay`: all
+  of these have `recurrent` metadata.
 
   Example::
 
@@ -90,25 +90,26 @@ class RWKV6(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      head_features: Features `N` of a head; if `None` 64 as published, or all
-        where there are not so many.
-      mix_rank: Rank `R` of what makes each of the five shifts depend on tokens.
-      decay_rank: Rank `R_d` of what makes decays depend on tokens.
+      head_features: Features `N` of a head; if `None`, the published 64, or `D`
+        if that is smaller.
+      mix_rank: Rank `R` of the map from tokens to each of the five shifts.
+      decay_rank: Rank `R_d` of the map from tokens to decays.
       norm_epsilon: Added to the variances in the norm.
-      layer_index: Its number among the time mixings of the model, from 0: it
-        decides how initial decays, shifts and norms spread over channels.
-      num_layers: How many of them there are.
-      zero_init: Whether the map out and the first halves of the low-rank maps
-        start at zero, as published; orthogonal, and uniform in +-0.01, if not.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.linear_attention` if `None`. Changes no number but for rounding.
+      layer_index: Index of the layer among the time mixings of the model. The
+        initial decays, shifts and norms depend on it.
+      num_layers: Number of such layers in the model.
+      zero_init: Whether the output map and the first factors of the low-rank
+        maps start at zero, as published, instead of orthogonal and uniform in
+        +-0.01.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.linear_attention`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for `time_decay`
         and `bonus`.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If a size is out of range, or if there is no such layer.
+      ValueError: If a size or `layer_index` is out of range.
     """
     self.in_features = self.out_features = d = in_features
     self.head_features = min(64, d) if head_features is None else head_features
@@ -149,7 +150,7 @@ class RWKV6(base.RecurrentLayer):
         )
       return nnx.Param(value, axes=axes, recurrent=True)
 
-    # Of w, k, v, r and g, in this order.
+    # For w, k, v, r and g, in this order.
     self.mix_A = low_rank(
         d, 5, mix_rank, axes=('embed', None, None), first=True
     )
@@ -160,7 +161,7 @@ class RWKV6(base.RecurrentLayer):
     self.decay_B = low_rank(
         decay_rank, d, axes=('inner', 'hidden'), first=False
     )
-    # What keeps time is never stored below float32.
+    # Parameters of the decay are float32 at least.
     state_dtype = base.state_dtype(param_dtype)
     self.time_decay = nnx.Param(
         (-6 + 5 * place ** (0.7 + 1.3 * r01)).astype(state_dtype),
@@ -175,7 +176,7 @@ class RWKV6(base.RecurrentLayer):
     def linear(axes, gain):
       orthogonal = nnx.initializers.orthogonal(gain)
 
-      def init(key, shape, dtype):  # No QR decomposition below float32.
+      def init(key, shape, dtype):  # QR needs float32.
         return orthogonal(key, shape, base.state_dtype(dtype)).astype(dtype)
 
       return nnx.Linear(
@@ -231,10 +232,10 @@ class RWKV6(base.RecurrentLayer):
     return RWKV6Carry(previous, wkv), self._readout(y, gate, mask)
 
   def _project(self, x, carry, reset, mask):
-    """Returns the last token, and of all tokens what the state needs.
+    """Returns the last token, and the operands of the state for all tokens.
 
-    That is receptances, keys and values `[..., H, N]`, gates `[..., D]`, and
-    log decays `[..., H, N]`, these in the dtype of states.
+    The operands are receptances, keys and values `[..., H, N]`, gates `[...,
+    D]`, and log decays `[..., H, N]` in the dtype of states.
     """
     previous, shifted = common.token_shift(
         x, carry.previous, reset=reset, mask=mask
@@ -276,6 +277,6 @@ class RWKV6(base.RecurrentLayer):
     return self.bonus[...].astype(dtype)
 
   def _readout(self, y, gate, mask):
-    """Maps what was read `[..., H, N]` to outputs `[..., D]`."""
+    """Maps the output of the heads `[..., H, N]` to `[..., D]`."""
     y = self.norm(y).reshape(gate.shape)
     return base.masked(common.project(self.output, y * gate), mask)

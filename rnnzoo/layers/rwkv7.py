@@ -39,28 +39,28 @@ class RWKV7(base.RecurrentLayer):
       y_t &= W_o \bigl((\mathrm{norm}(S_t^\top r_t)
              + (r_t \odot \rho)^\top \tilde k_t \, v_t) \odot g_t\bigr)
 
-  with :math:`\kappa, \alpha, \rho` the parameters `k_k`, `k_a`, `r_k`. What a
-  token writes replaces what its key gave before, as far as `a` says, and every
-  feature of a key fades at a rate of its own, of at least 0.545. The norm is
-  one over the features of a head, with epsilon 64e-5 as published for `K` = 64.
-  The state is `D K + D` numbers a sequence: a matrix for each head, and the
-  last token. Cost a token: `4 D^2` multiplications, about `2 D R` for each of
-  four maps of low rank `R`, and around the state `5 D K` in a step, or about
-  `D (4 K + 6 Q)` in parallel, in chunks of `Q` tokens (`ops.dplr_scan`).
+  where :math:`\kappa, \alpha, \rho` are the parameters `k_k`, `k_a`, `r_k`. The
+  value of a token replaces the value its key had before, to the degree given by
+  `a`. Every feature of a key has its own decay, of at least 0.545. The norm is
+  over the features of a head, with epsilon 64e-5 as published for `K` = 64. The
+  state is `D K + D` numbers a sequence: a matrix for each head, and the last
+  token. A token costs `4 D^2` multiplications, about `2 D R` for each of four
+  maps of low rank `R`, and for the state `5 D K` in a step, or about `D (4 K +
+  6 Q)` in parallel, in chunks of `Q` tokens (`ops.dplr_scan`).
 
-  The values of the first time mixing of a model take part in those of all
-  others: `v_first`, which `first_value` of that first one gives. `None` means
-  that this is the first. All have the parameters `v0`, `v1`, `v2`, which in the
-  first one are not used; published weights leave them out there.
+  The values of all time mixings of a model depend on those of the first one:
+  `v_first`, which `first_value` of the first one returns. `None` means that
+  this is the first. All have the parameters `v0`, `v1`, `v2`. The first one
+  does not use them, and published weights do not have them there.
 
-  In the published model this and `RWKV7ChannelMix` take turns, each behind a
+  The published model alternates this layer and `RWKV7ChannelMix`, each after a
   LayerNorm and with a residual connection: `layer='rwkv7,rwkv7_channel_mix'`,
-  `norm='layer'`, `mlp='none'`; it also has a LayerNorm right after the
+  `norm='layer'`, `mlp='none'`. It also has a LayerNorm right after the
   embedding, `embed_norm=True`. The state is stored as (key, value); published
   inference code has (value, key). Initial values are those of the published
-  module. The published training script then draws `receptance`, `key` and
-  `value` anew (orthogonal, of gain 1, 0.1 and 1) and starts the scale of the
-  norm of layer l of n from `((1 + l) / n)^0.7`.
+  module. The published training script draws `receptance`, `key` and `value`
+  again (orthogonal, with gain 1, 0.1 and 1), and sets the initial scale of the
+  norm of layer l of n to `((1 + l) / n)^0.7`.
 
   Example::
 
@@ -106,26 +106,27 @@ class RWKV7(base.RecurrentLayer):
 
     Args:
       in_features: Size `D` of an input.
-      head_features: Features `K` of a head, which divide `D`; if `None` the
-        published 64, or the largest power of two below that divides `D`.
-      decay_rank: Of `w1` and `w2`; if `None` what the published code suggests,
-        `2.5 sqrt(D)` rounded to a multiple of 32, and at least 32.
-      rate_rank: Of `a1` and `a2`; likewise.
-      value_rank: Of `v1` and `v2`; likewise with 1.7.
-      gate_rank: Of `g1` and `g2`; likewise with 5.
-      layer_index: Its number among the time mixings of the model, from 0: it
-        decides how the initial decays and shifts spread over channels.
-      num_layers: How many of them there are.
-      zero_init: Whether `output` and the first factors of the maps of low rank
-        start at zero, as published; uniform if not.
-      chunk_size: Tokens that are worked on at once, a power of two; that of
-        `ops.dplr_scan` if `None`. Changes no number but for rounding.
+      head_features: Features `K` of a head, a divisor of `D`; if `None`, the
+        largest power of two up to the published 64 that divides `D`.
+      decay_rank: Rank of `w1` and `w2`. If `None`, the suggestion of the
+        published code: `2.5 sqrt(D)` rounded to a multiple of 32, and at least
+        32.
+      rate_rank: Rank of `a1` and `a2`, as for `decay_rank`.
+      value_rank: Rank of `v1` and `v2`, with 1.7 in place of 2.5.
+      gate_rank: Rank of `g1` and `g2`, with 5 in place of 2.5.
+      layer_index: Index of the layer among the time mixings of the model. The
+        initial decays and shifts of the channels depend on it.
+      num_layers: Number of such layers in the model.
+      zero_init: Whether `output` and the first factors of the low-rank maps
+        start at zero, as published, instead of uniform.
+      chunk_size: Tokens in a chunk, a power of two; if `None`, the default of
+        `ops.dplr_scan`. It affects rounding only.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for `w0`.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If there is no such layer, or sizes do not fit.
+      ValueError: If `layer_index` is out of range, or sizes do not fit.
     """
     common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features
@@ -180,7 +181,7 @@ class RWKV7(base.RecurrentLayer):
       if not zero_init:
         first = initializers.uniform_fan_in(d)
       orthogonal = nnx.initializers.orthogonal(0.1 * max(rank / d, 1) ** 0.5)
-      wide = base.state_dtype(param_dtype)  # No QR decomposition has less.
+      wide = base.state_dtype(param_dtype)  # QR needs float32.
       second = orthogonal(rngs.params(), (rank, d), wide).astype(param_dtype)
       return (
           nnx.Param(
@@ -212,16 +213,17 @@ class RWKV7(base.RecurrentLayer):
     return RWKV7Carry((self.in_features,), (self.num_heads, n, n))
 
   def first_value(self, x, carry=None, *, reset=None, mask=None) -> jax.Array:
-    """What the other time mixings of a model get as `v_first` from this one.
+    """Returns `v_first` for the other time mixings of a model.
 
     Args:
-      x: Inputs of this layer `[B, T, D]`, or `[B, D]` of a step.
-      carry: Its carry before them; `initialize_carry` if `None`.
+      x: Inputs of this layer `[B, T, D]`, or `[B, D]` for a step.
+      carry: The carry before these inputs; `initialize_carry` if `None`.
       reset: As in a call, or in a step.
       mask: Likewise.
 
     Returns:
-      Its values, like `x` in the compute dtype; 0 where masked.
+      The values of this layer, an array like `x` in the compute dtype, 0 where
+      masked.
 
     Raises:
       ValueError: If shapes or dtypes disagree.
@@ -242,7 +244,7 @@ class RWKV7(base.RecurrentLayer):
       reset: Booleans `[B, T]`.
       mask: Booleans `[B, T]`.
       v_first: `first_value` of the first time mixing of the model for these
-        tokens `[B, T, D]`, or `None` if this is that one.
+        tokens `[B, T, D]`, or `None` if this is the first one.
 
     Returns:
       `(carry, y)`.
@@ -277,7 +279,7 @@ class RWKV7(base.RecurrentLayer):
     return RWKV7Carry(previous, S), self._readout(y, operands, g, mask)
 
   def _project(self, x, carry, reset, mask, v_first):
-    """All that looks at no matrix state.
+    """Computes all that does not depend on the matrix state.
 
     Returns:
       `(previous, (r, k, v, a, b), log_decay, g)`: the last token, operands of
@@ -317,7 +319,7 @@ class RWKV7(base.RecurrentLayer):
     return previous, operands, heads(log_decay), g
 
   def _readout(self, y, operands, g, mask):
-    """Maps what was read `[..., H, K]` to outputs `[..., D]`."""
+    """Maps the output of the heads `[..., H, K]` to `[..., D]`."""
     r, k, v = operands[:3]
     dtype = g.dtype
     own = r.astype(dtype) * k.astype(dtype) * self.r_k[...].astype(dtype)
@@ -327,22 +329,22 @@ class RWKV7(base.RecurrentLayer):
 
 
 def mix(x, shifted, mu):
-  """`x_t + mu (x_{t-1} - x_t)`, in the dtype of `x`."""
+  """Returns `x_t + mu (x_{t-1} - x_t)` in the dtype of `x`."""
   mu = mu[...].astype(base.state_dtype(x.dtype))
   return (x + (shifted - x) * mu).astype(x.dtype)
 
 
 def _low_rank(x, first, second, activation_fn=lambda u: u):
-  """Maps `[..., D]` by `[D, R]`, a function, and `[R, D]`, summing wide."""
+  """Maps `[..., D]` by `[D, R]`, a function and `[R, D]`, with float32 sums."""
   dtype = base.state_dtype(x.dtype)
   times = lambda u, p: common.product(u, p[...], dtype)
   return times(activation_fn(times(x, first)).astype(x.dtype), second)
 
 
 def _unit(u):
-  """`u` with the features of each head of length 1.
+  """Normalises the features of each head to length 1.
 
-  Below 1e-12 there is no direction, and no gradient: it is 0.
+  Below a length of 1e-12 the result is 0 and has no gradient.
   """
   square = jnp.square(u).sum(-1, keepdims=True)
   some = square > 1e-24
@@ -361,8 +363,8 @@ def _checked_like(x, v_first):
 
 
 def linear(n, m, axes, gain, *, param_dtype, rngs):
-  """A map `[n] -> [m]`, uniform up to `gain / sqrt(d)`, `d` the features."""
-  width = min(n, m)  # `d` on either side of a channel mixing.
+  """Makes a map `[n] -> [m]`, uniform within `gain / sqrt(min(n, m))`."""
+  width = min(n, m)  # `D` for both maps of a channel mixing.
   bound = gain / math.sqrt(width)
 
   def init(key, shape, dtype):

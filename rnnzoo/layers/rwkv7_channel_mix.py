@@ -1,4 +1,4 @@
-"""RWKV-7 (Peng et al., 2025), https://arxiv.org/abs/2503.14456."""
+"""Channel mixing of RWKV-7 (Peng et al., 2025)."""
 
 from flax import nnx
 import jax
@@ -9,15 +9,16 @@ from rnnzoo.layers import rwkv7
 
 
 class RWKV7ChannelMix(base.RecurrentLayer):
-  r"""The channel mixing of RWKV-7: an MLP that also sees the token before.
+  r"""The channel mixing of RWKV-7: an MLP of a token and the previous one.
 
   .. math::
       y_t = W_v \max(0, W_k (x_t + \mu_k (x_{t-1} - x_t)))^2
 
-  It takes turns with `RWKV7`. Other than that of RWKV-4 it has no receptance,
-  and its :math:`\mu` weighs the token before. The state is the last token, `D`
-  numbers a sequence. Cost a token: `2 D H` multiplications, `8 D^2` at the
-  published `H = 4 D`.
+  In a model it alternates with `RWKV7`. Unlike that of RWKV-4 it has no
+  receptance, and its :math:`\mu` is the weight of the previous token. The state
+  is the last token, `D` numbers a sequence. A token costs `2 D H`
+  multiplications, `8 D^2` for the published `H = 4 D`. See
+  https://arxiv.org/abs/2503.14456.
 
   Example::
 
@@ -51,16 +52,16 @@ class RWKV7ChannelMix(base.RecurrentLayer):
     Args:
       in_features: Size `D` of an input.
       expansion_factor: Hidden features per input feature.
-      layer_index: Its number among the channel mixings of the model, from 0.
-      num_layers: How many of them there are.
-      zero_init: Whether the map to outputs starts at zero, as published;
-        uniform if not.
+      layer_index: Index of the layer among the channel mixings of the model.
+      num_layers: Number of such layers in the model.
+      zero_init: Whether the output map starts at zero, as published, instead of
+        uniform.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If there is no such layer.
+      ValueError: If `layer_index` is out of range.
     """
     common.check_depth(layer_index, num_layers)
     self.in_features = self.out_features = d = in_features

@@ -33,7 +33,7 @@ def _real(n):
   return -np.arange(1.0, n + 1), None
 
 
-# Eigenvalues, and weights of the input where they are not 1, from a size.
+# Functions of `N` that return eigenvalues, and B or `None` if it is 1.
 INITIALIZATIONS = dict(lin=_lin, inv=_inv, legs=_legs, real=_real)
 
 
@@ -50,28 +50,29 @@ class S4D(base.RecurrentLayer):
       (u_t, v_t) &= W\,\mathrm{gelu}(s_t) + w, \qquad
       y_t = u_t \odot \sigma(v_t)
 
-  The first four lines for each of `D` channels on its own, with `N / 2` complex
-  numbers that stand for themselves and their conjugates: hence the 2. Channels
-  meet in the output map alone (exact GELU, GLU), which is part of the published
-  layer; `output_map='none'` gives :math:`s_t`, for a block that has a gate.
+  The first four lines hold for each of `D` channels, with `N / 2` complex
+  numbers and their conjugates, hence the factor 2. Only the output map (exact
+  GELU, GLU) mixes channels. It is part of the published layer;
+  `output_map='none'` gives :math:`s_t`, for a block that has a gate.
 
   The state is `D N / 2` complex numbers a sequence, `D N` real ones with
   `init='real'`. A step costs `2 D N` complex multiplications. A sequence is a
-  convolution by FFT, of `T log T` a channel, with a kernel of `T N` real
-  multiplications a channel; the states of all steps are never held. With
-  `reset`, `mask` or `dt` it is a scan in chunks of 64 steps, recomputed in the
-  backward pass. Without `reset` an input that is not finite spoils all outputs
-  of its row.
+  convolution by FFT, which costs `T log T` a channel, with a kernel that costs
+  `T N` real multiplications a channel. The states of all steps are never
+  stored. With `reset`, `mask` or `dt` it is a scan in chunks of 64 steps, which
+  the backward pass computes again. Without `reset`, an input that is not finite
+  makes all outputs of its row NaN.
 
-  `dt` (call `[B, T]`, `step` `[B]`) stretches single steps: `Delta dt` takes
-  the place of `Delta`. With `zoh` a step of 2 is two steps with the same input.
+  `dt` (call `[B, T]`, `step` `[B]`) is the length of each step: `Delta dt`
+  replaces `Delta`. With `zoh`, a step of 2 equals two steps with the same
+  input.
 
   Initialisations of lambda: `lin` (-1/2 + i pi n), `inv` (-1/2 + i N/pi (N/(2n
-  + 1) - 1)), `legs` (the normal part of HiPPO-LegS, with its B) and `real`
-  (-(n + 1), n < N, and all numbers are real). The LRU paper prints another
-  `inv`, with N/(n + 1). B is 1 but for `legs`, where it is a parameter: without
-  it, it would be one with C. The paper trains `log_A_real`, `A_imag`, `log_dt`
-  and B with a smaller rate and without decay (`recurrent` metadata).
+  + 1) - 1)), `legs` (the normal part of HiPPO-LegS, with its B) and `real` (-(n
+  + 1), n < N, and all numbers are real). The LRU paper prints another `inv`,
+  with N/(n + 1). B is a parameter for `legs` and 1 otherwise, where C can
+  absorb it. The paper trains `log_A_real`, `A_imag`, `log_dt` and B with a
+  smaller rate and without weight decay (`recurrent` metadata).
 
   Example::
 
@@ -116,7 +117,7 @@ class S4D(base.RecurrentLayer):
       dt_min: Smallest initial step, in units of the time of lambda.
       dt_max: Largest initial step.
       step_rescale: Multiplies all steps: 2 for data sampled half as often as
-        those the parameters were trained on.
+        the training data.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those that set
         the decays.
@@ -216,7 +217,7 @@ class S4D(base.RecurrentLayer):
     return carry, base.masked(self._out(s, wide, x.dtype), mask)
 
   def _continuous(self, dtype):
-    """Lambda and, if there is one, B `[D, N / 2]`, and the steps `[D, 1]`."""
+    """Returns Lambda and B or `None`, `[D, N / 2]`, and the steps `[D, 1]`."""
     lambda_ = -jnp.exp(self.log_A_real[...].astype(dtype))
     if self.A_imag is not None:
       lambda_ = jax.lax.complex(lambda_, self.A_imag[...].astype(dtype))
@@ -229,7 +230,7 @@ class S4D(base.RecurrentLayer):
     return lambda_, b, steps[:, None]
 
   def _discrete(self, system, dt=None):
-    """Decays and weights `[..., D, N / 2]` of steps `dt` `[...]`, or of 1."""
+    """Returns decays and weights `[..., D, N / 2]` for steps `dt` `[...]`."""
     lambda_, b, steps = system
     discretize = state_space.DISCRETIZATIONS[self.discretization]
     decay, weight = discretize(
@@ -238,7 +239,7 @@ class S4D(base.RecurrentLayer):
     return decay, weight if b is None else weight * b
 
   def _read(self, dtype):
-    """C, doubled where a number stands for its conjugate, too."""
+    """Returns C, times 2 if the conjugate states are left out."""
     c = self.C_re[...].astype(dtype)
     if self.C_im is None:
       return c

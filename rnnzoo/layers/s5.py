@@ -14,20 +14,20 @@ from rnnzoo.layers import state_space
 
 
 def _lecun_normal(key, shape, dtype, v):
-  """Both parts drawn at once, as the code does: over all rows of the output."""
+  """Draws both parts for all rows at once, as the published code does."""
   c = jax.nn.initializers.lecun_normal()(key, (*shape, 2), dtype)
   return _turned(c, v)
 
 
 def _trunc_standard_normal(key, shape, dtype, v):
-  """The same row by row: by name standard normal, in fact of variance 1 / P."""
+  """Draws row by row. The variance is 1 / P, despite the name."""
   init = jax.nn.initializers.lecun_normal()
   row = lambda key: init(key, (1, shape[1], 2), dtype)[0]
   return _turned(jax.vmap(row)(jax.random.split(key, shape[0])), v)
 
 
 def _complex_normal(key, shape, dtype, v):
-  """Drawn where it is used, not turned by eigenvectors."""
+  """Draws in the eigenbasis, without a change of basis."""
   shape = shape[0], v.shape[1], 2
   return math.sqrt(0.5) * jax.random.normal(key, shape, dtype)
 
@@ -50,7 +50,7 @@ C_INITIALIZATIONS = dict(
 
 
 class S5(recurrences.TimedRecurrence):
-  r"""One diagonal state space model of all channels: many inputs and outputs.
+  r"""One diagonal state space model of all channels (MIMO).
 
   .. math::
       \bar\Lambda = e^{\Lambda \Delta}, \qquad
@@ -58,27 +58,27 @@ class S5(recurrences.TimedRecurrence):
       h_t &= \bar\Lambda \odot h_{t-1} + \bar B x_t \\
       y_t &= 2\,\mathrm{Re}(C h_t) + D \odot x_t
 
-  with `zoh`, the default; `bilinear` is the other. With `conj_sym` only one of
-  each pair of conjugate states is kept, hence the 2; else all `P` are, and
-  there is no 2. `Delta` belongs to a state (that of S4D to a channel). The
-  state is `P / 2` complex numbers a sequence. Cost a token: `2 D P`
-  multiplications.
+  with `zoh`, the default, or `bilinear`. With `conj_sym` only one of each pair
+  of conjugate states is stored, hence the factor 2; otherwise all `P` are,
+  without that factor. There is a `Delta` for each state (S4D has one for each
+  channel). The state is `P / 2` complex numbers a sequence. A token costs `2 D
+  P` multiplications.
 
   `Lambda` starts at the eigenvalues of the normal part of HiPPO-LegS, in
-  `blocks` equal blocks. B and C start real and LeCun-normal, and are turned by
-  its eigenvectors. In the published code the variance of B is 1 / P and that of
-  C 1 / (D P) (`lecun_normal`), or 1 / P (`trunc_standard_normal`, by name
-  something else); `complex_normal` is not turned. The paper's defaults are
-  those here, but for `blocks`, chosen by task. It trains `Lambda`, `log_step`
-  and, in most tasks, B with a smaller rate and without decay (`recurrent`).
-  The activation, `half_glu` or `glu`, belongs to the block
-  (`ModelConfig.gate`).
+  `blocks` equal blocks. B and C are drawn real and LeCun-normal, and
+  transformed to the basis of the eigenvectors. In the published code the
+  variance of B is 1 / P and that of C is 1 / (D P) (`lecun_normal`) or 1 / P
+  (`trunc_standard_normal`, despite its name). `complex_normal` is drawn in the
+  eigenbasis. The defaults are those of the paper, except `blocks`, which it
+  chooses by task. It trains `Lambda`, `log_step` and, in most tasks, B with a
+  smaller rate and without weight decay (`recurrent`). The activation,
+  `half_glu` or `glu`, belongs to the block (`ModelConfig.gate`).
 
-  `bidirectional` runs the same recurrence from both ends, and gives the second
-  states a matrix `C2`: then the carry is a `BidirectionalCarry` and there is no
-  `step`. `dt` (call `[B, T]`, `step` `[B]`) stretches single steps: `Delta dt`
-  takes the place of `Delta`, in both directions. With `zoh` a step of 2 is two
-  steps with the same input.
+  With `bidirectional` the same recurrence runs from both ends, and the second
+  states have a matrix `C2`. The carry is then a `BidirectionalCarry`, and there
+  is no `step`. `dt` (call `[B, T]`, `step` `[B]`) is the length of each step:
+  `Delta dt` replaces `Delta`, in both directions. With `zoh`, a step of 2
+  equals two steps with the same input.
 
   Example::
 
@@ -128,11 +128,11 @@ class S5(recurrences.TimedRecurrence):
       c_init: `lecun_normal`, `trunc_standard_normal` or `complex_normal`.
       dt_min: Smallest initial step, in units of the time of `Lambda`.
       dt_max: Largest initial step.
-      clip_eigs: Whether real parts are kept below -1e-4; else nothing keeps
-        the recurrence stable.
+      clip_eigs: Whether real parts are kept below -1e-4. Without it the
+        recurrence may become unstable.
       bidirectional: Whether to run from both ends.
       step_rescale: Multiplies all steps: 2 for data sampled half as often as
-        those the parameters were trained on.
+        the training data.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those that set
         the decays.
@@ -245,7 +245,7 @@ class S5(recurrences.TimedRecurrence):
     return super().step(carry, x, reset=reset, mask=mask, dt=dt)
 
   def _out(self, h, c_re, c_im, dtype):
-    """`Re(C h)`, doubled where a state stands for its conjugate, too."""
+    """Returns `Re(C h)`, times 2 if the conjugate states are left out."""
     out = lambda part, c: jnp.einsum(
         '...p,dp->...d', part.astype(dtype), c[...].astype(dtype)
     )

@@ -1,4 +1,4 @@
-"""Single gate recurrent unit (Wang et al., 2023), https://arxiv.org/abs/2211.02561."""
+"""Single gate recurrent unit (Wang et al., 2023), arxiv.org/abs/2211.02561."""
 
 from flax import nnx
 import jax
@@ -17,12 +17,13 @@ class SGRU(recurrences.RecurrentCell):
       n_t &= \tanh(W_n x_t + b_n + U_n h_{t-1}) \\
       h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
 
-  Of the paper only the abstract was to be had, which says that the cell has a
-  single gate and fewer parameters than a GRU. This is the GRU of `GRU` without
-  its reset gate: two thirds of its parameters. The paper's cell may differ.
+  We had only the abstract of the paper. It says that the cell has a single gate
+  and fewer parameters than a GRU. This cell is `GRU` without its reset gate,
+  with two thirds of its parameters. The cell of the paper may differ.
 
-  The state is `H` numbers a sequence. Sequential over time; cost a token:
-  `2 H (D + H)` multiplications, of which `2 H D` are done for all at once.
+  The state is `H` numbers a sequence. The layer is sequential over time. A
+  token costs `2 H (D + H)` multiplications, of which `2 H D` are computed for
+  all tokens at once.
 
   Example::
 
@@ -81,11 +82,11 @@ class SGRU(recurrences.RecurrentCell):
     return h, h
 
   def mix(self, read, kept, projected, dtype):
-    """The next state, from that which the gate reads and that which it keeps.
+    """Returns the next state.
 
     Args:
-      read: What the recurrent map sees, `[B, H]`.
-      kept: What stays where the gate is closed, `[B, H]`.
+      read: The state that the recurrent map reads, `[B, H]`.
+      kept: The state that stays if the gate is closed, `[B, H]`.
       projected: The projected token, `[B, 2, H]`.
       dtype: The compute dtype.
 

@@ -1,7 +1,7 @@
-"""What state space layers share: HiPPO matrices, spectra, discretisation.
+"""Shared by state space layers: HiPPO matrices, spectra, discretisation.
 
-Matrices that a layer starts from are made in NumPy and float64: eigenvectors in
-single precision are no good.
+Initial matrices are computed in NumPy and float64, because eigenvectors in
+float32 are too inaccurate.
 """
 
 import math
@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Terms of the series of `(exp(z) - 1) / z` below |z| = 1/2, for float64.
+# Terms of the series of `(exp(z) - 1) / z` for |z| < 1/2, enough for float64.
 _TERMS = 14
 
 
 def legs(n: int) -> tuple[np.ndarray, np.ndarray]:
-  """The HiPPO-LegS system of Gu et al. (2020), https://arxiv.org/abs/2008.07669.
+  """Returns HiPPO-LegS (Gu et al., 2020), https://arxiv.org/abs/2008.07669.
 
   >>> legs(2)[0].round(3)
   array([[-1.   , -0.   ],
@@ -33,7 +33,7 @@ def legs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The normal part of HiPPO-LegS: `A + P P^T`, with `P_n = sqrt(n + 1/2)`.
+  """Diagonalises the normal part of HiPPO-LegS, `A + P P^T`.
 
   >>> normal_legs(8)[0].imag[4:].round(4)
   array([ 0.4275,  1.9578,  5.3542, 19.8574])
@@ -42,13 +42,14 @@ def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n: Size of the state, even.
 
   Returns:
-    `(lambda, V, P)`: eigenvalues `[N]`, -1/2 plus pairs of imaginary numbers in
-    ascending order; unitary eigenvectors `[N, N]`; and `P` `[N]`.
+    `(lambda, V, P)` with `P_n = sqrt(n + 1/2)`: eigenvalues `[N]`, -1/2 plus
+    pairs of imaginary numbers in ascending order; unitary eigenvectors `[N,
+    N]`; and `P` `[N]`.
   """
   a, _ = legs(n)
   p = np.sqrt(np.arange(n) + 0.5)
   s = a + np.outer(p, p)
-  # Skew-symmetric but for its diagonal, which is -1/2: Hermitian times i.
+  # Skew-symmetric apart from its diagonal of -1/2, so -i times it is Hermitian.
   skew = s + 0.5 * np.eye(n)
   imag, v = np.linalg.eigh(-1j * (skew - skew.T) / 2)
   return -0.5 + 1j * imag, v, p
@@ -57,7 +58,7 @@ def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def block_legs(
     n: int, blocks: int, *, half: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-  """`normal_legs` in equal blocks along a diagonal.
+  """Diagonalises a block diagonal matrix of equal `normal_legs` blocks.
 
   >>> lambda_, v = block_legs(8, 2)
   >>> lambda_.shape, v.shape
@@ -78,7 +79,7 @@ def block_legs(
 
 
 def log_uniform(low: float, high: float):
-  """Logarithms of step sizes, uniform between those of `low` and `high`.
+  """Makes an initializer of logarithms of step sizes, uniform over a range.
 
   Args:
     low: Smallest step, positive.
@@ -106,7 +107,7 @@ def log_uniform(low: float, high: float):
 def zero_order_hold(
     lambda_: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`exp(lambda step)`, and `(exp(lambda step) - 1) / lambda`: input held."""
+  """Returns `exp(lambda step)` and `(exp(lambda step) - 1) / lambda`."""
   z = lambda_ * step
   return jnp.exp(z), step * _relative_expm1(z)
 
@@ -114,7 +115,7 @@ def zero_order_hold(
 def bilinear(
     lambda_: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """`(1 + z/2) / (1 - z/2)` and `step / (1 - z/2)` with `z = lambda step`."""
+  """Returns `(1 + z/2) / (1 - z/2)`, `step / (1 - z/2)`, `z = lambda step`."""
   half = 0.5 * lambda_ * step
   inverse = 1 / (1 - half)
   return (1 + half) * inverse, step * inverse
@@ -134,7 +135,7 @@ def check_choice(name: str, value: str, choices) -> None:
 
 
 def _relative_expm1(z):
-  """`(exp(z) - 1) / z`, without loss, and with its gradient, near 0."""
+  """Computes `(exp(z) - 1) / z`, accurate near 0, as is its gradient."""
   small = jnp.abs(z.real) + jnp.abs(z.imag) < 0.5
   near = jnp.where(small, z, 0)
   series = jnp.ones_like(z)

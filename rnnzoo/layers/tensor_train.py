@@ -1,9 +1,9 @@
-"""Matrices in tensor-train form (Oseledets, 2011), and gates made of them.
+"""Matrices in tensor-train form (Oseledets, 2011), and maps to gates.
 
-A matrix of `prod(m)` rows and `prod(n)` columns is held as d cores, of shapes
-`[r_{k-1}, m_k, n_k, r_k]` with `r_0 = r_d = 1`; its element at the row with
-mixed-radix digits `i_1 ... i_d` and the column `j_1 ... j_d` is the product of
-the d small matrices `core_k[:, i_k, j_k, :]`.
+A matrix of `prod(m)` rows and `prod(n)` columns is stored as d cores of shapes
+`[r_{k-1}, m_k, n_k, r_k]` with `r_0 = r_d = 1`. Let a row have the mixed-radix
+digits `i_1 ... i_d` and a column `j_1 ... j_d`. The element there is the
+product of the d small matrices `core_k[:, i_k, j_k, :]`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ FORMS = ('joint', 'first', 'last', 'separate')
 
 
 def matmul(x: jax.Array, cores: Sequence[jax.Array], dtype=None) -> jax.Array:
-  """Multiplies by a tensor-train matrix, core by core, never building it.
+  """Multiplies by a tensor-train matrix, core by core, without forming it.
 
   >>> import jax.numpy as jnp
   >>> cores = jnp.ones((1, 2, 3, 4)), jnp.ones((4, 5, 2, 1))
@@ -35,7 +35,7 @@ def matmul(x: jax.Array, cores: Sequence[jax.Array], dtype=None) -> jax.Array:
     `[..., prod(n)]`.
   """
   lead = x.shape[:-1]
-  y = x.reshape(*lead, 1, 1, x.shape[-1])  # Columns done, rank, rows to come.
+  y = x.reshape(*lead, 1, 1, x.shape[-1])  # Columns so far, rank, rows left.
   for core in cores:
     r, m, n, s = core.shape
     done, rows = y.shape[-3], y.shape[-1] // m
@@ -56,7 +56,7 @@ def nearly_equal_factors(size: int, count: int) -> tuple[int, ...]:
 
   Args:
     size: The product.
-    count: How many; where `size` has not as many divisors, some are 1.
+    count: Number of factors. Some are 1 if `size` has too few divisors.
 
   Returns:
     The factors, in ascending order.
@@ -99,13 +99,13 @@ class TTGates(nnx.Module):
   ):
     """Creates the map.
 
-    Cores are normal, such that the elements of the matrix have Glorot's
-    variance, `2 / (rows + columns)`; biases are 0.001.
+    Cores are normal, scaled so that the elements of the matrix have the Glorot
+    variance `2 / (rows + columns)`. Biases are 0.001.
 
     Args:
       gates: `G`.
-      in_factors: Factors of `D`, one a core.
-      out_factors: Factors of `G * H` if joint, else of `H`; as many.
+      in_factors: Factors of `D`, one for each core.
+      out_factors: As many factors, of `G * H` if joint, else of `H`.
       rank: Size of the axes that join two cores.
       form: `joint`, one matrix `[D, G * H]`; `first` or `last`, the same with a
         core of its own for the gates; `separate`, a matrix for each gate.
@@ -180,19 +180,19 @@ def cell_maps(
     param_dtype,
     rngs,
 ):
-  """The maps of a cell, from its input and from its state to `[G, H]`.
+  """Makes the maps of a cell, from its input and its state to `[G, H]`.
 
   Args:
     gates: `G`.
     in_features: `D`.
     hidden_features: `H`.
-    num_cores: How many factors each size is split into.
+    num_cores: Number of factors of each size.
     rank: Rank between two cores.
     form: One of `FORMS`.
     in_factors: Factors of `D`, or `None`.
     hidden_factors: Factors of `H` as rows of the second map, or `None`.
-    gate_factors: Factors of what comes out, or `None`.
-    hidden_bias: Whether the second map has a bias, too.
+    gate_factors: Factors of the outputs, or `None`.
+    hidden_bias: Whether the second map has a bias.
     param_dtype: Dtype of the parameters.
     rngs: Source of the initial parameters.
 

@@ -14,7 +14,7 @@ class TFCSGRUCarry(NamedTuple):
 
   Attributes:
     h: The last output.
-    before: The one before it.
+    before: The output before that.
   """
 
   h: jax.Array
@@ -22,21 +22,22 @@ class TFCSGRUCarry(NamedTuple):
 
 
 class TFCSGRU(sgru.SGRU):
-  r"""An SGRU that keeps what it was two steps ago: an interpretation.
+  r"""An SGRU that keeps its state of two steps ago: an interpretation.
 
   .. math::
       z_t &= \sigma(W_z x_t + b_z + U_z h_{t-1}) \\
       n_t &= \tanh(W_n x_t + b_n + U_n h_{t-1}) \\
       h_t &= (1 - z_t) \odot h_{t-2} + z_t \odot n_t
 
-  Of the paper only the abstract was to be had, which says that a branch hands
-  the hidden state of time t - 2 to time t, past the nonlinearity of time t - 1.
-  Here that is the state which `SGRU` keeps, and nothing else differs from it,
-  the parameters included: where the gate is closed the state skips a token, and
-  one T tokens ago is T / 2 steps away. The paper's cell may differ.
+  We had only the abstract of the paper. It says that a branch passes the hidden
+  state of time t - 2 to time t, without the nonlinearity of time t - 1. Here it
+  is the state that `SGRU` keeps; everything else, including the parameters, is
+  the same. If the gate is closed the state skips a token, so a state of T
+  tokens ago is only T / 2 steps away. The cell of the paper may differ.
 
-  The state is `2 H` numbers a sequence. Sequential over time; cost a token:
-  `2 H (D + H)` multiplications, of which `2 H D` are done for all at once.
+  The state is `2 H` numbers a sequence. The layer is sequential over time. A
+  token costs `2 H (D + H)` multiplications, of which `2 H D` are computed for
+  all tokens at once.
 
   Example::
 

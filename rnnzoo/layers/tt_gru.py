@@ -20,14 +20,14 @@ class TTGRU(recurrences.RecurrentCell):
       n_t &= \tanh(W_n x_t + b_n + r_t \odot (U_n h_{t-1} + c_n)) \\
       h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-  W, of all gates, `[D, 3 H]`, is one product of d cores, and U, `[H, 3 H]`,
-  another; neither is ever built. Parameters and cost are those of `TTLSTM` with
-  3 for 4.
+  W, for all gates, `[D, 3 H]`, is a product of d cores, and so is U, `[H, 3
+  H]`. Neither matrix is ever formed. Parameters and cost are those of `TTLSTM`
+  with 3 in place of 4.
 
-  The state is `H` numbers a sequence. Sequential over time. The defaults are
-  the sizes of the authors' experiments on sequences of pixels. The equations
-  are those that stand as a comment in the authors' code, which itself mixes
-  with :math:`r_t` in the last line and makes no use of :math:`z_t`.
+  The state is `H` numbers a sequence. The layer is sequential over time. The
+  defaults are the sizes of the experiments of the authors on sequences of
+  pixels. The equations are those in a comment of their code. The code itself
+  mixes with :math:`r_t` in the last line and does not use :math:`z_t`.
 
   Example::
 
@@ -69,8 +69,9 @@ class TTGRU(recurrences.RecurrentCell):
       num_cores: Number `d` of factors of each size.
       rank: Size of the axes that join two cores.
       form: `joint`, all gates in one matrix; `first` or `last`, the same with
-        one more core, for the gates, at that end; `separate`, a matrix each.
-      in_factors: `d` factors of `D`; nearly equal ones if `None`.
+        one more core, for the gates, at that end; `separate`, a matrix for each
+        gate.
+      in_factors: `d` factors of `D`; nearly equal if `None`.
       hidden_factors: `d` factors of `H`, for the rows of U.
       gate_factors: `d` factors of `3 H` if joint, else of `H`, for the columns.
       dtype: Compute dtype; that of the input if `None`.

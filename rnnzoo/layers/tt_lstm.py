@@ -20,18 +20,18 @@ class TTLSTM(recurrences.RecurrentCell):
       c_t &= f_t \odot c_{t-1} + i_t \odot g_t, \quad
       h_t = o_t \odot \tanh(c_t)
 
-  W, of all gates, `[D, 4 H]`, is one product of d cores, and U, `[H, 4 H]`,
-  another. With `m` the factors of D and `n` those of `4 H`, W has the sum over
-  cores of `r_{k-1} m_k n_k r_k` parameters: for D = H = 256 and the defaults,
-  2048 instead of 262144. It is never built.
+  W, for all gates, `[D, 4 H]`, is a product of d cores, and so is U, `[H, 4
+  H]`. With the factors `m` of D and `n` of `4 H`, core k of W has `r_{k-1} m_k
+  n_k r_k` parameters. For D = H = 256 and the defaults, W has 2048 parameters
+  instead of 262144. The matrices are never formed.
 
-  The state is `2 H` numbers a sequence. Sequential over time; cost a token: for
-  either map the sum over k of `n_1 ... n_k r_{k-1} r_k m_k ... m_d`
-  multiplications; W's are done for all tokens at once.
+  The state is `2 H` numbers a sequence. The layer is sequential over time. A
+  token costs, for each map, the sum over k of `n_1 ... n_k r_{k-1} r_k m_k ...
+  m_d` multiplications; those of W are computed for all tokens at once.
 
-  The defaults are the sizes of the authors' experiments on sequences of pixels.
-  Their code has, in other versions, one bias or two, whose sum counts: here one
-  in all.
+  The defaults are the sizes of the experiments of the authors on sequences of
+  pixels. Some versions of their code have one bias, others have two, of which
+  only the sum matters. Here there is one.
 
   Example::
 
@@ -73,8 +73,9 @@ class TTLSTM(recurrences.RecurrentCell):
       num_cores: Number `d` of factors of each size.
       rank: Size of the axes that join two cores.
       form: `joint`, all gates in one matrix; `first` or `last`, the same with
-        one more core, for the gates, at that end; `separate`, a matrix each.
-      in_factors: `d` factors of `D`; nearly equal ones if `None`.
+        one more core, for the gates, at that end; `separate`, a matrix for each
+        gate.
+      in_factors: `d` factors of `D`; nearly equal if `None`.
       hidden_factors: `d` factors of `H`, for the rows of U.
       gate_factors: `d` factors of `4 H` if joint, else of `H`, for the columns.
       dtype: Compute dtype; that of the input if `None`.

@@ -1,4 +1,4 @@
-"""Real-time recurrent learning; `__init__.py` says what it is."""
+"""Real-time recurrent learning; see `__init__.py` for the method."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ from flax.traverse_util import flatten_dict
 from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from rnnzoo.layers import base
+from rnnzoo.online import diagonal
 from rnnzoo.online.stack import Stack
 from rnnzoo.online.stack import floating_dtype
 from rnnzoo.training import state as state_lib
@@ -18,7 +18,7 @@ Tree = Mapping[str, Any]  # Nested dictionaries of parameters.
 
 
 class RTRLState(NamedTuple):
-  """What is kept between tokens: the model's carry, and sensitivities.
+  """The state between tokens: the carry of the model, and sensitivities.
 
   `traces` has a dictionary for each recurrent layer: the sensitivity of its
   state to each parameter, `[B, ...]` for those of the layer and `[B, H, ...]`
@@ -46,8 +46,8 @@ class RTRL:
   ((2, 3), (3, 2, 3))
 
   Attributes:
-    params: The parameters of the model, nested dictionaries: what `step` takes
-      and optax updates.
+    params: The parameters of the model, in nested dictionaries, as `step` takes
+      and optax updates them.
   """
 
   def __init__(
@@ -60,28 +60,28 @@ class RTRL:
     """Examines the layers of a model.
 
     Args:
-      model: Whose recurrent layers have one array as a state, of which each
-        channel depends on its own past and parameters alone: `LRU`, `RGLRU`,
-        `CGLRU`, `MinGRU`, `MinLSTM`, `HGRN`, `S5` and their like.
+      model: A stack. The state of each recurrent layer must be one array, each
+        channel of which depends on its own past and parameters only, as in
+        `LRU`, `RGLRU`, `CGLRU`, `MinGRU`, `MinLSTM`, `HGRN` and `S5`.
       loss_fn: Maps the outputs `[B, D]` of a token and its target to a scalar.
-      exact_before: Whether to keep the sensitivities to what comes before the
-        (single) recurrent layer, `H` numbers a parameter.
+      exact_before: Whether to store the sensitivities to the parameters before
+        the (single) recurrent layer, `H` numbers a parameter.
 
     Raises:
-      ValueError: If a layer is not diagonal, or `exact_before` is asked for
-        with more than one.
+      ValueError: If a layer is not diagonal, or `exact_before` is set with more
+        than one recurrent layer.
     """
     self.loss_fn = loss_fn
     self._functional = state_lib.Functional(lambda rngs: model)
     if jax.tree.leaves(self._functional.batch_stats):
-      raise ValueError('`model` must not have batch norms: they see no batch.')
+      raise ValueError('`model` must not have batch norms.')
     self.params, _ = self._functional.variables(model)
     parts = list(_parts(model, ()))
     self._layers = [
-        _Layer(path, part) for path, part in parts
+        diagonal.DiagonalLayer(path, part) for path, part in parts
         if isinstance(part, base.RecurrentLayer)
     ]
-    self._before = ()  # Parameters whose sensitivity has a row a channel.
+    self._before = ()  # Parameters with a sensitivity for each channel.
     if exact_before:
       if len(self._layers) != 1:
         raise ValueError(
@@ -108,7 +108,7 @@ class RTRL:
       dtype: The compute dtype, as for `initialize_carry`.
 
     Returns:
-      The carry, and the sensitivities of the layers' initial states.
+      The carry, and the sensitivities of the initial states of layers.
     """
     carry = self.merge(params).initialize_carry(batch_size, dtype)
     traces = []
@@ -116,9 +116,9 @@ class RTRL:
 
       def first(values, _, layer=layer):
         merged = layer.merged(params, values)
-        return _state(merged.initialize_carry(1, dtype)).ravel()
+        return diagonal.state_of(merged.initialize_carry(1, dtype)).ravel()
 
-      trace, _, h = _sensitivities(first, layer.traced(params), ())
+      trace, _, h = diagonal.sensitivities(first, layer.traced(params), ())
       for key in self._before:
         shape = flatten_dict(params)[key].shape
         trace[key] = jnp.zeros(h.shape + shape, h.dtype)
@@ -138,15 +138,15 @@ class RTRL:
       reset: jax.Array | None = None,
       mask: jax.Array | None = None,
   ) -> tuple[RTRLState, tuple[jax.Array, jax.Array], Tree]:
-    """Reads one token; a pure function, to be jitted or scanned.
+    """Reads one token. It is a pure function, for `jax.jit` or `jax.lax.scan`.
 
     Args:
       params: The parameters.
-      state: What the token before left.
+      state: The state after the previous token.
       x: The token `[B, ...]`.
       target: Its target, for the loss function.
       reset: Booleans `[B]`, `True` where a sequence starts.
-      mask: Booleans `[B]`, `False` where there is no token.
+      mask: Booleans `[B]`, `False` for tokens to be skipped.
 
     Returns:
       `(state, (loss, y), gradient)`: the gradient of this token's loss with
@@ -162,7 +162,7 @@ class RTRL:
 
     (loss, (carry, y, inputs)), (gradient, d_states) = jax.value_and_grad(
         run, argnums=(0, 1), has_aux=True
-    )(params, [_state(c) for c in self._carries(state.carry)])
+    )(params, [diagonal.state_of(c) for c in self._carries(state.carry)])
     flat, traces = flatten_dict(gradient), []
     for layer, trace, d_state, old, u in zip(
         self._layers, state.traces, d_states, self._carries(state.carry), inputs
@@ -179,7 +179,7 @@ class RTRL:
     return RTRLState(carry, tuple(traces)), (loss, y), unflatten_dict(flat)
 
   def _next_trace(self, layer, params, trace, carry, u, x, reset, mask):
-    """The sensitivities after a token that is `x`, and `u` for the layer."""
+    """Returns the sensitivities after token `x`, with the layer input `u`."""
     values, whole = layer.traced(params), flatten_dict(params)
     before = {
         key: whole[key].astype(base.state_dtype(whole[key].dtype))
@@ -193,9 +193,10 @@ class RTRL:
 
       def new_state(values, h):
         values, before = values
-        entering = _with_state(carry, h.reshape(_state(carry).shape))
+        shape = diagonal.state_of(carry).shape
+        entering = diagonal.with_state(carry, h.reshape(shape))
         if before:
-          # This run of the model ends at the layer's input.
+          # This run gives the input of the layer as a function of `before`.
           merged = self.merge(unflatten_dict(whole | before))
           start = self._with_carries(
               merged.initialize_carry(1, floating_dtype(x)), [entering]
@@ -204,10 +205,10 @@ class RTRL:
         else:
           u_now = u[None]
         after, _ = layer.merged(params, values).step(entering, u_now, **flags)
-        return _state(after).ravel()
+        return diagonal.state_of(after).ravel()
 
-      h = _state(carry).ravel()
-      local, decay, _ = _sensitivities(
+      h = diagonal.state_of(carry).ravel()
+      local, decay, _ = diagonal.sensitivities(
           lambda own, h: new_state((own, before), h), values, h
       )
       new = {
@@ -215,7 +216,7 @@ class RTRL:
           for key in values
       }
       if before:
-        dense = _dense_sensitivities(
+        dense = diagonal.dense_sensitivities(
             lambda b: new_state((values, b), h), before
         )
         new |= {
@@ -229,7 +230,7 @@ class RTRL:
     )
 
   def _carries(self, carry):
-    """The carries of the recurrent layers."""
+    """Returns the carries of the recurrent layers."""
     return [_at(carry, layer.index) for layer in self._layers]
 
   def _with_carries(self, carry, news):
@@ -239,7 +240,7 @@ class RTRL:
 
   def _with_states(self, carry, states):
     olds = self._carries(carry)
-    return self._with_carries(carry, map(_with_state, olds, states))
+    return self._with_carries(carry, map(diagonal.with_state, olds, states))
 
 
 def learn(
@@ -252,11 +253,11 @@ def learn(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[Tree, jax.Array]:
-  """One pass over a stream, with an update after every token.
+  """Runs once over a stream, with an update after every token.
 
-  While parameters change, the sensitivities are those of the parameters that
-  there were: as exact as the rate is small. The docstring of this module has
-  an example.
+  Sensitivities of earlier tokens belong to earlier parameters, so gradients are
+  exact only in the limit of a small learning rate. See `rnnzoo.online` for an
+  example.
 
   Args:
     learner: The learner.
@@ -269,7 +270,7 @@ def learn(
 
   Returns:
     `(params, losses)`: the parameters after the last token, and the loss of
-    each token `[T]` before it was learnt from.
+    each token `[T]` before its update.
   """
   by_time = lambda u: jnp.moveaxis(u, 1, 0)
   dtype = floating_dtype(inputs)
@@ -294,251 +295,8 @@ def learn(
   return params, loss
 
 
-def gradient_error(
-    learner: RTRL,
-    params: Tree,
-    inputs: jax.Array,
-    targets: jax.Array,
-    *,
-    reset: jax.Array | None = None,
-    mask: jax.Array | None = None,
-) -> dict[str, tuple[float, float]]:
-  """Compares a learner's gradients with back-propagation through time.
-
-  >>> from flax import nnx
-  >>> import jax.numpy as jnp
-  >>> from rnnzoo import layers
-  >>> model = Stack(layers.MinGRU(3, rngs=nnx.Rngs(0)))
-  >>> learner = RTRL(model, lambda y, target: ((y - target) ** 2).sum())
-  >>> x = jnp.linspace(-1, 1, 60).reshape(2, 10, 3)
-  >>> error, cosine = gradient_error(learner, learner.params, x, x)['']
-  >>> error < 1e-5, round(cosine, 4)
-  (True, 1.0)
-
-  Args:
-    learner: The learner.
-    params: The parameters, which do not change meanwhile.
-    inputs: `[B, T, ...]`.
-    targets: `[B, T, ...]`.
-    reset: Booleans `[B, T]`, or `None`.
-    mask: Booleans `[B, T]`, or `None`.
-
-  Returns:
-    For each part of the model by its path such as `parts.0`, and for all of it
-    under `''`: the norm of the difference relative to that of the exact
-    gradient, and the cosine of the angle between the two, both summed over all
-    tokens.
-  """
-  got, want = jax.jit(lambda *args: (
-      online_gradient(learner, *args), full_gradient(learner, *args)
-  ))(params, inputs, targets, reset, mask)
-  got, want = (jax.device_get(flatten_dict(u)) for u in (got, want))
-  groups = {}
-  for key in want:
-    path = key
-    while path and not path[-1].isdigit():
-      path = path[:-1]
-    for name in ('', '.'.join(path)):
-      groups.setdefault(name, []).append(key)
-  result = {}
-  for name, keys in groups.items():
-    flat = lambda tree: np.concatenate(
-        [np.asarray(tree[key], np.float64).ravel() for key in keys]
-    )
-    g, w = flat(got), flat(want)
-    norms = np.linalg.norm(g), np.linalg.norm(w)
-    result[name] = (
-        float(np.linalg.norm(g - w) / norms[1]),
-        float(g @ w / (norms[0] * norms[1])),
-    )
-  return result
-
-
-def online_gradient(
-    learner: RTRL, params: Tree, inputs, targets, reset=None, mask=None
-) -> Tree:
-  """The sum of a learner's gradients over `[B, T, ...]`, a token at a time."""
-  by_time = lambda u: jnp.moveaxis(u, 1, 0)
-
-  def body(carried, token):
-    state, total = carried
-    x, target, reset, mask = token
-    state, _, gradient = learner.step(
-        params, state, x, target, reset=reset, mask=mask
-    )
-    return (state, jax.tree.map(jnp.add, total, gradient)), None
-
-  start = learner.initialize(params, inputs.shape[0], floating_dtype(inputs))
-  carried = start, jax.tree.map(jnp.zeros_like, params)
-  tokens = jax.tree.map(by_time, (inputs, targets, reset, mask))
-  return jax.lax.scan(body, carried, tokens)[0][1]
-
-
-def full_gradient(
-    learner: RTRL, params: Tree, inputs, targets, reset=None, mask=None
-) -> Tree:
-  """The same by back-propagation through time."""
-
-  def loss(params):
-    _, y = learner.merge(params)(inputs, reset=reset, mask=mask)
-    return jax.vmap(learner.loss_fn, 1)(y, targets).sum()
-
-  return jax.grad(loss)(params)
-
-
-class _Layer:
-  """A recurrent layer of a model, and which channel each parameter reaches.
-
-  Attributes:
-    path: Where it is among the parameters.
-    index: Where it is in the carry.
-    channels: For each parameter that reaches the state, by its path, the
-      channel that each of its numbers reaches, integers of its shape.
-  """
-
-  def __init__(self, path, layer):
-    """Examines `layer` with random numbers; raises `ValueError`."""
-    self.path, self.name = path, type(layer).__name__
-    self.index = tuple(int(key) for key in path if key != 'parts')
-    self._functional = state_lib.Functional(lambda rngs: layer)
-    if not layer.causal:
-      raise ValueError(f'{self.name} looks ahead: it cannot learn online.')
-    params, _ = self._functional.variables(layer)
-    values = {
-        self.path + key: u.astype(jnp.float32)
-        for key, u in flatten_dict(params).items()
-    }
-    size = _state(layer.initialize_carry(1, jnp.float32)).size
-    rng = np.random.default_rng(0)
-    tokens = rng.standard_normal(
-        (3, 1, *base.input_shape(layer)), np.float32
-    )
-    random = rng.uniform(1, 2, size).astype(np.float32)
-    counting = 1 + np.arange(size, dtype=np.float32)
-    weights = np.stack([np.ones_like(random), counting, random])
-    own, decays = jax.device_get(jax.jit(self._probe)(values, tokens, weights))
-    if not _is_proportional(decays[0], decays[2], random):
-      raise ValueError(
-          f'{self.name} is not diagonal: channels of its state mix.'
-      )
-    self.channels = {}
-    for key, (ones, counted, randomly) in own.items():
-      if not ones.any() and not randomly.any():
-        continue  # Does not reach the state.
-      # Which channel a number reaches shows where it does most.
-      best = np.abs(ones).argmax(0)[None]
-      take = lambda u, best=best: np.take_along_axis(u, best, 0)[0]
-      safe = np.where(take(ones) == 0, 1, take(ones))
-      channel = np.rint(take(counted) / safe).astype(int) - 1
-      channel = np.clip(channel, 0, size - 1)
-      if not _is_proportional(ones, randomly, random[channel]):
-        raise ValueError(
-            f'{".".join(key)} of {self.name} reaches several channels of the '
-            'state: its sensitivity is too large to keep.'
-        )
-      self.channels[key] = channel
-
-  def traced(self, params):
-    """The parameters that reach the state, by path, float32 at least."""
-    flat = flatten_dict(params)
-    return {
-        key: flat[key].astype(base.state_dtype(flat[key].dtype))
-        for key in self.channels
-    }
-
-  def merged(self, params, values):
-    """The layer with the parameters of a model, some of them replaced."""
-    n = len(self.path)
-    own = {
-        key[n:]: values.get(key, u)
-        for key, u in flatten_dict(params).items() if key[:n] == self.path
-    }
-    return self._functional.merge(unflatten_dict(own), {}, rounded=False)
-
-  def _probe(self, values, tokens, weights):
-    """Pulls cotangents back through steps from a random state.
-
-    Args:
-      values: The parameters by path.
-      tokens: `[K + 1, 1, D]`.
-      weights: The cotangents `[W, H]`; those of a complex state also have the
-        phase that shows imaginary parts.
-
-    Returns:
-      `(own, decays)`: the gradients of the parameters `[W, N, ...]` and of the
-      entering state `[W, N, H]`; N are tokens, with and without a reset.
-    """
-
-    def with_parameters(values):
-      layer = self.merged(unflatten_dict(values), values)
-      layer.dtype = None  # Of the input: no bfloat16 here.
-      return layer
-
-    layer = with_parameters(values)
-    carry = layer.initialize_carry(1, tokens.dtype)
-    carry, _ = layer.step(carry, tokens[0])  # So that it is not fresh.
-    h = _state(carry) + 1
-
-    def pulled(x, start, phase, weight):
-
-      def step(values, h):
-        entering = _with_state(carry, h)
-        new, _ = with_parameters(values).step(entering, x, reset=start[None])
-        return _state(new)
-
-      new, pull = jax.vjp(step, values, h)
-      d_values, d_h = pull((phase * weight).reshape(new.shape))
-      return d_values, d_h.ravel()
-
-    over = lambda f, i: jax.vmap(f, [0 if j == i else None for j in range(4)])
-    for i in (0, 1, 2, 3):
-      pulled = over(pulled, i)
-    phases = np.array([1, -1j] if jnp.iscomplexobj(h) else [1], h.dtype)
-    starts = np.array([False, True])
-    results = pulled(tokens[1:], starts, phases, weights)  # [W, phase, ...]
-    flat = lambda u: u.reshape(len(weights), -1, *u.shape[4:])
-    return jax.tree.map(flat, results)
-
-
-def _is_proportional(ones, weighted, factor):
-  """Whether `weighted` is `factor * ones`, as what one channel gets must be."""
-  error = np.abs(weighted - factor * ones).max()
-  return error <= 1e-3 * np.abs(ones).max()
-
-
-def _sensitivities(function, values, h):
-  """Of each channel to its own parameters and to its own past.
-
-  Args:
-    function: Maps `values` and `h` to a state `[H]`.
-    values: Parameters by path.
-    h: The state before, `[H]`.
-
-  Returns:
-    `(local, decay, new)`: like `values`, like `h`, and the new state.
-  """
-  new, pull = jax.vjp(function, values, h)
-  ones = jnp.ones_like(new)
-  local, decay = pull(ones)
-  if jnp.iscomplexobj(new):
-    imaginary, _ = pull(-1j * ones)
-    local = jax.tree.map(jax.lax.complex, local, imaginary)
-  return jax.tree.map(lambda u: u.astype(new.dtype), local), decay, new
-
-
-def _dense_sensitivities(function, values):
-  """Of every channel to every parameter: `[H, ...]`."""
-  new, pull = jax.vjp(function, values)
-  eye = jnp.eye(new.size, dtype=new.dtype)
-  (local,) = jax.vmap(pull)(eye)
-  if jnp.iscomplexobj(new):
-    (imaginary,) = jax.vmap(pull)(-1j * eye)
-    local = jax.tree.map(jax.lax.complex, local, imaginary)
-  return jax.tree.map(lambda u: u.astype(new.dtype), local)
-
-
 def _scaled(weight, u):
-  """`weight * u`, 0 where the weight is, though `u` be NaN: after a reset."""
+  """Returns `weight * u`; 0 for a weight of 0 (a reset), even if `u` is NaN."""
   weight = weight.reshape(weight.shape + (1,) * (u.ndim - weight.ndim))
   return jnp.where(weight == 0, 0, weight * u)
 
@@ -551,24 +309,6 @@ def _parts(model, path):
       yield from _parts(part, here)
     else:
       yield here, part
-
-
-def _state(carry):
-  """The floating array of a carry; there must be just one."""
-  floating = [
-      u for u in jax.tree.leaves(carry) if jnp.issubdtype(u.dtype, jnp.inexact)
-  ]
-  if len(floating) != 1:
-    raise ValueError(
-        'A layer must have one array as a state to learn online, got '
-        f'{len(floating)}.'
-    )
-  return floating[0]
-
-
-def _with_state(carry, state):
-  is_state = lambda u: jnp.issubdtype(u.dtype, jnp.inexact)
-  return jax.tree.map(lambda u: state if is_state(u) else u, carry)
 
 
 def _at(carry, index):

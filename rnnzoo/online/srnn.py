@@ -15,10 +15,11 @@ from rnnzoo.training import state as state_lib
 
 
 class SRNNState(NamedTuple):
-  """What an `SRNN` keeps: parameters, and the last tokens with their targets.
+  """The state of an `SRNN`: parameters, and the last tokens and targets.
 
-  `carry` is the state before the first of them; `inputs` is `[B, W, D]`,
-  `targets` `[B, W, D_out]`, `seen` `[B, W]` says which have come already.
+  `carry` is the state before the first of these tokens. `inputs` is `[B, W, D]`
+  and `targets` `[B, W, D_out]`. `seen` `[B, W]` is `True` for tokens that exist
+  already.
   """
 
   params: Tree
@@ -29,28 +30,28 @@ class SRNNState(NamedTuple):
 
 
 class SRNN:
-  r"""Online regression with a simple RNN, by a gradient of linear time.
+  r"""Online regression with a simple RNN, with gradients in linear time.
 
-  An interpretation: of Vural et al. (2020), https://arxiv.org/abs/2005.08948,
-  "Achieving Online Regression Performance of LSTMs with Simple RNNs", only the
-  abstract was to be had. It says: a simple (Elman) network, trained online by a
-  first-order method, at a cost linear in the number of parameters, with a bound
-  on its regret. This is a reading that has these properties, and no claim to
-  the numbers of the paper:
+  This is an interpretation. We had only the abstract of Vural et al. (2020),
+  https://arxiv.org/abs/2005.08948, "Achieving Online Regression Performance of
+  LSTMs with Simple RNNs". It describes a simple (Elman) network, trained online
+  by a first-order method, at a cost linear in the number of parameters, with a
+  bound on its regret. This class has these properties; it does not claim the
+  numbers of the paper.
 
   .. math::
       h_t &= \tanh(W x_t + b + U h_{t-1}), \quad \hat y_t = C h_t + c \\
       L_t(\theta) &= \frac{1}{w} \sum_{i < w} | y_{t-i} - \hat y_{t-i} |^2 \\
       \theta &\leftarrow \Pi(\theta - \eta \nabla L_t(\theta))
 
-  The loss is smoothed over a window of the last `w` tokens, read with the
-  parameters of now from the state before them: regret on that is what can be
-  bounded where losses are not convex (Hazan et al., 2017,
-  https://arxiv.org/abs/1708.00075). :math:`\Pi` takes every row of U to the
-  nearest one whose magnitudes sum to `bound` < 1 at most. So the network
-  forgets at a known rate, :math:`|h_t - h'_t| \le bound\, |h_{t-1} -
-  h'_{t-1}|` in the largest channel, and what the window cuts off is at most
-  `bound**w`. A token costs `w` times what a step and its gradient cost.
+  The loss is an average over a window of the last `w` tokens, computed with the
+  current parameters from the state before the window. For losses that are not
+  convex, the regret of such an average can be bounded (Hazan et al., 2017,
+  https://arxiv.org/abs/1708.00075). :math:`\Pi` projects every row of U to the
+  nearest row whose magnitudes sum to at most `bound` < 1. So the network
+  forgets at a known rate, :math:`|h_t - h'_t| \le bound\, |h_{t-1} - h'_{t-1}|`
+  in the largest channel, and the effect of tokens before the window is at most
+  `bound**w`. A token costs `w` times as much as a step and its gradient.
 
   >>> import jax
   >>> import jax.numpy as jnp
@@ -81,10 +82,10 @@ class SRNN:
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the state.
       out_features: Size of a target.
-      window: Tokens `w` that the loss is smoothed over.
-      learning_rate: The step.
+      window: Number `w` of tokens in the average.
+      learning_rate: The learning rate.
       bound: Largest sum of magnitudes of a row of U.
-      dtype: Of everything.
+      dtype: Dtype of parameters, inputs and states.
 
     Raises:
       ValueError: If `window` or `bound` is out of range.
@@ -119,17 +120,17 @@ class SRNN:
   def step(
       self, state: SRNNState, x: jax.Array, target: jax.Array
   ) -> tuple[SRNNState, jax.Array]:
-    """Predicts, then learns; a pure function, to be jitted or scanned.
+    """Predicts, then learns. It is a pure function, for `jit` or `scan`.
 
     Args:
-      state: What the token before left.
+      state: The state after the previous token.
       x: The token `[B, D]`.
-      target: What is then revealed, `[B, D_out]`.
+      target: The target, `[B, D_out]`, unknown to the prediction.
 
     Returns:
-      `(state, prediction)`: the prediction `[B, D_out]` was made before.
+      `(state, prediction)`: the prediction `[B, D_out]` from before the update.
     """
-    # The oldest token leaves the window, through the network of now.
+    # The oldest token leaves the window: the current network reads it.
     carry, _ = self.merge(state.params).step(
         state.carry, state.inputs[:, 0], mask=state.seen[:, 0]
     )
@@ -154,7 +155,7 @@ class SRNN:
   def run(
       self, state: SRNNState, inputs: jax.Array, targets: jax.Array
   ) -> tuple[SRNNState, jax.Array]:
-    """`step` over `[B, T, D]`: the state, and predictions `[B, T, D_out]`."""
+    """Runs `step` over `[B, T, D]`, and returns `[B, T, D_out]` predictions."""
     by_time = lambda u: jnp.moveaxis(u, 1, 0)
     state, predictions = jax.jit(lambda state, tokens: jax.lax.scan(
         lambda state, token: self.step(state, *token), state, tokens

@@ -1,4 +1,4 @@
-"""Recurrent layers and what has no state, one after the other."""
+"""A stack of recurrent layers and functions without state."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from rnnzoo.layers import base
 
 
 class Stack(nnx.Module):
-  """Parts one after the other: recurrent layers, and what has no state.
+  """Recurrent layers and functions without state, one after the other.
 
-  It keeps the contract of `rnnzoo.layers.base`, its carry a tuple with one
+  It keeps the contract of `rnnzoo.layers.base`. Its carry is a tuple with one
   entry for each part.
 
   >>> from flax import nnx
@@ -38,11 +38,11 @@ class Stack(nnx.Module):
       *parts: 'base.RecurrentLayer | Stack | Callable[[jax.Array], jax.Array]',
       residual: bool = False,
   ):
-    """Puts parts together.
+    """Creates the stack.
 
     Args:
-      *parts: Layers, stacks, and functions of arrays `[..., D]` (modules, too)
-        that look at one token.
+      *parts: Layers, stacks, and functions or modules that map `[..., D]` token
+      by token.
       residual: Whether the input is added to the output.
     """
     self.parts = nnx.List(parts)
@@ -67,7 +67,7 @@ class Stack(nnx.Module):
     return self._masked(carry, x, reset, mask, True, [])
 
   def step_with_inputs(self, carry, x, *, reset=None, mask=None):
-    """`step` and, as a third result, what each recurrent layer read."""
+    """Runs `step`; a third result is the list of inputs of all layers."""
     inputs = []
     return *self._masked(carry, x, reset, mask, True, inputs), inputs
 
@@ -91,12 +91,12 @@ class Stack(nnx.Module):
 
 
 def _present(x, mask):
-  """`x` with 0 where `mask` is `False`, whatever axes follow."""
+  """Returns `x` with 0 where `mask` is `False`, over its leading axes."""
   if mask is None:
     return x
   return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)
 
 
 def floating_dtype(x):
-  """The dtype of `x`, or `None` if it holds tokens."""
+  """Returns the dtype of `x`, or `None` if `x` is integer tokens."""
   return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None

@@ -4,9 +4,9 @@
 
     testing.check_layer(lambda rngs: MyLayer(6, rngs=rngs))
 
-Every check compares two ways of getting the same numbers, values and gradients
-alike. Parallel forms are held to a scan of the plain `step`, sequence starts
-and padding to separate runs of the sequences without padding.
+A check computes the same numbers in two ways, and compares values and
+gradients. Parallel forms are compared with a scan of `step`. Packed and padded
+rows are compared with separate runs of their sequences.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,12 +32,12 @@ def check_layer(
     dtypes: Iterable[str] | None = None,
     checks: Iterable[str] | None = None,
 ) -> None:
-  """Holds a layer to every promise of `rnnzoo.layers.base`.
+  """Checks that a layer keeps the contract of `rnnzoo.layers.base`.
 
-  Takes seconds, nearly all of them compilation. All checks run, those that tell
-  most first; what held, or else what failed, is printed as one table. A layer
-  with the attribute `causal = False` is excused from `steps`, `chunks`,
-  `causality` and `export`, nothing else.
+  It takes seconds, mostly for compilation. All checks run, the most informative
+  ones first. Then one table is printed: of the failures, or of all checks if
+  none failed. A layer with the attribute `causal = False` skips `steps`,
+  `chunks`, `causality` and `export`.
 
   >>> from flax import nnx
   >>> from rnnzoo import layers
@@ -46,20 +46,23 @@ def check_layer(
   batch  float32  A row does not depend on the others.
 
   Args:
-    make_layer: Makes the layer from an `nnx.Rngs`; a small one is quick.
-    dtypes: Names of input dtypes; `float32`, `bfloat16` and, where
-      `jax_enable_x64` is on, `float64` if `None`. What is not about numbers is
-      checked with the first only.
-    checks: Names from `CHECKS`; all if `None`.
+    make_layer: Makes the layer from an `nnx.Rngs`. A small layer is faster to
+      check.
+    dtypes: Names of input dtypes. If `None`, `float32`, `bfloat16` and, with
+      `jax_enable_x64`, `float64`. Checks that do not compare numbers run for
+      the first one only.
+    checks: Names from `CHECKS`; all if `None`. `stretches` is the former name
+      of `segments`.
 
   Raises:
     AssertionError: Naming the checks that failed.
-    ValueError: If a name is unknown, or float64 is asked for without x64.
+    ValueError: If a name is unknown, or float64 is given without x64.
   """
   x64 = jax.config.jax_enable_x64
   if dtypes is None:
     dtypes = ['float32', 'bfloat16'] + (['float64'] if x64 else [])
   dtypes, checks = list(dtypes), list(CHECKS if checks is None else checks)
+  checks = [checks_lib.FORMER_NAMES.get(name, name) for name in checks]
   for name, known, given in (
       ('dtypes', TOLERANCES, dtypes), ('checks', CHECKS, checks)
   ):
@@ -90,7 +93,7 @@ def check_layer(
   if failures:
     print(_table(failures))
     names = ', '.join(dict.fromkeys(name for name, _, _ in failures))
-    raise AssertionError(f'The layer fails {names}; the table says where.')
+    raise AssertionError(f'The layer fails {names}; see the table above.')
   promises = [('check', 'input', 'promise')]
   for name, inputs in held.items():
     promise = CHECKS[name].__doc__.splitlines()[0]

@@ -1,4 +1,4 @@
-"""A layer under test, and the forms it is run in."""
+"""A layer under test, and the ways to run it."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ BATCH, TIME, PIECE, SLOTS = 3, 12, 4, 4
 
 
 class Result(NamedTuple):
-  """What a layer gives, and what it pulls back from fixed cotangents."""
+  """The results of a layer, and its gradients for fixed cotangents."""
 
   y: jax.Array
   carry: Any
@@ -25,21 +25,22 @@ class Result(NamedTuple):
 
 
 class Case:
-  """A layer under test, inputs for it, and compiled runs of it.
+  """A layer under test, with inputs, and compiled runs.
 
   Attributes:
     layer: The layer; its parameters are float64 if the inputs are.
-    causal: Whether it is.
+    causal: Whether the layer is causal.
     dtype: Dtype of the inputs.
-    compute_dtype: That of the layer, or else of the inputs.
+    compute_dtype: The compute dtype of the layer.
     params: Its parameters.
     x: Inputs `[B, T, D]`.
     initial: `initialize_carry`.
-    carry: A state that some tokens left behind.
+    carry: A state after some tokens.
     d_y: A cotangent of the outputs.
     d_carry: A cotangent of the floating leaves of the final carry.
-    not_donated: Arrays that share a buffer, which cannot be donated. If there
-      are none, carry and parameters are donated before the first run.
+    not_donated: Descriptions of arrays that share a buffer, which cannot be
+      donated. If there are none, carry and parameters are donated before the
+      first run.
   """
 
   def __init__(self, layer, dtype):
@@ -50,9 +51,9 @@ class Case:
     carry = layer.initialize_carry(BATCH, self.compute_dtype)
     self.not_donated = _shared_buffers((carry, self.params))
     if not self.not_donated:
-      # A copy: a layer that `make_layer` has from elsewhere stays alive.
+      # A copy, so that `make_layer` may return a layer that is used elsewhere.
       self.params = _donated((carry, jax.tree.map(jnp.copy, self.params)))[1]
-    if self.dtype == jnp.float64:  # So that gradients have its digits, too.
+    if self.dtype == jnp.float64:  # So that gradients are float64 too.
       self.params = jax.tree.map(
           lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float64)),
           self.params,
@@ -94,21 +95,21 @@ class Case:
       d_carry=None,
       params=None,
   ) -> Result:
-    """Runs one of the forms below, and differentiates it.
+    """Runs one of the forms below, and computes its gradients.
 
     Args:
-      form: A function of `(layer, x, carry, reset, mask)`, which gives
-        `(carry, y)`. Compiled once for a case.
+      form: A function of `(layer, x, carry, reset, mask)` that returns `(carry,
+        y)`. It is compiled once a case.
       reset: Passed to it.
       mask: Passed to it.
-      x: Inputs; the case's if `None`, and so on.
+      x: Inputs; those of the case if `None`, and so on.
       carry: The carry to start from.
       d_y: Cotangent of the outputs.
       d_carry: Cotangent of the final carry.
       params: Parameters.
 
     Returns:
-      The `Result`, in NumPy's hands: here nothing but forms is compiled.
+      The `Result`, as NumPy arrays, so that only forms are compiled.
     """
     if form not in self._compiled:
       self._compiled[form] = jax.jit(
@@ -137,12 +138,12 @@ class Case:
 
 
 def whole(layer, x, carry, reset, mask):
-  """The form under test: the layer's own call."""
+  """The form under test: a call of the layer."""
   return layer(x, carry, reset=reset, mask=mask)
 
 
-def in_stretches(*operands):
-  """`whole`, on a mesh that splits time; a form is compiled once."""
+def in_segments(*operands):
+  """`whole` for a mesh that splits time, which needs its own compilation."""
   return whole(*operands)
 
 
@@ -152,7 +153,7 @@ def steps(layer, x, carry, reset, mask):
 
 
 def plain_steps(layer, x, carry, reset, mask):
-  """The definition: `step` itself is told of neither flag."""
+  """The definition: `step` without flags, which are applied outside."""
   initial = layer.initialize_carry(x.shape[0], layer.dtype or x.dtype)
 
   def body(carry, inputs):
@@ -169,7 +170,7 @@ def plain_steps(layer, x, carry, reset, mask):
 
 
 def chunks(layer, x, carry, reset, mask):
-  """Piece by piece: none, one token, a random number of them, the rest."""
+  """Chunk by chunk: none, one token, a random number of tokens, the rest."""
   random = np.random.default_rng(0)
   cut = int(random.integers(2, x.shape[1] - 2))
   lengths = random.permutation([0, 1, cut, x.shape[1] - 1 - cut])
@@ -187,17 +188,18 @@ def chunks(layer, x, carry, reset, mask):
 
 
 def separate(layer, x, carry, index, used):
-  """Each sequence in a run of its own, without padding or flags.
+  """Runs each sequence separately, without padding or flags.
 
   Args:
     layer: The layer.
     x: `[B, T, D]`.
-    carry: Enters the sequence in slot 0; the others start afresh.
-    index: `[B, S, L]`, where the L tokens of each of S sequences lie.
-    used: `[B, S]`, `False` where there is no such sequence.
+    carry: Enters the sequence in slot 0; the others start from
+      `initialize_carry`.
+    index: `[B, S, L]`, the positions of the L tokens of each of S sequences.
+    used: `[B, S]`, `False` for slots without a sequence.
 
   Returns:
-    The carry that the last sequence of each row leaves, and `[B, T, D_out]`.
+    The carry after the last sequence of each row, and outputs `[B, T, D_out]`.
   """
   rows = jnp.arange(x.shape[0])[:, None, None]
   pieces = base.masked(x[rows, index], used)
@@ -228,9 +230,9 @@ def vmapped(layer, x, carry, reset, mask):
 
 
 def sharded(layer, x, carry, reset, mask):
-  """On up to eight devices, by a `jax.shard_map` of the user's own.
+  """On up to eight devices, in a `jax.shard_map` of the user.
 
-  Every device gets the whole batch; each row is then taken from another device.
+  Every device runs the whole batch, and each row is taken from another device.
   """
   n = min(8, jax.device_count())
   mesh = jax.make_mesh(
@@ -258,9 +260,10 @@ def sharded(layer, x, carry, reset, mask):
 
 @functools.cache
 def quick_options():
-  """Compiler options for programs that run once: a quarter of the time on CPU.
+  """Returns compiler options for programs that run once.
 
-  Which of them exist depends on the version; each is tried.
+  On CPU they save three quarters of the time. Versions differ in their options,
+  so each one is tried.
   """
   options = {}
   if jax.default_backend() == 'cpu':
@@ -283,7 +286,7 @@ def _donated(tree):
 
 
 def _shared_buffers(tree):
-  """Says which arrays of a tree lie in one buffer."""
+  """Describes the arrays of a tree that share a buffer."""
   names, shared = {}, []
   for path, u in jax.tree_util.tree_flatten_with_path(tree)[0]:
     if not isinstance(u, jax.Array) or not u.size:

@@ -1,4 +1,4 @@
-"""The promises of a layer, one function each: a case in, problems out."""
+"""The promises of a layer, one function for each: from a case to problems."""
 
 import importlib.util
 
@@ -18,11 +18,11 @@ from rnnzoo.testing.comparing import path_of
 from rnnzoo.testing.comparing import wrong
 from rnnzoo.testing.comparing import zero
 
-_SHAPE = cases.BATCH, cases.TIME  # Of a flag.
+_SHAPE = cases.BATCH, cases.TIME  # The shape of a flag.
 
 
 def check_steps(case):
-  """One call equals a scan of `step`, also with flags `step` is not told of."""
+  """One call equals a scan of `step`, with and without flags."""
   nothing = np.zeros(_SHAPE, bool)
   want = case.run(cases.plain_steps, nothing, ~nothing)
   problems = _compare(case, 'call', case.run(cases.whole), want)
@@ -36,14 +36,14 @@ def check_steps(case):
 
 
 def check_chunks(case):
-  """The whole equals its pieces, run one after the other."""
+  """A whole sequence equals its chunks, run one after the other."""
   reset, present = case.flag('reset', 0.3), np.ones(_SHAPE, bool)
   want = case.run(cases.whole, reset, present)
   return _compare(case, 'chunks', case.run(cases.chunks, reset), want)
 
 
 def check_reset(case):
-  """A packed row equals separate runs, even if a NaN came before."""
+  """A packed row equals separate runs, even after a NaN."""
   p = np.arange(cases.TIME).reshape(-1, cases.PIECE)
   index, used, reset, present = _layout(
       [[p[0], p[1], p[2]], [None, p[0], p[1], p[2]], [p[0], p[1], p[2]]]
@@ -59,7 +59,7 @@ def check_reset(case):
 
 
 def check_mask(case):
-  """Absent steps are as if they were not there, whatever they hold."""
+  """Masked steps have no effect, whatever they contain."""
   p = np.arange(cases.TIME)
   inner = np.sort(np.random.default_rng(0).permutation(p)[:cases.PIECE])
   noise = case.flag('noise', 0.5)
@@ -86,7 +86,8 @@ def check_causality(case):
   problems = _compare(
       case, 'other later inputs', got, want, at=past, carry=False
   )
-  # Not exactly zero: a Fourier transform rounds everywhere alike.
+  # Not exactly zero, because a Fourier transform has rounding errors
+  # everywhere.
   want = np.where(_beside(past, got.d_x), got.d_x, 0)
   return problems + differences(
       'gradient of later inputs', got.d_x, want, case.compute_dtype
@@ -115,7 +116,7 @@ def check_batch(case):
 
 
 def check_transforms(case):
-  """`jax.vmap` and `jax.shard_map` give the numbers of `jax.jit`."""
+  """`jax.vmap` and `jax.shard_map` give the same numbers as `jax.jit`."""
   reset, mask = case.flag('reset', 0.3), case.flag('mask', 0.7)
   want = case.run(cases.whole, reset, mask)
   return [
@@ -125,8 +126,8 @@ def check_transforms(case):
   ]
 
 
-def check_stretches(case):
-  """On devices that have a stretch of time each it gives the same numbers."""
+def check_segments(case):
+  """Split over time, on several devices, the numbers are the same."""
   reset, mask = case.flag('reset', 0.3), case.flag('mask', 0.7)
   want = case.run(cases.whole, reset, mask)
   count = max(n for n in (4, 3, 2, 1) if n <= jax.device_count())
@@ -135,12 +136,12 @@ def check_stretches(case):
       devices=jax.devices()[:count],
   )
   with jax.set_mesh(mesh):
-    got = case.run(cases.in_stretches, reset, mask)
-  return _compare(case, f'{count} stretches of time', got, want)
+    got = case.run(cases.in_segments, reset, mask)
+  return _compare(case, f'{count} segments of time', got, want)
 
 
 def check_eager(case):
-  """Without `jax.jit` all is the same; `jax.eval_shape` knew it beforehand."""
+  """Without `jax.jit` results are the same; `jax.eval_shape` predicts types."""
   if case.causal:
     name, call, x = 'step', case.layer.step, case.x[:, 0]
     args, token = (case.carry, x), 0
@@ -157,12 +158,12 @@ def check_eager(case):
 
 
 def check_grad(case):
-  """Gradients are what small changes do: parameters, inputs, carry at once."""
+  """Gradients agree with finite differences in parameters, inputs and carry."""
   at = jax.device_get((case.params, case.x, cases.floating_leaves(case.carry)))
   leaves, structure = jax.tree.flatten(at)
   dtypes = [case.compute_dtype, *(u.dtype for u in leaves)]
   if min(jnp.finfo(dtype).bits for dtype in dtypes) < 32:
-    return []  # Small changes drown there.
+    return []  # Rounding errors would be larger than the differences.
   direction = jax.tree.unflatten(structure, [
       case.draw(f'direction {i}', u.shape, u.dtype)
       for i, u in enumerate(leaves)
@@ -173,7 +174,7 @@ def check_grad(case):
       (numbers(u) * numbers(v)).real.ravel()
       for u, v in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction))
   ])
-  # What the difference gets wrong: a third derivative, rounding, and bends.
+  # Errors of the difference: a third derivative, rounding, and kinks.
   size, tolerance = (3e-4, 3e-2) if case.dtype == jnp.float32 else (1e-5, 1e-5)
   ends = []
   for sign in (1, -1):
@@ -192,7 +193,7 @@ def check_grad(case):
 
 
 def check_export(case):
-  """`jax.export` of `step`: for every platform, to bytes, back, and run."""
+  """`jax.export` of `step` works for every platform, through bytes."""
   graph, state = nnx.split(case.layer)
   leaves, structure = jax.tree.flatten((state, case.carry))
 
@@ -204,7 +205,7 @@ def check_export(case):
   exported = jax.export.export(jax.jit(step), platforms=_PLATFORMS)(
       leaves, case.x[:, 0]
   )
-  if importlib.util.find_spec('flatbuffers'):  # An extra of ours and of JAX.
+  if importlib.util.find_spec('flatbuffers'):  # An optional dependency.
     exported = jax.export.deserialize(exported.serialize())
   serve = jax.jit(exported.call, compiler_options=cases.quick_options())
   fixed = leaves[: len(leaves) - len(jax.tree.leaves(case.carry))]
@@ -221,7 +222,7 @@ def check_export(case):
 
 
 def check_lengths(case):
-  """No token leaves the carry alone; one token is a step."""
+  """Zero tokens leave the carry unchanged; one token equals a step."""
   layer, x, carry = case.layer, case.x, case.carry
 
   def run(x, carry):
@@ -291,7 +292,7 @@ def check_dtypes(case):
 
 
 def check_shapes(case):
-  """Sizes are as announced; a carry has one shape, batch first, whatever T."""
+  """Sizes are those of the attributes; a carry has one shape, batch first."""
   layer, problems = case.layer, []
   types = lambda tree: jax.tree.map(lambda u: (u.shape, u.dtype), tree)
   for batch in (0, 1, cases.BATCH):
@@ -315,12 +316,12 @@ def check_shapes(case):
 
 
 def check_donation(case):
-  """Carry and parameters can be donated: no two of them share a buffer."""
+  """Carry and parameters can be donated: no two arrays share a buffer."""
   return [wrong(what) for what in case.not_donated]
 
 
 def check_errors(case):
-  """What does not fit raises `ValueError`."""
+  """Wrong arguments raise `ValueError`."""
   layer, x, carry = case.layer, case.x, case.carry
   flag = np.zeros(x.shape[:2], bool)
   step = (carry, x[:, 0])
@@ -367,7 +368,7 @@ def check_errors(case):
   return problems
 
 
-# Those that tell most come first.
+# The most informative checks come first.
 CHECKS = dict(
     causality=check_causality,
     steps=check_steps,
@@ -382,11 +383,13 @@ CHECKS = dict(
     errors=check_errors,
     donation=check_donation,
     transforms=check_transforms,
-    stretches=check_stretches,
+    segments=check_segments,
     eager=check_eager,
     export=check_export,
     long=check_long,
 )
+
+FORMER_NAMES = dict(stretches='segments')
 
 NUMERIC = ('steps', 'chunks', 'reset', 'mask')  # Run for every dtype.
 

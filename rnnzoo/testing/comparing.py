@@ -1,4 +1,4 @@
-"""Comparing trees of numbers, and what to say of those that differ."""
+"""Compares trees of numbers, and describes the differences."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ TOLERANCES = dict(bfloat16=3e-2, float16=4e-3, float32=2e-5, float64=1e-10)
 
 
 def assert_close(got: Any, want: Any, dtype=None, *, tolerance=None) -> None:
-  """Raises unless two trees hold the same numbers.
+  """Raises `AssertionError` unless two trees hold the same numbers.
 
   The error of a leaf is its largest difference, relative to the largest
-  magnitude in that leaf of `want`, or to a thousandth of that of the whole tree
-  where the leaf is smaller. A NaN equals a NaN.
+  magnitude of that leaf in `want`, or to a thousandth of the largest magnitude
+  of the whole tree if that is more. A NaN equals a NaN.
 
   >>> import jax.numpy as jnp
   >>> assert_close((jnp.ones(3), 1.0), (jnp.ones(3), 1.0))
@@ -23,12 +23,13 @@ def assert_close(got: Any, want: Any, dtype=None, *, tolerance=None) -> None:
   Args:
     got: A pytree of arrays.
     want: The reference, of the same structure and shapes.
-    dtype: Whose row of `TOLERANCES` holds; the coarser of the two leaves' if
-      `None`.
+    dtype: Row of `TOLERANCES` to use; if `None`, that of the less precise of
+      the two leaves.
     tolerance: Instead of the table's.
 
   Raises:
-    AssertionError: Naming each leaf that differs, its error and tolerance.
+    AssertionError: With the name, error and tolerance of each leaf that
+      differs.
   """
   problems = differences('', got, want, dtype=dtype, tolerance=tolerance)
   if problems:
@@ -56,14 +57,14 @@ def zero(what, u):
 
 
 def differences(name, got, want, via=None, *, dtype=None, tolerance=None):
-  """The leaves of two trees that differ by more than they may.
+  """Returns the leaves of two trees that differ too much.
 
   Args:
-    name: What to call them.
+    name: Prefix of the names of leaves.
     got: A tree.
     want: The reference.
-    via: A dtype that the numbers went through, coarser perhaps than their own.
-    dtype: Whose row of the table holds, whatever the leaves are.
+    via: A dtype in which the numbers were computed.
+    dtype: Row of the table to use, whatever the dtypes of the leaves.
     tolerance: Instead of the table's.
 
   Returns:
@@ -91,7 +92,7 @@ def differences(name, got, want, via=None, *, dtype=None, tolerance=None):
 
 
 def _gap(got, want):
-  """The largest difference; a NaN is as far as can be from any other number."""
+  """Returns the largest difference; infinity if only one side is NaN."""
   got, want = numbers(got), numbers(want)
   same = (got == want) | (np.isnan(got) & np.isnan(want))
   gap = np.abs(np.where(same, 0, got) - np.where(same, 0, want))
@@ -99,20 +100,20 @@ def _gap(got, want):
 
 
 def _size(u):
-  """The largest finite magnitude."""
+  """Returns the largest finite magnitude."""
   u = np.abs(numbers(u))
   return u[np.isfinite(u)].max(initial=0)
 
 
 def _tolerance(dtype):
-  """The row of the table; complex numbers have that of their parts."""
+  """Returns the row of the table; a complex number has that of its parts."""
   if not jnp.issubdtype(dtype, jnp.inexact):
     return 0.0
   return TOLERANCES[jnp.finfo(dtype).dtype.name]
 
 
 def numbers(u):
-  """`u` in NumPy's widest dtype."""
+  """Converts to float64 or complex128."""
   u = np.asarray(u)
   wide = np.complex128 if np.iscomplexobj(u) else np.float64
   return u.astype(wide)

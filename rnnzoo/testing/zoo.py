@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from rnnzoo import layers
 from rnnzoo.layers import min_gru
 
-# A layer joins the zoo by joining this list: `make(rngs)` gives a small one.
+# The test case of each layer: `make(rngs)` makes a small one.
 LAYERS = dict(
     aaren=lambda rngs: layers.Aaren(6, num_heads=2, rngs=rngs),
     attention=lambda rngs: layers.Attention(
@@ -42,7 +42,7 @@ LAYERS = dict(
     mlstm=lambda rngs: layers.MLSTM(
         6, 4, num_heads=2, use_bias=False, chunk_size=4, rngs=rngs
     ),
-    # Else their norms leave all but no gradient to what `n` divides by.
+    # With a smaller epsilon the norm leaves almost no gradient for `n`.
     mlstm_block=lambda rngs: layers.MLSTMBlock(
         6, num_heads=2, norm_epsilon=0.1, chunk_size=4, rngs=rngs
     ),
@@ -90,7 +90,7 @@ LAYERS = dict(
     tt_lstm=lambda rngs: layers.TTLSTM(6, 4, num_cores=3, rngs=rngs),
 )
 
-# The same with their options, and what wraps a layer.
+# Layers with options, and layers around layers.
 VARIANTS = dict(
     aaren_without_projection=lambda rngs: layers.Aaren(
         6, num_heads=2, head_features=4, use_projection=False, use_bias=True,

@@ -266,7 +266,7 @@ _BREACHES = {
     'grad': (_GateDetached,),
     'export': (_AsksTheHost,),
     'donation': (_SharesABuffer,),
-    'stretches': (_ForgetsAtBorders,),
+    'segments': (_ForgetsAtBorders,),
 }
 
 
