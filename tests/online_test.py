@@ -163,7 +163,7 @@ class RefusalTest(parameterized.TestCase):
 
   def test_of_the_future(self):
     layer = layers.Reverse(layers.MinGRU(3, rngs=nnx.Rngs(0)))
-    with self.assertRaisesRegex(ValueError, 'looks ahead'):
+    with self.assertRaisesRegex(ValueError, 'is not causal'):
       online.RTRL(online.Stack(layer), square)
 
   def test_of_batch_norm(self):

@@ -151,7 +151,7 @@ class RWKV7(base.RecurrentLayer):
     self.mu_v, self.mu_a, self.mu_g = shift(0.7), shift(0.9), shift(0.2)
 
     place = channel / max(d - 1, 1)
-    linear = place - 0.5
+    ramp_up = place - 0.5
     middle = (head_features - 1) / 2
     zigzag = (channel % head_features - middle) / max(middle, 0.5)
     zigzag = zigzag * abs(zigzag)
@@ -163,9 +163,9 @@ class RWKV7(base.RecurrentLayer):
         ramp + 0.5 + 2.5 * zigzag, base.state_dtype(param_dtype),
         recurrent=True,
     )
-    self.a0 = hidden(-0.19 + 0.3 * zigzag + 0.4 * linear)
-    self.v0 = hidden(0.73 - 0.4 * linear)
-    self.k_k = hidden(0.71 - 0.1 * linear)
+    self.a0 = hidden(-0.19 + 0.3 * zigzag + 0.4 * ramp_up)
+    self.v0 = hidden(0.73 - 0.4 * ramp_up)
+    self.k_k = hidden(0.71 - 0.1 * ramp_up)
     self.k_a = hidden(1.02)
     self.r_k = nnx.Param(
         jnp.full((self.num_heads, head_features), -0.04, param_dtype),

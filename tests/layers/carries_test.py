@@ -218,8 +218,7 @@ class CarriesTest(parameterized.TestCase):
       layers.load_carry(path, {'h': jax.ShapeDtypeStruct(shape, dtype)})
     self.assertEqual(
         str(raised.exception),
-        f"`carry['h']` is float32 (2, 5) in {path}, where {dtype} {shape} "
-        'must be.',
+        f"`carry['h']` must be {dtype} {shape}, got float32 (2, 5) in {path}.",
     )
 
   def test_no_changed_byte_goes_unnoticed(self):
@@ -306,7 +305,9 @@ class CarriesTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(errors.UserValueError, 'is stored as .*flo'):
         load(wrong)
-    with self.assertRaisesRegex(errors.UserValueError, 'is complex64.*float32'):
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'float32.* got complex64'
+    ):
       load(np.zeros((1, 8), np.complex64), 'complex64')
     # Whatever the order of its bytes, a number is that number.
     swapped = np.asarray(like['h']).astype('>f4')
