@@ -382,49 +382,12 @@ def _fitting(name, wanted, variables):
   return trees
 
 
-Aaren = to_linen_class(layers.Aaren)
-Attention = to_linen_class(layers.Attention)
-Bidirectional = to_linen_class(layers.Bidirectional)
-CGLRU = to_linen_class(layers.CGLRU)
-ConvLSTM = to_linen_class(layers.ConvLSTM)
-ConvS5 = to_linen_class(layers.ConvS5)
-DeltaNet = to_linen_class(layers.DeltaNet)
-Elman = to_linen_class(layers.Elman)
-GLA = to_linen_class(layers.GLA)
-GRU = to_linen_class(layers.GRU)
-GatedDeltaNet = to_linen_class(layers.GatedDeltaNet)
-GriffinBlock = to_linen_class(layers.GriffinBlock)
-HGRN = to_linen_class(layers.HGRN)
-LMU = to_linen_class(layers.LMU)
-LRU = to_linen_class(layers.LRU)
-LSTM = to_linen_class(layers.LSTM)
-LinearAttention = to_linen_class(layers.LinearAttention)
-MLSTM = to_linen_class(layers.MLSTM)
-MLSTMBlock = to_linen_class(layers.MLSTMBlock)
-MLSTMLarge = to_linen_class(layers.MLSTMLarge)
-Mamba = to_linen_class(layers.Mamba)
-Mamba2 = to_linen_class(layers.Mamba2)
-MinGRU = to_linen_class(layers.MinGRU)
-MinLSTM = to_linen_class(layers.MinLSTM)
-ParallelLMU = to_linen_class(layers.ParallelLMU)
-RGLRU = to_linen_class(layers.RGLRU)
-RWKV4 = to_linen_class(layers.RWKV4)
-RWKV4ChannelMix = to_linen_class(layers.RWKV4ChannelMix)
-RWKV6 = to_linen_class(layers.RWKV6)
-RWKV7 = to_linen_class(layers.RWKV7)
-RWKV7ChannelMix = to_linen_class(layers.RWKV7ChannelMix)
-RetNet = to_linen_class(layers.RetNet)
-Reverse = to_linen_class(layers.Reverse)
-S4 = to_linen_class(layers.S4)
-S4D = to_linen_class(layers.S4D)
-S5 = to_linen_class(layers.S5)
-SGRU = to_linen_class(layers.SGRU)
-SLSTM = to_linen_class(layers.SLSTM)
-SLSTMBlock = to_linen_class(layers.SLSTMBlock)
-TFCSGRU = to_linen_class(layers.TFCSGRU)
-TTGRU = to_linen_class(layers.TTGRU)
-TTLSTM = to_linen_class(layers.TTLSTM)
-
-LanguageModel = to_linen_class(models.LanguageModel)
-SequenceClassifier = to_linen_class(models.SequenceClassifier)
-SequenceRegressor = to_linen_class(models.SequenceRegressor)
+# A class for each layer and model, under the name of its nnx class.
+globals().update({
+    nnx_class.__name__: to_linen_class(nnx_class)
+    for nnx_class in (
+        *layers.LAYERS.values(), layers.Bidirectional, layers.Reverse,
+        models.LanguageModel, models.SequenceClassifier,
+        models.SequenceRegressor,
+    )
+})

@@ -1,4 +1,7 @@
-"""Linear attention (Katharopoulos et al., 2020), arxiv.org/abs/2006.16236."""
+"""Linear attention (Katharopoulos et al., 2020).
+
+https://arxiv.org/abs/2006.16236
+"""
 
 from typing import Literal
 

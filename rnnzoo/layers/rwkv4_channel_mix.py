@@ -1,4 +1,7 @@
-"""Channel mixing of RWKV-4 (Peng et al., 2023)."""
+"""Channel mixing of RWKV-4 (Peng et al., 2023).
+
+https://arxiv.org/abs/2305.13048
+"""
 
 from flax import nnx
 import jax
@@ -18,7 +21,7 @@ class RWKV4ChannelMix(base.RecurrentLayer):
   In a model it alternates with `RWKV4`. The state is the last token, `D`
   numbers a sequence. A token costs `2 D H + D^2` multiplications, `9 D^2` for
   the published `H = 4 D`. The channel mixing of RWKV-6 is the same with `H =
-  3.5 D` and a `key_gain` of 1. See https://arxiv.org/abs/2305.13048.
+  3.5 D` and a `key_gain` of 1.
 
   Example::
 

@@ -1,4 +1,7 @@
-"""Channel mixing of RWKV-7 (Peng et al., 2025)."""
+"""Channel mixing of RWKV-7 (Peng et al., 2025).
+
+https://arxiv.org/abs/2503.14456
+"""
 
 from flax import nnx
 import jax
@@ -17,8 +20,7 @@ class RWKV7ChannelMix(base.RecurrentLayer):
   In a model it alternates with `RWKV7`. Unlike that of RWKV-4 it has no
   receptance, and its :math:`\mu` is the weight of the previous token. The state
   is the last token, `D` numbers a sequence. A token costs `2 D H`
-  multiplications, `8 D^2` for the published `H = 4 D`. See
-  https://arxiv.org/abs/2503.14456.
+  multiplications, `8 D^2` for the published `H = 4 D`.
 
   Example::
 

@@ -1,4 +1,7 @@
-"""Single gate recurrent unit (Wang et al., 2023), arxiv.org/abs/2211.02561."""
+"""Single gate recurrent unit (Wang et al., 2023).
+
+https://arxiv.org/abs/2211.02561
+"""
 
 from flax import nnx
 import jax
