@@ -250,7 +250,8 @@ class Backbone(nnx.Module):
     Each block checks its carry by itself; here only the depth is checked.
     """
     x = checking.as_array('x', x, required=True)
-    reset, mask = checking.as_array('reset', reset), checking.as_array('mask', mask)
+    reset = checking.as_array('reset', reset)
+    mask = checking.as_array('mask', mask)
     if x.ndim != len(axes) or x.shape[-1] != self.config.features:
       raise ValueError(
           f'`x` must be [{", ".join(axes)}] with D = {self.config.features}, '
