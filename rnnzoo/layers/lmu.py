@@ -10,6 +10,8 @@ from rnnzoo.layers import base
 from rnnzoo.layers import legendre
 from rnnzoo.layers import recurrences
 
+legendre_memory = legendre.legendre_memory  # The matrices of the paper.
+
 
 class LMUCarry(NamedTuple):
   """State of an LMU: hidden `[B, H]`, memory `[B, N]`, float32 at least."""
