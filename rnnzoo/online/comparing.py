@@ -23,6 +23,7 @@ def gradient_error(
   >>> from flax import nnx
   >>> import jax.numpy as jnp
   >>> from rnnzoo import layers
+  >>> from rnnzoo.online.stack import Stack
   >>> model = Stack(layers.MinGRU(3, rngs=nnx.Rngs(0)))
   >>> learner = RTRL(model, lambda y, target: ((y - target) ** 2).sum())
   >>> x = jnp.linspace(-1, 1, 60).reshape(2, 10, 3)
