@@ -265,7 +265,7 @@ def _markdown(headings, rows):
 
 
 def updated(name: str, text: str) -> str:
-  """Returns the text of a page with its tables written anew."""
+  """Returns the text of a page with its tables and counts written anew."""
   for table in tables().get(name, ()):
     head = re.escape(table.partition('\n')[0])
     text, count = re.subn(
@@ -274,6 +274,8 @@ def updated(name: str, text: str) -> str:
     )
     if count != 1:
       raise ValueError(f'{name} has {count} tables with the head {head}.')
+  if name == 'README.md':
+    text = re.sub(r'\b\d+ layers\b', f'{len(layers.LAYERS)} layers', text)
   return text
 
 
