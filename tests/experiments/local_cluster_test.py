@@ -24,7 +24,7 @@ class LocalClusterTest(parameterized.TestCase):
     self.assertEqual(cluster.code, 0, cluster)
     self.assertEqual(cluster.stdout, '[0] 2 6 [0, 0, 15] True\n')
     said = re.escape('2 processes of tests.experiments.peer --times=4\n')
-    said += r'\[0\] .*\] 2 processes\.\n'
+    said += r'\[0\] [\d:]+  2 processes\.\n'
     self.assertRegex(cluster.stderr, rf'^{said}$')
     self.assertRegex(
         log.read_text(), rf'^{said}{re.escape(cluster.stdout)}$'

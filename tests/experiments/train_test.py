@@ -71,7 +71,8 @@ class QuickstartTest(parameterized.TestCase):
     self.assertRegex(self.command.stdout, r'validation \d\.\d+ and test \d')
     self.assertIn('unigram bits: ', self.command.stdout)
     self.assertIn('gzip bits: ', self.command.stdout)
-    self.assertRegex(self.command.stderr, r'step 4/4  loss .* characters/s  .*left')
+    said = self.command.stderr
+    self.assertRegex(said, r'step 4/4  loss .* characters/s  .*left')
 
   def test_sample(self):
     text = (self.workdir / 'sample.txt').read_bytes().decode()
