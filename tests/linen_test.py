@@ -118,7 +118,7 @@ class LayersTest(parameterized.TestCase):
 
     testing.assert_close(*both(variables, state, x, flags))
 
-  def test_a_layer_of_one_s_own(self):
+  def test_a_layer_of_a_user(self):
 
     class Gain(nnx.Module):
 
@@ -221,7 +221,7 @@ class ManyModulesTest(parameterized.TestCase):
     got = Outer().apply({'params': {'rnn': self.variables['params']}}, self.x)
     testing.assert_close(got, self.want)
 
-  def test_names_are_linen_s(self):
+  def test_names_are_those_of_linen(self):
 
     class Two(nn.Module):
 
@@ -245,7 +245,7 @@ class ManyModulesTest(parameterized.TestCase):
     got, _ = rnn.apply(variables, self.x, seq_lengths=lengths)
     testing.assert_close(got, carry)
 
-  def test_twins_made_alike_are_equal(self):
+  def test_modules_with_equal_arguments_are_equal(self):
     other = linen.MinGRU(in_features=6)
     self.assertEqual((self.layer, hash(self.layer)), (other, hash(other)))
     for unequal in (linen.MinGRU(7), linen.MinGRU(6, use_bias=False)):
@@ -258,7 +258,7 @@ class ManyModulesTest(parameterized.TestCase):
     made = jax.jit(lambda: self.layer.initialize_carry(3, jnp.bfloat16))()
     self.assertEqual((made.shape, made.dtype), ((3, 6), np.float32))
 
-  def test_a_learned_start_is_a_variable(self):
+  def test_a_learned_initial_state_is_a_variable(self):
     layer = linen.MinGRU(6, learn_initial_state=True)
     with self.assertRaisesRegex(ValueError, 'state of MinGRU is a parameter'):
       layer.initialize_carry(2)
@@ -304,7 +304,7 @@ class ModelsTest(parameterized.TestCase):
     )
     self.assertTrue(all(jax.tree.leaves(moved)))
 
-  def test_statistics_that_must_not_move(self):
+  def test_immutable_statistics_raise_in_training(self):
     with self.assertRaisesRegex(flax.errors.ModifyScopeVariableError, 'immut'):
       jax.eval_shape(
           lambda: self.twin.apply(self.variables, self.tokens, train=True)
@@ -342,7 +342,7 @@ class ModelsTest(parameterized.TestCase):
 
 class ConversionTest(parameterized.TestCase):
 
-  def test_there_and_back(self):
+  def test_variables_convert_in_both_directions(self):
     module, variables = filled(testing.LAYERS['lmu'])
     other = testing.LAYERS['lmu'](nnx.Rngs(1))
     before = jax.tree.map(np.asarray, linen.to_linen_variables(other))
@@ -360,7 +360,7 @@ class ConversionTest(parameterized.TestCase):
         jax.tree.structure(nnx.state(got)), jax.tree.structure(nnx.state(other))
     )
 
-  def test_boxes_are_opened(self):
+  def test_boxes_are_unboxed(self):
     module = layers.MinGRU(6, rngs=nnx.Rngs(0))
     variables = linen.to_linen_variables(module)
     boxed = jax.tree.map(
@@ -379,7 +379,7 @@ class ConversionTest(parameterized.TestCase):
           r'params/gates/bias must be \(2, 6\), got \(3,\)',
       ),
   )
-  def test_refuses_variables_of_something_else(self, path, value, message):
+  def test_variables_of_another_module_raise(self, path, value, message):
     module = layers.MinGRU(6, rngs=nnx.Rngs(0))
     flat = flax.traverse_util.flatten_dict(
         linen.to_linen_variables(module)['params'], sep='/'
@@ -398,7 +398,7 @@ class ConversionTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'missing; .* more\.$'):
       layer.apply({}, x)
 
-  def test_refuses_options_that_are_none(self):
+  def test_unknown_options_raise(self):
     with self.assertRaisesRegex(TypeError, 'spam'):
       linen.MinGRU(6, spam=1)
     with self.assertRaisesRegex(TypeError, 'in_features'):

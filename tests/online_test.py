@@ -65,7 +65,7 @@ class ExactTest(parameterized.TestCase):
       for error, _ in errors.values():
         self.assertLess(error, 1e-10)
 
-  def test_without_its_sensitivity_what_comes_before_is_not(self):
+  def test_without_exact_before_parameters_before_the_layer_are_not_exact(self):
     with jax.enable_x64(True):
       layer = _LAYERS['lru'](param_dtype=jnp.float64, rngs=nnx.Rngs(1))
       learner = online.RTRL(around(layer), square)
@@ -75,7 +75,7 @@ class ExactTest(parameterized.TestCase):
       self.assertBetween(errors['parts.0'][0], 1e-2, 1)
       self.assertGreater(errors['parts.0'][1], 0.5)
 
-  def test_in_a_stack_the_last_layer_is_and_others_are_near(self):
+  def test_in_a_stack_only_the_last_layer_is_exact(self):
     with jax.enable_x64(True):
       options = dict(param_dtype=jnp.float64, rngs=nnx.Rngs(1))
       first, last = layers.LRU(4, **options), layers.MinGRU(4, **options)
@@ -96,7 +96,7 @@ class ExactTest(parameterized.TestCase):
     self.assertEqual(sizes, 3 * (4 * 2 * 8 + 2 * 8))
     jax.eval_shape(learner.step, learner.params, state, jnp.ones((3, 3)), 0)
 
-  def test_nan_before_a_reset_does_no_harm_after_it(self):
+  def test_a_nan_before_a_reset_does_not_reach_later_gradients(self):
     layer = layers.LRU(4, rngs=nnx.Rngs(0))
     learner = online.RTRL(
         around(layer, dtype=jnp.float32), square, exact_before=True
@@ -113,7 +113,7 @@ class ExactTest(parameterized.TestCase):
       testing.assert_close(gradient, want)
       start = nothing
 
-  def test_tokens_and_lower_precision(self):
+  def test_integer_tokens_and_bfloat16(self):
     rngs = nnx.Rngs(0)
     model = online.Stack(
         nnx.Embed(7, 4, rngs=rngs),
@@ -152,26 +152,26 @@ class RefusalTest(parameterized.TestCase):
       ('gru', layers.GRU, 'GRU is not diagonal'),
       ('lstm', layers.LSTM, 'one array as a state'),
   )
-  def test_of_layers_that_are_not_diagonal(self, make, message):
+  def test_layers_that_are_not_diagonal_raise(self, make, message):
     model = online.Stack(make(3, rngs=nnx.Rngs(0)))
     with self.assertRaisesRegex(ValueError, message):
       online.RTRL(model, square)
 
-  def test_of_what_reaches_several_channels(self):
+  def test_a_parameter_of_several_channels_raises(self):
     with self.assertRaisesRegex(ValueError, 'decay of _OneDecay.*several'):
       online.RTRL(online.Stack(_OneDecay()), square)
 
-  def test_of_the_future(self):
+  def test_a_layer_that_is_not_causal_raises(self):
     layer = layers.Reverse(layers.MinGRU(3, rngs=nnx.Rngs(0)))
     with self.assertRaisesRegex(ValueError, 'is not causal'):
       online.RTRL(online.Stack(layer), square)
 
-  def test_of_batch_norm(self):
+  def test_a_batch_norm_raises(self):
     model = online.Stack(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
     with self.assertRaisesRegex(ValueError, 'batch norm'):
       online.RTRL(model, square)
 
-  def test_of_exactness_in_a_stack(self):
+  def test_exact_before_with_two_layers_raises(self):
     make = lambda: layers.MinGRU(4, rngs=nnx.Rngs(0))
     with self.assertRaisesRegex(ValueError, '`exact_before`.*got 2'):
       model = around(make(), make(), dtype=jnp.float32)
@@ -180,7 +180,7 @@ class RefusalTest(parameterized.TestCase):
 
 class StackTest(parameterized.TestCase):
 
-  def test_the_whole_is_a_scan_of_its_steps(self):
+  def test_a_call_equals_a_scan_of_step(self):
     options = dict(param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     branch = online.Stack(layers.LSTM(4, **options), residual=True)
     model = online.Stack(
@@ -223,7 +223,7 @@ class SRNNTest(parameterized.TestCase):
       gap = np.abs(states[0] - states[1]).max()
       self.assertLessEqual(gap, 0.3 ** (t + 1) + 1e-6)
 
-  def test_gradient_is_that_of_the_window(self):
+  def test_gradient_equals_that_of_the_window(self):
     learner = online.SRNN(3, 5, 2, window=3, learning_rate=0.1, bound=0.99)
     data = stream(5)
     inputs = np.nan_to_num(data['inputs']).astype(np.float32)
@@ -247,7 +247,7 @@ class SRNNTest(parameterized.TestCase):
         kernel(after.params), kernel(before.params) - 0.1 * kernel(gradient)
     )
 
-  def test_errors(self):
+  def test_invalid_options_raise(self):
     with self.assertRaisesRegex(ValueError, '`window`'):
       online.SRNN(1, 2, window=0)
     with self.assertRaisesRegex(ValueError, '`bound`'):

@@ -48,13 +48,13 @@ def as_attention(p, x, carry):
 
 class AarenTest(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(
         aaren,
         lambda rngs: layers.Aaren(6, num_heads=2, use_bias=True, rngs=rngs),
     )
 
-  def test_is_softmax_attention(self):
+  def test_equals_softmax_attention(self):
     transcription.check(
         as_attention,
         lambda rngs: layers.Aaren(6, num_heads=3, head_features=4, rngs=rngs),
@@ -62,7 +62,7 @@ class AarenTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(False, True)
-  def test_last_is_the_last_output(self, flags):
+  def test_last_equals_the_last_output(self, flags):
     random = np.random.default_rng(0)
     x = random.standard_normal((4, 9, 6)).astype(np.float32)
     reset = random.random((4, 9)) < 0.3
@@ -90,7 +90,7 @@ class AarenTest(parameterized.TestCase):
     want, got = both(layer, x, carry)
     testing.assert_close(got, want)
 
-  def test_last_of_nothing_is_zero(self):
+  def test_last_without_tokens_is_zero(self):
     layer = layers.Aaren(6, num_heads=2, rngs=nnx.Rngs(0))
     x = np.full((2, 3, 6), np.nan, np.float32)
     carry, y = layer.last(x, mask=np.zeros((2, 3), bool))

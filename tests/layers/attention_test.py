@@ -58,7 +58,7 @@ def equations(p, x, carry):
 
 class AttentionTest(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     def carry_of(initial):
       random = np.random.default_rng(1)
       normal = lambda u: random.standard_normal(u.shape)
@@ -100,7 +100,7 @@ class AttentionTest(parameterized.TestCase):
       gap = np.abs(y[0, 2:] - y[1, 2:]).max()
       self.assertEqual(gap > 1e-3, fraction > 0)
 
-  def test_a_long_stream_is_like_a_short_one(self):
+  def test_high_positions_give_the_outputs_of_low_ones(self):
     # Past 2**31 a count has the bits of an unsigned integer.
     counts = [10**6, 10**7, 2**24, 2**30, 2**31 - 3, 3 * 2**30 + 1]
     layer = layers.Attention(
@@ -148,7 +148,7 @@ class AttentionTest(parameterized.TestCase):
           want = [np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)]
           np.testing.assert_allclose(row[i::2], want, atol=2e-6)
 
-  def test_half_precision(self):
+  def test_bfloat16_is_close_to_float32(self):
     layer = layers.Attention(
         4, num_heads=1, window=3, chunk_size=2, rngs=nnx.Rngs(0)
     )
@@ -185,7 +185,7 @@ class AttentionTest(parameterized.TestCase):
     np.testing.assert_array_equal(layer.output.bias[...], 0)
     np.testing.assert_array_equal(gpt2.value.bias[...], 0)
 
-  def test_sizes_that_make_no_layer_are_refused(self):
+  def test_invalid_sizes_raise(self):
     for options, message in (
         (dict(num_heads=3), '`num_heads` must divide'),
         (dict(num_kv_heads=3), '`num_kv_heads` must divide'),

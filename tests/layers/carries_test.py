@@ -89,7 +89,7 @@ class CarriesTest(parameterized.TestCase):
     )
 
   @parameterized.named_parameters((testing.LAYERS | MODELS).items())
-  def test_requests_come_and_go_and_return(self, make):
+  def test_rows_are_replaced_taken_saved_and_loaded(self, make):
     module = drawn.module(make)
     run, axis = stepper(module), layers.batch_axes(module)
     initial = module.initialize_carry(B)
@@ -118,7 +118,7 @@ class CarriesTest(parameterized.TestCase):
     assert_same_bits(loaded, mixed)
     assert_same_bits(run(loaded, more), run(mixed, more))
 
-  def test_axes_of_models(self):
+  def test_batch_axes_of_models(self):
     axes = lambda name: layers.batch_axes(
         nnx.eval_shape(lambda: MODELS[name](nnx.Rngs(0)))
     )
@@ -135,7 +135,7 @@ class CarriesTest(parameterized.TestCase):
         dict(deep=[(2, 2), (2, 2, 1)], flat=(2,)),
     )
 
-  def test_a_state_without_batch_has_no_axis(self):
+  def test_a_state_without_a_batch_axis_raises(self):
     module = mock.Mock(initialize_carry=lambda n: {'t': jnp.zeros(())})
     with self.assertRaisesRegex(ValueError, r"carry\['t'\]` has no batch axis"):
       layers.batch_axes(module)
@@ -148,7 +148,7 @@ class CarriesTest(parameterized.TestCase):
       ('axis', [0], 2, r"one of `carry\['h'\]` \(3, 2\), got 2"),
       ('layers', [0], 1, r"2 of carry\['h'\], 4 of carry\['s'\]"),
   )
-  def test_refuses_rows_that_are_none(self, rows, axis, message):
+  def test_invalid_rows_raise(self, rows, axis, message):
     carry = dict(h=jnp.zeros((3, 2)), s=jnp.zeros((3, 4, 1)))
     with self.assertRaisesRegex(ValueError, message):
       layers.take_rows(carry, rows, axis=axis)
@@ -161,11 +161,11 @@ class CarriesTest(parameterized.TestCase):
       ('number', [1, 0], jnp.ones((1, 2)), r'\(2, 2\), got .*\(1, 2\)'),
       ('twice', [1, 1], jnp.ones((2, 2)), r'different, got \[1, 1\]'),
   )
-  def test_refuses_new_rows_that_do_not_fit(self, rows, new, message):
+  def test_new_rows_of_another_shape_raise(self, rows, new, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.put_rows(jnp.zeros((3, 2)), rows, new, axis=0)
 
-  def test_every_bit_of_every_dtype(self):
+  def test_files_keep_every_bit_of_every_dtype(self):
     bits = np.random.default_rng(0).integers(0, 256, (64,), np.uint8)
     names = (
         'float32', 'complex64', 'bfloat16', 'float16', 'int8', 'uint32',
@@ -186,7 +186,7 @@ class CarriesTest(parameterized.TestCase):
           carry['bfloat16'],
       )
 
-  def test_double_precision(self):
+  def test_files_keep_float64(self):
     with jax.enable_x64(True):
       carry = jnp.asarray(np.pi + 1j * np.e)
       path = self.directory / 'carry.npz'
@@ -200,7 +200,7 @@ class CarriesTest(parameterized.TestCase):
       ),
       ('other_order', 'gru', 'lstm', 'it has carry, expected carry.c, carry.h'),
   )
-  def test_refuses_the_carry_of_another_layer(self, saved, wanted, message):
+  def test_the_carry_of_another_layer_raises(self, saved, wanted, message):
     path = self.directory / 'carry.npz'
     carry = lambda name: jax.eval_shape(
         lambda: testing.LAYERS[name](nnx.Rngs(0)).initialize_carry(2)
@@ -211,7 +211,7 @@ class CarriesTest(parameterized.TestCase):
       layers.load_carry(path, carry(wanted))
 
   @parameterized.parameters(((3, 5), 'float32'), ((2, 5), 'bfloat16'))
-  def test_refuses_another_size_or_dtype(self, shape, dtype):
+  def test_another_size_or_dtype_raises(self, shape, dtype):
     path = self.directory / 'carry.npz'
     layers.save_carry(path, {'h': draw(2, 5)})
     with self.assertRaises(errors.UserValueError) as raised:
@@ -221,7 +221,7 @@ class CarriesTest(parameterized.TestCase):
         f"`carry['h']` must be {dtype} {shape}, got float32 (2, 5) in {path}.",
     )
 
-  def test_no_changed_byte_goes_unnoticed(self):
+  def test_a_changed_byte_raises_or_changes_nothing(self):
     path, want = self.directory / 'carry.npz', {'h': draw(2, 3), 'n': draw(0)}
     layers.save_carry(path, want)
     good = path.read_bytes()
@@ -238,7 +238,7 @@ class CarriesTest(parameterized.TestCase):
           assert_same_bits(got, want)  # A date, say.
     self.assertGreater(refused, 1.5 * len(places))
 
-  def test_refuses_files_that_are_none_of_ours(self):
+  def test_files_of_other_formats_raise(self):
     path = self.directory / 'other'
     array, archive, newer = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.save(array, draw(3))
@@ -259,7 +259,7 @@ class CarriesTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'Cannot read .*directory'):
       layers.load_carry(self.directory, draw(3))
 
-  def test_a_record_is_checked(self):
+  def test_a_wrong_record_raises(self):
     path, like = self.directory / 'carry.npz', {'h': draw(1, 8)}
     name = "carry['h']"
     good = dict(format=1, dtypes={name: 'float32'})
@@ -275,7 +275,7 @@ class CarriesTest(parameterized.TestCase):
         layers.load_carry(path, like)
 
   @parameterized.parameters('ZIP_DEFLATED', 'ZIP_BZIP2', 'ZIP_LZMA')
-  def test_refuses_compressed_entries(self, method):
+  def test_compressed_entries_raise_before_they_are_read(self, method):
     """Before any is read: they may unpack to whatever size."""
     path, packed = self.directory / 'carry.npz', self.directory / 'packed.npz'
     like = {'h': draw(1, 8)}
@@ -290,7 +290,7 @@ class CarriesTest(parameterized.TestCase):
       ), mock.patch.object(zipfile.ZipFile, 'open', side_effect=MemoryError):
         layers.load_carry(packed, like)
 
-  def test_an_array_is_of_the_dtype_that_its_record_names(self):
+  def test_an_array_with_another_dtype_than_its_record_raises(self):
     path, name = self.directory / 'carry.npz', "carry['h']"
     like = {'h': draw(1, 8)}
 
@@ -315,13 +315,13 @@ class CarriesTest(parameterized.TestCase):
     layers.save_carry(path, {'h': swapped})
     assert_same_bits(layers.load_carry(path, like), like)
 
-  def test_refuses_to_save_what_is_no_number(self):
+  def test_saving_anything_but_numbers_raises(self):
     for carry in ({'h': 1.0}, {'h': jax.random.key(0)}):
       with self.assertRaisesRegex(ValueError, r"carry\['h'\]` must be an arr"):
         layers.save_carry(self.directory / 'carry.npz', carry)
     self.assertEmpty(os.listdir(self.directory))
 
-  def test_a_file_appears_whole_or_not_at_all(self):
+  def test_a_failed_write_leaves_the_old_file(self):
     path = self.directory / 'carry.npz'
     layers.save_carry(path, {'h': draw(2)})
     with mock.patch.object(os, 'fsync', side_effect=OSError(28, 'No space')):

@@ -47,7 +47,7 @@ def some_fresh(initial):
 
 class CGLRUTest(parameterized.TestCase):
 
-  def test_is_the_paper_s(self):
+  def test_equals_the_equations_of_the_paper(self):
     make = lambda rngs: layers.CGLRU(8, num_heads=2, rngs=rngs)
     transcription.check(equations, make, carry_of=some_fresh)
 
@@ -62,7 +62,7 @@ class CGLRUTest(parameterized.TestCase):
     halves = [real(u)[1] for u in np.split(x, 2, axis=-1)]
     testing.assert_close(layer(x)[1], jnp.concatenate(halves, axis=-1))
 
-  def test_starts_at(self):
+  def test_initial_values(self):
     layer = layers.CGLRU(2 * _MANY, num_heads=_MANY, rngs=nnx.Rngs(0))
     bound = 1.95 / _MANY**0.5
     phase = 8 * np.float64(layer.theta[...])
@@ -88,7 +88,7 @@ class CGLRUTest(parameterized.TestCase):
     for gradient in jax.tree.leaves(jax.grad(loss, (0, 1))(state, x)):
       self.assertTrue(np.isfinite(gradient).all())
 
-  def test_refuses_what_does_not_fit(self):
+  def test_invalid_options_raise(self):
     make = lambda *a, **k: layers.CGLRU(*a, **k, rngs=nnx.Rngs(0))
     with self.assertRaisesRegex(ValueError, 'even, got 7'):
       make(7)

@@ -23,7 +23,7 @@ def summed_axes(x, kernel):
 class ProductTest(parameterized.TestCase):
 
   @parameterized.parameters((4, 3), (2, 5, 3), (2, 0, 3), (2, 4, 5, 3))
-  def test_is_that_of_an_einsum(self, *shape):
+  def test_equals_an_einsum(self, *shape):
     random = np.random.default_rng(0)
     x = random.standard_normal(shape).astype(np.float32)
     kernel = random.standard_normal((3, 2, 4)).astype(np.float32)
@@ -32,7 +32,7 @@ class ProductTest(parameterized.TestCase):
         got, np.einsum('...d,dgh->...gh', x, kernel), rtol=1e-5, atol=1e-6
     )
 
-  def test_sums_in_the_dtype_that_is_asked_for(self):
+  def test_sums_in_the_given_dtype(self):
     x, kernel = jnp.ones((2, 5, 3), jnp.bfloat16), jnp.ones((3, 4))
     self.assertEqual(common.product(x, kernel).dtype, jnp.bfloat16)
     self.assertEqual(
@@ -48,14 +48,14 @@ class ProductTest(parameterized.TestCase):
           x, jnp.ones((2, 4, 4)), bias.reshape(2, 4)
       )),
   )
-  def test_the_gradient_of_a_parameter_counts_all_tokens(self, function):
+  def test_bfloat16_gradients_sum_all_tokens(self, function):
     x = jnp.ones((64, 256, 8), jnp.bfloat16)
     bias = jnp.full(8, 0.5)
     loss = lambda bias: function(x, bias).astype(jnp.float32).sum()
     np.testing.assert_array_equal(jax.jit(jax.grad(loss))(bias), 64 * 256)
     self.assertEqual(function(x, bias).dtype, jnp.bfloat16)
 
-  def test_tokens_are_one_axis_unless_devices_share_them(self):
+  def test_tokens_form_one_axis_on_one_device_only(self):
     x, kernel = jnp.ones((8, 8, 4)), jnp.ones((4, 4))
     self.assertEqual(max(summed_axes(x, kernel)), 1)
     if len(jax.devices()) < 8:

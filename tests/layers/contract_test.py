@@ -24,12 +24,12 @@ _OPTION_CHECKS = ('shapes', 'dtypes', 'errors', 'steps', 'reset', 'mask')
 class ContractTest(parameterized.TestCase):
 
   @parameterized.named_parameters(testing.LAYERS.items())
-  def test_everything_to_ten_digits(self, make_layer):
+  def test_every_check_in_float64(self, make_layer):
     with jax.enable_x64(True):
       testing.check_layer(make_layer, dtypes=['float64'])
 
   @parameterized.named_parameters(testing.LAYERS.items())
-  def test_lower_precision(self, make_layer):
+  def test_numeric_checks_in_bfloat16(self, make_layer):
     testing.check_layer(
         make_layer, dtypes=['bfloat16'], checks=['dtypes', 'steps']
     )
@@ -37,21 +37,21 @@ class ContractTest(parameterized.TestCase):
   # Golden numbers are in float32 too, and equality of forms is checked above.
   @pytest.mark.long
   @parameterized.named_parameters(testing.LAYERS.items())
-  def test_single_precision(self, make_layer):
+  def test_steps_in_float32(self, make_layer):
     testing.check_layer(make_layer, dtypes=['float32'], checks=['steps'])
 
   @parameterized.named_parameters(testing.VARIANTS.items())
-  def test_options(self, make_layer):
+  def test_layers_with_options(self, make_layer):
     testing.check_layer(make_layer, dtypes=['float32'], checks=_OPTION_CHECKS)
 
-  def test_non_causal_layers_go_through_everything_else(self):
+  def test_non_causal_layers_skip_causal_checks_only(self):
     testing.check_layer(
         testing.VARIANTS['bidirectional'],
         dtypes=['float32'],
         checks=set(testing.CHECKS) - set(_OPTION_CHECKS),
     )
 
-  def test_the_carry_that_an_error_recommends_is_taken(self):
+  def test_the_carry_that_an_error_suggests_is_accepted(self):
     x = jnp.ones((1, 2, 4))
     for layer in (
         layers.DeltaNet(4, num_heads=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
@@ -65,7 +65,7 @@ class ContractTest(parameterized.TestCase):
         layer(x, layer.initialize_carry(1, x.dtype))
       jax.eval_shape(layer, x, layer.initialize_carry(1, jnp.bfloat16))
 
-  def test_there_is_a_layer_for_every_name_in_configs(self):
+  def test_every_layer_has_a_test_case(self):
     self.assertSameElements(testing.LAYERS, layers.LAYERS)
     for name, make_layer in testing.LAYERS.items():
       layer = make_layer(nnx.Rngs(0))
@@ -272,7 +272,7 @@ _BREACHES = {
 
 class CheckLayerTest(parameterized.TestCase):
 
-  def test_a_right_layer_passes(self):
+  def test_a_correct_layer_passes(self):
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
       testing.check_layer(lambda rngs: _Leaky(), dtypes=['float32'])
@@ -297,7 +297,7 @@ class CheckLayerTest(parameterized.TestCase):
     for row in rows:
       self.assertEqual(row.split()[:2], [check, 'float32'])
 
-  def test_everything_that_fails_is_in_one_table(self):
+  def test_the_table_lists_all_failures(self):
     class Broken(_Leaky):
 
       def step(self, carry, x, *, reset=None, mask=None):
@@ -313,7 +313,7 @@ class CheckLayerTest(parameterized.TestCase):
     self.assertIn('RuntimeError: No step today.', output.getvalue())
     self.assertIn('bfloat16', output.getvalue())
 
-  def test_unknown_names_are_refused(self):
+  def test_unknown_names_raise(self):
     make_layer = testing.LAYERS['elman']
     with self.assertRaisesRegex(ValueError, 'checks.*steps'):
       testing.check_layer(make_layer, checks=['speed'])
@@ -325,7 +325,7 @@ class CheckLayerTest(parameterized.TestCase):
 
 class AssertCloseTest(parameterized.TestCase):
 
-  def test_accepts_what_is_close_for_the_dtype(self):
+  def test_accepts_differences_within_the_tolerance(self):
     want = {'a': np.array([1.0, -200.0, np.nan]), 'b': np.arange(3)}
     got = {'a': np.float32([1.0, -200.001, np.nan]), 'b': np.arange(3)}
     testing.assert_close(got, want)
@@ -338,17 +338,17 @@ class AssertCloseTest(parameterized.TestCase):
       ('shape', np.float32([[1, 2]]), r'\(1, 2\), want \(2,\)'),
       ('structure', [np.float32([1, 2])], 'PyTreeDef'),
   )
-  def test_tells_what_is_not(self, got, message):
+  def test_names_leaves_outside_the_tolerance(self, got, message):
     with self.assertRaisesRegex(AssertionError, message):
       testing.assert_close(got, np.float32([1, 2]))
 
-  def test_the_dtype_asked_for_decides(self):
+  def test_the_given_dtype_sets_the_tolerance(self):
     got, want = jnp.bfloat16(1.0), np.float32(1.01)
     testing.assert_close(got, want)
     with self.assertRaises(AssertionError):
       testing.assert_close(got, want, 'float32')
     testing.assert_close(got, want, 'float32', tolerance=0.1)
 
-  def test_integers_are_exact(self):
+  def test_integers_must_be_equal(self):
     with self.assertRaises(AssertionError):
       testing.assert_close(jnp.int32(1000001), jnp.int32(1000000))

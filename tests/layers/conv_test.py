@@ -89,7 +89,7 @@ class InitializationTest(parameterized.TestCase):
     self.assertEqual(layer.W_c[...].shape, (3, 4, 5, 30))
     self.assertFalse(np.any(layer.W_c[...]))
 
-  def test_conv_s5_kernels_are_turned(self):
+  def test_conv_s5_kernels_are_in_the_eigenbasis(self):
     features, size, blocks = 24, 40, 2
     layer = layers.ConvS5(
         (4, 4, features), size, blocks=blocks, c_kernel_size=5,
@@ -124,7 +124,7 @@ class InitializationTest(parameterized.TestCase):
         kernel.std() * math.sqrt(9 * features / 2), 1, delta=0.03
     )
 
-  def test_decays_are_not_written_down_for_every_frame(self):
+  def test_decays_are_not_stored_for_every_frame(self):
     # 256 frames of 8x8 pixels with 64 states: a copy of the decays is 8 MiB.
     layer = layers.ConvS5(
         (8, 8, 1), 128, b_kernel_size=1, c_kernel_size=1,
@@ -141,7 +141,7 @@ class InitializationTest(parameterized.TestCase):
 class ImagesTest(parameterized.TestCase):
 
   @parameterized.parameters(layers.ConvLSTM, layers.ConvS5)
-  def test_wrong_sizes_are_named(self, make):
+  def test_wrong_sizes_raise(self, make):
     layer = make((3, 4, 2), rngs=nnx.Rngs(0))
     self.assertEqual(base.input_shape(layer), (3, 4, 2))
     message = r'\[B, T, H, W, C\] with H, W, C = 3, 4, 2, got \(1, 5, 4, 3, 2\)'
@@ -157,7 +157,7 @@ class ImagesTest(parameterized.TestCase):
       (dict(input_shape=8), 'input_shape.*channels.*got 8'),
       (dict(kernel_size=2), '`kernel_size` must be odd, got 2'),
   )
-  def test_bad_options_of_conv_lstm(self, options, message):
+  def test_invalid_options_of_conv_lstm_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.ConvLSTM(
           **(dict(input_shape=(3, 4, 2)) | options), rngs=nnx.Rngs(0)
@@ -170,19 +170,19 @@ class ImagesTest(parameterized.TestCase):
       (dict(state_features=3), 'state_features.*even, got 3 and 1'),
       (dict(blocks=0), 'state_features.*got 2 and 0'),
   )
-  def test_bad_options_of_conv_s5(self, options, message):
+  def test_invalid_options_of_conv_s5_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.ConvS5(
           **(dict(input_shape=(3, 4, 2)) | options), rngs=nnx.Rngs(0)
       )
 
   @parameterized.parameters('conv_lstm', 'conv_s5')
-  def test_models_of_vectors_say_that_they_have_no_images(self, name):
+  def test_models_of_vectors_refuse_layers_of_images(self, name):
     config = models.ModelConfig.tiny().replace(layer=name)
     with self.assertRaisesRegex(ValueError, f'{name}.*images'):
       models.LanguageModel(config, rngs=nnx.Rngs(0))
 
-  def test_wrappers_take_images(self):
+  def test_wrappers_accept_layers_of_images(self):
     rngs = nnx.Rngs(0)
     make = lambda: layers.ConvLSTM((3, 4, 2), rngs=rngs)
     layer = layers.Bidirectional(make(), make())

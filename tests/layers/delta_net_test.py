@@ -50,13 +50,13 @@ def equations(p, x, carry, *, gated=False, largest_beta=1, activation=silu):
 
 class DeltaNetTest(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(
         equations,
         lambda rngs: layers.DeltaNet(6, num_heads=2, chunk_size=4, rngs=rngs),
     )
 
-  def test_equations_with_negative_eigenvalues(self):
+  def test_equals_the_equations_with_negative_eigenvalues(self):
     relu = lambda u: np.maximum(u, 0)
     transcription.check(
         functools.partial(equations, largest_beta=2, activation=relu),
@@ -67,7 +67,7 @@ class DeltaNetTest(parameterized.TestCase):
         ),
     )
 
-  def test_equations_of_the_gated_one(self):
+  def test_gated_delta_net_equals_its_equations(self):
     transcription.check(
         functools.partial(equations, gated=True),
         lambda rngs: layers.GatedDeltaNet(
@@ -75,7 +75,7 @@ class DeltaNetTest(parameterized.TestCase):
         ),
     )
 
-  def test_activations(self):
+  def test_each_activation(self):
     u = np.linspace(-2, 2, 9, dtype=np.float32)
     want = dict(
         silu=silu(u), relu=np.maximum(u, 0), identity=u,
@@ -95,13 +95,13 @@ class DeltaNetTest(parameterized.TestCase):
       (layers.DeltaNet, 24, dict(num_heads=5, key_features=7), 5, 7, 7),
       (layers.GatedDeltaNet, 16, dict(value_features=5), 3, 4, 5),
   )
-  def test_sizes(self, cls, features, options, heads, keys, values):
+  def test_default_sizes(self, cls, features, options, heads, keys, values):
     layer = nnx.eval_shape(lambda: cls(features, **options, rngs=nnx.Rngs(0)))
     carry = jax.eval_shape(lambda: layer.initialize_carry(2))
     self.assertEqual(carry.S.shape, (2, heads, keys, values))
     self.assertEqual(carry.conv.shape, (2, 3, heads * (2 * keys + values)))
 
-  def test_the_gated_one_has_the_parameters_of_a_mamba2_block(self):
+  def test_gated_delta_net_has_the_size_of_a_mamba2_block(self):
     d = 2048
     layer = nnx.eval_shape(lambda: layers.GatedDeltaNet(d, rngs=nnx.Rngs(0)))
     sizes = [u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))]
@@ -148,7 +148,7 @@ class DeltaNetTest(parameterized.TestCase):
       (layers.DeltaNet, dict(activation='tanh'), "silu, relu.*got 'tanh'"),
       (layers.GatedDeltaNet, dict(dt_min=0.2), 'in order, got 0.2, 0.1'),
   )
-  def test_options_out_of_range_are_refused(self, cls, options, message):
+  def test_invalid_options_raise(self, cls, options, message):
     with self.assertRaisesRegex(ValueError, message):
       cls(4, **options, rngs=nnx.Rngs(0))
 

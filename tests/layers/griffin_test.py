@@ -53,7 +53,7 @@ class GriffinBlockTest(parameterized.TestCase):
       ('rg_lru', rg_lru_test.equations, rg_lru_test.some_fresh),
       ('cg_lru', cg_lru_test.equations, cg_lru_test.some_fresh),
   )
-  def test_is_the_paper_s(self, inner, some_fresh):
+  def test_equals_the_equations_of_the_paper(self, inner, some_fresh):
     def carry_of(initial):
       conv = np.random.default_rng(4).standard_normal(initial.conv.shape)
       return initial._replace(
@@ -69,7 +69,7 @@ class GriffinBlockTest(parameterized.TestCase):
         carry_of=carry_of,
     )
 
-  def test_starts_at(self):
+  def test_initial_values(self):
     layer = layers.GriffinBlock(300, 400, output_scale=0.1, rngs=nnx.Rngs(0))
     for value, variance in (
         (layer.linear_x.kernel, 1 / 300), (layer.linear_y.kernel, 1 / 300),
@@ -83,7 +83,7 @@ class GriffinBlockTest(parameterized.TestCase):
       self.assertFalse(getattr(layer, name).bias[...].any())
     self.assertFalse(layer.conv_bias[...].any())
 
-  def test_sizes_by_default(self):
+  def test_default_sizes(self):
     for features, hidden in ((768, 1024), (1536, 2048), (8, 16), (256, 352)):
       layer = nnx.eval_shape(
           lambda: layers.GriffinBlock(features, rngs=nnx.Rngs(0))
@@ -91,7 +91,7 @@ class GriffinBlockTest(parameterized.TestCase):
       self.assertEqual(layer.hidden_features, hidden)
       self.assertEqual(layer.recurrent.num_heads, 16)
 
-  def test_refuses_what_does_not_fit(self):
+  def test_invalid_options_raise(self):
     make = lambda **k: layers.GriffinBlock(6, 8, **k, rngs=nnx.Rngs(0))
     with self.assertRaisesRegex(ValueError, "cg_lru.*'lru'"):
       make(recurrence='lru')
@@ -104,7 +104,7 @@ class GriffinBlockTest(parameterized.TestCase):
 class HawkTest(parameterized.TestCase):
 
   @parameterized.parameters(*_SIZES)
-  def test_preset_is_the_table_s(self, name):
+  def test_presets_have_the_published_sizes(self, name):
     d, h, depth = _SIZES[name]
     config = models.PRESETS[name]
     self.assertEqual(config.num_layers, depth)
@@ -127,7 +127,7 @@ class HawkTest(parameterized.TestCase):
     options = models.PRESETS['hawk_100m'].layer_options
     self.assertEqual(options['output_scale'], 2 / 12)
 
-  def test_a_model_of_all_of_them(self):
+  def test_a_model_in_parallel_equals_its_steps(self):
     config = models.ModelConfig.tiny().replace(
         layer='griffin,rg_lru,cg_lru', num_layers=3
     )

@@ -57,7 +57,7 @@ class HGRNTest(parameterized.TestCase):
       ('complex_bounded', authors_complex,
        dict(complex_state=True, norm='layer', use_bias=True, lower_bound=0.2)),
   )
-  def test_is_the_published_one(self, equations, options):
+  def test_equals_the_published_equations(self, equations, options):
     make = lambda rngs: layers.HGRN(
         5, expansion_factor=1.4, **options, rngs=rngs
     )
@@ -70,7 +70,7 @@ class HGRNTest(parameterized.TestCase):
     self.assertBetween(float(a.min()), 0.749999, 0.76)
     self.assertBetween(float(a.max()), 0.99, 1)
 
-  def test_without_bound_it_is_a_min_gru_of_the_other_sign(self):
+  def test_without_bound_it_equals_a_min_gru_with_negated_gate(self):
     layer = layers.HGRN(4, use_bias=True, rngs=nnx.Rngs(0))
     gru = layers.MinGRU(4, activation_fn=lambda u: u / (1 + jnp.exp(-u)),
                         rngs=nnx.Rngs(0))
@@ -79,7 +79,7 @@ class HGRNTest(parameterized.TestCase):
     x = np.random.default_rng(0).standard_normal((2, 9, 4)).astype('float32')
     np.testing.assert_allclose(layer(x)[0], gru(x)[0], rtol=1e-5, atol=1e-6)
 
-  def test_starts_at(self):
+  def test_initial_values(self):
     layer = layers.HGRN(
         64, expansion_factor=2, lower_bound=0.25, complex_state=True,
         param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0),
@@ -101,7 +101,7 @@ class HGRNTest(parameterized.TestCase):
       self.assertAlmostEqual(kernel.mean(), 0.5, delta=0.02)
     self.assertIsNone(layers.HGRN(4, rngs=nnx.Rngs(0)).bound_logit)
 
-  def test_refuses_what_does_not_fit(self):
+  def test_invalid_options_raise(self):
     for bound in (-0.1, 1.0):
       with self.assertRaisesRegex(ValueError, rf'\[0, 1\), got {bound}'):
         layers.HGRN(4, lower_bound=bound, rngs=nnx.Rngs(0))

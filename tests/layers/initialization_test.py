@@ -71,12 +71,12 @@ class InitializationTest(parameterized.TestCase):
     self.assertEqual(layer.B_re[...].dtype, jnp.bfloat16)
 
   @parameterized.parameters((-0.1, 1.0), (0.5, 0.5), (0.5, 1.1))
-  def test_ring_refuses_radii_out_of_order(self, r_min, r_max):
+  def test_ring_with_radii_out_of_order_raises(self, r_min, r_max):
     with self.assertRaisesRegex(ValueError, f'got {r_min}, {r_max}'):
       initializers.ring(r_min, r_max)
 
   @parameterized.parameters(0, -1.0)
-  def test_lru_refuses_a_phase_of_zero(self, max_phase):
+  def test_lru_with_a_phase_of_zero_raises(self, max_phase):
     with self.assertRaisesRegex(ValueError, 'max_phase'):
       layers.LRU(4, max_phase=max_phase, rngs=nnx.Rngs(0))
 
@@ -112,7 +112,7 @@ class InitializationTest(parameterized.TestCase):
     self.assertEqual(carry.dtype, jnp.float32)
     np.testing.assert_allclose(carry, jnp.stack([g(s)] * 3), rtol=1e-6)
 
-  def test_learned_initial_state_is_learned(self):
+  def test_learned_initial_state_has_a_gradient(self):
     layer = layers.MinGRU(4, learn_initial_state=True, rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
     loss = lambda state: nnx.merge(graph, state)(jnp.ones((2, 3, 4)))[1].sum()

@@ -39,7 +39,7 @@ def _call(layer, x, carry=None, flags=None):
 class IrregularTimeTest(parameterized.TestCase):
 
   @parameterized.parameters(*_TIMED)
-  def test_none_is_one(self, name):
+  def test_no_dt_equals_a_dt_of_one(self, name):
     x = _draw(0, _BATCH, _TIME, 4)
     with jax.enable_x64(True):
       layer = nnx.split(_TIMED[name]())
@@ -48,7 +48,7 @@ class IrregularTimeTest(parameterized.TestCase):
       testing.assert_close(got, _call(layer, x), tolerance=1e-6)
 
   @parameterized.parameters('lru', 's4d', 's4d_bilinear', 's5')
-  def test_call_is_a_scan_of_step(self, name):
+  def test_a_call_equals_a_scan_of_step(self, name):
     x, dt = _draw(0, _BATCH, _TIME, 4), _lengths()
     reset = np.random.default_rng(3).random((_BATCH, _TIME)) < 0.3
     mask = np.random.default_rng(4).random((_BATCH, _TIME)) < 0.7
@@ -85,7 +85,7 @@ class IrregularTimeTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('lru', 'lru', 0), ('s4d', 's4d', 1), ('s5', 's5', 1)
   )
-  def test_a_step_of_two_is_two_steps(self, name, held):
+  def test_a_step_of_two_equals_two_steps(self, name, held):
     # A hold: of zero before the token (LRU), or of the token (ZOH).
     x = _draw(0, 1, 3, 4)
     before = held * x[:, 1:2]
@@ -98,7 +98,7 @@ class IrregularTimeTest(parameterized.TestCase):
       testing.assert_close((got, y), (want, z[:, [0, 2, 3]]), tolerance=1e-12)
 
   @parameterized.parameters('s4d', 's4d_bilinear', 's5')
-  def test_no_time_no_change(self, name):
+  def test_a_dt_of_zero_keeps_the_state(self, name):
     x, dt = _draw(0, _BATCH, _TIME, 4), np.zeros((_BATCH, _TIME))
     with jax.enable_x64(True):
       layer = _TIMED[name]()
@@ -107,7 +107,7 @@ class IrregularTimeTest(parameterized.TestCase):
       testing.assert_close(got, carry, tolerance=1e-12)
 
   @parameterized.parameters('s4d', 's4d_bilinear', 's5', 's5_bidirectional')
-  def test_another_sampling_rate(self, name):
+  def test_step_rescale_equals_a_constant_dt(self, name):
     x = _draw(0, _BATCH, _TIME, 4)
     with jax.enable_x64(True):
       make = _TIMED[name]
@@ -117,14 +117,14 @@ class IrregularTimeTest(parameterized.TestCase):
       testing.assert_close(got, want, tolerance=1e-6)
 
   @parameterized.parameters(*_TIMED)
-  def test_what_does_not_fit_is_refused(self, name):
+  def test_an_invalid_dt_raises(self, name):
     layer, x = _TIMED[name](), np.ones((2, 3, 4), np.float32)
     for dt in (np.ones((2, 4), np.float32), np.ones((2, 3), int)):
       with self.assertRaisesRegex(ValueError, '`dt` must be floating'):
         layer(x, dt=dt)
 
   @parameterized.parameters('gru', 'min_gru')
-  def test_other_layers_take_none(self, name):
+  def test_other_layers_have_no_dt(self, name):
     layer = testing.LAYERS[name](nnx.Rngs(0))
     x = np.ones((2, 3, layer.in_features), np.float32)
     with self.assertRaisesRegex(TypeError, 'dt'):

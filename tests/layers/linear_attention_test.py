@@ -159,7 +159,7 @@ class EquationsTest(parameterized.TestCase):
         ),
     )
 
-  def test_gla_of_the_library(self):
+  def test_gla_with_the_options_of_the_library(self):
     transcription.check(
         functools.partial(gla, norm='rms'),
         lambda rngs: layers.GLA(
@@ -230,7 +230,7 @@ class InitializationTest(parameterized.TestCase):
 
 class OptionsTest(parameterized.TestCase):
 
-  def test_a_model_of_them(self):
+  def test_a_model_in_parallel_equals_its_steps(self):
     config = models.ModelConfig.tiny().replace(
         layer='gla,linear_attention,ret_net', num_layers=3,
         layer_options=dict(chunk_size=4),
@@ -258,7 +258,7 @@ class OptionsTest(parameterized.TestCase):
     got = jax.jit(lambda u: layer(u[:, ::-1])[1][:, ::-1])(x)
     self.assertGreater(np.abs(got - want)[:, -1].max(), 1e-2)
 
-  def test_the_longest_wavelength_is_the_last(self):
+  def test_the_last_pair_has_the_longest_wavelength(self):
     layer = layers.RetNet(4, num_heads=1, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((1, 2, 4)).astype(np.float32)
     turned = lambda at: layer._tokens(x, jnp.full((1, 2), at))[0]
@@ -274,7 +274,7 @@ class OptionsTest(parameterized.TestCase):
       (dict(num_heads=0), '`num_heads` must be at least 1, got 0'),
       (dict(value_features=0), '`value_features` must be at least 1, got 0'),
   )
-  def test_sizes_that_do_not_fit_are_refused(self, options, message):
+  def test_invalid_sizes_raise(self, options, message):
     for cls, features in (
         (layers.LinearAttention, 8), (layers.RetNet, 8), (layers.GLA, 16)
     ):
@@ -290,6 +290,6 @@ class OptionsTest(parameterized.TestCase):
       (layers.GLA, dict(decay_rank=0), '`decay_rank` must be positive, got 0'),
       (layers.GLA, dict(decay_temperature=0), '`decay_temperature` must be po'),
   )
-  def test_options_that_cannot_be_are_refused(self, cls, options, message):
+  def test_invalid_options_raise(self, cls, options, message):
     with self.assertRaisesRegex(ValueError, message):
       cls(8, **options, rngs=nnx.Rngs(0))

@@ -72,7 +72,7 @@ class TranscriptionTest(parameterized.TestCase):
 class MemoryTest(parameterized.TestCase):
 
   @parameterized.parameters((1, 5.0), (6, 20.0), (9, 3.0))
-  def test_zero_order_hold(self, order, theta):
+  def test_zero_order_hold_equals_the_matrix_exponential(self, order, theta):
     for got, want in zip(
         legendre.legendre_memory(order, theta), matrices(order, theta)
     ):
@@ -88,13 +88,13 @@ class MemoryTest(parameterized.TestCase):
         np.linalg.solve(np.eye(256) - a, b), np.eye(256)[0], atol=1e-9
     )
 
-  def test_euler(self):
+  def test_euler_discretisation(self):
     a, b = legendre.legendre_memory(3, 20.0, 'euler')
     want = [[-1, -1, -1], [3, -3, -3], [-5, 5, -5]]
     np.testing.assert_allclose(a, np.eye(3) + np.array(want) / 20)
     np.testing.assert_allclose(b, np.array([1, -3, 5]) / 20)
 
-  def test_memory_is_the_window(self):
+  def test_memory_reconstructs_the_window(self):
     # Legendre polynomials of the memory give back a smooth input of the past.
     order, theta = 8, 100.0
     a, b = legendre.legendre_memory(order, theta)
@@ -112,7 +112,7 @@ class MemoryTest(parameterized.TestCase):
       ('method', dict(discretization='bilinear'), "zoh.*'bilinear'"),
       ('euler', dict(order=8, theta=32.0, discretization='euler'), 'abo.* 32'),
   )
-  def test_bad_options_are_refused(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     for layer in (layers.LMU, layers.ParallelLMU):
       with self.assertRaisesRegex(ValueError, message):
         layer(4, **options, rngs=nnx.Rngs(0))

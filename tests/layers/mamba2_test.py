@@ -56,7 +56,7 @@ def mamba2(p, x, carry):
 
 class Mamba2Test(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(
         mamba2,
         lambda rngs: layers.Mamba2(
@@ -111,7 +111,7 @@ class Mamba2Test(parameterized.TestCase):
     ):
       self.assert_uniform(parameter[...], -bound, bound)
 
-  def test_what_keeps_time_is_never_stored_below_float32(self):
+  def test_decays_are_never_stored_below_float32(self):
     layer = layers.Mamba2(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     for parameter in (layer.A_log, layer.D, layer.dt_bias):
       self.assertEqual(parameter[...].dtype, jnp.float32)
@@ -126,7 +126,7 @@ class Mamba2Test(parameterized.TestCase):
         24 * (sum(sizes) + 768) + 50288 * 768 + 768, 128_989_632
     )
 
-  def test_a_training_step_does_not_hold_all_states(self):
+  def test_a_training_step_does_not_store_all_states(self):
     time, batch = 512, 2
     layer = layers.Mamba2(64, chunk_size=16, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
@@ -154,6 +154,6 @@ class Mamba2Test(parameterized.TestCase):
       (dict(dt_min=0.2), 'in order, got 0.2, 0.1'),
       (dict(dt_floor=0.0), 'dt_floor'),
   )
-  def test_options_out_of_range_are_refused(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.Mamba2(4, **options, rngs=nnx.Rngs(0))

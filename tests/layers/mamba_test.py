@@ -33,7 +33,7 @@ def mamba(p, x, carry):
 
 class MambaTest(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(
         mamba, lambda rngs: layers.Mamba(5, state_features=3, rngs=rngs)
     )
@@ -79,7 +79,7 @@ class MambaTest(parameterized.TestCase):
     ):
       self.assert_uniform(parameter[...], -bound, bound)
 
-  def test_what_keeps_time_is_never_stored_below_float32(self):
+  def test_decays_are_never_stored_below_float32(self):
     layer = layers.Mamba(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     for parameter in (layer.A_log, layer.D, layer.dt_bias):
       self.assertEqual(parameter[...].dtype, jnp.float32)
@@ -102,6 +102,6 @@ class MambaTest(parameterized.TestCase):
       (dict(dt_min=0.2), 'in order, got 0.2, 0.1'),
       (dict(dt_floor=0.0), 'dt_floor'),
   )
-  def test_options_out_of_range_are_refused(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.Mamba(4, **options, rngs=nnx.Rngs(0))

@@ -161,7 +161,7 @@ class TranscriptionTest(parameterized.TestCase):
       ('block_without_convolution', mlstm_block_without_convolution,
        layers.MLSTMBlock, dict(conv_kernel=0)),
   )
-  def test_layer(self, equations, layer, options):
+  def test_equals_a_loop_in_numpy(self, equations, layer, options):
     options = dict(options, num_heads=2, chunk_size=4)
     transcription.check(
         equations, lambda rngs: layer(8, **options, rngs=rngs)
@@ -185,7 +185,7 @@ class InitializationTest(parameterized.TestCase):
   @parameterized.parameters(
       layers.MLSTM, layers.MLSTMBlock, layers.MLSTMLarge
   )
-  def test_gates(self, cls):
+  def test_initial_gates(self, cls):
     layer = cls(800, num_heads=400, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(layer.gates.kernel[...], 0)
     i, f = np.asarray(layer.gates.bias[...])
@@ -203,14 +203,14 @@ class InitializationTest(parameterized.TestCase):
     self.assertAlmostEqual(sample.mean() / deviation, 0, delta=error)
     self.assertAlmostEqual(sample.std() / deviation, 1, delta=error)
 
-  def test_matrices(self):
+  def test_initial_matrices(self):
     layer = layers.MLSTM(160, 64, rngs=nnx.Rngs(0))
     small = math.sqrt(2 / (5 * 160))
     for name in ('query', 'key', 'value', 'output_gate'):
       self.assert_normal(getattr(layer, name).kernel, small)
       np.testing.assert_array_equal(getattr(layer, name).bias[...], 0)
 
-  def test_matrices_of_the_block(self):
+  def test_initial_matrices_of_the_block(self):
     layer = layers.MLSTMBlock(160, num_layers=3, rngs=nnx.Rngs(0))
     small = math.sqrt(2 / (5 * 160))
     for param in (layer.up.kernel, layer.query, layer.key, layer.value):
@@ -220,7 +220,7 @@ class InitializationTest(parameterized.TestCase):
     for param in (layer.kernel, layer.bias):
       self.assertBetween(float(jnp.abs(param[...]).max()), 0.48, 0.5)
 
-  def test_matrices_of_the_large_one(self):
+  def test_initial_matrices_of_the_large_layer(self):
     layer = layers.MLSTMLarge(160, num_layers=3, rngs=nnx.Rngs(0))
     small = math.sqrt(2 / (5 * 160))
     for name in ('query', 'key', 'value'):
@@ -247,7 +247,7 @@ class InitializationTest(parameterized.TestCase):
       (layers.MLSTMLarge, dict(gate_soft_cap=-1.0)),
       (layers.MLSTMLarge, dict(num_layers=0)),
   )
-  def test_refuses(self, cls, option):
+  def test_invalid_options_raise(self, cls, option):
     (name, value), = option.items()
     with self.assertRaisesRegex(ValueError, f'`{name}` must.*got.*{value}'):
       cls(8, **dict(dict(num_heads=2), **option), rngs=nnx.Rngs(0))

@@ -47,13 +47,13 @@ def some_fresh(initial):
 class RGLRUTest(parameterized.TestCase):
 
   @parameterized.parameters('paper', 'recurrentgemma')
-  def test_is_the_paper_s(self, initialization):
+  def test_equals_the_equations_of_the_paper(self, initialization):
     make = lambda rngs: layers.RGLRU(
         6, num_heads=2, initialization=initialization, rngs=rngs
     )
     transcription.check(equations, make, carry_of=some_fresh)
 
-  def test_the_first_token_that_is_there_is_not_normalized(self):
+  def test_the_first_present_token_is_not_normalized(self):
     layer = layers.RGLRU(4, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((1, 6, 4)).astype('float32')
     mask = np.array([[False, False, True, True, False, True]])
@@ -73,7 +73,7 @@ class RGLRUTest(parameterized.TestCase):
     # Without a mask, the one at the beginning.
     testing.assert_close(layer(x[:, mask[0]]), (carry, y[:, mask[0]]))
 
-  def test_what_is_fresh_has_no_past(self):
+  def test_a_fresh_carry_ignores_its_state(self):
     layer = layers.RGLRU(4, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype('float32')
     initial = layer.initialize_carry(2)
@@ -106,12 +106,12 @@ class RGLRUTest(parameterized.TestCase):
     gap = initialization_test.largest_gap(sample.ravel())
     self.assertLess(gap, 1.95 / sample.size**0.5)
 
-  def test_decays_start_as_the_paper_says(self):
+  def test_initial_decays_of_the_paper(self):
     layer = layers.RGLRU(_MANY, num_heads=_MANY, rngs=nnx.Rngs(0))
     a = sigmoid(-np.float64(layer.a_param[...]))
     self.assert_uniform(a**8, 0.9, 0.999)
 
-  def test_decays_start_as_the_published_code_has_them(self):
+  def test_initial_decays_of_the_published_code(self):
     layer = layers.RGLRU(
         _MANY, num_heads=_MANY, initialization='recurrentgemma',
         rngs=nnx.Rngs(0),
@@ -123,7 +123,7 @@ class RGLRUTest(parameterized.TestCase):
     self.assertBetween(float(p.max()), -2.3, -2.19)
 
   @parameterized.parameters(('paper', 1 / 64), ('recurrentgemma', 1 / 512))
-  def test_gates_start_at(self, initialization, variance):
+  def test_initial_gates(self, initialization, variance):
     layer = layers.RGLRU(
         512, num_heads=8, initialization=initialization, rngs=nnx.Rngs(0)
     )
@@ -143,11 +143,11 @@ class RGLRUTest(parameterized.TestCase):
     self.assertEqual(layer(jnp.ones((1, 2, 4)))[0].h.dtype, jnp.float32)
 
   @parameterized.parameters((64, 16), (24, 8), (7, 1))
-  def test_as_many_of_sixteen_blocks_as_fit(self, features, num_heads):
+  def test_default_number_of_blocks(self, features, num_heads):
     layer = layers.RGLRU(features, rngs=nnx.Rngs(0))
     self.assertEqual(layer.num_heads, num_heads)
 
-  def test_refuses_what_does_not_fit(self):
+  def test_invalid_options_raise(self):
     for num_heads in (0, 4):
       with self.assertRaisesRegex(ValueError, f'divide 6, got {num_heads}'):
         layers.RGLRU(6, num_heads=num_heads, rngs=nnx.Rngs(0))

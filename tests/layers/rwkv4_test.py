@@ -55,7 +55,7 @@ def positive_sums(carry):
 class RWKV4Test(parameterized.TestCase):
 
   @parameterized.parameters(positive_sums, lambda carry: carry)
-  def test_time_mix_equations(self, carry_of):
+  def test_time_mix_equals_its_equations(self, carry_of):
     transcription.check(
         time_mix,
         lambda rngs: layers.RWKV4(
@@ -64,7 +64,7 @@ class RWKV4Test(parameterized.TestCase):
         carry_of=carry_of,
     )
 
-  def test_channel_mix_equations(self):
+  def test_channel_mix_equals_its_equations(self):
     transcription.check(
         channel_mix,
         lambda rngs: layers.RWKV4ChannelMix(5, zero_init=False, rngs=rngs),
@@ -121,11 +121,11 @@ class RWKV4Test(parameterized.TestCase):
   @parameterized.product(
       cls=(layers.RWKV4, layers.RWKV4ChannelMix), index=(-1, 3)
   )
-  def test_a_layer_beyond_the_depth_is_refused(self, cls, index):
+  def test_a_layer_index_beyond_the_depth_raises(self, cls, index):
     with self.assertRaisesRegex(ValueError, f'layer_index.*got {index}'):
       cls(4, layer_index=index, num_layers=3, rngs=nnx.Rngs(0))
 
-  def test_the_stack_predicts_in_parallel_what_it_does_step_by_step(self):
+  def test_a_model_in_parallel_equals_its_steps(self):
     config = models.ModelConfig.tiny().replace(
         layer='rwkv4,rwkv4_channel_mix', num_layers=4, norm='layer',
         mlp='none', layer_options=dict(num_layers=2, zero_init=False),

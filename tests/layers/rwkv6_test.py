@@ -44,7 +44,7 @@ def time_mix(p, x, carry):
 
 class RWKV6Test(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(
         time_mix,
         lambda rngs: layers.RWKV6(
@@ -97,7 +97,7 @@ class RWKV6Test(parameterized.TestCase):
       self.assertAlmostEqual(value.std() / 0.01, 3**-0.5, delta=0.02)
       self.assertAlmostEqual((value**4).mean() / 1e-8, 0.2, delta=0.02)
 
-  def test_the_channel_mix_is_that_of_version_4(self):
+  def test_channel_mix_equals_that_of_rwkv4(self):
     mix = layers.RWKV4ChannelMix(
         16, expansion_factor=3.5, key_gain=1.0, layer_index=1, num_layers=4,
         rngs=nnx.Rngs(0),
@@ -125,7 +125,7 @@ class RWKV6Test(parameterized.TestCase):
     total = depth * block + 2 * vocabulary * d + 4 * d
     self.assertEqual(total, 1_599_873_024)
 
-  def test_what_keeps_time_is_never_stored_below_float32(self):
+  def test_decays_are_never_stored_below_float32(self):
     layer = layers.RWKV6(4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     for parameter in (layer.time_decay, layer.bonus):
       self.assertEqual(parameter[...].dtype, jnp.float32)
@@ -140,11 +140,11 @@ class RWKV6Test(parameterized.TestCase):
       (dict(mix_rank=0), 'mix_rank.*got 0'),
       (dict(decay_rank=0), 'decay_rank.*got 0'),
   )
-  def test_options_out_of_range_are_refused(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.RWKV6(4, **options, rngs=nnx.Rngs(0))
 
-  def test_the_stack_predicts_in_parallel_what_it_does_step_by_step(self):
+  def test_a_model_in_parallel_equals_its_steps(self):
     config = models.ModelConfig.tiny().replace(
         layer='mamba2,rwkv6,rwkv4_channel_mix', num_layers=6, norm='layer',
         mlp='none', scan_layers=True,

@@ -82,16 +82,16 @@ def make(cls, rngs, features=6, **options):
 
 class RWKV7Test(parameterized.TestCase):
 
-  def test_equations(self):
+  def test_equals_the_equations_in_numpy(self):
     transcription.check(time_mix, lambda rngs: make(layers.RWKV7, rngs))
 
-  def test_equations_with_the_first_values(self):
+  def test_equals_the_equations_with_first_values(self):
     transcription.check(
         lambda *u: time_mix(*u, first_of=lambda x_t: x_t[..., ::-1]),
         lambda rngs: make(_Later, rngs),
     )
 
-  def test_channel_mix_equations(self):
+  def test_channel_mix_equals_its_equations(self):
     transcription.check(
         channel_mix,
         lambda rngs: layers.RWKV7ChannelMix(5, zero_init=False, rngs=rngs),
@@ -119,7 +119,7 @@ class RWKV7Test(parameterized.TestCase):
     testing.assert_close(got, want)
     self.assertTrue(np.isfinite(got[1]).all())
 
-  def test_its_own_first_values_change_nothing(self):
+  def test_own_first_values_change_nothing(self):
     layer = make(layers.RWKV7, nnx.Rngs(0))
     random = np.random.default_rng(0)
     x = random.standard_normal((2, 5, 6)).astype(np.float32)
@@ -142,7 +142,7 @@ class RWKV7Test(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'`v_first` must be floating'):
       layer(x, v_first=first[:, :3])
 
-  def test_a_key_of_zeros_has_no_steep_gradient(self):
+  def test_a_key_of_zeros_has_a_finite_gradient(self):
     gradient = jax.grad(lambda u: rwkv7._unit(u)[..., 0].sum())
     np.testing.assert_array_equal(gradient(jnp.zeros((2, 3))), 0)
     np.testing.assert_allclose(
@@ -224,7 +224,7 @@ class RWKV7Test(parameterized.TestCase):
   @parameterized.product(
       cls=(layers.RWKV7, layers.RWKV7ChannelMix), index=(-1, 3)
   )
-  def test_a_layer_beyond_the_depth_is_refused(self, cls, index):
+  def test_a_layer_index_beyond_the_depth_raises(self, cls, index):
     with self.assertRaisesRegex(ValueError, f'layer_index.*got {index}'):
       cls(4, layer_index=index, num_layers=3, rngs=nnx.Rngs(0))
 
@@ -233,6 +233,6 @@ class RWKV7Test(parameterized.TestCase):
       (dict(head_features=0), 'head_features.*got 0'),
       (dict(gate_rank=0), 'gate_rank.*got 0'),
   )
-  def test_sizes_that_do_not_fit_are_refused(self, options, message):
+  def test_invalid_sizes_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.RWKV7(4, **options, rngs=nnx.Rngs(0))

@@ -52,12 +52,12 @@ def s4(p, x, h):
 class S4Test(parameterized.TestCase):
 
   @parameterized.named_parameters(('map', 'glu'), ('no_map', 'none'))
-  def test_equations(self, output_map):
+  def test_equals_the_equations_in_numpy(self, output_map):
     transcription.check(
         s4, lambda rngs: layers.S4(4, 6, output_map=output_map, rngs=rngs)
     )
 
-  def test_starts_as_hippo(self):
+  def test_initial_system_is_hippo(self):
     n, time = 8, 50
     with jax.enable_x64(True):
       layer = layers.S4(
@@ -80,7 +80,7 @@ class S4Test(parameterized.TestCase):
     testing.assert_close(got[0], want, tolerance=1e-10)
 
   @parameterized.parameters(1, 2, 3, 6, 17, 600)
-  def test_every_length_is_exact(self, time):
+  def test_convolution_equals_steps_at_every_length(self, time):
     # 600 is more than one block of frequencies, and of steps.
     x = np.random.default_rng(0).standard_normal((2, time, 3))
     flag = np.zeros((2, time), bool)
@@ -100,7 +100,7 @@ class S4Test(parameterized.TestCase):
       got, want = run(state, x, carry, None), run(state, x, carry, flag)
       testing.assert_close(got, want, tolerance=1e-10)
 
-  def test_kernel_keeps_its_digits_in_float32(self):
+  def test_float32_kernel_is_accurate(self):
     layer = layers.S4(4, 64, output_map='none', rngs=nnx.Rngs(0))
     run = jax.jit(lambda x: layer(x))
     steps = jax.jit(lambda x: base.scan_steps(layer, None, x))
@@ -111,7 +111,7 @@ class S4Test(parameterized.TestCase):
         _, want = steps(x)
       testing.assert_close(got, np.asarray(want), 'float32')
 
-  def test_memory_does_not_grow_with_states_of_all_steps(self):
+  def test_states_of_all_steps_are_not_stored(self):
     time, features, n = 4096, 8, 32
     layer = layers.S4(features, n, output_map='none', rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
@@ -127,7 +127,7 @@ class S4Test(parameterized.TestCase):
       temporaries = compiled.memory_analysis().temp_size_in_bytes
       self.assertLess(temporaries, 0.75 * states)
 
-  def test_weights(self):
+  def test_initial_weights(self):
     layer = layers.S4(200, 16, rngs=nnx.Rngs(0))
     c = np.asarray(layer.C_re[...] + 1j * layer.C_im[...])
     self.assertAlmostEqual((np.abs(c) ** 2).mean(), 1, delta=0.1)
@@ -146,11 +146,11 @@ class S4Test(parameterized.TestCase):
       ('odd', dict(state_features=5), 'state_features.*even.*5'),
       ('steps', dict(dt_min=-1.0), 'dt_min'),
   )
-  def test_errors(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.S4(4, rngs=nnx.Rngs(0), **options)
 
-  def test_preset(self):
+  def test_preset_has_the_published_sizes(self):
     config = models.PRESETS['s4_image']
     model = nnx.eval_shape(
         lambda: models.SequenceClassifier(config, rngs=nnx.Rngs(0))

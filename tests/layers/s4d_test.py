@@ -55,7 +55,7 @@ class S4DTest(parameterized.TestCase):
       ('real', s4d, dict(init='real')),
       ('bilinear', bilinear, dict(init='inv', discretization='bilinear')),
   )
-  def test_equations(self, equations, options):
+  def test_equals_the_equations_in_numpy(self, equations, options):
     transcription.check(
         equations, lambda rngs: layers.S4D(4, 6, **options, rngs=rngs)
     )
@@ -68,7 +68,7 @@ class S4DTest(parameterized.TestCase):
                                                 19.857)]),
       ('real', 'real', [-1.0 - n for n in range(8)]),
   )
-  def test_eigenvalues(self, init, want):
+  def test_initial_eigenvalues(self, init, want):
     layer = layers.S4D(3, 8, init=init, rngs=nnx.Rngs(0))
     got = -np.exp(np.float64(layer.log_A_real[...]))
     if layer.A_imag is not None:
@@ -77,7 +77,7 @@ class S4DTest(parameterized.TestCase):
         got, np.broadcast_to(want, (3, len(want))), rtol=1e-4
     )
 
-  def test_weights(self):
+  def test_initial_weights(self):
     layer = layers.S4D(400, 64, init='legs', rngs=nnx.Rngs(0))
     c = np.asarray(layer.C_re[...] + 1j * layer.C_im[...])
     self.assertAlmostEqual((np.abs(c) ** 2).mean(), 1, delta=0.05)
@@ -94,7 +94,7 @@ class S4DTest(parameterized.TestCase):
       self.assertEqual(getattr(layer, name)[...].dtype, jnp.float32)
     self.assertEqual(layer.C_re[...].dtype, jnp.bfloat16)
 
-  def test_convolution_in_float32_over_a_long_sequence(self):
+  def test_float32_convolution_over_a_long_sequence_is_accurate(self):
     layer = layers.S4D(4, 16, init='legs', output_map='none', rngs=nnx.Rngs(0))
     x = np.float32(np.random.default_rng(0).standard_normal((1, 3000, 4)))
     carry = layer.initialize_carry(1)
@@ -109,6 +109,6 @@ class S4DTest(parameterized.TestCase):
       ('odd', dict(state_features=5), 'state_features.*even.*5'),
       ('steps', dict(dt_min=1.0), 'dt_min'),
   )
-  def test_errors(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.S4D(4, rngs=nnx.Rngs(0), **options)

@@ -67,13 +67,13 @@ class S5Test(parameterized.TestCase):
       ('bidirectional', bidirectional,
        dict(bidirectional=True, c_init='complex_normal')),
   )
-  def test_equations(self, equations, options):
+  def test_equals_the_equations_in_numpy(self, equations, options):
     transcription.check(
         equations, lambda rngs: layers.S5(4, 6, **options, rngs=rngs)
     )
 
   @parameterized.parameters(True, False)
-  def test_starts_as_a_real_system_in_other_coordinates(self, conj_sym):
+  def test_initial_system_is_real_in_other_coordinates(self, conj_sym):
     blocks, n, step = 2, 4, 0.05
     with jax.enable_x64(True):
       layer = layers.S5(
@@ -112,7 +112,7 @@ class S5Test(parameterized.TestCase):
       ('lecun_normal', 1 / (64 * 128)), ('trunc_standard_normal', 1 / 128),
       ('complex_normal', 1 / 2),
   )
-  def test_matrices(self, c_init, variance):
+  def test_initial_matrices(self, c_init, variance):
     layer = layers.S5(64, 128, blocks=4, c_init=c_init, rngs=nnx.Rngs(0))
     for name, want in dict(B=1 / 128 / 2, C=variance).items():
       # Complex C keeps its variance when it is turned, real B has half a part.
@@ -121,7 +121,7 @@ class S5Test(parameterized.TestCase):
         self.assertAlmostEqual(value.var() / want, 1, delta=0.2)
     self.assertAlmostEqual(layer.D[...].var(), 1, delta=0.5)
 
-  def test_directions(self):
+  def test_bidirectional_equals_two_scans(self):
     # Reversed input and exchanged matrices give the reversed output.
     layer = layers.S5(4, 6, bidirectional=True, rngs=nnx.Rngs(0))
     x = np.float32(np.random.default_rng(0).standard_normal((2, 9, 4)))
@@ -145,11 +145,11 @@ class S5Test(parameterized.TestCase):
       ('c', dict(c_init='normal'), 'c_init.*lecun'),
       ('steps', dict(dt_max=1e-9), 'dt_max'),
   )
-  def test_errors(self, options, message):
+  def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       layers.S5(4, rngs=nnx.Rngs(0), **options)
 
-  def test_preset(self):
+  def test_preset_has_the_published_sizes(self):
     config = models.PRESETS['s5_image']
     model = nnx.eval_shape(
         lambda: models.SequenceClassifier(config, rngs=nnx.Rngs(0))

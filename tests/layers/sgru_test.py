@@ -37,7 +37,7 @@ def tfc_sgru(p, x, carry):
 class SGRUTest(parameterized.TestCase):
 
   @parameterized.parameters((sgru, layers.SGRU), (tfc_sgru, layers.TFCSGRU))
-  def test_transcription(self, equations, layer):
+  def test_equals_a_loop_in_numpy(self, equations, layer):
     transcription.check(equations, lambda rngs: layer(4, 5, rngs=rngs))
 
   @parameterized.parameters(layers.SGRU, layers.TFCSGRU)
@@ -51,7 +51,7 @@ class SGRUTest(parameterized.TestCase):
     gru = make(layers.GRU, reset_after=False)
     self.assertEqual(3 * size(make(cls)), 2 * size(gru))
 
-  def test_a_state_skips_the_token_between(self):
+  def test_tfc_sgru_keeps_the_state_of_two_steps_ago(self):
     # With gates closed: h_t = h_{t-2}, without any change.
     layer = layers.TFCSGRU(3, 4, rngs=nnx.Rngs(0))
     layer.input.bias[...] = layer.input.bias[...].at[0].set(-200.0)
@@ -62,7 +62,7 @@ class SGRUTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(layers.SGRU, layers.TFCSGRU)
-  def test_starts_as_a_gru_does(self, cls):
+  def test_initial_values_are_those_of_a_gru(self, cls):
     layer = cls(3, 16, rngs=nnx.Rngs(0))
     kernel = np.asarray(layer.hidden.kernel[...])
     for gate in range(2):

@@ -103,7 +103,7 @@ class TranscriptionTest(parameterized.TestCase):
       ('block_without_convolution', slstm_block_without_convolution,
        layers.SLSTMBlock, dict(conv_kernel=0)),
   )
-  def test_layer(self, equations, layer, options):
+  def test_equals_a_loop_in_numpy(self, equations, layer, options):
     transcription.check(
         equations,
         lambda rngs: layer(6, num_heads=2, **options, rngs=rngs),
@@ -113,7 +113,7 @@ class TranscriptionTest(parameterized.TestCase):
 
 class StabiliserTest(parameterized.TestCase):
 
-  def test_gates_of_any_size(self):
+  def test_large_gates_do_not_overflow(self):
     # exp of 300 is no float32; alone, the first token then weighs nothing.
     layer = layers.SLSTM(1, 2, num_heads=1, rngs=nnx.Rngs(0))
     layer.W[...] = jnp.zeros_like(layer.W[...]).at[0, 0].set([300.0, -300.0])
@@ -125,7 +125,7 @@ class StabiliserTest(parameterized.TestCase):
     np.testing.assert_allclose(y, want, rtol=1e-6)
     self.assertTrue(np.isfinite(gradient).all())
 
-  def test_a_row_of_zeros_beside_a_started_one(self):
+  def test_a_fresh_row_beside_a_started_one(self):
     # The official cell starts a batch as a whole: its rows would differ here.
     layer = layers.SLSTM(3, 4, num_heads=2, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 5, 3))
@@ -151,15 +151,15 @@ class InitializationTest(parameterized.TestCase):
     np.testing.assert_allclose(bias[1], np.tile(want, 2), rtol=1e-5)
     np.testing.assert_array_equal(bias[[0, 2, 3]], np.zeros((3, 32)))
 
-  def test_forget_bias_linspace(self):
+  def test_forget_bias_is_linear_with_linspace(self):
     layer = layers.SLSTM(4, 8, bias_init='linspace', rngs=nnx.Rngs(0))
     np.testing.assert_allclose(layer.b[...][1], [3, 6] * 4)
 
-  def test_one_feature_a_head(self):
+  def test_a_head_may_have_one_feature(self):
     layer = layers.SLSTM(4, 4, num_heads=4, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(layer.b[...][1], np.full(4, 5))
 
-  def test_matrices(self):
+  def test_initial_matrices(self):
     for layer, w in (
         (layers.SLSTM(160, 64, rngs=nnx.Rngs(0)), lambda u: u.W),
         (layers.SLSTMBlock(160, rngs=nnx.Rngs(0)), lambda u: u.cell.W),
@@ -187,7 +187,7 @@ class InitializationTest(parameterized.TestCase):
       (layers.SLSTMBlock, dict(num_heads=8)),
       (layers.SLSTMBlock, dict(conv_kernel=-1)),
   )
-  def test_refuses(self, cls, option):
+  def test_invalid_options_raise(self, cls, option):
     (name, value), = option.items()
     with self.assertRaisesRegex(ValueError, f'`{name}` must.*got.*{value}'):
       cls(8, **option, rngs=nnx.Rngs(0))

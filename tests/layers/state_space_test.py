@@ -10,7 +10,7 @@ import scipy.linalg
 
 class StateSpaceTest(parameterized.TestCase):
 
-  def test_legs_by_its_definition(self):
+  def test_legs_equals_its_definition(self):
     a, b = state_space.legs(5)
     for n in range(5):
       for k in range(5):
@@ -41,11 +41,11 @@ class StateSpaceTest(parameterized.TestCase):
     self.assertLess(gap, 1.95 / 4000**0.5)  # Passed by 999 of 1000.
 
   @parameterized.parameters((0.0, 0.1), (0.2, 0.1))
-  def test_step_sizes_in_order(self, low, high):
+  def test_step_sizes_out_of_order_raise(self, low, high):
     with self.assertRaisesRegex(ValueError, f'dt_min.*got {low}, {high}'):
       state_space.log_uniform(low, high)
 
-  def test_hold_is_the_matrix_exponential(self):
+  def test_zero_order_hold_equals_the_matrix_exponential(self):
     lambda_, step = np.array([-0.5 + 3j, -2.0, -1e-3, 0.0]), 0.3
     with jax.enable_x64(True):
       a, b = state_space.zero_order_hold(jnp.asarray(lambda_), step)
@@ -54,7 +54,7 @@ class StateSpaceTest(parameterized.TestCase):
       want = scipy.linalg.expm(step * system)
       np.testing.assert_allclose([a[i], b[i]], want[0], rtol=1e-13)
 
-  def test_bilinear_is_the_trapezoid_rule(self):
+  def test_bilinear_equals_the_trapezoid_rule(self):
     # (I - A s/2) h' = (I + A s/2) h + s x.
     lambda_, step, h, x = -0.5 + 3j, 0.3, 0.7 - 0.2j, 1.3
     a, b = state_space.bilinear(lambda_, step)
@@ -63,7 +63,7 @@ class StateSpaceTest(parameterized.TestCase):
         new, h + step * (lambda_ * (h + new) / 2 + x), delta=1e-12
     )
 
-  def test_hold_keeps_its_digits_near_zero(self):
+  def test_zero_order_hold_is_accurate_near_zero(self):
     # Also in its slopes; 1e-3 is a usual step.
     z = np.complex64(np.array([1e-3 + 1e-3j, 1e-6, 0.4j, -0.6 + 1j]))
 

@@ -125,7 +125,7 @@ class TranscriptionTest(parameterized.TestCase):
       ('min_lstm_unnormalized', min_lstm_unnormalized, layers.MinLSTM,
        dict(normalize=False)),
   )
-  def test_layer(self, equations, layer, options):
+  def test_equals_a_loop_in_numpy(self, equations, layer, options):
     transcription.check(
         equations, lambda rngs: layer(4, **options, rngs=rngs)
     )

@@ -76,7 +76,7 @@ class TranscriptionTest(parameterized.TestCase):
       ('gru_first', tt_gru, layers.TTGRU, dict(form='first', rank=3)),
       ('gru_separate', tt_gru, layers.TTGRU, dict(form='separate')),
   )
-  def test_layer(self, equations, layer, options):
+  def test_equals_a_loop_in_numpy(self, equations, layer, options):
     transcription.check(
         with_form(equations, options.get('form', 'joint')),
         lambda rngs: layer(6, 4, **options, rngs=rngs),
@@ -88,7 +88,7 @@ class MatmulTest(parameterized.TestCase):
   @parameterized.parameters(
       ((6,), (4,), 1), ((2, 3), (5, 2), 4), ((3, 1, 2), (2, 5, 1), 2)
   )
-  def test_is_the_dense_matrix(self, rows, columns, rank):
+  def test_product_equals_that_of_the_dense_matrix(self, rows, columns, rank):
     random = np.random.default_rng(0)
     ranks = [1] + [rank] * (len(rows) - 1) + [1]
     cores = [
@@ -110,7 +110,7 @@ class MatmulTest(parameterized.TestCase):
       y = jax.jit(tensor_train.matmul)(x, cores)
     np.testing.assert_allclose(y, x @ matrix, rtol=1e-12)
 
-  def test_the_dense_matrix_is_never_built(self):
+  def test_the_dense_matrix_is_never_formed(self):
     # 1024 x 4096 numbers are 16 MiB; cores and what is between them, 0.3 MiB.
     layer = layers.TTLSTM(1024, rngs=nnx.Rngs(0))
     graph, state = nnx.split(layer)
@@ -139,7 +139,7 @@ class ParametersTest(parameterized.TestCase):
       ('last', 2 * (16 * 16 * 2 + 2 * 16 * 16 * 2 + 2 * 4)),
       ('separate', 2 * 4 * (16 * 16 * 2 + 2 * 16 * 16)),
   )
-  def test_number(self, form, want):
+  def test_number_of_parameters(self, form, want):
     layer = nnx.eval_shape(
         lambda: layers.TTLSTM(256, form=form, rngs=nnx.Rngs(0))
     )
@@ -147,7 +147,7 @@ class ParametersTest(parameterized.TestCase):
     self.assertEqual(sum(sizes), want + 4 * 256)
 
   @parameterized.parameters(*tensor_train.FORMS)
-  def test_glorot(self, form):
+  def test_initial_matrix_has_the_glorot_variance(self, form):
     # Few large cores: one matrix alone says little about its distribution.
     squares = []
     for seed in range(12):
@@ -166,7 +166,7 @@ class ParametersTest(parameterized.TestCase):
         np.mean(squares) / (2 / (128 + columns)), 1, delta=0.3
     )
 
-  def test_biases(self):
+  def test_initial_biases(self):
     layer = layers.TTGRU(6, 4, rngs=nnx.Rngs(0))
     for part in (layer.input, layer.hidden):
       np.testing.assert_array_equal(
@@ -174,7 +174,7 @@ class ParametersTest(parameterized.TestCase):
       )
     self.assertIsNone(layers.TTLSTM(6, 4, rngs=nnx.Rngs(0)).hidden.bias)
 
-  def test_given_factors(self):
+  def test_given_factors_are_used(self):
     layer = layers.TTGRU(
         12, 8, in_factors=[6, 2], hidden_factors=(8, 1), gate_factors=(3, 8),
         rank=5, rngs=nnx.Rngs(0),
@@ -191,6 +191,6 @@ class ParametersTest(parameterized.TestCase):
       (layers.TTLSTM, 'hidden_factors', (2, 1, 2)),
       (layers.TTGRU, 'gate_factors', (-3, -4)),
   )
-  def test_refuses(self, cls, name, value):
+  def test_invalid_factors_raise(self, cls, name, value):
     with self.assertRaisesRegex(ValueError, f'`{name}` must be.*got'):
       cls(6, 4, **{name: value}, rngs=nnx.Rngs(0))

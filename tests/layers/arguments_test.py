@@ -1,4 +1,4 @@
-"""What a caller may get wrong, and what a layer or a model says to it."""
+"""Wrong arguments of layers and models raise errors that name them."""
 
 import pickle
 
@@ -19,7 +19,7 @@ B, T = 2, 5
 
 class LayersTest(parameterized.TestCase):
 
-  def test_every_class_has_the_door(self):
+  def test_every_class_converts_its_arguments(self):
     classes = [
         u for u in vars(layers).values()
         if isinstance(u, type) and issubclass(u, base.RecurrentLayer)
@@ -32,7 +32,7 @@ class LayersTest(parameterized.TestCase):
           self.assertTrue(hasattr(own, '__wrapped__'), f'{cls}.{name}')
 
   @parameterized.named_parameters(testing.LAYERS.items())
-  def test_every_layer(self, make_layer):
+  def test_every_layer_names_a_wrong_argument(self, make_layer):
     """What it does by itself: read bad input, and no rows."""
 
     def check(layer):
@@ -51,7 +51,7 @@ class LayersTest(parameterized.TestCase):
   @parameterized.parameters(
       'lstm', 'lru', 'min_gru', 's5', 'conv_lstm', 'linear_attention'
   )
-  def test_every_form(self, name):
+  def test_lists_and_numpy_arrays_are_accepted(self, name):
 
     def check(layer):
       self.check_forms(layer)
@@ -117,7 +117,7 @@ class LayersTest(parameterized.TestCase):
         _, y = layer(x, **flags)
         self.assertEqual(y.shape, (batch, time, *base.output_shape(layer)))
 
-  def test_swapped_arguments_of_step(self):
+  def test_swapped_arguments_of_step_raise(self):
 
     def check():
       lstm = layers.LSTM(6, 5, rngs=nnx.Rngs(0))
@@ -130,7 +130,7 @@ class LayersTest(parameterized.TestCase):
 
     without_computing(check)
 
-  def test_python_names_the_method_of_a_wrong_call(self):
+  def test_a_wrong_signature_names_the_method(self):
     without_computing(self.check_wrong_calls)
 
   def check_wrong_calls(self):
@@ -148,7 +148,7 @@ class LayersTest(parameterized.TestCase):
         call()
       self.assertNotIn('run(', str(caught.exception))
 
-  def test_side_inputs(self):
+  def test_wrong_side_inputs_raise(self):
     without_computing(self.check_side_inputs)
 
   def check_side_inputs(self):
@@ -167,7 +167,7 @@ class LayersTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, '^`v_first`'):
         rwkv(x, v_first=v_first)
 
-  def test_wrappers(self):
+  def test_time_major_and_rnn_cell_name_a_wrong_argument(self):
     without_computing(self.check_wrappers)
 
   def check_wrappers(self):
@@ -219,7 +219,7 @@ class OnesOwn(base.RecurrentLayer):
 
 class OnesOwnTest(parameterized.TestCase):
 
-  def test_it_has_the_same_door(self):
+  def test_a_layer_of_a_user_converts_its_arguments(self):
     _, y = OnesOwn()([[[1.0, 2, 3]]], reset=[[True]], mask=[[False]])
     np.testing.assert_array_equal(y, np.ones((1, 1, 3)))
     with self.assertRaisesRegex(ValueError, '^`mask`'):
@@ -241,7 +241,7 @@ def halving(start, k, v):
 
 class OnesOwnGateTest(parameterized.TestCase):
 
-  def test_it_is_used(self):
+  def test_a_gate_of_a_user_is_used_and_pickled(self):
     layer = OnesOwnGate(2, rngs=nnx.Rngs(0))
     self.assertIs(layer.gate, halving)
     self.assertIs(pickle.loads(pickle.dumps(layer)).gate, halving)
@@ -265,7 +265,7 @@ class ModelsTest(parameterized.TestCase):
       (models.LanguageModel, {}), (models.LanguageModel, dict(conv_kernel=3)),
       (models.SequenceClassifier, dict(num_classes=3)),
   )
-  def test_carry_of_another_model(self, kind, changes):
+  def test_the_carry_of_another_model_raises(self, kind, changes):
     make = lambda **given: make_model(kind=kind, **changes | given)
     model, tokens = make(), jnp.zeros((B, T), jnp.int32)
     run = lambda carry: jax.eval_shape(lambda: model(tokens, carry))
@@ -290,7 +290,7 @@ class ModelsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, '`carry'):
           call(bad)
 
-  def test_carry_of_a_mixed_stack(self):
+  def test_the_carry_of_another_mixed_stack_raises(self):
     without_computing(self.check_mixed_stack)
 
   def check_mixed_stack(self):
@@ -301,7 +301,7 @@ class ModelsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, r'with leading axes \[2, 2, 1\]'):
         model(tokens, bad.initialize_carry(B))
 
-  def test_backbone_by_itself(self):
+  def test_arguments_of_the_backbone(self):
     without_computing(self.check_backbone)
 
   def check_backbone(self):
@@ -320,7 +320,7 @@ class ModelsTest(parameterized.TestCase):
   @parameterized.parameters(
       models.LanguageModel, models.SequenceClassifier
   )
-  def test_tokens_outside_the_vocabulary(self, kind):
+  def test_tokens_outside_the_vocabulary_raise(self, kind):
     model = make_model(depth=1, kind=kind, num_classes=3)
     carry = model.initialize_carry(1)
     for bad in (99, -1, 16, 2**32 + 3):
