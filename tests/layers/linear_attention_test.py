@@ -283,7 +283,7 @@ class OptionsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (layers.LinearAttention, dict(feature_map='cosine'), 'of elu, relu, id'),
-      (layers.LinearAttention, dict(feature_map='identity'), 'lets be zero'),
+      (layers.LinearAttention, dict(feature_map='identity'), 'may be zero'),
       (layers.LinearAttention, dict(norm='batch'), "`kind` must be 'rms' or"),
       (layers.RetNet, dict(key_features=3), 'must be even to be rotated,'),
       (layers.RetNet, dict(max_wavelength=0), '`max_wavelength` must be posit'),
