@@ -24,7 +24,7 @@ def _open_missing_streams():
 
 
 def _say_interrupted(kind, error, trace):
-  """One line for Ctrl-C while imports go on; see drivers.py for later."""
+  """One line for Ctrl-C while imports go on; see cli/drivers.py for later."""
   if issubclass(kind, KeyboardInterrupt):
     print('Interrupted.', file=sys.stderr)
   else:

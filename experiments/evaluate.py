@@ -11,10 +11,10 @@ import pathlib
 
 from absl import flags
 from absl import logging
-from experiments import config_flag
-from experiments import drivers
-from experiments import hosts
-from experiments import tasks
+from experiments.cli import config_flag
+from experiments.cli import drivers
+from experiments.cli import hosts
+from experiments.cli import tasks
 import jax
 from rnnzoo import restoring
 from rnnzoo.tasks import base

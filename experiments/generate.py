@@ -10,9 +10,9 @@ again) are continued in one batch and printed one after another.
 import sys
 
 from absl import flags
-from experiments import config_flag
-from experiments import drivers
-from experiments import sampling
+from experiments.cli import config_flag
+from experiments.cli import drivers
+from experiments.cli import sampling
 from rnnzoo import fields
 from rnnzoo import generation
 from rnnzoo import restoring

@@ -22,7 +22,7 @@ import time
 
 from absl import app
 from absl import flags
-from experiments import drivers
+from experiments.cli import drivers
 from rnnzoo.training.processes import peers
 
 _PROCESSES = flags.DEFINE_integer(

@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 from absl import logging
-from experiments import config_flag
-from experiments import tasks
+from experiments.cli import config_flag
+from experiments.cli import tasks
 import jax
 from rnnzoo import data as data_lib
 from rnnzoo import errors

@@ -11,12 +11,12 @@ import sys
 
 from absl import flags
 from absl import logging
-from experiments import config_flag
-from experiments import drivers
-from experiments import hosts
 from experiments import plan
-from experiments import sampling
-from experiments import tasks
+from experiments.cli import config_flag
+from experiments.cli import drivers
+from experiments.cli import hosts
+from experiments.cli import sampling
+from experiments.cli import tasks
 from rnnzoo import restoring
 from rnnzoo.training import loop
 from rnnzoo.training import sharding

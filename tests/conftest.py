@@ -44,7 +44,7 @@ def pytest_runtest_teardown():
 
 # The CPU time of each test, with its fixtures and the processes that it waits
 # for, is reported by file: where the time of the suite goes. Commands that are
-# forked (see experiments/processes.py) are not counted.
+# forked (see experiments/cli/processes.py) are not counted.
 _CPU_SECONDS = 'cpu_seconds'
 _started = pytest.StashKey[float]()
 _files = collections.Counter()

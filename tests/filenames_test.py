@@ -7,9 +7,9 @@ from unittest import mock
 
 from absl import flags
 from absl.testing import absltest
-from experiments import config_flag
-from experiments import drivers
-from experiments import tasks
+from experiments.cli import config_flag
+from experiments.cli import drivers
+from experiments.cli import tasks
 from experiments.configs import default
 import matplotlib
 from rnnzoo import errors

@@ -20,9 +20,9 @@ import time
 
 from absl import flags
 from absl import logging
-from experiments import drivers
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 from ml_collections import ConfigDict
 import numpy as np

@@ -15,10 +15,10 @@ JSON and a plot.
 import sys
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 import numpy as np
 from rnnzoo import ops

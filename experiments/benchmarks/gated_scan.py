@@ -13,10 +13,10 @@ Prints a table, writes JSON, and beside it a plot.
 import sys
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from absl import app
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 import jax.numpy as jnp
 import numpy as np

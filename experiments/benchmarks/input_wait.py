@@ -12,9 +12,9 @@ import tempfile
 
 from absl import flags
 from absl import logging
-from experiments import drivers
-from experiments import tasks
 from experiments.benchmarks import timing
+from experiments.cli import drivers
+from experiments.cli import tasks
 from experiments.configs import default
 from rnnzoo import errors
 from rnnzoo import models

@@ -17,10 +17,10 @@ import functools
 import sys
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import layer_programs
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 from rnnzoo import layers
 from rnnzoo.layers import base

@@ -17,10 +17,10 @@ import sys
 import tempfile
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import baselines
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import ops

@@ -14,8 +14,8 @@ import sys
 import time
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 from ml_collections import ConfigDict
 import numpy as np

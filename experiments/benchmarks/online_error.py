@@ -11,8 +11,8 @@ summed over one stream; the cosine is that of the angle between the two.
 """
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 from flax import nnx
 import jax
 import numpy as np

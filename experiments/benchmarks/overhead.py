@@ -19,10 +19,10 @@ import time
 
 from absl import flags
 from absl import logging
-from experiments import drivers
-from experiments import tasks
-from experiments import watching
 from experiments.benchmarks import timing
+from experiments.cli import drivers
+from experiments.cli import tasks
+from experiments.cli import watching
 from experiments.configs import default
 import jax
 import numpy as np

@@ -15,7 +15,7 @@ import re
 import sys
 from typing import Any
 
-from experiments import drivers
+from experiments.cli import drivers
 from rnnzoo import layers
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -25,9 +25,9 @@ import time
 
 from absl import flags
 from absl import logging
-from experiments import drivers
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict

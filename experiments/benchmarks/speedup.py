@@ -13,9 +13,9 @@ import functools
 import sys
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 from flax import nnx
 import jax
 import jax.numpy as jnp

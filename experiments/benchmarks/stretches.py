@@ -12,10 +12,10 @@ best `f / n` of the time. Memory is the temporaries of one device.
 import functools
 
 from absl import flags
-from experiments import drivers
 from experiments.benchmarks import layer_programs
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
+from experiments.cli import drivers
 import jax
 from rnnzoo import layers
 from rnnzoo.layers import base

@@ -17,7 +17,7 @@ import time
 
 from absl import app
 from absl import flags
-from experiments import drivers
+from experiments.cli import drivers
 from experiments.faults import company
 from experiments.faults import damage
 from experiments.faults import data

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import time
 
-from experiments import processes
+from experiments.cli import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_EVERY = 4

@@ -18,7 +18,7 @@ import pathlib
 
 from absl import flags
 from absl import logging
-from experiments import drivers
+from experiments.cli import drivers
 from experiments.meshes import cases
 from experiments.meshes import runs
 from experiments.meshes import table

@@ -6,7 +6,7 @@ import math
 import pathlib
 from typing import Any
 
-from experiments import tasks
+from experiments.cli import tasks
 from experiments.configs import default
 from flax import nnx
 import jax.numpy as jnp

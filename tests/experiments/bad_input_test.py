@@ -12,7 +12,7 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 from experiments.configs import default
 from rnnzoo import errors
 from tests.experiments import commands

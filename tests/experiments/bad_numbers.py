@@ -6,9 +6,9 @@ A program for bad_numbers_test.py.
 """
 
 from absl import flags
-from experiments import drivers
-from experiments import tasks
 from experiments import train
+from experiments.cli import drivers
+from experiments.cli import tasks
 from tests.training import poison
 
 _BAD = flags.DEFINE_list('bad', [], 'Numbers of batches with a row of NaN.')

@@ -1,4 +1,4 @@
-"""Runs the command lines as processes of their own, see processes.py."""
+"""Runs the command lines as processes of their own, see cli/processes.py."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ import tempfile
 import time
 
 from absl import flags
-from experiments import processes
+from experiments.cli import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Small enough to train in a second; see there.

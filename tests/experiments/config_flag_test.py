@@ -6,7 +6,7 @@ from absl import app
 from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import config_flag
+from experiments.cli import config_flag
 from rnnzoo import errors
 from tests.experiments import commands
 

@@ -4,8 +4,8 @@ import json
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import config_flag
-from experiments import sampling
+from experiments.cli import config_flag
+from experiments.cli import sampling
 from flax import nnx
 from rnnzoo import errors
 from rnnzoo import generation

@@ -10,8 +10,8 @@ import time
 from unittest import mock
 
 from absl import flags
-from experiments import drivers
-from experiments import hosts
+from experiments.cli import drivers
+from experiments.cli import hosts
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp

@@ -5,8 +5,8 @@ import math
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import schema
-from experiments import tasks
+from experiments.cli import schema
+from experiments.cli import tasks
 from experiments.configs import default
 from flax import nnx
 import jax

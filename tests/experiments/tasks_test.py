@@ -1,7 +1,7 @@
-"""Tests of `experiments.tasks`."""
+"""Tests of `experiments.cli.tasks`."""
 
 from absl.testing import absltest
-from experiments import tasks
+from experiments.cli import tasks
 from experiments.configs import default
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import soak
-from experiments import tasks
+from experiments.cli import tasks
 import numpy as np
 import pytest
 from tests.experiments import commands

@@ -7,7 +7,7 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 from experiments.configs import default
 import numpy as np
 from rnnzoo import restoring

@@ -4,7 +4,7 @@ import doctest
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 import jax
 from jax import lax
 from jax.experimental import pallas as pl

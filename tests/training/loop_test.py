@@ -9,8 +9,8 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
-from experiments import watching
+from experiments.cli import tasks
+from experiments.cli import watching
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from experiments import watching
+from experiments.cli import watching
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 from experiments.configs import default
 from rnnzoo import errors
 from rnnzoo.training import files

@@ -9,7 +9,7 @@ from unittest import mock
 from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp

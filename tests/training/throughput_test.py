@@ -5,7 +5,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from experiments import tasks
+from experiments.cli import tasks
 import jax
 import jax.numpy as jnp
 from rnnzoo.training.performance import flops

@@ -4,9 +4,9 @@ import json
 import pathlib
 
 from absl import logging
-from experiments import schema
-from experiments.config_flag import NO_EXPORTS
-from experiments.config_flag import Exports
+from experiments.cli import schema
+from experiments.cli.config_flag import NO_EXPORTS
+from experiments.cli.config_flag import Exports
 from experiments.configs import default
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib

@@ -6,8 +6,8 @@ import sys
 
 from absl import app
 from absl import flags
-from experiments import config_flag
-from experiments import hosts
+from experiments.cli import config_flag
+from experiments.cli import hosts
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.training import logs

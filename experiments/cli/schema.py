@@ -4,8 +4,8 @@ Each part of the package describes the fields that it reads, see
 `rnnzoo/fields.py`. This module puts the parts together.
 """
 
-from experiments.config_flag import NO_EXPORTS
-from experiments.config_flag import Exports
+from experiments.cli.config_flag import NO_EXPORTS
+from experiments.cli.config_flag import Exports
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib
 from rnnzoo import errors

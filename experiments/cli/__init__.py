@@ -1,0 +1,1 @@
+"""What the commands share: flags, the config, its task and its data."""
