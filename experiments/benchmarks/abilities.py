@@ -11,28 +11,24 @@ One block of one layer, asked at every step and judged at the last one:
   cannot do that (https://arxiv.org/abs/2411.12537): it may count as far as it
   was trained, but not further.
 
-Each goes on until it is right 99.5 times of 100, or until `--steps`. The JSON
-is written as training goes; what it holds is not trained again, so that a run
-that was stopped goes on with the same command, unless its settings changed.
+Each trains until 99.5 % of the answers are right, or until `--steps`. The JSON
+is written after each layer. What it holds is not trained again unless its
+settings changed, so the same command resumes a benchmark that was stopped.
 """
-
-import time
 
 from absl import flags
 from absl import logging
+from experiments.benchmarks import learning
 from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 from experiments.cli import drivers
-import jax
-from ml_collections import ConfigDict
+import grain
 import numpy as np
+from rnnzoo import data
 from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo import tasks
-from rnnzoo.training import metrics
-from rnnzoo.training import optimizers
-from rnnzoo.training import state as state_lib
-from rnnzoo.training import step as step_lib
+from rnnzoo.data import pipeline
 
 _TASKS = ('remember', 'parity')
 _LAYERS = flags.DEFINE_multi_string(
@@ -166,7 +162,7 @@ def settings_of(layer, task):
 
 
 def is_done(row):
-  """Whether more training of a row would be in vain or against the flags."""
+  """Whether a row was trained to its end with the present settings."""
   settings = settings_of(row['layer'], row['task'])
   if any(row[name] != value for name, value in settings.items()):
     return False
@@ -175,72 +171,85 @@ def is_done(row):
   return min(right) >= _ENOUGH or row['steps'] >= last
 
 
-def train(layer, task, save):
-  """Trains one layer at one task; returns its row.
-
-  Args:
-    layer: Its name.
-    task: A name in `_TASKS`.
-    save: Called with the row after each evaluation.
-  """
+def train(layer, task):
+  """Trains one layer at one task; returns its row."""
   settings = settings_of(layer, task)
   last = _STEPS.value * settings['patience']
-  config = models.ModelConfig(
-      layer=layer, num_layers=1, features=_FEATURES.value,
-      vocab_size=_SYMBOLS + _DISTRACTORS,
-      layer_options=settings['layer_options'],
-  )
-  kind = tasks.LanguageModelling(config)
-  functional = kind.functional
-  tx = optimizers.make_optimizer(
-      ConfigDict(dict(
-          name='adam', learning_rate=settings['learning_rate'],
-          end_learning_rate=settings['learning_rate'], schedule='constant',
-          warmup_steps=20, weight_decay=0.0, recurrent_rate_factor=1.0,
-          clip=1.0, options={}, freeze=(),
-      )),
-      last, axes=functional.axes, recurrent=functional.recurrent,
-  )
-  loss = kind.loss_fn(train=True)
-  train_step = jax.jit(
-      step_lib.make_train_step(loss, tx, seed=_SEED.value), donate_argnums=0
-  )
-
-  @jax.jit
-  def correct(state, batch):
-    model = functional.merge(state['params'], state['batch_stats'])
-    _, logits = model(batch['inputs'])
-    return (logits[:, -1].argmax(-1) == batch['targets'][:, -1]).mean()
-
-  state = step_lib.initial_state(functional, tx, _SEED.value)
   length, longer = lengths_of(task)
+  summary, history = learning.train(
+      tasks.LanguageModelling(models.ModelConfig(
+          layer=layer, num_layers=1, features=_FEATURES.value,
+          layer_options=settings['layer_options'],
+      )),
+      dataset_of(task, length, longer),
+      learning_rate=settings['learning_rate'],
+      warmup_steps=20,
+      seed=_SEED.value,
+      total_steps=last,
+      eval_every=_EVAL_EVERY,
+      eval_splits=('validation', 'longer') if longer else ('validation',),
+      stop_at=dict(accuracy=_ENOUGH),
+  )
+  accuracies = lambda row: [
+      row[name] for name in ('eval_accuracy', 'eval_longer_accuracy')
+      if name in row
+  ]
+  end = history[-1]
+  return dict(
+      layer=layer, task=task, theory=_theory(layer, task),
+      accuracy=end['eval_accuracy'], longer=end.get('eval_longer_accuracy'),
+      steps=end['step'], seconds=end['seconds'],
+      parameters=summary['parameters'], features=_FEATURES.value,
+      length=length, longer_length=longer,
+      history=[
+          [row['step'], row['train_loss'], *accuracies(row)] for row in history
+      ],
+      **settings,
+  )
+
+
+def dataset_of(task, length, longer):
+  """Returns a task as a data set.
+
+  In training every answer counts, in evaluation the last one of a sequence.
+
+  Args:
+    task: A name in `_TASKS`.
+    length: Distractors or bits of the splits `train`, `validation` and `test`.
+    longer: Those of a split `longer`, or `None` for no such split.
+  """
+  shard = pipeline.Shard(_BATCH.value)
   draw = lambda count, length, *seed: batch_of(
       task, np.random.default_rng((_SEED.value, *seed)), count, length
   )
-  tests = [draw(_EVAL_SEQUENCES, n, 1) for n in (length, longer) if n]
-  row = dict(
-      layer=layer, task=task, theory=_theory(layer, task), accuracy=None,
-      longer=None, steps=0, seconds=0.0,
-      parameters=state_lib.count_parameters(state['params']),
-      features=_FEATURES.value, length=length, longer_length=longer,
-      history=[], **settings,
+
+  def evaluation(length, stream):
+    examples = draw(_EVAL_SEQUENCES, length, stream)
+
+    def batch(numbers):
+      rows = np.minimum(numbers, _EVAL_SEQUENCES - 1)
+      arrays = {name: array[rows] for name, array in examples.items()}
+      mask = np.zeros(arrays['targets'].shape, bool)
+      mask[:, -1] = numbers < _EVAL_SEQUENCES
+      return arrays | dict(mask=mask)
+
+    return shard.evaluate(_EVAL_SEQUENCES).map(batch)
+
+  splits = dict(validation=evaluation(length, 1), test=evaluation(length, 2))
+  if longer:
+    splits['longer'] = evaluation(longer, 1)
+  return data.Dataset(
+      name=task,
+      task='language_modelling',
+      batch_size=_BATCH.value,
+      sequence_length=length + (task == 'remember'),
+      vocab_size=_SYMBOLS + _DISTRACTORS,
+      per_step=True,
+      train=grain.MapDataset.range(pipeline.ENDLESS).map(
+          lambda number: draw(_BATCH.value, length, 0, number + 1)
+      ),
+      evaluation=splits,
   )
-  start = time.monotonic()
-  with metrics.Progress(last) as progress:
-    for step in range(1, last + 1):
-      state, result = train_step(state, draw(_BATCH.value, length, 0, step))
-      if step % _EVAL_EVERY and step < last:
-        progress.update(step)
-        continue
-      progress.update(step, result['loss'])
-      accuracies = [float(correct(state, test)) for test in tests]
-      row['accuracy'], row['longer'] = (accuracies + [None])[:2]
-      row['steps'], row['seconds'] = step, time.monotonic() - start
-      row['history'].append([step, float(result['loss']), *accuracies])
-      save(row)
-      if is_done(row):
-        break
-  return row
 
 
 def _theory(layer, task):
@@ -321,7 +330,8 @@ def main(argv):
       if (layer, task) in rows:
         continue
       logging.info('%s: %s', layer, task)
-      row = train(layer, task, save)
+      row = train(layer, task)
+      save(row)
       logging.info(
           '%s: %s: %s of the answers right after %d steps, %s if longer',
           layer, task, _percent(row['accuracy']), row['steps'],
