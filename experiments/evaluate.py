@@ -1,4 +1,4 @@
-"""Evaluates the best checkpoint of a run on a split of its data.
+"""Evaluates the best checkpoint of a run on a part of its data.
 
   python -m experiments.evaluate --workdir=runs/quickstart --split=test
 
@@ -26,20 +26,28 @@ from rnnzoo.training.processes import host
 from rnnzoo.training.processes import multihost
 
 _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
-_SPLIT = flags.DEFINE_string('split', 'test', 'Such as test or validation.')
+_SPLIT = flags.DEFINE_string(
+    'split', 'test',
+    'The part of the data to evaluate on, such as test or validation.',
+)
 _DATA_DIR = drivers.define_path(
-    'data_dir', None, 'Where the data lies, if not where it lay in training.'
+    'data_dir', None,
+    'The directory of prepared data sets, if it is another than in training.',
 )
 _ALLOW_CHANGED = flags.DEFINE_bool(
-    'allow_changed', False, 'Evaluate though the data is not what it was.'
+    'allow_changed', False,
+    'Evaluate even if the data has changed since training.',
 )
 _PREDICTIONS = drivers.define_path(
-    'predictions', None, 'Write every prediction to this file, as JSON lines.'
+    'predictions', None,
+    'Write every prediction to this file, as lines of JSON.',
 )
 _LAYERS = drivers.define_path(
     'layers', None,
-    'The config file of the run, if it exports LAYERS, TASKS or DATASETS.',
+    'The config file of the run. It is needed only if the file exports '
+    'LAYERS, TASKS or DATASETS.',
 )
+flags.adopt_module_key_flags(hosts)
 
 
 def main(argv):

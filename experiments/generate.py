@@ -1,10 +1,10 @@
-"""Writes text with the model of a run.
+r"""Writes text with the model of a run.
 
   python -m experiments.generate --workdir=runs/quickstart --prompt='The ' \
       --length=400 --temperature=0.8 --seed=0
 
-With one prompt the characters appear as they come. Several prompts (`--prompt`
-again) are continued in one batch and printed one after another.
+The text of a single prompt is printed character by character. Several prompts
+(`--prompt` again) are continued in one batch and printed one after another.
 """
 
 import sys
@@ -20,32 +20,41 @@ from rnnzoo.training.processes import host
 
 _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
 _PROMPT = flags.DEFINE_multi_string(
-    'prompt', [], 'What to continue; may be given several times.'
+    'prompt', [],
+    'The text to continue. Without a prompt, the text starts on a new line.',
 )
 _LENGTH = flags.DEFINE_integer(
-    'length', 400, 'How many tokens to write.', lower_bound=1,
-    upper_bound=10**7,
+    'length', 400,
+    'The number of tokens to write.', lower_bound=1, upper_bound=10**7,
 )
 _TEMPERATURE = flags.DEFINE_float(
-    'temperature', 0.8, 'Of the random choice; 0 takes the most probable token.'
+    'temperature', 0.8,
+    'Higher values make the text more random; 0 always takes the most '
+    'probable token.',
 )
 _TOP_K = flags.DEFINE_integer(
-    'top_k', 0, 'Choose among the k most probable tokens only; 0 for all.',
+    'top_k', 0,
+    'Choose only among so many of the most probable tokens; 0 means all.',
     lower_bound=0, upper_bound=fields.MAX_INT,
 )
 _TOP_P = flags.DEFINE_float(
     'top_p', 1.0,
-    'Choose among the most probable tokens that together have this probability.'
+    'Choose only among the most probable tokens that together have this '
+    'probability.',
 )
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'The same seed gives the same text.', lower_bound=0,
-    upper_bound=2**32 - 1,
+    'seed', 0,
+    'The seed of the random choices: the same seed gives the same text.',
+    lower_bound=0, upper_bound=2**32 - 1,
 )
 _STREAM = flags.DEFINE_bool(
-    'stream', True, 'Print the characters of a single prompt as they come.'
+    'stream', True,
+    'Print the characters of a single prompt as soon as they are known.',
 )
 _LAYERS = drivers.define_path(
-    'layers', None, 'The config file whose LAYERS the run used, if it did.'
+    'layers', None,
+    'The config file of the run. It is needed only if the file exports LAYERS '
+    'or TASKS.',
 )
 
 

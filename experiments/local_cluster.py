@@ -1,12 +1,11 @@
-"""Runs a program as several processes on this machine, to try out what a
-cluster will do.
+r"""Runs a command as several processes of this machine, as a cluster would.
 
   python -m experiments.local_cluster --processes=2 experiments.train \
       --config=experiments/configs/quickstart.py --workdir=runs/two
 
-Each line of their logs begins with the number of its process. The exit code is
-that of the process that failed, not of those that lost it; a signal goes on to
-all of them.
+Each line of the output begins with the index of its process. The exit code is
+that of the process that failed first by itself. A signal is passed on to all
+processes.
 """
 
 import contextlib
@@ -26,18 +25,18 @@ from experiments.cli import drivers
 from rnnzoo.training.processes import peers
 
 _PROCESSES = flags.DEFINE_integer(
-    'processes', 2, 'How many.', lower_bound=1
+    'processes', 2, 'The number of processes.', lower_bound=1
 )
 _DEVICES = flags.DEFINE_integer(
-    'devices', 0, 'Virtual CPU devices of each, if not what JAX finds.',
-    lower_bound=0,
+    'devices', 0,
+    'The number of virtual CPU devices of each process; 0 means the devices '
+    'that JAX finds.', lower_bound=0,
 )
-_LOG = drivers.define_path(
-    'log', '', 'A file that takes all the lines too.'
-)
+_LOG = drivers.define_path('log', '', 'Write all lines to this file too.')
 _GRACE = flags.DEFINE_integer(
-    'grace', 60, 'Seconds after which a failure ends the processes that have '
-    'not noticed it themselves.', lower_bound=1,
+    'grace', 60,
+    'After a failure, wait so many seconds until the other processes end by '
+    'themselves; then end them.', lower_bound=1,
 )
 
 

@@ -1,8 +1,11 @@
-"""`experiments.train --plan=...`: what a run would need, before it is paid for.
+r"""Plans a run on devices that need not exist here: does it fit, what it costs.
 
-The step is compiled in a process of its own, since the compilers want their
-environment from the start. What comes out is printed and kept, as a table and
-as JSON.
+  python -m experiments.train --config=experiments/configs/quickstart.py \
+      --plan=v5e:16x16
+
+The training step is compiled for these devices in a process of its own, because
+the compilers read their environment when they start. The report is printed, and
+written as a table and as JSON.
 """
 
 import json
@@ -222,3 +225,7 @@ def _table(header, rows, align):
       '-' * (w + 1) + ('-' if a == '<' else ':') for a, w in zip(align, widths)
   ) + '|'
   return [line(header), rule, *map(line, rows)]
+
+
+if __name__ == '__main__':
+  print(__doc__)  # Planning is an option of training.

@@ -1,16 +1,17 @@
-"""A long run of a tiny model: nothing may grow, and nothing may slow down.
+"""Makes a long run of a tiny model and checks that nothing grows or slows down.
 
   python -m experiments.soak
 
-The real training loop makes 100,000 steps, one at a time, with its evaluations,
-logs, and a checkpoint every 20 steps. Every 500 steps a sample is taken of
+The real training loop makes 100,000 steps, one at a time, with evaluations,
+logs and a checkpoint every 20 steps. After every 500 steps it takes a sample:
 resident memory, open files, threads, blocks that Python has allocated, arrays
-that JAX keeps alive, and the time of a step, beside that of the bare compiled
-step, timed there and then, which tells a slow loop from a busy machine.
+that JAX keeps alive, and the time of a step. It also times the bare compiled
+step there and then, to tell a slow loop from a busy machine.
 
-What a run needs it has by half time; see LIMITS for what may happen after. The
-samples and their plot go to `--out`. Exit code 1 says that something grew; of
-the 2,000 steps of `--short`, which are too few for the rest, that arrays did.
+At half time a run has all that it needs; LIMITS says what may grow after that.
+The samples are written to `--out`, their plot beside it. The exit code is 1 if
+something grew. `--short` checks only the number of arrays, since 2,000 steps
+are too few for the rest.
 """
 
 import contextlib
@@ -40,17 +41,24 @@ from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training.processes import host
 
-_STEPS = flags.DEFINE_integer('steps', 100_000, 'Of training.', lower_bound=400)
-_SAMPLES = flags.DEFINE_integer('samples', 200, 'Over the run.', lower_bound=20)
+_STEPS = flags.DEFINE_integer(
+    'steps', 100_000, 'The number of training steps.', lower_bound=400
+)
+_SAMPLES = flags.DEFINE_integer(
+    'samples', 200,
+    'The number of samples to take during the run.', lower_bound=20,
+)
 _SAVE_EVERY = flags.DEFINE_integer(
-    'save_every', 20, 'Steps between checkpoints.', lower_bound=1
+    'save_every', 20, 'The number of steps between checkpoints.', lower_bound=1
 )
 _SHORT = flags.DEFINE_bool(
-    'short', False, '2,000 steps and 4 saves, to try the soak.'
+    'short', False, 'Make 2,000 steps and 4 checkpoints only, as a quick trial.'
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/soak.json', 'Where to write, the plot too.'
+    'out', 'experiments/results/soak.json',
+    'The JSON file of the samples; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 

@@ -1,9 +1,11 @@
-"""Trains one config, on every device there is.
+r"""Trains the model of a config file on all devices.
 
   python -m experiments.train --config=experiments/configs/quickstart.py \
       --workdir=runs/quickstart --config.total_steps=500
 
-The same command again goes on where it stopped. Ctrl-C saves first.
+The same command resumes a run that was stopped. Ctrl-C saves a checkpoint
+first. `--config=FILE:LAYER` trains another layer, and `--config=FILE --help`
+lists the fields of that file.
 """
 
 import pathlib
@@ -25,27 +27,31 @@ from rnnzoo.training.processes import lock
 from rnnzoo.training.processes import multihost
 
 _CONFIG = config_flag.define()
-_WORKDIR = drivers.define_path('workdir', None, 'Where to write.')
+_WORKDIR = drivers.define_path(
+    'workdir', None, 'The directory of the run, where everything is written.'
+)
 _PLAN = flags.DEFINE_string(
     'plan', None,
-    'Train nothing, but say whether the step fits on devices that need not be '
-    'there, and what it costs: v5e:16x16, v5p:4x4x4, v6e:8x8, h200x8.',
+    'Train nothing; say whether a training step fits on these devices, which '
+    'need not exist here, and what it costs: v5e:16x16, v5p:4x4x4, v6e:8x8 or '
+    'h200x8, for example.',
 )
 _PIN_MALLOC = flags.DEFINE_bool(
     'pin_malloc', True,
-    'Keep freed memory in the process: large arrays are 2 to 4 times faster on '
-    'CPU with glibc.',
+    'Keep freed memory in the process, which makes large arrays 2 to 4 times '
+    'faster on CPUs with glibc.',
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None,
-    'A trace of these steps, such as 10:15, into profile/ of the workdir, for '
-    'TensorBoard or xprof; the same as --config.profile_steps.',
+    'Write a trace of these steps, such as 10:15, to profile/ in the workdir, '
+    'for TensorBoard or xprof. It is the same as --config.profile_steps.',
 )
 _DETERMINISTIC = flags.DEFINE_bool(
     'deterministic', False,
-    'Two runs are equal in every bit. On GPU that costs speed; CPU and TPU are '
-    'so without it.',
+    'Make two runs equal in every bit on GPUs too, where this costs speed. On '
+    'CPUs and TPUs they are always equal.',
 )
+flags.adopt_module_key_flags(hosts)
 
 
 def main(argv):

@@ -2,13 +2,15 @@
 
 A `Field` describes one value. The parts of the package describe the fields that
 they read, each beside its code: `models.config`, `data.definition`,
-`training.optimizers` and `training.checks`.
+`training.optimizers` and `training.config`.
 """
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import inspect
 import math
 import numbers
+import re
 import types
 import typing
 from typing import Any
@@ -45,6 +47,7 @@ class Field:
     optional: Whether `None` is possible.
     hint: A sentence that ends the message.
     default: The value where none is given; it is not checked.
+    help: One sentence or two on what the value does, for `--help`.
   """
 
   kind: type
@@ -56,6 +59,7 @@ class Field:
   optional: bool = False
   hint: str = ''
   default: Any = None
+  help: str = ''
 
 
 def check(name: str, value: Any, field: Field):
@@ -115,7 +119,7 @@ def of_annotation(annotation: Any) -> Field | None:
   """Returns the description of an annotated argument; `None` if unknown.
 
   >>> of_annotation(int | None)  # doctest: +ELLIPSIS
-  Field(kind=<class 'int'>, ..., optional=True, hint='', default=None)
+  Field(kind=<class 'int'>, ..., optional=True, ...)
   """
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
   if origin in (typing.Union, types.UnionType) and type(None) in args:
@@ -127,6 +131,18 @@ def of_annotation(annotation: Any) -> Field | None:
   if origin is Mapping:
     return Field(dict)
   return Field(annotation) if annotation in (bool, int, float, str) else None
+
+
+def explanations(docstring: str | None, section: str) -> dict[str, str]:
+  """Returns what a section of a docstring, such as `Args`, says of each name.
+
+  >>> explanations('Adds.\\n\\nArgs:\\n  a: The first\\n    number.\\n', 'Args')
+  {'a': 'The first number.'}
+  """
+  text = inspect.cleandoc(docstring or '').partition(f'\n{section}:\n')[2]
+  text = re.split(r'\n(?=\S)', text)[0]  # The next section is not indented.
+  found = re.findall(r'^  (\w+): (.*(?:\n    .*)*)', text, re.MULTILINE)
+  return {name: ' '.join(words.split()) for name, words in found}
 
 
 def is_integer(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What each layer can learn: to remember a token, and the parity of a string.
+r"""What each layer can learn: to remember a token, and the parity of a string.
 
   python -m experiments.benchmarks.abilities \
       --out=experiments/results/abilities.json
@@ -32,23 +32,44 @@ from rnnzoo.data import pipeline
 
 _TASKS = ('remember', 'parity')
 _LAYERS = flags.DEFINE_multi_string(
-    'layers', None, 'Which ones to train; default: all that can be asked.'
+    'layers', None,
+    'The layers to train; the default is all layers that read vectors.',
 )
-_TASK = flags.DEFINE_multi_enum('tasks', list(_TASKS), _TASKS, 'At what.')
-_STEPS = flags.DEFINE_integer('steps', 1500, 'At most.', lower_bound=1)
-_BATCH = flags.DEFINE_integer('batch', 32, 'Sequences a step.', lower_bound=1)
-_FEATURES = flags.DEFINE_integer('features', 32, 'Width.', lower_bound=1)
-_GAP = flags.DEFINE_integer('gap', 128, 'Distractors.', lower_bound=1)
-_BITS = flags.DEFINE_integer('bits', 40, 'To train with.', lower_bound=1)
+_TASK = flags.DEFINE_multi_enum(
+    'tasks', list(_TASKS), _TASKS, 'The tasks to train on.'
+)
+_STEPS = flags.DEFINE_integer(
+    'steps', 1500, 'The largest number of training steps.', lower_bound=1
+)
+_BATCH = flags.DEFINE_integer(
+    'batch', 32, 'The number of sequences in a batch.', lower_bound=1
+)
+_FEATURES = flags.DEFINE_integer(
+    'features', 32, 'The number of features of the model.', lower_bound=1
+)
+_GAP = flags.DEFINE_integer(
+    'gap', 128, 'The number of distractors in the task remember.', lower_bound=1
+)
+_BITS = flags.DEFINE_integer(
+    'bits', 40,
+    'The number of bits of a training sequence in the task parity.',
+    lower_bound=1,
+)
 _MORE_BITS = flags.DEFINE_integer(
-    'more_bits', 256, 'To test with.', lower_bound=1
+    'more_bits', 256,
+    'The number of bits of a longer test sequence in the task parity.',
+    lower_bound=1,
 )
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+    'seed', 0,
+    'The seed of the parameters and the data.',
+    lower_bound=0, upper_bound=2**32 - 1,
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/abilities.json', 'Where to write.'
+    'out', 'experiments/results/abilities.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _SYMBOLS = _DISTRACTORS = 8
 _ENOUGH = 0.995

@@ -1,4 +1,4 @@
-"""How far `ops.linear_scan` is from float64, by length, dtype and decay.
+r"""How far `ops.linear_scan` is from float64, by length, dtype and decay.
 
   python -m experiments.benchmarks.accuracy \
       --out=experiments/results/accuracy.json
@@ -25,17 +25,20 @@ from rnnzoo import ops
 from rnnzoo.ops.linear_scan import pallas_tpu
 
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [2**n for n in (8, 12, 16, 20)], 'Of sequences.', lower_bound=1
+    'lengths', [2**n for n in (8, 12, 16, 20)],
+    'The lengths of the sequences.', lower_bound=1,
 )
 _IMPLEMENTATIONS = flags.DEFINE_multi_enum(
     'implementations',
     ['reference', 'associative', 'sequential', 'pallas_tpu'],
     ['reference', 'associative', 'sequential', 'pallas_tpu', 'pallas_gpu'],
-    'Which ones to run.',
+    'The implementations to measure.',
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/accuracy.json', 'Where to write.'
+    'out', 'experiments/results/accuracy.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _DTYPES = 'float32', 'bfloat16', 'complex64'
 _COLUMNS = {

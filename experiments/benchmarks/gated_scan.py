@@ -1,4 +1,4 @@
-"""`ops.gated_scan` against the same gates in front of a scan.
+r"""`ops.gated_scan` against the same gates in front of a scan.
 
   python -m experiments.benchmarks.gated_scan \
       --out=experiments/results/gated_scan_cpu.json
@@ -26,16 +26,23 @@ from rnnzoo.layers import rg_lru
 from rnnzoo.training.processes import host
 
 _SHAPES = flags.DEFINE_multi_string(
-    'shapes', ['8,4096,256', '1,65536,64'], 'Batch, time and features.'
+    'shapes', ['8,4096,256', '1,65536,64'], 'A shape as batch,time,features.'
 )
 _CHOSEN = flags.DEFINE_multi_enum(
-    'gates', ['min_gru', 'min_lstm', 'rg_lru'],
-    ['min_gru', 'min_lstm', 'rg_lru'], 'Which ones to run.',
+    'gates',
+    ['min_gru', 'min_lstm', 'rg_lru'],
+    ['min_gru', 'min_lstm', 'rg_lru'],
+    'The gates to measure.',
 )
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 9,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/gated_scan_cpu.json', 'Where to write.'
+    'out', 'experiments/results/gated_scan_cpu.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 # The gate, and how many arrays [B, T, D] it takes.
 _GATES = {

@@ -1,4 +1,4 @@
-"""Checks every GPU kernel against float64, then times all of them.
+r"""Checks every GPU kernel against float64, then times all of them.
 
   python -m experiments.benchmarks.gpu_suite \
       --out=experiments/results/gpu_suite_h200.json
@@ -35,19 +35,21 @@ from rnnzoo.layers import rg_lru
 from rnnzoo.ops.linear_scan import pallas_gpu
 
 _INTERPRET = flags.DEFINE_bool(
-    'interpret', False, 'Check on a CPU, with the kernels interpreted.'
+    'interpret', False, 'Check the kernels on a CPU, by interpreting them.'
 )
 _ONLY = flags.DEFINE_string(
-    'only', '', 'Check only variants whose name holds this.'
+    'only', '', 'Check only the variants with this in their name.'
 )
-_REPEATS = flags.DEFINE_integer('repeats', 7, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 7,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _SHAPES = flags.DEFINE_multi_string(
-    'shapes',
-    ['16,2048,2048', '32,1024,512', '8,4096,256', '1,65536,64'],
-    'Batch, time and features, one flag each.',
+    'shapes', ['16,2048,2048', '32,1024,512', '8,4096,256', '1,65536,64'],
+    'A shape as batch,time,features.',
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/gpu_suite.json', 'Where to write.'
+    'out', 'experiments/results/gpu_suite.json', 'The JSON file of the results.'
 )
 
 _KERNEL = 'pallas_gpu'

@@ -22,11 +22,20 @@ from rnnzoo.training import loop
 from rnnzoo.training import metrics
 from rnnzoo.training.processes import host
 
-_STEPS = flags.DEFINE_integer('steps', 12, 'Of training.', lower_bound=4)
-_LIMIT = flags.DEFINE_float('limit', 0.02, 'Fraction of the time.')
-_SHORT = flags.DEFINE_bool('short', False, 'A narrow model, and no limit.')
+_STEPS = flags.DEFINE_integer(
+    'steps', 12, 'The number of training steps.', lower_bound=4
+)
+_LIMIT = flags.DEFINE_float(
+    'limit', 0.02,
+    'The largest fraction of the time that reading and placing batches may '
+    'take.',
+)
+_SHORT = flags.DEFINE_bool(
+    'short', False, 'Train a narrow model and apply no limit, as a quick trial.'
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/input_wait_cpu.json', 'Where to write.'
+    'out', 'experiments/results/input_wait_cpu.json',
+    'The JSON file of the results.',
 )
 
 _ROOT = pathlib.Path(__file__).parents[2]

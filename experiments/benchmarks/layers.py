@@ -1,4 +1,4 @@
-"""What every layer costs, at one width: time, memory, compilation.
+r"""What every layer costs, at one width: time, memory, compilation.
 
   python -m experiments.benchmarks.layers \
       --out=experiments/results/layers_cpu.json
@@ -29,23 +29,33 @@ from rnnzoo.training.processes import host
 import tqdm
 
 _NAMES = flags.DEFINE_multi_enum(
-    'layers', sorted(layers.LAYERS), sorted(layers.LAYERS), 'Which ones to run.'
+    'layers', sorted(layers.LAYERS), sorted(layers.LAYERS),
+    'The layers to measure.',
 )
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [512, 4096, 16384], 'Of sequences.', lower_bound=1
+    'lengths', [512, 4096, 16384],
+    'The lengths of the sequences.', lower_bound=1,
 )
 _AGAINST_STEPS = flags.DEFINE_multi_integer(
-    'against_steps', [4096], 'At which of these to time a scan of `step` too.',
-    lower_bound=1,
+    'against_steps', [4096],
+    'The lengths at which a scan of `step` is measured too.', lower_bound=1,
 )
-_BATCH = flags.DEFINE_integer('batch', 4, 'Sequences at once.', lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+    'batch', 4, 'The number of sequences in a batch.', lower_bound=1
+)
 _FEATURES = flags.DEFINE_integer(
-    'features', 256, 'Width of the input; a multiple of 16.', lower_bound=16
+    'features', 256,
+    'The number of input features, a multiple of 16.', lower_bound=16,
 )
-_REPEATS = flags.DEFINE_integer('repeats', 3, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 3,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/layers_cpu.json', 'Where to write.'
+    'out', 'experiments/results/layers_cpu.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 # Bytes that a scan of `step` may take.
 _TOO_MUCH = 8 * 2**30

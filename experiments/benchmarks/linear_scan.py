@@ -1,4 +1,4 @@
-"""`ops.linear_scan` against other forms of the same recurrence.
+r"""`ops.linear_scan` against other forms of the same recurrence.
 
   python -m experiments.benchmarks.linear_scan \
       --out=experiments/results/linear_scan_cpu.json
@@ -29,21 +29,28 @@ from rnnzoo.training.processes import host
 _SHAPES = flags.DEFINE_multi_string(
     'shapes',
     ['8,4096,256', '32,1024,512', '1,65536,64', '8,512,256', '1024,256,8'],
-    'Batch, time and features, one flag each; the first in other dtypes too.',
+    'A shape as batch,time,features. The first one is measured in all '
+    '--dtypes.',
 )
 _DTYPES = flags.DEFINE_multi_enum(
     'dtypes',
     ['float32', 'bfloat16', 'complex64'],
     ['float32', 'bfloat16', 'complex64'],
-    'Of the first shape.',
+    'The dtypes in which the first shape is measured.',
 )
-_REPEATS = flags.DEFINE_integer('repeats', 9, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 9,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/linear_scan_cpu.json', 'Where to write.'
+    'out', 'experiments/results/linear_scan_cpu.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
 _MALLOC = flags.DEFINE_enum(
-    'malloc', 'both', ['both', 'pinned', 'default'], 'Which runs to make.'
+    'malloc', 'both', ['both', 'pinned', 'default'],
+    'Whether to measure with malloc pinned, with its default, or with both.',
 )
+flags.adopt_module_key_flags(plots)
 
 _CEILING = 'a*.5+x'
 # What the legend of the plot says.

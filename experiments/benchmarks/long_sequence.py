@@ -25,20 +25,32 @@ from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
 from rnnzoo.training import step as step_lib
 
-_DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual ones.', lower_bound=1)
-_LENGTH = flags.DEFINE_integer('length', 2**20, 'Tokens.', lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    'devices', 8, 'The number of virtual devices.', lower_bound=1
+)
+_LENGTH = flags.DEFINE_integer(
+    'length', 2**20, 'The number of tokens in the sequence.', lower_bound=1
+)
 _WHOLE_LENGTH = flags.DEFINE_integer(
-    'whole_length', None, 'Tokens to compare with one device at; default: all.',
-    lower_bound=1,
+    'whole_length', None,
+    'The number of tokens at which the loss is compared with that of one '
+    'device; the default is --length.', lower_bound=1,
 )
-_LAYER = flags.DEFINE_string('layer', 'min_gru', 'As in config.model.layer.')
-_NUM_LAYERS = flags.DEFINE_integer('num_layers', 2, 'Blocks.', lower_bound=1)
+_LAYER = flags.DEFINE_string(
+    'layer', 'min_gru', 'The layer, as in config.model.layer.'
+)
+_NUM_LAYERS = flags.DEFINE_integer(
+    'num_layers', 2, 'The number of blocks.', lower_bound=1
+)
 _FEATURES = flags.DEFINE_integer(
-    'features', 32, 'Width of the model.', lower_bound=1
+    'features', 32, 'The number of features of the model.', lower_bound=1
 )
-_STEPS = flags.DEFINE_integer('steps', 2, 'Of training.', lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    'steps', 2, 'The number of training steps.', lower_bound=1
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/long_sequence_cpu.json', 'Where to write.'
+    'out', 'experiments/results/long_sequence_cpu.json',
+    'The JSON file of the results.',
 )
 
 _VOCAB_SIZE = 64

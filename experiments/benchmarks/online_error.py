@@ -1,4 +1,4 @@
-"""How far online gradients of stacks are from back-propagation through time.
+r"""How far online gradients of stacks are from back-propagation through time.
 
   python -m experiments.benchmarks.online_error \
       --out=experiments/results/online_error.json
@@ -20,16 +20,23 @@ from rnnzoo import layers as zoo
 from rnnzoo import online
 
 _LAYERS = flags.DEFINE_multi_string(
-    'layers', ['lru', 'min_gru', 'min_lstm', 'rg_lru'], 'Which ones.'
+    'layers', ['lru', 'min_gru', 'min_lstm', 'rg_lru'], 'The layers to measure.'
 )
 _DEPTHS = flags.DEFINE_multi_integer(
-    'depths', [1, 2, 4], 'Blocks.', lower_bound=1
+    'depths', [1, 2, 4], 'The numbers of blocks.', lower_bound=1
 )
-_FEATURES = flags.DEFINE_integer('features', 16, 'Width.', lower_bound=1)
-_LENGTH = flags.DEFINE_integer('length', 200, 'Tokens.', lower_bound=1)
-_BATCH = flags.DEFINE_integer('batch', 4, 'Streams.', lower_bound=1)
+_FEATURES = flags.DEFINE_integer(
+    'features', 16, 'The number of features of the model.', lower_bound=1
+)
+_LENGTH = flags.DEFINE_integer(
+    'length', 200, 'The number of tokens in a stream.', lower_bound=1
+)
+_BATCH = flags.DEFINE_integer(
+    'batch', 4, 'The number of streams in a batch.', lower_bound=1
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/online_error.json', 'Where to write.'
+    'out', 'experiments/results/online_error.json',
+    'The JSON file of the results.',
 )
 
 _INPUTS, _MEMORY = 4, 10

@@ -34,13 +34,22 @@ from rnnzoo.training import sharding
 from rnnzoo.training.processes import host
 
 _ROUNDS = flags.DEFINE_integer(
-    'rounds', 100, 'Stretches of each kind.', lower_bound=1
+    'rounds', 100, 'The number of segments of each kind.', lower_bound=1
 )
-_STEPS = flags.DEFINE_integer('steps', 20, 'Of a stretch.', lower_bound=10)
-_SHORT = flags.DEFINE_bool('short', False, 'One layer, few rounds, no limit.')
-_LIMIT = flags.DEFINE_float('limit', 1.5, 'Milliseconds a step.')
+_STEPS = flags.DEFINE_integer(
+    'steps', 20, 'The number of steps in a segment.', lower_bound=10
+)
+_SHORT = flags.DEFINE_bool(
+    'short', False,
+    'Train one layer in few segments and apply no limit, as a quick trial.',
+)
+_LIMIT = flags.DEFINE_float(
+    'limit', 1.5,
+    'The largest number of milliseconds that the loop may add to a step.',
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/overhead_cpu.json', 'Where to write.'
+    'out', 'experiments/results/overhead_cpu.json',
+    'The JSON file of the results.',
 )
 
 _ROOT = pathlib.Path(__file__).parents[2]

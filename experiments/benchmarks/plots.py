@@ -21,7 +21,8 @@ from PIL import Image
 from PIL import PngImagePlugin
 
 _REPLOT = flags.DEFINE_bool(
-    'replot', False, 'Measure nothing; draw the plot of --out again.'
+    'replot', False,
+    'Measure nothing; draw the plot of the results in --out again.',
 )
 
 # Under this name a plot carries the digest of its record.

@@ -1,4 +1,4 @@
-"""Which layers recall: multi-query associative recall, one layer after another.
+r"""Which layers recall: multi-query associative recall, layer after layer.
 
   python -m experiments.benchmarks.recall \
       --out=experiments/results/recall.json
@@ -53,20 +53,36 @@ _MEMORY = dict(
     rg_lru='vector',
 )
 _LAYERS = flags.DEFINE_multi_enum(
-    'layers', list(_MEMORY), list(_MEMORY), 'Which ones to train.'
+    'layers', list(_MEMORY), list(_MEMORY), 'The layers to train.'
 )
-_STEPS = flags.DEFINE_integer('steps', 2000, 'At most.', lower_bound=1)
-_BATCH = flags.DEFINE_integer('batch', 64, 'Sequences a step.', lower_bound=1)
-_FEATURES = flags.DEFINE_integer('features', 64, 'Width.', lower_bound=1)
-_LENGTH = flags.DEFINE_integer('length', 64, 'Tokens.', lower_bound=4)
-_PAIRS = flags.DEFINE_integer('pairs', 4, 'Keys and values.', lower_bound=1)
-_VOCAB = flags.DEFINE_integer('vocab', 64, 'Token ids.', lower_bound=4)
+_STEPS = flags.DEFINE_integer(
+    'steps', 2000, 'The largest number of training steps.', lower_bound=1
+)
+_BATCH = flags.DEFINE_integer(
+    'batch', 64, 'The number of sequences in a batch.', lower_bound=1
+)
+_FEATURES = flags.DEFINE_integer(
+    'features', 64, 'The number of features of the model.', lower_bound=1
+)
+_LENGTH = flags.DEFINE_integer(
+    'length', 64, 'The number of tokens in a sequence.', lower_bound=4
+)
+_PAIRS = flags.DEFINE_integer(
+    'pairs', 4, 'The number of pairs of a key and a value.', lower_bound=1
+)
+_VOCAB = flags.DEFINE_integer(
+    'vocab', 64, 'The number of token ids.', lower_bound=4
+)
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'Of weights and data.', lower_bound=0, upper_bound=2**32 - 1
+    'seed', 0,
+    'The seed of the parameters and the data.',
+    lower_bound=0, upper_bound=2**32 - 1,
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/recall.json', 'Where to write.'
+    'out', 'experiments/results/recall.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _ENOUGH = 0.97
 _EVAL_EVERY, _EVAL_SEQUENCES = 50, 512

@@ -1,4 +1,4 @@
-"""How much faster a training step is where time is parallel, or at least bare.
+r"""How much faster a training step is where time is parallel, or at least bare.
 
   python -m experiments.benchmarks.speedup \
       --out=experiments/results/speedup_cpu.json
@@ -23,28 +23,35 @@ from rnnzoo import layers
 from rnnzoo.training.processes import host
 
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [128, 256, 512, 1024, 2048, 4096], 'Of sequences.', lower_bound=1
+    'lengths', [128, 256, 512, 1024, 2048, 4096],
+    'The lengths of the sequences.', lower_bound=1,
 )
 _OUR_LENGTHS = flags.DEFINE_multi_integer(
-    'our_lengths', [16384, 65536], 'Further ones, for our layers only.',
-    lower_bound=1,
+    'our_lengths', [16384, 65536],
+    'Further lengths, for the layers of rnnzoo only.', lower_bound=1,
 )
 _NAMES = flags.DEFINE_multi_enum(
     'layers',
     ['nnx.RNN(GRUCell)', 'MinGRU', 'nnx.RNN(OptimizedLSTMCell)', 'MinLSTM'],
     ['nnx.RNN(GRUCell)', 'MinGRU', 'nnx.RNN(OptimizedLSTMCell)', 'MinLSTM'],
-    'Which ones to run.',
+    'The layers to measure.',
 )
 _BATCH = flags.DEFINE_integer(
-    'batch', 8, 'Sequences in a step.', lower_bound=1
+    'batch', 8, 'The number of sequences in a batch.', lower_bound=1
 )
 _FEATURES = flags.DEFINE_integer(
-    'features', 128, 'Width of input and state.', lower_bound=1
+    'features', 128,
+    'The number of features of the input and of the state.', lower_bound=1,
 )
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 5,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/speedup_cpu.json', 'Where to write.'
+    'out', 'experiments/results/speedup_cpu.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _COLUMNS = {
     'layer': '{layer}',

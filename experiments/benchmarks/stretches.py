@@ -23,23 +23,32 @@ from rnnzoo.training.processes import host
 import tqdm
 
 _NAMES = flags.DEFINE_multi_enum(
-    'layers', sorted(n for n, u in layers.LAYERS.items() if not u.gathers_time),
-    sorted(layers.LAYERS), 'Which ones.',
+    'layers',
+    sorted(n for n, u in layers.LAYERS.items() if not u.gathers_time),
+    sorted(layers.LAYERS),
+    'The layers to measure.',
 )
 _DEVICES = flags.DEFINE_multi_integer(
-    'devices', [2, 4], 'Along time.', lower_bound=1
+    'devices', [2, 4], 'The numbers of devices along time.', lower_bound=1
 )
 _LENGTH = flags.DEFINE_integer(
-    'length', 4096, 'Of sequences.', lower_bound=1
+    'length', 4096, 'The length of the sequences.', lower_bound=1
 )
-_BATCH = flags.DEFINE_integer('batch', 2, 'Sequences at once.', lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+    'batch', 2, 'The number of sequences in a batch.', lower_bound=1
+)
 _FEATURES = flags.DEFINE_integer(
-    'features', 256, 'Width of the input.', lower_bound=1
+    'features', 256, 'The number of input features.', lower_bound=1
 )
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each timing.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer(
+    'repeats', 5,
+    'The number of times that each timing is repeated.', lower_bound=1,
+)
 _OUT = drivers.define_path(
-    'out', 'experiments/results/stretches.json', 'Where to write.'
+    'out', 'experiments/results/stretches.json',
+    'The JSON file of the results; the plot is written beside it.',
 )
+flags.adopt_module_key_flags(plots)
 
 _COLUMNS = {
     'layer': '{layer}',

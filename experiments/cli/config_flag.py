@@ -90,6 +90,11 @@ def define() -> ConfigFlag:
   return _FLAG
 
 
+def defined() -> ConfigFlag | None:
+  """Returns the flag if this program has it."""
+  return _FLAG if _DEFINED else None
+
+
 def parse(argv: list[str], parse_rest: Callable[[list[str]], Any]):
   """Parses `argv`, `--config` included if this program has that flag.
 

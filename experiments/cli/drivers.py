@@ -7,6 +7,7 @@ import sys
 from absl import app
 from absl import flags
 from experiments.cli import config_flag
+from experiments.cli import help_text
 from experiments.cli import hosts
 from rnnzoo import errors
 from rnnzoo import filenames
@@ -106,10 +107,23 @@ def _line(message):
 
 def _parse_flags(argv):
   """Parses flags as absl does, with its complaints in one line."""
+  # In place of the flag of absl, which knows no config.
+  flags.DEFINE_bool(
+      'help', False, 'Show this help.', short_name='h', allow_override=True
+  )
   with _readable_errors():
     try:
-      return config_flag.parse(argv, flags.FLAGS)
+      rest = config_flag.parse(argv, flags.FLAGS)
     except (flags.Error, errors.UserError):
       raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise app.UsageError(f'The config cannot be set so: {error}') from error
+    if flags.FLAGS.help:
+      print(help_text.of_command(
+          sys.modules['__main__'].__doc__,
+          flags.FLAGS.get_key_flags_for_module('__main__'),
+          config_flag.defined(),
+      ))
+      sys.stdout.flush()
+      sys.exit()
+  return rest

@@ -1,4 +1,4 @@
-"""The flags that make a program one process of several.
+r"""The flags that make a program one process of several.
 
   python -m experiments.train ... --multihost
 
@@ -16,33 +16,35 @@ from rnnzoo.training.processes import peers
 
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False,
-    'Join the other processes of the cluster: Slurm (under srun), Cloud TPU, '
-    'GKE with TPU and Open MPI are detected.',
+    'Join the other processes of the cluster. Slurm (under srun), Cloud TPU, '
+    'GKE with TPUs and Open MPI are detected.',
 )
 _COORDINATOR = flags.DEFINE_string(
     'coordinator_address', None,
-    'host:port of process 0, where no cluster is detected.',
+    'The address of process 0, as HOST:PORT. It is needed where no cluster is '
+    'detected.',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of the run.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'The number of processes of the run.'
+)
 _PROCESS_ID = flags.DEFINE_integer(
-    'process_id', None, 'This process, from 0.'
+    'process_id', None, 'The index of this process, from 0.'
 )
 _BIND_ADDRESS = flags.DEFINE_string(
     'coordinator_bind_address', None,
-    'Where process 0 listens, host:port: by default only where '
-    '--coordinator_address says, so 127.0.0.1 can be reached from this machine '
-    'alone; a detected cluster needs all interfaces. Nobody is asked for a '
-    'password there.',
+    'The address at which process 0 listens, as HOST:PORT. The default is '
+    '--coordinator_address, so at 127.0.0.1 only this machine can connect; in '
+    'a detected cluster it is all interfaces. Connections need no password.',
 )
 _HEARTBEAT = flags.DEFINE_integer(
     'heartbeat_timeout', multihost.HEARTBEAT_SECONDS,
-    'Seconds without a sign of life after which a process counts as dead.',
+    'A process counts as dead after so many seconds without a sign of life.',
     lower_bound=1, upper_bound=10**6,
 )
 _START_TIMEOUT = flags.DEFINE_integer(
     'start_timeout', multihost.START_SECONDS,
-    'Seconds that the processes have to start in.', lower_bound=1,
-    upper_bound=10**6,
+    'All processes must start within so many seconds.',
+    lower_bound=1, upper_bound=10**6,
 )
 
 

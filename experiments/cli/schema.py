@@ -25,11 +25,19 @@ FIELDS = dict(
         f'optimizer.{name}': field
         for name, field in optimizers.FIELDS.items()
     },
-    task=fields.Field(str),
-    preset=fields.Field(str),
-    smoke=fields.Field(bool),
+    task=fields.Field(
+        str, help='The kind of task. If empty, the data set decides.'
+    ),
+    preset=fields.Field(
+        str, help='A published model, such as mamba_130m, which sets model.*.'
+    ),
+    smoke=fields.Field(
+        bool, help='Make the run so small that it takes seconds.'
+    ),
     # They are checked in the config that they lead to.
-    smoke_overrides=fields.Field(dict),
+    smoke_overrides=fields.Field(
+        dict, help='The fields that smoke changes, and their values.'
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""The config that all others change: a language model of Tiny Shakespeare.
+r"""The config that all others change: a language model of Tiny Shakespeare.
 
   python -m experiments.train --config=experiments/configs/default.py \
       --workdir=runs/default --config.model.layer=min_lstm

@@ -1,4 +1,4 @@
-"""A character model of your own text, in about ten minutes on two CPU cores.
+r"""A character model of your own text, in about ten minutes on two CPU cores.
 
   python -m experiments.train --config=experiments/configs/text.py \
       --config.data.path=my.txt --workdir=runs/text

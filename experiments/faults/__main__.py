@@ -1,11 +1,11 @@
-"""Does to training runs what happens to them, and says what was lost.
+"""Injects faults into training runs and reports what each of them cost.
 
   python -m experiments.faults [--short] [--only=kill,disk] [--out=FILE]
 
-Each fault is done to real runs of a tiny model, which are then compared, bit
-for bit, with runs that were left alone. The table goes to
-experiments/results/faults.md. The exit code is 1 if anything was lost that must
-not be. It takes about ten minutes on two cores, the short form one.
+Each fault hits real runs of a tiny model. Their results are then compared, bit
+for bit, with those of runs without a fault. The table is written to
+experiments/results/faults.md. The exit code is 1 if something was lost that
+must not be lost. All faults take about ten minutes on two cores, `--short` one.
 """
 
 import os
@@ -109,10 +109,12 @@ if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   # What killed processes leave is cleared away, and said at length.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
-  flags.DEFINE_bool('short', False, 'A few faults, in a minute.')
-  flags.DEFINE_list('only', [], f'Some of {", ".join(FAULTS)}.')
+  flags.DEFINE_bool('short', False, 'Inject a few faults only; takes a minute.')
+  flags.DEFINE_list(
+      'only', [], f'Inject only these faults: {", ".join(FAULTS)}.'
+  )
   drivers.define_path(
       'out', str(runs.ROOT / 'experiments' / 'results' / 'faults.md'),
-      'Where to write the table.',
+      'The file of the table, in Markdown.',
   )
   drivers.run(lambda argv: sys.exit(main(argv)))

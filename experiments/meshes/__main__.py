@@ -1,15 +1,15 @@
-"""Every mesh of eight devices against one device: losses, and bytes of state.
+"""Compares every mesh of eight devices with one device: losses and memory.
 
   python -m experiments.meshes             # half an hour on two cores
-  python -m experiments.meshes --short     # a layer on one mesh
+  python -m experiments.meshes --short     # one layer on one mesh
   python -m experiments.meshes --only=lru,'model griffin'
 
 Two models on all 20 meshes `data x fsdp x model x sequence` of 8 virtual CPU
-devices, and every layer of the zoo on a handful of them, make 20 training steps
-each, in float32: the loop's own step on the loop's own batches. Each result
-goes into experiments/results/meshes.json as it comes, and what is there already
-is not made again; meshes.md is the table. Fails if a loss is not that of one
-device, or a state is not shared.
+devices, and every layer on some of them, make 20 training steps each, in
+float32, with the step and the batches of the training loop. Each result is
+written to experiments/results/meshes.json at once, and a result that is there
+is not computed again; meshes.md is the table. The exit code is 1 if a loss
+differs from that of one device, or if devices do not share the state.
 """
 
 import gc
@@ -27,10 +27,16 @@ from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training import records
 
-_ONLY = flags.DEFINE_list('only', [], 'Names of models and layers; else all.')
-_SHORT = flags.DEFINE_bool('short', False, 'What a test has time for.')
+_ONLY = flags.DEFINE_list(
+    'only', [],
+    'Run only these models and layers, such as lru or model griffin.',
+)
+_SHORT = flags.DEFINE_bool(
+    'short', False, 'Run only one layer on one mesh, as a quick trial.'
+)
 _OUTPUT = drivers.define_path(
-    'output', 'experiments/results', 'Directory of meshes.json and meshes.md.'
+    'output', 'experiments/results',
+    'The directory of meshes.json and meshes.md.',
 )
 
 

@@ -14,11 +14,16 @@ from rnnzoo.data import settings
 
 # Every data set has these fields.
 COMMON = dict(
-    name=fields_lib.Field(str, default=''),
-    # See `settings.data_directory`.
-    data_dir=fields_lib.Field(str, default=''),
-    # Resume a run although the data has changed, see `training.checks`.
-    allow_changed=fields_lib.Field(bool, default=False),
+    name=fields_lib.Field(str, default='', help='The name of the data set.'),
+    data_dir=fields_lib.Field(
+        str, default='',
+        help='The directory of prepared data sets. If empty, it is '
+        "$RNNZOO_DATA_DIR or else rnnzoo in the user's cache directory.",
+    ),
+    allow_changed=fields_lib.Field(
+        bool, default=False,
+        help='Resume a run although its data has changed.',
+    ),
 )
 
 

@@ -111,9 +111,13 @@ DEFINITION = definition.Definition(
     # What `y` holds decides; this is the kind where nothing says otherwise.
     task='classification',
     fields=dict(
-        path=fields.Field(str, default=''),
-        # Where the dtype of y would decide otherwise.
-        task=fields.Field(str, choices=('', *arrays.TASKS), default=''),
+        path=fields.Field(
+            str, default='', help='The file, with the arrays x, y and lengths.'
+        ),
+        task=fields.Field(
+            str, choices=('', *arrays.TASKS), default='',
+            help='The kind of task. If empty, the dtype of y decides.',
+        ),
     ),
     load=load,
     write_fixture=write_fixture,

@@ -89,8 +89,8 @@ def layer_options(
         f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
         f'are: {", ".join(sorted(known))}.'
     )
-  parameters = _parameters(known[name])
-  if 'input_shape' in parameters:
+  allowed = options_of(known[name])
+  if 'input_shape' in allowed:
     raise errors.UserValueError(
         f'Layer {name} reads images [H, W, C]; the blocks of a model are made '
         'of vectors. Use it by itself.'
@@ -102,7 +102,6 @@ def layer_options(
     )
   shared = {k: v for k, v in config.layer_options.items() if k not in known}
   options = shared | dict(config.layer_options.get(name, {}))
-  allowed = set(parameters) - set(_GIVEN)
   for option, value in options.items():
     if option not in allowed:
       raise errors.UserValueError(
@@ -111,7 +110,7 @@ def layer_options(
           f'are: {", ".join(sorted(allowed))}. If these options are of another '
           "layer, clear them with --config.model.layer_options='{}'."
       )
-    field = _field(option, parameters[option].annotation)
+    field = _field(option, allowed[option].annotation)
     if field:
       fields.check(f'model.layer_options.{option}', value, field)
   index = config.layer_names[:depth].count(name)
@@ -154,11 +153,16 @@ def _build(name, make, config, options, rngs) -> base.RecurrentLayer:
   return layer
 
 
-def _parameters(make) -> Mapping[str, inspect.Parameter]:
-  """Returns the arguments of a layer's class or of a function."""
+def function_of(make: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns the function whose arguments and docstring are those of a layer."""
   # The metaclass of Flax hides the signature of a class.
-  function = make.__init__ if inspect.isclass(make) else make
-  return inspect.signature(function).parameters
+  return make.__init__ if inspect.isclass(make) else make
+
+
+def options_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+  """Returns the arguments of a layer that may be in `layer_options`."""
+  parameters = inspect.signature(function_of(make)).parameters
+  return {k: v for k, v in parameters.items() if k not in _GIVEN}
 
 
 def _field(option: str, annotation: Any) -> fields.Field | None:

@@ -105,7 +105,7 @@ class ModelConfig:
       `soft_cap * tanh(logits / soft_cap)`.
     dtype: The dtype of activations: `float32`, `bfloat16` or `float64`. States
       and outputs are never narrower than float32.
-    param_dtype: The dtype of parameters: one of the same three.
+    param_dtype: The dtype of parameters: `float32`, `bfloat16` or `float64`.
     remat: What the backward pass computes again in order to save memory:
       `none`, `full` (everything inside of a block) or `dots` (everything but
       matrix products).
@@ -227,12 +227,16 @@ class ModelConfig:
 def _field(field: dataclasses.Field) -> fields.Field:
   known = fields.of_annotation(field.type)
   assert known, field  # Every annotation above says what a value may be.
-  return dataclasses.replace(known, **_DETAILS.get(field.name, {}))
+  limits = _DETAILS.get(field.name, {})
+  return dataclasses.replace(
+      known, help=_EXPLANATIONS.get(field.name, ''), **limits
+  )
 
 
 def _split(names: str) -> tuple[str, ...]:
   return tuple(name.strip() for name in names.split(',') if name.strip())
 
 
+_EXPLANATIONS = fields.explanations(ModelConfig.__doc__, 'Attributes')
 # What the value of each field may be, by name.
 FIELDS = {f.name: _field(f) for f in dataclasses.fields(ModelConfig)}

@@ -1,6 +1,7 @@
-"""Every field of a training run, with its default and what it may be."""
+"""Every field of a training run: its default, its limits, its meaning."""
 
 from collections.abc import Mapping
+import copy
 import functools
 from typing import Any
 
@@ -10,91 +11,135 @@ from rnnzoo import fields
 from rnnzoo.training import optimizers
 from rnnzoo.training import recovery
 
+_count = functools.partial(fields.Field, int, low=1)
+_axis = functools.partial(fields.Field, int, low=-1)  # See `sharding`, too.
+
+# All fields but those of the optimiser, the model and the data set.
+FIELDS = {
+    'seed': fields.Field(
+        # Both NumPy and JAX take these seeds.
+        int, low=0, high=2**32 - 1, default=0,
+        help='The seed of the initial parameters, the data and dropout.',
+    ),
+    'total_steps': _count(default=1000, help='The number of training steps.'),
+    'batch_size': _count(
+        default=64, help='The rows of a batch, over all devices and processes.'
+    ),
+    'log_every': _count(default=10, help='Log after so many steps.'),
+    'eval_every': _count(default=100, help='Evaluate after so many steps.'),
+    'save_every': _count(
+        default=100, help='Save a checkpoint after so many steps.'
+    ),
+    'keep': _count(
+        default=3,
+        help='Keep so many of the latest checkpoints, and the best one.',
+    ),
+    'eval_splits': fields.Field(
+        tuple, default=('validation',),
+        help='The splits to evaluate. The first one chooses the best '
+        'checkpoint.',
+    ),
+    'stop_at': fields.Field(
+        dict, default={},
+        help='End the run once each of eval_splits reaches all of these '
+        "metrics, such as {'accuracy': 0.99}. A loss or an error must fall to "
+        'its value.',
+    ),
+    'accumulate_steps': _count(
+        default=1,
+        help='Split each batch into so many parts and run one after another, '
+        'which saves memory.',
+    ),
+    'steps_per_dispatch': _count(
+        default=1,
+        help='Run so many steps in one compiled program, which makes tiny '
+        'models faster.',
+    ),
+    'loss_chunk': fields.Field(
+        int, low=-1, default=-1,
+        help='The number of tokens whose logits a device holds at once '
+        '(language models). 0 means all tokens; -1 means all if their logits '
+        'take at most 256 MiB, and otherwise as many as take that much.',
+    ),
+    'stateful': fields.Field(
+        bool, default=False,
+        help='Carry the state from one window of the text to the next; needs '
+        'data.contiguous.',
+    ),
+    'ema_decay': fields.Field(
+        float, low=0, high=1, below_high=True, default=0.0,
+        help='If positive, evaluate a moving average of the parameters with '
+        'this decay.',
+    ),
+    'init_from': fields.Field(
+        str, default='',
+        help='Start from the best parameters of the run in this workdir.',
+    ),
+    'on_nan': fields.Field(
+        str, choices=recovery.POLICIES, default='stop',
+        help='What to do when a loss or a gradient is not finite: stop; skip '
+        'the update; or rollback to the last checkpoint and go on after the '
+        'bad batch.',
+    ),
+    'nan_limit': _count(
+        default=10,
+        help='End the run after so many skipped updates in a row, or so many '
+        'rollbacks to one step.',
+    ),
+    'nan_rate_factor': fields.Field(
+        float, low=0, high=1, above_low=True, default=0.5,
+        help='Multiply the learning rate by this at each rollback.',
+    ),
+    'profile_steps': fields.Field(
+        str, default='',
+        help='Write a trace of these steps, such as 10:15, for a profiler.',
+    ),
+    'tensorboard': fields.Field(
+        bool, default=True,
+        help='Write event files for TensorBoard too, if tensorboardX is '
+        'installed.',
+    ),
+    'sample_characters': fields.Field(
+        int, low=0, high=10**7, default=0,
+        help='Write a text of so many characters to sample.txt at the end '
+        '(language models of text).',
+    ),
+    'must_beat_gzip': fields.Field(
+        bool, default=False,
+        help='Fail unless the test loss is below that of gzip.',
+    ),
+    'mesh.data': _axis(
+        default=-1,
+        help='The number of devices that share the rows of a batch. -1 means '
+        'all devices that are left.',
+    ),
+    'mesh.fsdp': _axis(
+        default=1,
+        help='The number of devices that share the rows of a batch and also '
+        'the parameters.',
+    ),
+    'mesh.model': _axis(
+        default=1, help='The number of devices that share the features.'
+    ),
+    'mesh.sequence': _axis(
+        default=1, help='The number of devices that share the time axis.'
+    ),
+    'whole_axes': fields.Field(
+        tuple, default=(),
+        help="Axes of parameters, such as 'vocab', that every device holds "
+        'whole.',
+    ),
+}
+
 
 def defaults() -> dict[str, Any]:
   """Returns all fields but those of the model and of the data set."""
-  return dict(
-      seed=0,
-      total_steps=1000,
-      batch_size=64,  # Of all devices and processes together.
-      log_every=10,
-      eval_every=100,
-      save_every=100,
-      keep=3,  # The latest checkpoints to keep, in addition to the best one.
-      eval_splits=('validation',),  # The first one chooses the best checkpoint.
-      # End the run once each eval split reaches all of these metrics, such as
-      # dict(accuracy=0.99). A loss or an error reaches what it falls to.
-      stop_at={},
-      accumulate_steps=1,  # Split each batch into parts, run one by one.
-      steps_per_dispatch=1,  # Steps in one compiled program: for tiny models.
-      # Language models only: tokens whose logits a device holds at once. 0: all
-      # of its tokens. -1: all if their logits take up to 256 MiB, else as many
-      # as take that much.
-      loss_chunk=-1,
-      stateful=False,  # Carry the state across windows (data.contiguous).
-      ema_decay=0.0,  # If positive, evaluate a moving average of parameters.
-      init_from='',  # A workdir whose best parameters to start from.
-      # At a loss or gradient that is not finite: 'stop'; 'skip' the update; or
-      # 'rollback' to the last checkpoint and go on after the bad batch.
-      on_nan='stop',
-      nan_limit=10,  # Skips in a row, or rollbacks to one step, before the end.
-      nan_rate_factor=0.5,  # Multiplies the learning rate at each rollback.
-      profile_steps='',  # Such as '10:15': a trace for a profiler.
-      tensorboard=True,  # Event files too, where tensorboardX is installed.
-      sample_characters=0,  # Text to generate at the end, into sample.txt.
-      must_beat_gzip=False,  # Fail unless the test loss beats gzip.
-      mesh=dict(data=-1, fsdp=1, model=1, sequence=1),
-      # Axes of parameters, such as 'vocab', that are whole on every device.
-      whole_axes=(),
-      optimizer=dict(
-          name='adamw',
-          learning_rate=1e-3,
-          end_learning_rate=1e-4,
-          warmup_steps=100,
-          schedule='cosine',
-          weight_decay=0.1,  # Not on vectors and recurrent parameters.
-          recurrent_rate_factor=1.0,
-          clip=1.0,
-          options=dict(b2=0.99),  # Keyword arguments of the optax function.
-          freeze=(),  # Groups of parameters to leave alone, such as 'embed'.
-      ),
-  )
-
-
-_COUNT = fields.Field(int, low=1)
-_BOOL = fields.Field(bool)
-_AXIS = fields.Field(int, low=-1)  # `sharding.make_mesh` checks more.
-# Without those of the optimiser, which are in optimizers.py.
-FIELDS = {
-    # Both NumPy and JAX take these seeds.
-    'seed': fields.Field(int, low=0, high=2**32 - 1),
-    'total_steps': _COUNT,
-    'batch_size': _COUNT,
-    'log_every': _COUNT,
-    'eval_every': _COUNT,
-    'save_every': _COUNT,
-    'keep': _COUNT,
-    'eval_splits': fields.Field(tuple),
-    'stop_at': fields.Field(dict),
-    'accumulate_steps': _COUNT,
-    'steps_per_dispatch': _COUNT,
-    'loss_chunk': fields.Field(int, low=-1),
-    'stateful': _BOOL,
-    'ema_decay': fields.Field(float, low=0, high=1, below_high=True),
-    'init_from': fields.Field(str),
-    'on_nan': fields.Field(str, choices=recovery.POLICIES),
-    'nan_limit': _COUNT,
-    'nan_rate_factor': fields.Field(float, low=0, high=1, above_low=True),
-    'profile_steps': fields.Field(str),
-    'tensorboard': _BOOL,
-    'sample_characters': fields.Field(int, low=0, high=10**7),
-    'must_beat_gzip': _BOOL,
-    'mesh.data': _AXIS,
-    'mesh.fsdp': _AXIS,
-    'mesh.model': _AXIS,
-    'mesh.sequence': _AXIS,
-    'whole_axes': fields.Field(tuple),
-}
+  values: dict[str, Any] = {}
+  for name, field in FIELDS.items():
+    part, _, last = name.rpartition('.')
+    place = values.setdefault(part, {}) if part else values
+    place[last] = copy.deepcopy(field.default)
+  return values | dict(optimizer=optimizers.defaults())
 
 
 def make(settings: Mapping[str, Any]) -> ConfigDict:

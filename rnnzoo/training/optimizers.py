@@ -10,6 +10,7 @@ bfloat16 a sum stops growing once a term is less than 1/256 of it.
 """
 
 from collections.abc import Callable
+import copy
 import dataclasses
 import inspect
 from typing import Any, NamedTuple
@@ -50,16 +51,47 @@ SCHEDULES = dict(
 
 # The fields of the part `optimizer` of a config.
 FIELDS = dict(
-    name=fields.Field(str, choices=tuple(OPTIMIZERS)),
-    learning_rate=fields.Field(float, low=0),
-    end_learning_rate=fields.Field(float, low=0),
-    warmup_steps=fields.Field(int, low=0),
-    schedule=fields.Field(str, choices=tuple(SCHEDULES)),
-    weight_decay=fields.Field(float, low=0),
-    recurrent_rate_factor=fields.Field(float, low=0),
-    clip=fields.Field(float, low=0, hint='With 0 nothing is clipped.'),
-    options=fields.Field(dict),
-    freeze=fields.Field(tuple),
+    name=fields.Field(
+        str, choices=tuple(OPTIMIZERS), default='adamw',
+        help='The optimiser, by its name in Optax.',
+    ),
+    learning_rate=fields.Field(
+        float, low=0, default=1e-3,
+        help='The highest learning rate of the schedule.',
+    ),
+    end_learning_rate=fields.Field(
+        float, low=0, default=1e-4,
+        help='The learning rate after total_steps.',
+    ),
+    warmup_steps=fields.Field(
+        int, low=0, default=100,
+        help='The learning rate rises from 0 for so many steps.',
+    ),
+    schedule=fields.Field(
+        str, choices=tuple(SCHEDULES), default='cosine',
+        help='How the learning rate falls after the warm-up.',
+    ),
+    weight_decay=fields.Field(
+        float, low=0, default=0.1,
+        help='The weight decay of all parameters but vectors and recurrent '
+        'parameters.',
+    ),
+    recurrent_rate_factor=fields.Field(
+        float, low=0, default=1.0,
+        help='Multiplies the learning rate of recurrent parameters.',
+    ),
+    clip=fields.Field(
+        float, low=0, hint='With 0 nothing is clipped.', default=1.0,
+        help='The largest norm of all gradients together; 0 means no limit.',
+    ),
+    options=fields.Field(
+        dict, default=dict(b2=0.99),
+        help='More keyword arguments of the function in Optax.',
+    ),
+    freeze=fields.Field(
+        tuple, default=(),
+        help="Groups of parameters that are not trained, such as 'embed'.",
+    ),
 )
 _MEAN = fields.Field(float, low=0, high=1, below_high=True)
 _POSITIVE = fields.Field(float, low=0, above_low=True)
@@ -89,6 +121,11 @@ OPTIONS = dict(
 )
 # These arguments of optax have fields of their own.
 _OWN = ('learning_rate', 'weight_decay', 'mask', 'weight_decay_mask')
+
+
+def defaults() -> dict[str, Any]:
+  """Returns the default of each field of the part `optimizer`."""
+  return {name: copy.deepcopy(f.default) for name, f in FIELDS.items()}
 
 
 class Optimizer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Digits: 8 x 8 pixels, read one by one. Nothing is downloaded.
+r"""Digits: 8 x 8 pixels, read one by one. Nothing is downloaded.
 
   python -m experiments.train \
       --config=experiments/configs/images/digits.py:lru --workdir=runs/digits

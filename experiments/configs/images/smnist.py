@@ -1,4 +1,4 @@
-"""Sequential MNIST: 784 pixels, read one by one.
+r"""Sequential MNIST: 784 pixels, read one by one.
 
   scripts/prepare_datasets.py smnist --manual_dir=DIRECTORY
   python -m experiments.train \

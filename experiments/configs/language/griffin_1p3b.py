@@ -1,4 +1,4 @@
-"""Griffin of 1.3 billion parameters on 256 chips: see first what it needs.
+r"""Griffin of 1.3 billion parameters on 256 chips: see first what it needs.
 
   python -m experiments.train \
       --config=experiments/configs/language/griffin_1p3b.py \

@@ -1,4 +1,4 @@
-"""Mamba-2 of 1.3 billion parameters on 256 chips: see first what it needs.
+r"""Mamba-2 of 1.3 billion parameters on 256 chips: see first what it needs.
 
   python -m experiments.train \
       --config=experiments/configs/language/mamba2_1p3b.py \

@@ -1,4 +1,4 @@
-"""minGRU on Tiny Shakespeare, in the published setting as far as it is known.
+r"""minGRU on Tiny Shakespeare, in the published setting as far as it is known.
 
   python -m experiments.train \
       --config=experiments/configs/language/tiny_shakespeare.py

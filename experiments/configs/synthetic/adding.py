@@ -1,4 +1,4 @@
-"""The adding problem: the sum of two marked numbers among 50 to 100.
+r"""The adding problem: the sum of two marked numbers among 50 to 100.
 
   python -m experiments.train \
       --config=experiments/configs/synthetic/adding.py:lru \

@@ -1,4 +1,4 @@
-"""Associative recall (MQAR): four pairs of a key and a value, four queries.
+r"""Associative recall (MQAR): four pairs of a key and a value, four queries.
 
   python -m experiments.train --config=experiments/configs/synthetic/mqar.py \
       --workdir=runs/mqar --config.model.layer=mamba2

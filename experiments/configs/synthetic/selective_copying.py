@@ -1,4 +1,4 @@
-"""Selective copying: remember M tokens scattered over L, then repeat them.
+r"""Selective copying: remember M tokens scattered over L, then repeat them.
 
   python -m experiments.train \
       --config=experiments/configs/synthetic/selective_copying.py \

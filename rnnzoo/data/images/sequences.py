@@ -10,8 +10,11 @@ from rnnzoo.data import pipeline
 
 SEQUENCES = ('pixels', 'rows')
 FIELDS = dict(
-    # One pixel a step, row by row, or one row of pixels a step.
-    sequence=fields.Field(str, choices=SEQUENCES, default='pixels'),
+    sequence=fields.Field(
+        str, choices=SEQUENCES, default='pixels',
+        help='What a step reads: one of the pixels, row by row, or one of the '
+        'rows.',
+    ),
 )
 DIGITS = tuple(map(str, range(10)))
 

@@ -84,9 +84,9 @@ DEFINITION = definition.Definition(
     task='classification',
     fields=dict(
         sequences.FIELDS,
-        # '' for none, or a fixed permutation of the pixels (psMNIST).
         permutation=fields.Field(
-            str, choices=('', *PERMUTATIONS), default=''
+            str, choices=('', *PERMUTATIONS), default='',
+            help='A fixed permutation of the pixels (psMNIST); none if empty.',
         ),
     ),
     load=load,

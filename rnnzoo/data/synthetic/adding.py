@@ -20,10 +20,16 @@ from rnnzoo.data import pipeline
 # Raise it with every change of the examples that a seed gives.
 VERSION = 1
 FIELDS = dict(
-    min_length=fields.Field(int, low=2, default=50),
-    max_length=fields.Field(int, low=2, default=100),
-    # The number in each of validation and test.
-    eval_examples=fields.Field(int, low=1, default=1024),
+    min_length=fields.Field(
+        int, low=2, default=50, help='The length of the shortest sequences.'
+    ),
+    max_length=fields.Field(
+        int, low=2, default=100, help='The length of the longest sequences.'
+    ),
+    eval_examples=fields.Field(
+        int, low=1, default=1024,
+        help='The number of examples in each of validation and test.',
+    ),
 )
 
 

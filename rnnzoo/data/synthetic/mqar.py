@@ -22,14 +22,29 @@ VERSION = 1
 # The defaults are the paper's smallest setting (the paper tests on 3000
 # examples).
 FIELDS = dict(
-    sequence_length=fields.Field(int, low=1, default=64),  # T
-    num_pairs=fields.Field(int, low=1, default=4),  # M
-    vocab_size=fields.Field(int, low=1, default=8192),  # V
-    power=fields.Field(float, low=-10, high=10, default=0.01),
-    # Fill the places without a key or value with any ids, not with 0.
-    random_non_queries=fields.Field(bool, default=False),
-    # The number in each of validation and test.
-    eval_examples=fields.Field(int, low=1, default=1024),
+    sequence_length=fields.Field(
+        int, low=1, default=64, help='The length T of a sequence.'
+    ),
+    num_pairs=fields.Field(
+        int, low=1, default=4, help='The number M of pairs of key and value.'
+    ),
+    vocab_size=fields.Field(
+        int, low=1, default=8192, help='The number V of token ids.'
+    ),
+    power=fields.Field(
+        float, low=-10, high=10, default=0.01,
+        help='The exponent of the gaps before queries: a smaller one makes '
+        'them shorter.',
+    ),
+    random_non_queries=fields.Field(
+        bool, default=False,
+        help='Fill the places without a key or a value with random ids, not '
+        'with 0.',
+    ),
+    eval_examples=fields.Field(
+        int, low=1, default=1024,
+        help='The number of examples in each of validation and test.',
+    ),
 )
 
 

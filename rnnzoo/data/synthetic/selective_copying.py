@@ -21,12 +21,23 @@ VARIANTS = ('min_rnn', 'mamba')
 VERSION = 1
 # The defaults are the sizes in the papers.
 FIELDS = dict(
-    variant=fields.Field(str, choices=VARIANTS, default='min_rnn'),
-    sequence_length=fields.Field(int, low=1, default=4096),  # L
-    num_tokens=fields.Field(int, low=1, default=16),  # M
-    vocab_size=fields.Field(int, low=1, default=16),  # A
-    # The number in each of validation and test.
-    eval_examples=fields.Field(int, low=1, default=1024),
+    variant=fields.Field(
+        str, choices=VARIANTS, default='min_rnn',
+        help='The generator: that of the minRNN paper or of the Mamba paper.',
+    ),
+    sequence_length=fields.Field(
+        int, low=1, default=4096, help='The length L of the part with noise.'
+    ),
+    num_tokens=fields.Field(
+        int, low=1, default=16, help='The number M of tokens to copy.'
+    ),
+    vocab_size=fields.Field(
+        int, low=1, default=16, help='The number A of token ids.'
+    ),
+    eval_examples=fields.Field(
+        int, low=1, default=1024,
+        help='The number of examples in each of validation and test.',
+    ),
 )
 
 

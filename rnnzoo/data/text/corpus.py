@@ -18,10 +18,18 @@ from rnnzoo.data import vocabulary as vocabularies
 SPLITS = ('train', 'validation', 'test')
 UNITS = dict(char='characters', byte='bytes')
 FIELDS = dict(
-    level=fields.Field(str, choices=vocabularies.LEVELS, default='char'),
-    sequence_length=fields.Field(int, low=1, default=256),
-    # Whether rows continue those of the step before, see `load`.
-    contiguous=fields.Field(bool, default=False),
+    level=fields.Field(
+        str, choices=vocabularies.LEVELS, default='char',
+        help='What a token is: a character or a byte.',
+    ),
+    sequence_length=fields.Field(
+        int, low=1, default=256, help='The number of tokens in a window.'
+    ),
+    contiguous=fields.Field(
+        bool, default=False,
+        help='Whether each row of a batch continues the same row of the batch '
+        'before.',
+    ),
 )
 
 

@@ -49,7 +49,10 @@ def write_fixture(directory: pathlib.Path, config: Any):
 
 DEFINITION = definition.Definition(
     task='language_modelling',
-    fields=dict(corpus.FIELDS, path=fields.Field(str, default='')),
+    fields=dict(
+        corpus.FIELDS,
+        path=fields.Field(str, default='', help='The file, in UTF-8.'),
+    ),
     load=load,
     write_fixture=write_fixture,
 )
