@@ -7,6 +7,7 @@ import os
 import pathlib
 
 import pytest
+from tests import quick
 
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 
@@ -30,6 +31,33 @@ os.environ.setdefault(
 # The tests compile hundreds of tiny programs: all of them are worth keeping.
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+def pytest_addoption(parser):
+  parser.addoption(
+      '--quick', action='store_true',
+      help='Leave out what takes long: for daily work, before the full suite.',
+  )
+
+
+def pytest_report_header(config):
+  if config.getoption('quick'):
+    return (
+        'quick: without tests that are marked slow, and without '
+        + ', '.join(quick.LEFT_OUT)
+    )
+
+
+def pytest_ignore_collect(collection_path, config):
+  if not config.getoption('quick'):
+    return None
+  path = collection_path.relative_to(config.rootpath).as_posix()
+  return path in quick.LEFT_OUT or None
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption('quick'):
+    items[:] = [u for u in items if not u.get_closest_marker('slow')]
+
 
 _ran = itertools.count(1)
 

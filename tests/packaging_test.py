@@ -15,6 +15,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import rnnzoo
+from tests import quick
 import yaml
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -85,6 +86,13 @@ class SetupTest(parameterized.TestCase):
     self.assertEqual(pins.pop('jaxlib'), pins['jax'])
     for name, version in pins.items():
       self.assertIn(f'{name}>={version}', self.metadata['install_requires'])
+
+
+class QuickTest(parameterized.TestCase):
+
+  @parameterized.parameters(*quick.LEFT_OUT)
+  def test_what_is_left_out_exists(self, name):
+    self.assertTrue((_ROOT / name).exists())
 
 
 class HooksTest(parameterized.TestCase):
