@@ -18,13 +18,15 @@ maps, a few numbers per row and channel, and never a sequence (`Segments`).
 
 from collections.abc import Callable, Sequence
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
+
+_Result = TypeVar('_Result')
 
 # The mesh axes that split each kind of array axis, in the order of use.
 BATCH_AXES = ('data', 'fsdp')
@@ -38,12 +40,12 @@ GATHER_UP_TO = 16
 
 
 def run_per_device(
-    fn: Callable,
+    fn: Callable[..., _Result],
     x: jax.Array,
     operands: Sequence[jax.Array | None],
     layouts: Sequence[str],
     out_layouts: Sequence[str],
-) -> tuple[jax.Array, ...]:
+) -> _Result:
   """Runs `fn(*operands)` on the parts of the operands that each device holds.
 
   Inside a user's `jax.shard_map` over some of the mesh axes, XLA's partitioner
@@ -102,12 +104,12 @@ def align(
 
 
 def run_aligned(
-    fn: Callable,
+    fn: Callable[..., _Result],
     x: jax.Array,
     operands: Sequence[jax.Array | None],
     layouts: Sequence[str],
     out_layouts: Sequence[str],
-) -> tuple[jax.Array, ...]:
+) -> _Result:
   """`run_per_device` for operands that `align` has returned."""
   axes = _axes_for(x)
   if axes is None:

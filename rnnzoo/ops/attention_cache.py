@@ -118,7 +118,8 @@ def entering(segments: mesh.Segments | None, cache, k, v, reset, number):
     tail = take(tail.astype(dtype), jnp.maximum(place, 0))
     return jnp.where(new[..., None, None], tail, old)
 
-  return AttentionCache(*map(ring, cache[:2], tails), count)
+  key, value = map(ring, cache[:2], tails)
+  return AttentionCache(key, value, count)
 
 
 def rings_after(cache, k, v, reset, number):

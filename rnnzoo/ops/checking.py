@@ -4,19 +4,23 @@ Each error names the argument, what was expected and what came.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+_State = TypeVar('_State', bound=NamedTuple)
 
-def has_axes(name: str, u: jax.Array, axes: str):
+
+def has_axes(name: str, u: jax.Array, axes: Sequence[str]):
   """Raises `ValueError` unless `u` has one axis for each letter of `axes`."""
   if u.ndim != len(axes):
     raise ValueError(f'`{name}` must be {brackets(axes)}, got shape {u.shape}.')
 
 
-def has_shape(name: str, u: jax.Array, axes: str, shape: Sequence[int]):
+def has_shape(
+    name: str, u: jax.Array, axes: Sequence[str], shape: Sequence[int]
+):
   """Raises `ValueError` unless `u` has this shape.
 
   Args:
@@ -85,7 +89,7 @@ def state(h0: jax.Array | None, shape, dtype) -> jax.Array:
   return h0.astype(dtype)
 
 
-def state_tuple(state: Any, empty: Any) -> Any:
+def state_tuple(state: _State | None, empty: _State) -> _State:
   """Returns a state that is a NamedTuple in its own dtypes, or raises.
 
   Args:
@@ -99,9 +103,9 @@ def state_tuple(state: Any, empty: Any) -> Any:
       raise ValueError(
           f'`state.{name}` must be {want.shape}, got {jnp.shape(got)}.'
       )
-  return type(empty)(*(
+  return empty._make(
       jnp.asarray(got, want.dtype) for got, want in zip(state, empty)
-  ))
+  )
 
 
 def flags(

@@ -13,7 +13,6 @@ array of one chunk is `[B, H, Q, ...]`.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -39,13 +38,13 @@ class Visibility(NamedTuple):
 
 
 def scan_chunks(
-    body: Callable[[Any, Any, Visibility], tuple[Any, jax.Array]],
+    body: Callable[[Any, Any, Visibility], tuple[Any, jax.Array | None]],
     state: Any,
     inputs: Any,
     reset: jax.Array | None,
     mask: jax.Array | None,
     chunk_size: int,
-) -> tuple[Any, jax.Array]:
+) -> tuple[Any, Any]:
   """Runs a recurrence over time, one chunk after the other.
 
   All inputs of absent steps, and of the padding of the last chunk, are zeros.
@@ -68,7 +67,7 @@ def scan_chunks(
 
   Returns:
     `(state, y)`: the state after the last step, and outputs `[B, T, H, V]` in
-    the dtype that `body` gives, 0 where absent.
+    the dtype that `body` gives, 0 where absent, or `None` if it gives `None`.
   """
   leaves = jax.tree.leaves(inputs)
   batch, time = leaves[0].shape[:2]
@@ -132,7 +131,7 @@ def scan_chunks(
   return jax.tree.map(put_back, state), None if y is None else y[:, :time]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@lambda fn: jax.custom_vjp(fn, nondiff_argnums=(0, 1))
 def _loop(one_chunk, length, state, inputs, flags, constants):
   """Runs `one_chunk` over pieces of `length` of inputs and flags.
 

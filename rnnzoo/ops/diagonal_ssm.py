@@ -183,8 +183,11 @@ def diagonal_scan(
 
 
 def scan_chunks(
-    run: Callable, h0: jax.Array, inputs: Any, chunk: int = CHUNK
-) -> tuple[jax.Array, jax.Array]:
+    run: Callable[[Any, Any], tuple[Any, Any]],
+    h0: Any,
+    inputs: Any,
+    chunk: int = CHUNK,
+) -> tuple[Any, Any]:
   """Runs a recurrence chunk by chunk; the backward pass runs each again.
 
   Args:

@@ -123,7 +123,8 @@ def _one_chunk(S, inputs, visible, *, scale):
 
   # 1. `a` reads the state that the token before it left, as a query of that
   # token would. So `a` moves to that token, and its products move back.
-  queries = () if q is None else (q.astype(dtype),)
+  q = None if q is None else q.astype(dtype)
+  queries = () if q is None else (q,)
   *of_q, of_a = decays.all_scores((*queries, _advanced(a)), (k, b), g)
   earlier = visible.pairs & rank_one.below_diagonal(k.shape[-2])
   ak, ab = (jnp.where(earlier, decays.delayed(u, -2), 0) for u in of_a)
@@ -142,7 +143,7 @@ def _one_chunk(S, inputs, visible, *, scale):
   y = None
   if q is not None:
     qk, qb = (jnp.where(visible.pairs, u, 0) for u in of_q[0])
-    y = read_state(*queries, state)
+    y = read_state(q, state)
     y = y + rank_one.matmul(qk, v) + rank_one.matmul(qb, found)
     y = (scale * y).astype(out_dtype)
   # 4. The state that leaves the chunk.

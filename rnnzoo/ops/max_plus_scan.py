@@ -1,5 +1,7 @@
 """A running maximum that decays, for sums of exponentials that may overflow."""
 
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -151,8 +153,8 @@ def _scan(x, w, m0, reset, mask, initial):
   """Runs the form for the platform of lowering, as in `linear_scan`."""
   return lax.platform_dependent(
       x, w, m0, reset, mask,
-      cpu=lambda *u: _sequential(*u, initial),
-      default=lambda *u: _associative(*u, initial),
+      cpu=functools.partial(_sequential, initial=initial),
+      default=functools.partial(_associative, initial=initial),
   )
 
 

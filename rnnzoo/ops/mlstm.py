@@ -1,5 +1,6 @@
 """The memory of mLSTM: a matrix with exponential gates."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,7 +11,9 @@ from rnnzoo.ops import chunkwise
 from rnnzoo.ops import decays
 from rnnzoo.ops import exact
 
-_LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
+_LOG_FORGET: dict[str, Callable[[jax.Array], jax.Array]] = dict(
+    sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f
+)
 
 # The layouts of `q, k, v, i, f`, the state, `reset` and `mask`, and of the
 # results (see `rnnzoo/mesh.py`).
@@ -127,11 +130,11 @@ def mlstm(
     )
     return *chunkwise.leaving_state(segments, state), h
 
-  *state, h = mesh.run_per_device(
+  C, n, m, h = mesh.run_per_device(
       run, v, (q, k, v, i, f, *state, reset, mask), _LAYOUTS,
       (*_STATE_LAYOUTS, 'btdk'),
   )
-  return MLSTMState(*state), h
+  return MLSTMState(C, n, m), h
 
 
 def mlstm_step(

@@ -6,6 +6,7 @@ all columns of the state. `chunkwise.py` does the rest.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,9 @@ def _combine(earlier, later):
   return matmul(through, earlier[0]), matmul(through, earlier[1]) + S
 
 
-def checked(operands, axes, reset, mask):
+def checked(
+    operands: dict[str, Any], axes: str, reset: Any, mask: Any
+) -> tuple[dict[str, Any], jax.Array | None, jax.Array | None]:
   """Returns arrays, the decay and the state in the dtype of states, or raises.
 
   Args:
@@ -146,11 +149,10 @@ def checked(operands, axes, reset, mask):
   Returns:
     `(operands, reset, mask)`.
   """
-  operands = {
-      name: None if u is None else jnp.asarray(u)
-      for name, u in operands.items()
+  given = {
+      name: jnp.asarray(u) for name, u in operands.items() if u is not None
   }
-  q, v = operands['q'], operands['v']
+  q, v = given['q'], given['v']
   names = ', '.join(axes)
   checking.has_axes('q', q, axes + 'K')
   if v.ndim != q.ndim or v.shape[:-1] != q.shape[:-1]:
@@ -164,17 +166,16 @@ def checked(operands, axes, reset, mask):
       log_decay=vector if 'a' in operands else number,
       S0=('BHKV', (rows, heads, features, v.shape[-1])),
   )
-  given = {name: u for name, u in operands.items() if u is not None}
   for name, u in given.items():
     if name in wanted:
       checking.has_shape(name, u, *wanted[name])
   checking.are_floating(**given)
   dtype = exact.accumulation_dtype(*given.values())
-  if operands['log_decay'] is not None:
-    operands['log_decay'] = decays.finite(operands['log_decay'], dtype)
-  if operands['S0'] is None:
-    operands['S0'] = jnp.zeros_like(q, dtype, shape=wanted['S0'][1])
-  operands['S0'] = operands['S0'].astype(dtype)
+  if 'log_decay' in given:
+    given['log_decay'] = decays.finite(given['log_decay'], dtype)
+  if 'S0' not in given:
+    given['S0'] = jnp.zeros_like(q, dtype, shape=wanted['S0'][1])
+  given['S0'] = given['S0'].astype(dtype)
   if 'T' in axes:
     reset, mask = checking.flags(reset, mask, q.shape)
-  return operands, reset, mask
+  return {name: given.get(name) for name in operands}, reset, mask

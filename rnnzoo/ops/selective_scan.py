@@ -1,6 +1,7 @@
 """The scan of Mamba (S6): a state `[D, N]` whose decays depend on the token."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,10 +87,9 @@ def selective_scan(
   Raises:
     ValueError: If shapes or dtypes disagree.
   """
-  operands = dict(
+  operands = _checked(dict(
       x=x, delta=delta, A=A, B=B, C=C, h0=h0, D=D, z=z, delta_bias=delta_bias
-  )
-  operands = _checked(operands)
+  ))
   x, delta, A, B, C, h0, D, z, delta_bias = operands.values()
   reset, mask = checking.flags(reset, mask, x.shape)
   if chunk_size < 1:
@@ -99,8 +99,8 @@ def selective_scan(
   if mask is not None:
     # An absent step neither decays nor adds anything, whatever its values are.
     present = mask[..., None]
-    select = lambda u: None if u is None else jnp.where(present, u, 0)
-    x, delta, B, C, z = map(select, (x, delta, B, C, z))
+    x, delta, B, C = (jnp.where(present, u, 0) for u in (x, delta, B, C))
+    z = None if z is None else jnp.where(present, z, 0)
     reset = None if reset is None else reset & mask
   delta = delta.astype(dtype)
   if delta_bias is not None:
@@ -140,8 +140,13 @@ def _run(A, h0, x, delta, B, C, reset, *, segments, chunk_size):
   return segments.from_last(h_last), y
 
 
-def _in_chunks(A, h0, inputs, reset, chunk_size, only_state=False):
-  """Scans `inputs` `[B, T, ...]` in chunks; outputs have the dtype of `h0`."""
+def _in_chunks(
+    A, h0, inputs, reset, chunk_size, only_state=False
+) -> tuple[jax.Array, Any]:
+  """Scans `inputs` `[B, T, ...]` in chunks; outputs have the dtype of `h0`.
+
+  If `only_state`, the outputs are `None` where there are several chunks.
+  """
   batch, time, features = inputs[0].shape
   if not time:
     return h0, jnp.zeros_like(inputs[0], h0.dtype)
@@ -192,19 +197,17 @@ _AXES = dict(
 )
 
 
-def _checked(operands):
+def _checked(operands: dict[str, Any]) -> dict[str, Any]:
   """Returns the operands as arrays, or raises."""
-  operands = {
-      name: None if u is None else jnp.asarray(u)
-      for name, u in operands.items()
+  given = {
+      name: jnp.asarray(u) for name, u in operands.items() if u is not None
   }
-  x, A = operands['x'], operands['A']
+  x, A = given['x'], given['A']
   checking.has_axes('x', x, _AXES['x'])
   checking.has_axes('A', A, _AXES['A'])
   sizes = dict(zip('BTDN', (*x.shape, A.shape[1])))
-  for name, u in operands.items():
-    if u is not None:
-      axes = _AXES[name]
-      checking.has_shape(name, u, axes, [sizes[letter] for letter in axes])
-  checking.are_floating(**operands)
-  return operands
+  for name, u in given.items():
+    axes = _AXES[name]
+    checking.has_shape(name, u, axes, [sizes[letter] for letter in axes])
+  checking.are_floating(**given)
+  return {name: given.get(name) for name in operands}

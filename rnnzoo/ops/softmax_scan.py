@@ -181,7 +181,7 @@ def _checked(s, v, state, reset, mask):
     )
   checking.are_floating(s=s, v=v)
   dtype = exact.accumulation_dtype(s, v)
-  empty = empty_softmax_state(s.shape[0], *v.shape[2:], dtype)
+  empty = empty_softmax_state(s.shape[0], v.shape[2], v.shape[3], dtype)
   state = checking.state_tuple(state, empty)
   reset, mask = checking.flags(reset, mask, s.shape)
   if mask is not None and reset is not None:

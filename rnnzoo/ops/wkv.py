@@ -81,7 +81,7 @@ def wkv(
   )
   out_dtype, v = v.dtype, v.astype(k.dtype)
   present = None if mask is None else mask[..., None]
-  if mask is not None:
+  if present is not None:
     k, v = jnp.where(present, k, 0), jnp.where(present, v, 0)
   if not v.size:
     return state, v.astype(out_dtype)
@@ -89,7 +89,7 @@ def wkv(
       k, w, state.pp, initial=_LOWEST, reset=reset, mask=mask
   )
   fade, new = w + before - pp, k - pp
-  if mask is not None:
+  if present is not None:
     fade, new = jnp.where(present, fade, 0), jnp.where(present, new, -jnp.inf)
   a, b = jnp.exp(fade), jnp.exp(new)
   aa_last, aa = api.linear_scan(a, b * v, state.aa, reset=reset)
@@ -102,7 +102,7 @@ def wkv(
   y = average(
       WKVState(entering(aa, state.aa), entering(bb, state.bb), before), k, v, u
   )
-  if mask is not None:
+  if present is not None:
     y = jnp.where(present, y, 0)
   unit = at_constant(pp_last, mask)
   state = WKVState(aa_last * unit, bb_last * unit, pp_last)

@@ -95,10 +95,11 @@ def _layout(cut, shape, operands, state, reset, mask, reverse, ahead):
       for i, u in enumerate(operands) if not constant[i]
       for _ in complex_parts.dtypes(u.dtype)
   )
+  batch, time, features = shape
   return gpu_program.Layout(
-      cut, *shape, tuple(u.dtype for u in operands), constant, shifted,
-      tuple(u.dtype for u in state), reset is not None, mask is not None,
-      reverse,
+      cut, batch, time, features, tuple(u.dtype for u in operands), constant,
+      shifted, tuple(u.dtype for u in state), reset is not None,
+      mask is not None, reverse,
   )
 
 
@@ -194,8 +195,8 @@ def _launch(layout, step, reads, out_shape, outs):
 def _interpreter():
   if not gpu_program.interpret.value:
     return None
-  if hasattr(plgpu, 'InterpretGPUParams'):
-    params = plgpu
-  else:  # Not public in older versions of JAX.
+  interpreter = getattr(plgpu, 'InterpretGPUParams', None)
+  if interpreter is None:  # Not public in older versions of JAX.
     from jax._src.pallas.mosaic_gpu.interpret import params
-  return params.InterpretGPUParams(detect_races=True)
+    interpreter = params.InterpretGPUParams
+  return interpreter(detect_races=True)

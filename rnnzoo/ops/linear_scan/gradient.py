@@ -4,8 +4,6 @@ It is itself such a recurrence, in the opposite direction, so it can be
 differentiated again. A backend may bring a faster form of it, in one sweep.
 """
 
-import functools
-
 import jax
 from rnnzoo import mesh
 from rnnzoo.ops.linear_scan import dispatch
@@ -53,7 +51,7 @@ def scan(gate, inputs, h0, reset=None, mask=None, *, reverse=False):
     ) from error
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda fn: jax.custom_vjp(fn, nondiff_argnums=(0,))
 def _scan(form, inputs, h0, reset, mask):
   return dispatch.run(form, inputs, h0, reset, mask)
 
@@ -74,7 +72,7 @@ def _backward(form, residuals, cotangents):
 _scan.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda fn: jax.custom_vjp(fn, nondiff_argnums=(0,))
 def _gradient(form, kept, h, h0, reset, mask, dlast, dh):
   """Returns the gradients of the inputs, in their shapes, and of `h0`."""
   if form.decay_after:

@@ -19,6 +19,7 @@ None of this has run on a GPU yet: see `MEASURED`.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -216,7 +217,7 @@ def gradient(inputs, h, h0, reset, mask, dlast, dh, *, gate, reverse):
       sums.append(jnp.zeros((1, h.shape[2]), dtype))
     else:  # Rounded once: later, if the caller still sums over the batch.
       outs.append(u.dtype if u.shape[0] == h.shape[0] else dtype)
-  flags = dict(reset=reset, mask=mask, reverse=not reverse)
+  flags: dict[str, Any] = dict(reset=reset, mask=mask, reverse=not reverse)
   cut = _plan(h.shape, (*inputs, h, dh), outs)
   entering = None
   if cut.chunks > 1:
@@ -271,7 +272,8 @@ def _summaries(
 def _plan(shape, reads, outs):
   size = lambda dtypes: sum(jnp.dtype(dtype).itemsize for dtype in dtypes)
   streams = [u.dtype for u in reads if not gpu_sweep.is_constant(u, shape)]
-  return plan(*shape, size(streams), size(outs))
+  batch, time, features = shape
+  return plan(batch, time, features, size(streams), size(outs))
 
 
 def _ends(u, reverse):

@@ -10,7 +10,7 @@ of a v5e, whose kernels may use 16 MiB.
 
 from collections.abc import Callable
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -249,7 +249,7 @@ def shared_operands(sweep, inputs, reset, mask, **states):
     u = jnp.broadcast_to(u, (u.shape[0], 1, sweep.features))
     return Operand(sweep.row(u.shape[0]), u)
 
-  operands = dict(
+  operands: dict[str, Any] = dict(
       inputs=tuple(
           tuple(of(kind, part) for part in complex_parts.split(u))
           for kind, u in zip(sweep.kinds, inputs)

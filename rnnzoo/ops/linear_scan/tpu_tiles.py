@@ -4,6 +4,7 @@ Arrays are tuples of parts, see `complex_parts.py`, all of them float32.
 """
 
 import functools
+import types
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from rnnzoo.ops.linear_scan import complex_parts
 from rnnzoo.ops.linear_scan import gates
 from rnnzoo.ops.linear_scan import tpu_blocks
 
+Rows = slice | pl.Slice  # Of a block: what `pl.ds` returns.
+
 _LANES = tpu_blocks.LANES
 _add, _multiply = complex_parts.add, complex_parts.multiply
 
@@ -23,7 +26,7 @@ class Tile(NamedTuple):
   """A tile of a block: its place, its inputs, and its flags or None."""
 
   index: jax.Array
-  rows: pl.Slice
+  rows: Rows
   inputs: tuple[tuple[jax.Array, ...], ...]  # Their parts, float32.
   inside: jax.Array | None  # Steps before T.
   live: jax.Array | None  # Steps that are neither masked nor beyond T.
@@ -257,11 +260,11 @@ def zero_unless(flag, u):
   return u if flag is None else tuple(jnp.where(flag, p, 0) for p in u)
 
 
-def load(refs, rows=Ellipsis):
+def load(refs, rows: Rows | types.EllipsisType = ...):
   """Loads the parts of an array, in float32."""
   return tuple(ref[rows].astype(jnp.float32) for ref in refs)
 
 
-def store(refs, parts, rows=Ellipsis):
+def store(refs, parts, rows: Rows | types.EllipsisType = ...):
   for ref, part in zip(refs, parts):
     ref[rows] = part.astype(ref.dtype)
