@@ -1,11 +1,11 @@
-"""Training steps on one sequence of a million tokens, over eight devices.
+"""Trains on one sequence of a million tokens that eight devices share.
 
   python -m experiments.benchmarks.long_sequence
 
-No device ever holds the sequence: each has its stretch of time, and tells the
-others a few numbers per channel. The loss must be that of one device that holds
-it all. Here the devices are virtual ones of the CPU, which shows that and not
-how fast it is.
+No device ever holds the sequence: each has a segment of it, and sends the
+others a few numbers per channel. The loss must be that of one device with the
+whole sequence. The devices are virtual ones of the CPU, so this shows that the
+numbers are right, and not how fast real devices are.
 """
 
 import os
@@ -71,10 +71,10 @@ _COLUMNS = {
 
 
 def use_virtual_devices(count: int) -> None:
-  """Splits the CPU, before JAX has looked at it.
+  """Splits the CPU; to be called before JAX uses it.
 
-  Where two cores play eight devices, some wait long for the others: XLA takes
-  that for a deadlock after 40 seconds unless it is told to be patient.
+  Where two cores play eight devices, some wait long for the others. By default
+  XLA takes this for a deadlock after 40 seconds.
   """
   jax.config.update('jax_platforms', 'cpu')
   os.environ['XLA_FLAGS'] = ' '.join((

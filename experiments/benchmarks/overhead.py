@@ -1,15 +1,16 @@
-"""What the training loop costs a step beside the compiled step itself.
+"""Measures what the training loop adds to the time of the compiled step.
 
   python -m experiments.benchmarks.overhead
 
-A model of six layers, so tiny that the host is what takes the time, is trained
-by the real loop: batches read and placed, metrics fetched and written. Now and
-then, inside the iterator over its batches, the loop stands still while the same
-step runs bare: `state, metrics = jitted(state, batch)`, one batch on the device
-all the time, waiting only for the last. Both take turns in short stretches, so
-that a busy machine is busy for both, and medians are over the stretches.
+The real loop trains a model of six layers that is so small that the host is the
+bottleneck: it reads and places batches, fetches and writes metrics. From time
+to time the loop pauses inside the iterator over its batches, and the same step
+runs bare: `state, metrics = jitted(state, batch)`, with one batch that stays on
+the device, waiting only for the last step. Loop and bare step alternate in
+short segments, so that other programs slow down both, and the results are
+medians over the segments.
 
-It ends with exit code 1 if the loop costs more than `--limit` a step.
+The exit code is 1 if the loop adds more than `--limit` milliseconds to a step.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def make_config(rounds, steps, num_layers):
   config.data.path = str(_ROOT / 'LICENSE')
   config.data.sequence_length = 8
   config.batch_size = 4
-  # One round to warm up; the last stretch ends with the step after it.
+  # One round to warm up; the last segment ends with the step after it.
   config.total_steps = (rounds + 1) * steps + 1
   config.eval_every = config.save_every = config.total_steps
   return config
@@ -79,7 +80,8 @@ class Rounds:
   """An iterator over batches that measures what goes on around it.
 
   Attributes:
-    seconds: `[rounds, 2]` by the clock and by the CPU, a stretch, by name.
+    seconds: For each name `[rounds, 2]`, the seconds of a segment by the clock
+      and of the CPU.
   """
 
   def __init__(self, task, dataset, config, steps):
@@ -143,12 +145,12 @@ def measure(rounds, steps, num_layers):
         task, watching.replaced(dataset, train_iterator=watch.iterator), config,
         workdir,
     )
-  # The first stretch of the loop holds its compilation.
+  # The first segment of the loop holds its compilation.
   found = {
       name: np.array(seconds[1 : rounds + 1]) * 1e3
       for name, seconds in watch.seconds.items()
   }
-  # A stretch of the loop lies between two of the bare step.
+  # A segment of the loop lies between two of the bare step.
   found['overhead'] = found['loop'] - found['bare step']
   rows = []
   for name in ('loop', 'bare step', 'overhead', 'read batch', 'place batch'):

@@ -58,7 +58,7 @@ def compiled(function: Callable, *args) -> tuple[Any, dict[str, float]]:
 
   Returns:
     The program, and what tracing and compiling it took: `compile_seconds` by
-    the clock, and `compile_cpu_seconds`, which a busy machine does not stretch.
+    the clock, and `compile_cpu_seconds`, which other programs do not change.
   """
   start, cpu_start = time.perf_counter(), time.process_time()
   program = jax.jit(function).lower(*args).compile()

@@ -49,7 +49,7 @@ _START_TIMEOUT = flags.DEFINE_integer(
 
 
 def join():
-  """Joins the other processes if the flags say so; first of all in `main`."""
+  """Joins the other processes if the flags say so; `main` calls it first."""
   given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   if not _MULTIHOST.value and given == (None,) * 3:
     return
@@ -66,5 +66,5 @@ def join():
 
 
 def is_first() -> bool:
-  """Whether this is the process that tells what happens."""
+  """Returns whether this is the process that reports to the user."""
   return not peers.watched() or jax.process_index() == 0

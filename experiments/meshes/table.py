@@ -6,42 +6,42 @@ from rnnzoo import errors
 from rnnzoo import layers
 
 TOLERANCE = 1e-5
-# Of the state, what every device may have all of: vectors, small maps that all
-# heads need. At the sizes here, at most; of large models it is far less.
+# The largest part of the state that every device may hold whole: vectors, and
+# small maps that all heads need. In large models this part is far smaller.
 WHOLE = 0.06
 _ONE, _TIME = '1,1,1,1', '1,1,1,8'
 _HEAD = """\
 # Every mesh of eight devices against one device
 
 Written by `python -m experiments.meshes`: {steps} training steps in float32 on
-8 virtual CPU devices. In a field: by how much the losses of all steps differ
-from one device's, relative, at most; then the part of the training state
+8 virtual CPU devices. A field holds the largest relative difference between the
+losses and those of one device, and then the part of the training state
 (parameters and the optimiser's moments) that a device holds.
 
 """
 _MODELS = """\
 ## Models, on all meshes
 
-Losses with the same letter in a column are the same bit by bit.
+Losses with the same letter in a column are equal bit by bit.
 
 """
 _LAYERS = """\
 ## Layers, a block of each with a language model around it
 
-The last column says whether, on a mesh that splits time, a device computes a
-stretch of it, or gathers all of it.
+The last column says what a device computes on a mesh that splits time: a
+segment of the sequence, or the whole sequence, gathered from all devices.
 
 """
 
 
 def difference(result, one) -> float:
-  """Returns how far losses are from one device's, relative, at most."""
+  """Returns the largest relative difference from the losses of one device."""
   losses, want = np.array(result['losses']), np.array(one['losses'])
   return float(np.abs(losses / want - 1).max())
 
 
 def whole_part(mesh: str, result) -> float:
-  """Returns which part of the state every device has all of."""
+  """Returns the part of the state that every device holds whole."""
   _, fsdp, model, _ = map(int, mesh.split(','))
   if fsdp * model == 1:
     return 0.0
@@ -50,11 +50,11 @@ def whole_part(mesh: str, result) -> float:
 
 
 def gathers_time(by_mesh) -> bool:
-  """Whether whole sequences were seen to be gathered where time is split."""
+  """Returns whether devices gather whole sequences where time is split."""
   if _TIME not in by_mesh:
     return False
   moved = by_mesh[_TIME]['activations_moved']
-  # Far more than what is told about a stretch, a few numbers a row and channel.
+  # To describe a segment takes far less: a few numbers per row and channel.
   return max(moved.values(), default=0) >= cases.BATCH * cases.TIME
 
 
@@ -118,7 +118,7 @@ def _field(by_mesh, mesh):
 def _time(by_mesh):
   if _TIME not in by_mesh:
     return ''
-  return 'gathered' if gathers_time(by_mesh) else 'stretches'
+  return 'gathered' if gathers_time(by_mesh) else 'segments'
 
 
 def _letters(by_mesh):

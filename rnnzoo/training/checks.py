@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and the record that tells."""
+"""Checks that a resumed run has the config, the data and the code of before."""
 
 import json
 import pathlib

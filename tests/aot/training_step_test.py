@@ -68,10 +68,10 @@ class SequenceTest(absltest.TestCase):
     for kind, size in collectives.sizes(text):
       found[kind].append(size)
     state = B // 4 * D  # On one device, of which four share the batch.
-    # Each scan, forwards and back: the maps of all four stretches, and flags.
+    # Each scan, forwards and back: the maps of all four segments, and flags.
     self.assertLen(found.pop('all-gather'), 2 * LAYERS)
     # To the neighbour: the inputs that its convolution looks back at, in both
-    # directions; and the state before its stretch, for the gradient.
+    # directions; and the state before its segment, for the gradient.
     self.assertEqual(
         sorted(found.pop('collective-permute')),
         sorted(LAYERS * [state, (TAPS - 1) * state, (TAPS - 1) * state]),

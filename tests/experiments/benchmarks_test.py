@@ -26,7 +26,7 @@ class BenchmarksTest(parameterized.TestCase):
        '--batch=2', '--features=8', '--layers=MinGRU'),
       ('layers', '--lengths=8', '--against_steps=8', '--repeats=1',
        '--batch=2', '--features=64', '--layers=min_gru', '--layers=lstm'),
-      ('stretches', '--layers=min_gru', '--length=16', '--features=16',
+      ('segments', '--layers=min_gru', '--length=16', '--features=16',
        '--devices=2', '--repeats=1'),
       ('accuracy', '--lengths=16', '--implementations=sequential'),
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),

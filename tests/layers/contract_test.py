@@ -222,7 +222,7 @@ class _CountsCalls(_Leaky):
 
 
 class _ForgetsAtBorders(_Leaky):
-  """Every device starts from the carry, as if its stretch were the first."""
+  """Every device starts from the carry, as if its segment were the first."""
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)

@@ -93,7 +93,7 @@ class RWKV6Test(parameterized.TestCase):
     for parameter in (layer.mix_B, layer.decay_B):
       value = np.asarray(parameter[...])
       self.assertLess(np.abs(value).max(), 0.01)
-      # Of a uniform distribution; its fourth moment tells it from others.
+      # The moments of a uniform distribution, the second and the fourth.
       self.assertAlmostEqual(value.std() / 0.01, 3**-0.5, delta=0.02)
       self.assertAlmostEqual((value**4).mean() / 1e-8, 0.2, delta=0.02)
 

@@ -1,12 +1,13 @@
-"""What it costs to divide time: work and memory of a layer on a mesh.
+"""Measures what it costs to divide time: work and memory of layers on a mesh.
 
-  python -m experiments.benchmarks.stretches
+  python -m experiments.benchmarks.segments
 
-The training step of each layer (gradients of parameters and input) on one
-virtual CPU device and on several that have a stretch of time each. They share
-the same cores, so what is compared is the CPU time of all devices together,
-that is, work: at a factor of `f` on `n` devices of one's own a step takes at
-best `f / n` of the time. Memory is the temporaries of one device.
+The training step of each layer (the gradients of parameters and input) runs on
+one virtual CPU device, and on several that have a segment of the sequence each.
+All devices share the same cores, so the CPU time of all devices together is
+compared, that is, the work. With a work of `f` on `n` real devices, a step
+takes at best `f / n` of the time. Memory is that of the temporary arrays of a
+device.
 """
 
 import functools
@@ -45,7 +46,7 @@ _REPEATS = flags.DEFINE_integer(
     'The number of times that each timing is repeated.', lower_bound=1,
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/stretches.json',
+    'out', 'experiments/results/segments.json',
     'The JSON file of the results; the plot is written beside it.',
 )
 flags.adopt_module_key_flags(plots)
@@ -74,7 +75,7 @@ def measure(name):
         devices=jax.devices()[:count],
     )
     with jax.set_mesh(mesh):
-      # Functions of its own for each mesh, so that each is traced on it.
+      # New functions for each mesh, so that JAX traces them on this mesh.
       functions, params = layer_programs.programs_of(layer, False)
       params, inputs = jax.device_put(
           (params, x),
