@@ -1,15 +1,15 @@
-r"""How far `ops.linear_scan` is from float64, by length, dtype and decay.
+r"""Measures the rounding errors of `ops.linear_scan`: length, dtype and decay.
 
   python -m experiments.benchmarks.accuracy \
       --out=experiments/results/accuracy.json
 
-Every implementation that this device can run, T up to 2**20 (the TPU's kernel
-is imitated elsewhere, as far as patience goes: 2**16), with decays near 0, near
-1 and of all kinds. The inputs are rounded first, so that what is
-measured is the scan alone. Errors are relative to the largest state: the
-largest and the median one of the states as they are stored, and that of the
-last state, which is never rounded to less than float32. Prints a table, writes
-JSON and a plot.
+Runs every implementation that this device has, for lengths up to 2**20 (up to
+2**16 for the kernel of the TPU, which is emulated on other devices), with
+decays near 0, near 1 and of all kinds. The reference is float64. The inputs are
+rounded to the dtype first, so that only the error of the scan is measured.
+Errors are relative to the largest state: the largest and the median error of
+the stored states, and that of the last state, which is never rounded to less
+than float32. Prints a table, and writes JSON and a plot.
 """
 
 import sys

@@ -1,13 +1,13 @@
-r"""`ops.gated_scan` against the same gates in front of a scan.
+r"""Compares `ops.gated_scan` with the same gates in front of a scan.
 
   python -m experiments.benchmarks.gated_scan \
       --out=experiments/results/gated_scan_cpu.json
 
-The gates of minGRU, minLSTM and RG-LRU: where `ops.gated_scan` puts them,
-inside the scan (pinned to `sequential`), in front of our own `linear_scan`, and
-in front of `jax.lax.associative_scan`; for a ceiling, `u * .5 + v`, which moves
-three arrays. Malloc is pinned, as by our drivers.
-Prints a table, writes JSON, and beside it a plot.
+`ops.gated_scan` computes the gates of minGRU, minLSTM and RG-LRU inside of the
+scan (pinned to `sequential`). The others compute them in front of
+`ops.linear_scan` and of `jax.lax.associative_scan`. The lower bound is
+`u * .5 + v`, which moves three arrays. Malloc is pinned, as in the commands.
+Prints a table, and writes JSON and a plot.
 """
 
 import sys

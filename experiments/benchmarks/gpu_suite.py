@@ -1,17 +1,18 @@
-r"""Checks every GPU kernel against float64, then times all of them.
+r"""Checks every GPU kernel against float64, then measures all of them.
 
   python -m experiments.benchmarks.gpu_suite \
       --out=experiments/results/gpu_suite_h200.json
 
-First every variant, forwards and backwards, against a plain loop in float64; it
-goes on only if all are right. Then the scans and the fused gates, in float32
-and bfloat16, interleaved with `jax.lax.associative_scan`, the gates apart, and
-a copy whose bandwidth is what the others are measured by. Under 8 minutes on an
-H200. Writes JSON after each part, prints a table and what is short of the aims;
-exit code 1 if a value is wrong.
+The checks compare every variant, forwards and backwards, with a plain loop in
+float64. If all are right, the timings follow: the scans and the fused gates, in
+float32 and bfloat16, interleaved with `jax.lax.associative_scan`, with the
+gates alone, and with a copy whose bandwidth is the measure for all others. All
+takes less than 8 minutes on an H200. JSON is written after each part; the end
+prints a table and whatever misses its target. The exit code is 1 if a value is
+wrong.
 
-Without a GPU, `--interpret` runs the same checks on a CPU, at small shapes and
-very slowly, and skips the timing.
+Without a GPU, `--interpret` runs the same checks on a CPU, with small shapes
+and very slowly, and leaves out the timings.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""How long the devices wait for data, for a model of ten million parameters.
+"""Measures how long the devices wait for data, with ten million parameters.
 
   python -m experiments.benchmarks.input_wait
 
-Trains for a few steps and prints what `metrics.jsonl` says. Ends with exit code
-1 if reading and placing batches took more than `--limit` of the time, whether
-or not the device was busy meanwhile: more than that it cannot have waited.
+Trains for a few steps and prints what `metrics.jsonl` says. The exit code is 1
+if reading and placing batches took more than `--limit` of the time. This is an
+upper bound of the waiting time, since the devices may be busy meanwhile.
 """
 
 import pathlib

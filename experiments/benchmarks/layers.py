@@ -1,16 +1,18 @@
-r"""What every layer costs, at one width: time, memory, compilation.
+r"""Measures what every layer costs at one width: time, memory, compilation.
 
   python -m experiments.benchmarks.layers \
       --out=experiments/results/layers_cpu.json
 
-For each layer and length: the whole sequence forwards, a training step (the
-gradients of parameters and input), the same training step by a `jax.lax.scan`
-of `layer.step`, interleaved, which the parallel form is there to beat, and one
-token with the state at hand. That scan keeps the state of every token; where it
-would be 8 GiB and more it is timed over fewer of them, in proportion
-(`steps_length`). Rows in the file that were measured with the same JAX on the
-same device are kept, so a long run can be made in parts. Prints a table and
-draws it; `experiments.benchmarks.readme` makes that of README.md from the JSON.
+There are four programs for each layer and length: the whole sequence forwards;
+a training step (the gradients of parameters and input); the same training step
+by a `jax.lax.scan` of `layer.step`, which the parallel form should beat; and
+`layer.step` on one token. The two training steps are interleaved. The scan
+keeps the state of every token. Where that would take 8 GiB or more, it runs
+over fewer tokens (`steps_length`), and its time is scaled up.
+
+Rows of the file that come from the same JAX and the same device are kept, so a
+long benchmark can run in parts. Prints a table and draws a plot;
+`experiments.benchmarks.readme` makes the table of `docs/` from the JSON.
 """
 
 import functools

@@ -1,13 +1,13 @@
-r"""`ops.linear_scan` against other forms of the same recurrence.
+r"""Compares `ops.linear_scan` with other forms of the same recurrence.
 
   python -m experiments.benchmarks.linear_scan \
       --out=experiments/results/linear_scan_cpu.json
 
-Times our op as it is dispatched here; `jax.lax.associative_scan` and
-`lax.scan`, both written plainly and differentiated by JAX; and, for a ceiling,
-`a * .5 + x`, which moves the same three arrays. All runs twice, each time in a
-process of its own: with malloc pinned, as our drivers do, and as it comes.
-Prints a table, writes JSON, and beside it a plot.
+The others are `jax.lax.associative_scan` and `jax.lax.scan`, both written
+plainly and differentiated by JAX. The lower bound is `a * .5 + x`, which moves
+the same three arrays. Everything runs twice, in two processes: with malloc
+pinned, as in the commands, and with its default. Prints a table, and writes
+JSON and a plot.
 """
 
 import json

@@ -1,13 +1,14 @@
-r"""How far online gradients of stacks are from back-propagation through time.
+r"""Measures errors of online gradients against back-propagation through time.
 
   python -m experiments.benchmarks.online_error \
       --out=experiments/results/online_error.json
 
-`rnnzoo.online.RTRL` is exact for the last recurrent layer and what follows it;
-below, it leaves out what a layer did to the memory of those above. Residual
-blocks of one layer each, at their first parameters, predict the mean of the
-last ten inputs. Errors are norms relative to that of the exact gradient, all
-summed over one stream; the cosine is that of the angle between the two.
+`rnnzoo.online.RTRL` is exact for the last recurrent layer and for what follows
+it. For earlier layers it ignores their influence on the states of later ones.
+The models are residual blocks of one layer each, with their initial parameters,
+and predict the mean of the last ten inputs. Gradients are summed over one
+stream. An error is the norm of the difference, relative to the norm of the
+exact gradient; the cosine is that of the angle between the two gradients.
 """
 
 from absl import flags

@@ -1,10 +1,10 @@
-"""The tables and numbers of README.md and `docs/` that come from the code.
+"""Writes the tables of README.md and `docs/` that come from the code.
 
   python -m experiments.benchmarks.readme
 
-Writes the table of layers from `rnnzoo.layers`, and the measured tables from
-the records in `experiments/results`. Sentences are left as they are; what they
-have to say is in `claims`, and a test compares.
+The table of layers comes from `rnnzoo.layers`, the measured tables from the
+records in `experiments/results`. Sentences are not written: `claims` has the
+numbers that they must contain, and a test compares.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,12 +1,13 @@
-r"""How much faster a training step is where time is parallel, or at least bare.
+r"""Compares the training steps of minimal RNNs and of Flax's GRU and LSTM.
 
   python -m experiments.benchmarks.speedup \
       --out=experiments/results/speedup_cpu.json
 
-One step of gradient descent on a mean squared error: Flax's `nnx.RNN` around a
-`GRUCell` and an `OptimizedLSTMCell` against our `MinGRU` and `MinLSTM` of the
-same width, side by side in one run. This redraws the first figure of the minRNN
-paper (https://arxiv.org/abs/2410.01201): time, speed-up and memory over length.
+A training step is one step of gradient descent on a mean squared error.
+`nnx.RNN` around a `GRUCell` and an `OptimizedLSTMCell` alternates with `MinGRU`
+and `MinLSTM` of the same width. The plot corresponds to the first figure of the
+minRNN paper (https://arxiv.org/abs/2410.01201): time, speed-up and memory over
+the length.
 """
 
 import functools
