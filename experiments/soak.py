@@ -259,8 +259,9 @@ def draw(record):
   quantities = {name: limit.title for name, limit in LIMITS.items()}
   quantities['rate'] = 'steps a second, by the clock'
   figure, panels = plots.subplots(
-      4, 2, f'{record["steps"]:,} training steps of a tiny model, '
-      f'{samples[-1]["saves"]:,.0f} checkpoints', figsize=(10, 9), sharex=True,
+      4, 2, f'What {record["steps"]:,} training steps of a tiny model with '
+      f'{samples[-1]["saves"]:,.0f} checkpoints use, and their speed',
+      figsize=(10, 9), sharex=True,
   )
   steps = [sample['step'] for sample in samples]
   for panel, (name, title) in zip(panels.flat, quantities.items()):

@@ -178,9 +178,9 @@ def numbers_in_state(functional):
 
 
 def draw(record):
-  """Draws accuracy over steps, a panel a layer, with the others in gray."""
+  """Draws accuracy over steps, one panel per layer, the others in gray."""
   some = record['rows'][0]
-  # As they arrive.
+  # In the order in which they reach the end of training.
   rows = sorted(record['rows'], key=lambda row: row['steps'])
   columns = min(5, len(rows))
   figure, panels = plots.subplots(
@@ -203,8 +203,10 @@ def draw(record):
     panel.set_title(f'{row["layer"]}: {row["steps"]} steps', fontsize='small')
     panel.set(xlim=(0, None), ylim=(0, 103))
   panels[0, 0].text(
-      0.98, 0.04, f'dotted, end of training: {100 * _ENOUGH:.0f} %', ha='right',
-      fontsize='x-small', color=plots.GRAY, transform=panels[0, 0].transAxes,
+      0.98, 0.04,
+      f'gray, the other layers\ndotted, end of training: {100 * _ENOUGH:.0f} %',
+      ha='right', fontsize='x-small', color=plots.GRAY,
+      transform=panels[0, 0].transAxes,
   )
   for panel in panels.flat[len(rows):]:
     panel.remove()

@@ -171,7 +171,7 @@ def draw(record):
     panel.minorticks_off()
     panel.set(xlabel='length of the sequences', ylabel=label)
     if key == 'speedup':
-      panel.set_ylim(bottom=0)
+      panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
     else:
       panel.set_yscale('log')
       plots.plain_numbers(panel.yaxis)

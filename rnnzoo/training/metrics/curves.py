@@ -104,11 +104,15 @@ def plot_curves(
     if name == metric:
       in_nats = name == 'loss' and loss_unit.startswith('nats')
       _mark_best(axes, rows, name, best_mode, 'nats' if in_nats else '')
-    if axes.lines:
-      axes.legend(frameon=False)
+    if axes.lines:  # Above the panel, where the legend covers nothing.
+      axes.legend(
+          loc='lower left', bbox_to_anchor=(0, 1), ncols=5, frameon=False,
+          fontsize='small', borderaxespad=0.2,
+      )
   if has_speed:
     _plot_speed(panels[-1], rows, unit)
-  panels[0].set_title(_title(workdir), loc='left')
+  title = f'{" and ".join(names)} of {_title(workdir) or "a run"}'
+  canvas.figure.suptitle(title[0].upper() + title[1:], x=0.01, ha='left')
   panels[-1].set_xlabel('step')
   panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(
       'auto', integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)
@@ -135,7 +139,7 @@ def _add_bits(axes, unit: str) -> None:
 
 def _plot_metric(axes, rows, name: str) -> None:
   """Draws a metric in training and on every evaluation split."""
-  axes.spines['top'].set_visible(False)
+  axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25)
   steps, values = _column(rows, f'train_{name}')
   color = _COLORS['train']
@@ -197,9 +201,10 @@ def _plot_speed(axes, rows, unit: str) -> None:
     # A point has no line.
     each.plot(x, y, color=color, linewidth=0.8, marker='.' * (len(x) == 1))
     each.set_ylabel(label, fontsize='x-small', color=color)
-    each.set_ylim(bottom=0)
+    each.set_ylim(0, 1.15 * each.get_ylim()[1])
     each.tick_params(axis='x', labelsize='x-small')
     each.tick_params(axis='y', labelsize='x-small', colors=color)
     each.spines['top'].set_visible(False)
   other.set_ylim(0, max(1, *other.get_ylim()))  # A scale of 1 % at least.
+  axes.yaxis.set_major_formatter('{x:,.0f}')
   axes.grid(alpha=0.25)
