@@ -22,6 +22,7 @@ def from_arrays(
     seed: int = 0,
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
     task: str | None = None,
+    forecast: bool | None = None,
     process_index: int | tuple[int, ...] = 0,
     process_count: int = 1,
     name: str = 'arrays',
@@ -68,6 +69,9 @@ def from_arrays(
       sequence, every split has the same share of each class.
     task: `'classification'` or `'regression'`, where the dtype of `y` would
       decide otherwise.
+    forecast: Whether the targets of steps are inputs of later steps; a model of
+      them must be causal. `None` means that they are if a column of `y` is a
+      column of `x`, some steps later.
     process_index: Which rows of each batch to give, see `pipeline.Shard`.
     process_count: Number of processes that share a batch.
     name: A name for messages.
@@ -96,6 +100,11 @@ def from_arrays(
       splits,
   )
   classes, tokens = task == 'classification', inputs['train'].ndim == 2
+  per_step = targets['train'].ndim == (2 if classes else 3)
+  if per_step and forecast is None:
+    forecast = conversion.is_forecast(
+        inputs['train'], targets['train'], steps['train']
+    )
   largest = lambda arrays: max(int(array.max()) for array in arrays.values())
   measure = (
       examples.label_baselines if classes else examples.number_baselines
@@ -106,7 +115,8 @@ def from_arrays(
       task=task,
       unit='tokens' if tokens else 'steps',
       sequence_length=inputs['train'].shape[1],
-      per_step=targets['train'].ndim == (2 if classes else 3),
+      per_step=per_step,
+      forecast=bool(forecast),
       vocab_size=1 + largest(inputs) if tokens else 0,
       in_features=0 if tokens else inputs['train'].shape[2],
       num_classes=max(len(class_names), 1 + largest(targets)) if classes else 0,

@@ -190,6 +190,42 @@ def targets(
   return found, task, class_names
 
 
+def is_forecast(
+    x: np.ndarray, y: np.ndarray, lengths: np.ndarray | None
+) -> bool:
+  """Whether some column of `y` is some column of `x`, a few steps later.
+
+  >>> x = np.random.default_rng(0).normal(size=(8, 6, 2))
+  >>> later = np.roll(x, -2, axis=1)  # The last two targets are unknown.
+  >>> is_forecast(x, later[..., :1], None), is_forecast(x, x, None)
+  (True, False)
+
+  Args:
+    x: Inputs `[N, T]` or `[N, T, D]`.
+    y: Targets `[N, T]` or `[N, T, K]`.
+    lengths: How many steps of each row exist, `[N]`; `None` if all do.
+
+  Returns:
+    Whether that is so for one to `T / 2` steps: more would leave too few to
+    compare.
+  """
+  x, y = (u[..., None] if u.ndim == 2 else u for u in (x, y))
+  steps = x.shape[1]
+  if lengths is None:
+    lengths = np.full(len(x), steps)
+  # Few columns agree in the first steps of these rows, which is quick to see.
+  few = np.flatnonzero(lengths > steps // 2)[:64]
+  later = x[few, 1 : steps // 2 + 1]
+  for column in range(y.shape[2]) if len(few) else ():
+    same = (later == y[few, :1, column, None]).all(0)
+    for shift, other in np.argwhere(same) + [1, 0]:
+      known = np.arange(shift, steps) < lengths[:, None]
+      differ = x[:, shift:, other] != y[:, : steps - shift, column]
+      if not (differ & known).any():
+        return True
+  return False
+
+
 def _as_long(u, steps, x, lengths, what):
   """Returns targets of unequal lengths, padded to the length of `x`."""
   expected = np.full(len(x), x.shape[1]) if lengths is None else lengths

@@ -31,13 +31,6 @@ DATASETS = {
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
 }
-# The fields of all data sets of tokens together.
-FIELDS = definitions.COMMON | {
-    name: field
-    for definition in DATASETS.values()
-    if definition.task == 'language_modelling'
-    for name, field in definition.fields.items()
-}
 
 
 def find(

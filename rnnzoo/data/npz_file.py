@@ -84,6 +84,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
         batch_size=shard.batch_size,
         seed=seed,
         task=config.task or None,
+        forecast=config.forecast or None,
         process_index=shard.process_index,
         process_count=shard.process_count,
         name=NAME,
@@ -117,6 +118,10 @@ DEFINITION = definition.Definition(
         task=fields.Field(
             str, choices=('', *arrays.TASKS), default='',
             help='The kind of task. If empty, the dtype of y decides.',
+        ),
+        forecast=fields.Field(
+            bool, default=False,
+            help='y holds later inputs, even where it is not equal to them.',
         ),
     ),
     load=load,

@@ -173,6 +173,8 @@ class Dataset:
     class_names: Their names for people; empty if they have none.
     out_features: Number `K` of target values of a regression, else 0.
     per_step: Whether there is a target for each step, not one for a sequence.
+    forecast: Whether the targets of steps are inputs of later steps, and not
+      labels. Then the model must be causal, see `tasks.Task.bind`.
     contiguous: Whether training rows go on where the same row of the step
       before stopped.
     vocabulary: How text becomes tokens, or `None` where there is no text.
@@ -198,6 +200,7 @@ class Dataset:
   class_names: tuple[str, ...] = ()
   out_features: int = 0
   per_step: bool = False
+  forecast: bool = False
   contiguous: bool = False
   vocabulary: vocabularies.Vocabulary | None = None
   baselines: Callable[[], dict[str, float]] = dataclasses.field(

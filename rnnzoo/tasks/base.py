@@ -106,10 +106,17 @@ class Task(abc.ABC):
     """
 
   def bind(self, dataset) -> 'Task':
-    """Returns this task with the sizes that only the data set knows."""
-    return dataclasses.replace(
+    """Returns this task with the sizes that only the data set knows.
+
+    Raises:
+      UserValueError: If the model sees the inputs that it should predict.
+    """
+    task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
     )
+    if dataset.per_step and dataset.forecast:
+      _check_causal(task, dataset)
+    return task
 
   @property
   @abc.abstractmethod
@@ -250,6 +257,28 @@ def own_layers(recorded, layers: Layers, workdir) -> Layers:
           name, workdir,
       )
   return {name: layers[name] for name in recorded}
+
+
+def _check_causal(task, dataset):
+  """Raises `UserValueError` if an output depends on later inputs."""
+  functional = task.functional
+  model = functional.merge(functional.params, functional.batch_stats)
+  if getattr(model, 'causal', True):
+    return
+  if task.model.bidirectional:
+    wrong = 'model.bidirectional must be False, got True'
+    remedy = 'Set model.bidirectional=False'
+  else:
+    wrong = (
+        f'model.layer must be causal, got {task.model.layer} with '
+        f'model.layer_options={dict(task.model.layer_options)}'
+    )
+    remedy = 'Choose another layer or other options'
+  raise errors.UserValueError(
+      f'{wrong}: the targets of {dataset.name} are inputs of later steps '
+      f'(forecast=True), which this model sees. {remedy}. If the targets are '
+      'labels of steps, make the data set with forecast=False.'
+  )
 
 
 def _source_digest(layer) -> str | None:

@@ -90,6 +90,31 @@ class KindTest(parameterized.TestCase):
     self.assertEqual(dataset.train_batch(1)['targets'].shape, (8, 1))
     self.assertEqual(dataset.train_batch(1)['targets'].dtype, np.float32)
 
+  def test_targets_that_are_later_inputs(self):
+    x, tokens = vectors(), rng().integers(3, size=(N, T))
+    lengths = 4 + np.arange(N) % 4
+    later = lambda u, steps: np.concatenate(
+        [u[:, steps:], rng().permutation(u)[:, :steps]], axis=1
+    )
+    found = lambda x, y, **more: data.from_arrays(
+        x, y, batch_size=8, **more
+    ).forecast
+    for steps in (1, 2, 3):
+      y = later(x, steps)
+      self.assertTrue(found(x, y))
+      self.assertTrue(found(x, y[..., 1:2]))
+      self.assertTrue(found(tokens, later(tokens, steps)))
+      ends = np.arange(T) + steps < lengths[:, None]
+      ragged = np.where(ends[..., None], y, 0)
+      self.assertTrue(found(x, ragged, lengths=lengths))
+      self.assertFalse(found(x, ragged))
+      self.assertFalse(found(x, y, forecast=False))
+    for y in (x, np.roll(x, 1, axis=1), 2 * later(x, 1), x[:, 1], LABELS):
+      self.assertFalse(found(x, y))
+    self.assertTrue(found(x, 2 * later(x, 1), forecast=True))
+    self.assertFalse(found(tokens, tokens % 2))
+    self.assertFalse(found(x, x, lengths=np.ones(N, int)))
+
   def test_tokens_and_series(self):
     tokens = rng().integers(11, size=(N, T))
     tokens[5, 5] = 10

@@ -115,6 +115,9 @@ class EverySetTest(parameterized.TestCase):
       if dataset.vocab_size:
         self.assertBetween(batch['inputs'].min(), 0, dataset.vocab_size - 1)
     self.assertEqual('reset' in train, dataset.contiguous)
+    self.assertEqual(dataset.forecast, dataset.per_step and np.array_equal(
+        train['targets'][:, :-1], train['inputs'][:, 1:]
+    ))
     for batch in evaluated:
       self.assertIn('mask', batch)
       self.assertTrue(batch['mask'].any())

@@ -69,6 +69,13 @@ class NpzFileTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, 'data.task must be one'):
       self.load(task='forecast')
 
+  def test_forecasts(self):
+    np.savez(self.path, x=X[:, :-1], y=X[:, 1:])
+    self.assertTrue(self.load().forecast)
+    np.savez(self.path, x=X[:, :-1], y=2 * X[:, 1:])
+    self.assertFalse(self.load().forecast)
+    self.assertTrue(self.load(forecast=True).forecast)
+
   @parameterized.named_parameters(
       ('no_y', dict(x=X), 'has no array y, only x'),
       ('typed_wrong', dict(x=X, Y=Y), 'has no array y, only x, Y'),

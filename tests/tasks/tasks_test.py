@@ -38,10 +38,10 @@ def arrays(kind, *, per_step=False, lengths=False):
   return dict(x=x, y=y, lengths=size if lengths else None)
 
 
-def small(kind):
-  config = models.ModelConfig(
-      layer='min_gru', num_layers=1, features=8, mlp='none'
-  )
+def small(kind, **fields):
+  config = models.ModelConfig(**dict(
+      dict(layer='min_gru', num_layers=1, features=8, mlp='none'), **fields
+  ))
   return tasks.TASKS[kind](config)
 
 
@@ -130,6 +130,70 @@ class TrainingTest(parameterized.TestCase):
             task, dataset,
             commands.temporary_directory(type(self)) / 'bad', **settings,
         )
+
+
+class ForecastTest(parameterized.TestCase):
+
+  def bind(self, kind, x, y, forecast=None, **fields):
+    dataset = data.from_arrays(x, y, batch_size=16, forecast=forecast)
+    self.assertEqual(dataset.task, kind)
+    return small(kind, **fields).bind(dataset)
+
+  @parameterized.named_parameters(
+      ('both_directions', dict(bidirectional=True),
+       'model.bidirectional must be False, got True: the targets of arrays'),
+      ('layer_of_both_directions',
+       dict(layer='s5', layer_options=dict(bidirectional=True)),
+       "causal, got s5 with model.layer_options={'bidirectional': True}"),
+  )
+  def test_a_model_that_sees_the_future_is_refused(self, fields, message):
+    series = arrays('regression')['x']
+    tokens = np.random.default_rng(0).integers(5, size=(N, T))
+    for kind, x, y, forecast in (
+        ('regression', series[:, :-1], series[:, 1:], None),
+        ('regression', series[:, :-2], series[:, 2:, 1:], None),
+        ('regression', series[:, :-1], 7 * series[:, 1:], True),
+        ('classification', tokens[:, :-1], tokens[:, 1:], None),
+    ):
+      with self.assertRaisesRegex(errors.UserValueError, message) as caught:
+        self.bind(kind, x, y, forecast, **fields)
+      self.assertNotIn('\n', str(caught.exception))
+      self.assertIn('forecast=False', str(caught.exception))
+      # A causal model, and targets that are labels.
+      self.bind(kind, x, y, forecast)
+      self.bind(kind, x, y, False, **fields)
+
+  def test_nothing_is_written_for_a_model_that_is_refused(self):
+    workdir = commands.temporary_directory(type(self)) / 'refused'
+    x = arrays('regression')['x']
+    dataset = data.from_arrays(x[:, :-1], x[:, 1:], batch_size=16)
+    with self.assertRaisesRegex(errors.UserValueError, 'bidirectional'):
+      training.train(small('regression', bidirectional=True), dataset, workdir)
+    self.assertFalse(workdir.exists())
+
+  @parameterized.product(
+      kind=('classification', 'regression'), per_step=(False, True)
+  )
+  def test_labels_may_depend_on_later_steps(self, kind, per_step):
+    given = arrays(kind, per_step=per_step)
+    self.bind(kind, given['x'], given['y'], bidirectional=True)
+
+  def test_forecasts_of_what_follows_a_row_may_use_the_whole_row(self):
+    x = arrays('regression')['x']
+    for forecast in (None, True):
+      self.bind(
+          'regression', x[:, :-1], x[:, -1], forecast, bidirectional=True
+      )
+
+  @parameterized.parameters(
+      (dict(bidirectional=True), 'is for classifiers'),
+      (dict(layer='s5', layer_options=dict(bidirectional=True)), 'causal'),
+  )
+  def test_a_language_model_sees_no_next_token(self, fields, message):
+    dataset = data.load(dict(name='python_docs'), batch_size=4, seed=0)
+    small('language_modelling').bind(dataset)
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      small('language_modelling', **fields).bind(dataset)
 
 
 class KindsTest(parameterized.TestCase):

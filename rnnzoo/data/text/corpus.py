@@ -110,6 +110,7 @@ def load(
       vocab_size=len(vocabulary),
       vocabulary=vocabulary,
       per_step=True,
+      forecast=True,
       contiguous=config.contiguous,
       train=make_batches(tokens['train'], length, shard, seed),
       evaluation={

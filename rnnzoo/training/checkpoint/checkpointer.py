@@ -202,11 +202,6 @@ class Checkpointer:
     """Where the checkpoints lie."""
     return self._directory.path
 
-  @property
-  def bad_directory(self) -> epath.Path:
-    """Where damaged ones go."""
-    return self._directory.bad_path
-
   def all_steps(self) -> list[int]:
     """The saved steps in ascending order, one being written included."""
     return self._directory.all_steps()
@@ -235,10 +230,11 @@ class Checkpointer:
   ) -> tuple[int, Any, dict[str, Any]]:
     """Restores the latest checkpoint that is sound.
 
-    A damaged one is moved to `bad_directory` (not where `readonly`), a warning
-    says so, and the one before is tried. That does not depend on the sharding:
-    a state saved on 8 devices restores on one. Where float32 is asked for and
-    bfloat16 or float16 was saved, the array is widened.
+    A damaged one is moved to `bad_checkpoints`, next to `checkpoints` (not
+    where `readonly`), a warning says so, and the one before is tried. That does
+    not depend on the sharding: a state saved on 8 devices restores on one.
+    Where float32 is asked for and bfloat16 or float16 was saved, the array is
+    widened.
 
     Args:
       abstract_state: Arrays or `jax.ShapeDtypeStruct`s in the saved structure.

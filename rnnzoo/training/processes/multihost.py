@@ -25,8 +25,6 @@ HEARTBEAT_SECONDS = 20
 # All processes have to start within this time.
 START_SECONDS = 300
 
-_LOOPBACK = re.compile(r'(localhost|127\.[\d.]+|\[::1\])$')
-
 
 def initialize(
     coordinator_address: str | None = None,
