@@ -7,6 +7,12 @@ scikit-learn's 1,797 images in three parts, 60, 20 and 20 %, each with equally
 many of each digit. The accuracy on the second part chooses the checkpoint.
 Write `:min_gru` or another layer after the file; `--config.data.sequence=rows`
 reads rows of 8 pixels.
+
+Results (`experiments/results/images/digits`), the accuracy on the test part,
+mean of the seeds 0, 1 and 2 (`--config.seed`): LRU 98.5 % (98.05, 98.61, 98.89)
+and minGRU 98.1 % (98.33, 98.61, 97.49). A run takes 60 to 90 s on two CPU
+cores. No published number is known for this split. The nearest class centroid
+reaches 91.6 %.
 """
 
 from experiments.configs import default
@@ -17,6 +23,9 @@ OPTIONS = dict(
     lru=dict(r_min=0.9, r_max=0.999),
     min_gru=dict(expansion_factor=1.5),
 )
+# The gates of minGRU see one pixel each. The short convolution of its paper's
+# language models shows them four; without it, minGRU reads 54 to 83 %.
+CONV_KERNELS = dict(min_gru=4)
 
 
 def get_config(layer: str = 'lru'):
@@ -26,6 +35,7 @@ def get_config(layer: str = 'lru'):
       layer=layer, num_layers=2, features=64, norm='layer', mlp='geglu',
       mlp_factor=1, pooling='mean', dropout=0.1,
       layer_options=OPTIONS.get(layer, {}),
+      conv_kernel=CONV_KERNELS.get(layer, 0),
   ))
   default.use_data(config, 'digits')
   config.total_steps = 1500

@@ -18,6 +18,8 @@ OPTIONS = dict(
     lru=dict(r_min=0.9, r_max=0.999),
     min_gru=dict(expansion_factor=1.5),
 )
+# As in digits.py.
+CONV_KERNELS = dict(min_gru=4)
 
 
 def get_config(layer: str = 'min_gru'):
@@ -26,6 +28,7 @@ def get_config(layer: str = 'min_gru'):
   config.model = default.model(models.ModelConfig(
       layer=layer, num_layers=2, features=64, norm='layer', mlp='geglu',
       mlp_factor=1, pooling='mean', layer_options=OPTIONS.get(layer, {}),
+      conv_kernel=CONV_KERNELS.get(layer, 0),
   ))
   default.use_data(config, 'smnist')
   config.total_steps = 2000

@@ -13,10 +13,10 @@ norm, 256 characters, decay 0.1 (not on recurrent parameters), clip 1.
 split is evaluated once, at the end. `eval_nanogpt_validation_loss` is on the
 last 10 % of the text (both splits together), the number that others report.
 
-Result (`experiments/results/tiny_shakespeare`): 1.497 nats there, best at the
-last step; on TFDS's test split 1.570. 5,821,824 parameters; 5 s a step on two
-CPU cores, an hour if they do nothing else, 9 GB of memory. For comparison,
-nanoGPT's Transformer of 6 layers reaches 1.4697.
+Result (`experiments/results/language/tiny_shakespeare`): 1.497 nats there, best
+at the last step; on TFDS's test split 1.570. 5,821,824 parameters; 5 s a step
+on two CPU cores, an hour if they do nothing else, 9 GB of memory. For
+comparison, nanoGPT's Transformer of 6 layers reaches 1.4697.
 """
 
 from experiments.configs import default

@@ -6,6 +6,9 @@ r"""The adding problem: the sum of two marked numbers among 50 to 100.
 
 The task of Hochreiter and Schmidhuber (1997) with sequences of unequal lengths:
 padding is masked. Always answering 1 has a mean squared error of 1/6.
+
+Result (`experiments/results/synthetic/adding`): LRU has a mean squared error of
+0.0030 on the test part after 2,000 steps, which take 65 s on two CPU cores.
 """
 
 from experiments.configs import default

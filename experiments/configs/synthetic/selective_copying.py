@@ -9,9 +9,9 @@ The task of the Mamba and minRNN papers, at L = 256 and M = 8 (theirs: 4096 and
 steps at a constant 3e-4). Model as in arXiv 2410.01201: 3 layers of width 64,
 expansion 6, no convolution, no MLP. `eval_accuracy` counts single tokens.
 
-Result (`experiments/results/selective_copying`): all tokens of 1024 unseen
-sequences right, 227,136 parameters; 0.33 s a step on two CPU cores, 22 minutes
-if they do nothing else.
+Result (`experiments/results/synthetic/selective_copying`): all tokens of 1024
+unseen sequences right, 227,136 parameters; 0.33 s a step on two CPU cores, 22
+minutes if they do nothing else.
 """
 
 from experiments.configs import default
