@@ -24,13 +24,13 @@ def _open_missing_streams():
 
 
 def _say_interrupted(kind, error, trace):
-  """One line for Ctrl-C while imports go on; see cli/drivers.py for later."""
+  """Prints one line for Ctrl-C during imports; see cli/drivers.py for later."""
   if issubclass(kind, KeyboardInterrupt):
     print('Interrupted.', file=sys.stderr)
   else:
     sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv[0] == '-m':  # So Python says while it looks for the module to run.
+if sys.argv[0] == '-m':  # Python sets this while it looks for the module.
   _open_missing_streams()
   sys.excepthook = _say_interrupted

@@ -55,19 +55,19 @@ def main(argv):
 
 
 def run(module, words, count, devices, grace, log=None) -> int:
-  """Runs all to the end.
+  """Runs all processes to their end.
 
   Args:
-    module: The program.
+    module: The module to run.
     words: Its command line.
-    count: Number of processes.
-    devices: Virtual CPU devices of each; 0 for what JAX finds.
-    grace: Seconds between a failure and the end of all.
-    log: A file that takes a copy of what they print.
+    count: The number of processes.
+    devices: The number of virtual CPU devices of each; 0 for those of JAX.
+    grace: The seconds between a failure and the end of all processes.
+    log: A file for a copy of all output.
 
   Returns:
-    The first exit code that was not 0; `peers.LOST` only where there is none
-    else.
+    The first exit code that is not 0. `peers.LOST` counts only if no process
+    has another one.
   """
   address = f'127.0.0.1:{free_port()}'
   processes = [
@@ -118,7 +118,7 @@ def start(module, words, address, count, index, devices=0):
       ],
       env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, errors='replace',
-      # Ctrl-C reaches them from here, and once.
+      # Ctrl-C reaches them only through this process.
       start_new_session=True, preexec_fn=_die_with_parent,
   )
 
@@ -138,11 +138,11 @@ def free_port() -> int:
 
 def _pass_on(processes, signum):
   for process in processes:
-    process.send_signal(signum)  # Nothing, where it has ended.
+    process.send_signal(signum)  # Has no effect after the end.
 
 
 def _wait(processes, grace, say):
-  """Waits for all; returns the exit code, see `run`."""
+  """Waits for all processes; returns the exit code, see `run`."""
   code, end = 0, None
   running = dict(enumerate(processes))
   while running:

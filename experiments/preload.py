@@ -1,8 +1,8 @@
-"""What all command lines import, loaded once; see cli/processes.py."""
+"""Imports what all commands need, once for all; see cli/processes.py."""
 
 import warnings
 
-# Nothing runs here that a fork could disturb: no backend, no threads of JAX.
+# Nothing here prevents forks: JAX starts no backend and no threads.
 warnings.filterwarnings('ignore', message='os.fork')
 
 from experiments.cli import drivers as drivers  # noqa: E402

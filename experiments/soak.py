@@ -68,11 +68,11 @@ class Limit:
   """How much a quantity may grow in the second half of a run.
 
   Attributes:
-    title: Of its panel of the plot.
-    fixed: Whatever the length of the run.
-    each_step: More, for each step.
-    relative: Fraction of its median, instead.
-    each_save: More, for each checkpoint.
+    title: The title of its panel in the plot.
+    fixed: The limit for a run of any length.
+    each_step: What each step adds to the limit.
+    relative: If given, the limit is this fraction of the median.
+    each_save: What each checkpoint adds to the limit.
   """
 
   title: str
@@ -82,36 +82,36 @@ class Limit:
   each_save: float = 0.0
 
 
-# Growth is the slope of a line through the samples of the second half (Theil
-# and Sen's: half of the samples may lie anywhere) times its length.
+# Growth is the length of the second half times the slope of its samples (the
+# estimator of Theil and Sen, which ignores outliers).
 LIMITS = dict(
-    # The heap still settles by a few MiB, by what gets fragmented when; a line
-    # of the log kept in memory (some 300 bytes, every 10 steps) is 30 a step.
+    # Fragmentation moves the heap by a few MiB. A log line that stays in memory
+    # (300 bytes every 10 steps) would be 30 bytes a step.
     resident_mib=Limit('resident memory, MiB', 4.0, 10 / 2**20),
-    # These are the same at the same point of every round of log, evaluation and
-    # save; a checkpoint being written may hold some open just then.
+    # These repeat exactly with every log, evaluation and save, except that a
+    # checkpoint that is being written holds some of them.
     files=Limit('open files', 0.5),
     threads=Limit('threads', 0.5),
     arrays=Limit('arrays kept by JAX', 0.5),
-    # Caches of bounded size still fill up; two objects kept at every tenth
-    # step, when the log is written, would be 0.2 a step, and what TensorStore
-    # never frees 500 a save (rnnzoo/training/checkpoint/leaks.py avoids that).
+    # Caches of bounded size still fill up. If each log line left two objects,
+    # they would be 0.2 a step. TensorStore would leave 500 a save, which
+    # rnnzoo/training/checkpoint/leaks.py avoids.
     blocks=Limit('blocks allocated by Python', 1000, 0.02, each_save=2),
-    # Of a step in the loop over a bare one, in CPU time: by the clock it would
-    # tell what else the machine was doing. On a busy one a sample is still off
-    # by a quarter or more, and the line through a hundred of them by a tenth.
+    # A ratio of CPU times, because other programs change the time by the clock.
+    # On a busy machine a sample is still wrong by a quarter or more, and the
+    # line through a hundred samples by a tenth.
     slowness=Limit('step in the loop / bare step, CPU time', relative=0.25),
 )
 
-# Of a sample: the saves before it, times of a step of the loop and of a bare
-# one, and what is judged.
+# The fields of a sample: the saves before it, the seconds of a step in the loop
+# and of a bare step, and the quantities with limits.
 FIELDS = (
     'step', 'saves', 'seconds', 'cpu_seconds', 'bare_cpu_seconds', *LIMITS
 )
 
 
 def make_config(steps, samples, save_every):
-  """One layer of width 8 on 4 x 8 characters; evaluated every 10 samples."""
+  """Returns one layer of width 8 on 4 x 8 characters."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=1, features=8, conv_kernel=4
@@ -127,7 +127,7 @@ def make_config(steps, samples, save_every):
 
 
 class Sampler:
-  """An iterator over a task's batches that now and then looks around."""
+  """An iterator over batches that takes a sample from time to time."""
 
   def __init__(self, task, dataset, config, samples):
     self._save_every = config.save_every
@@ -135,18 +135,18 @@ class Sampler:
     self._mesh = sharding.make_mesh(config.mesh)
     self._program = program_lib.make_program(task, config, self._mesh)
     self._dataset = dataset
-    # Filled in place, so that the samples are none of the growth they find.
+    # Allocated at once, because samples must not add to the growth.
     self._table = np.zeros((samples + 1, len(FIELDS)))
     self._count = 0
 
   @property
   def samples(self):
-    """A dictionary a sample, with FIELDS."""
+    """A dictionary with FIELDS for each sample."""
     rows = self._table[: self._count].tolist()
     return [dict(zip(FIELDS, row)) for row in rows]
 
   def iterator(self, start):
-    """The batches; closing it closes what it reads."""
+    """Yields the batches; closing it closes the iterator that it reads."""
     with contextlib.closing(self._dataset.train_iterator(start)) as batches:
       self._state = jax.jit(
           self._program.make_state, out_shardings=self._program.shardings
@@ -164,7 +164,7 @@ class Sampler:
     placed = sharding.global_batch(self._mesh, batch)
     bare = min(self._time_bare(placed, 20) for _ in range(3))
     if not self._count:
-      gc.freeze()  # Modules: looking through them again takes long.
+      gc.freeze()  # Searching all modules each time would take long.
     gc.collect()
     sample = dict(
         step=step,
@@ -218,14 +218,14 @@ def soak(task, dataset, config, samples):
 
 
 def growth(samples, name):
-  """Returns by how much a quantity grows over the samples.
+  """Returns the growth of a quantity over the samples.
 
   >>> growth([dict(step=s, files=9 + (s == 7)) for s in range(10)], 'files')
   0.0
 
   Args:
     samples: From `Sampler`.
-    name: Of the quantity.
+    name: The name of the quantity.
   """
   slopes = [
       (b[name] - a[name]) / (b['step'] - a['step'])
@@ -235,7 +235,7 @@ def growth(samples, name):
 
 
 def judge(samples):
-  """Returns a row for each limit: the growth, what is allowed, and `flat`."""
+  """Returns a row for each limit: the growth, the limit, and `flat`."""
   half = samples[len(samples) // 2 :]
   steps, saves = (
       int(half[-1][key] - half[0][key]) for key in ('step', 'saves')

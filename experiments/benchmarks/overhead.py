@@ -61,7 +61,7 @@ _COLUMNS = {
 
 
 def make_config(rounds, steps, num_layers):
-  """Width 16 on 4 x 8 characters; all else as in the defaults."""
+  """Returns a config of width 16 on 4 x 8 characters."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=num_layers, features=16, conv_kernel=4
@@ -77,7 +77,7 @@ def make_config(rounds, steps, num_layers):
 
 
 class Rounds:
-  """An iterator over batches that measures what goes on around it.
+  """An iterator over batches that times the loop that reads them.
 
   Attributes:
     seconds: For each name `[rounds, 2]`, the seconds of a segment by the clock
@@ -94,7 +94,7 @@ class Rounds:
     }
 
   def iterator(self, start):
-    """The batches; closing it closes what it reads."""
+    """Yields the batches; closing it closes the iterator that it reads."""
     with contextlib.closing(self._dataset.train_iterator(start)) as batches:
       program = self._program
       self._state = jax.jit(

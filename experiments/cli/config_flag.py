@@ -28,7 +28,7 @@ from rnnzoo import tasks as tasks_lib
 
 
 class Exports(NamedTuple):
-  """What a config file brings beside `get_config`, all by name."""
+  """The dictionaries that a config file may define beside `get_config`."""
 
   layers: Mapping[str, Callable[..., Any]] | None = None
   datasets: Mapping[str, data.Definition] | None = None
@@ -39,12 +39,12 @@ NO_EXPORTS = Exports()
 
 
 class ConfigFlag:
-  """The flag `--config`; its attributes are set when flags are parsed.
+  """The value of `--config`, which is set when the flags are parsed.
 
   Attributes:
     filename: The path of the config file; `None` if the flag was not given.
     value: The config, overrides applied; `None` likewise.
-    exports: What the file exports.
+    exports: The exports of the file.
   """
 
   def __init__(self):
@@ -53,7 +53,7 @@ class ConfigFlag:
   def take(self, argv: list[str]) -> list[str]:
     """Reads the config file; returns `argv` without `--config=FILE`.
 
-    The flags `--config.FIELD` are left for absl, which knows them from now on.
+    absl parses the flags `--config.FIELD` later; they are defined here.
 
     Raises:
       UserError: If the file or a field is wrong.
@@ -75,7 +75,7 @@ class ConfigFlag:
     return argv
 
   def read(self) -> None:
-    """Takes over the value, once absl has parsed the overrides."""
+    """Sets the value, after absl has parsed the overrides."""
     if self.filename:
       self.value = self._holder.value
 
@@ -85,7 +85,7 @@ _DEFINED = []
 
 
 def define() -> ConfigFlag:
-  """Defines the flag for this program; returns where its value will be."""
+  """Defines the flag for this program; parsing sets its value."""
   _DEFINED.append(True)
   return _FLAG
 
@@ -100,10 +100,10 @@ def parse(argv: list[str], parse_rest: Callable[[list[str]], Any]):
 
   Args:
     argv: The command line.
-    parse_rest: Parses what is left, as `flags.FLAGS` does.
+    parse_rest: Parses the remaining words, like `flags.FLAGS`.
 
   Returns:
-    What `parse_rest` returned.
+    The result of `parse_rest`.
   """
   if not _DEFINED:
     return parse_rest(argv)
@@ -197,7 +197,7 @@ def _check_fields(config, overrides):
   for field in overrides:
     if field in known:
       continue
-    # absl knows no fields within a dictionary of options but those it has.
+    # absl knows only those options in a dictionary that have a value.
     parent, _, name = field.rpartition('.')
     hint = ''
     if parent in known and parent.endswith('options'):

@@ -1,4 +1,4 @@
-"""What all command lines share: exit codes, one-line errors, config files."""
+"""Runs a command: flags, exit codes, errors in one line."""
 
 import contextlib
 import os
@@ -16,7 +16,8 @@ from rnnzoo.training import memory
 from rnnzoo.training.processes import peers
 from rnnzoo.training.processes import signals
 
-flags.disclaim_key_flags()  # Flags belong to the modules that call this one.
+# A flag that is defined here belongs to the module that calls this one.
+flags.disclaim_key_flags()
 
 
 class _PathParser(flags.ArgumentParser):
@@ -38,10 +39,10 @@ def define_path(name, default, help_text):
 
 
 def run(main):
-  """Runs an absl `main`; what a user can put right is one line on stderr.
+  """Runs an absl `main`; an error that the user can correct is one line.
 
-  The exit code is then 2 for a command line that is wrong in itself and 1 for
-  everything else. A run that a signal stopped has the code a shell would give.
+  The line goes to stderr. The exit code is then 2 for a wrong command line and
+  1 for everything else. After a signal it is that of a shell, 128 + signal.
   """
   logs.set_up()
 
@@ -67,7 +68,7 @@ def check_usage(argv, **required):
 
 @contextlib.contextmanager
 def _readable_errors():
-  """Prints a line instead of a traceback, where the user is the one to act."""
+  """Prints a line instead of a traceback for errors that users can correct."""
   try:
     yield
   except (app.UsageError, flags.Error) as error:
@@ -75,7 +76,7 @@ def _readable_errors():
   except errors.UserError as error:
     _exit(1, f'Error: {error}')
   except signals.Interrupted as stopped:
-    # All processes of a run stop after the same step, and one says so.
+    # All processes of a run stop after the same step, and one reports it.
     if hosts.is_first():
       with contextlib.suppress(OSError):  # The terminal may be gone: SIGHUP.
         print(_line(stopped), file=sys.stderr, flush=True)
@@ -84,7 +85,7 @@ def _readable_errors():
   except KeyboardInterrupt:
     _exit(130, 'Interrupted.')
   except BrokenPipeError:
-    # As of `| head`. The interpreter would complain when it flushes.
+    # The reader, such as `head`, has ended. Flushing at exit would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except OSError as error:  # A full disk, missing permissions.
@@ -106,7 +107,7 @@ def _line(message):
 
 
 def _parse_flags(argv):
-  """Parses flags as absl does, with its complaints in one line."""
+  """Parses flags like absl, with errors in one line; prints the help."""
   # In place of the flag of absl, which knows no config.
   flags.DEFINE_bool(
       'help', False, 'Show this help.', short_name='h', allow_override=True

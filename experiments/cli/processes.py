@@ -1,7 +1,7 @@
-"""Command lines as processes of their own, quickly.
+"""Starts commands as processes, without the seconds that importing JAX takes.
 
-Each is a fork of a server process that has imported everything, which saves the
-seconds that importing JAX takes; what runs then is `python -m MODULE WORDS`.
+A server process imports everything once. Each command is a fork of the server
+and runs like `python -m MODULE WORDS`.
 """
 
 import multiprocessing
@@ -19,12 +19,12 @@ def start(
   """Starts `python -m module words`.
 
   Args:
-    module: Its dotted name.
+    module: The dotted name of the module.
     *words: Its command line.
-    stdout: Path of the file that what it prints is appended to.
-    stderr: Likewise.
-    devices: Number of virtual CPU devices.
-    cwd: The directory it runs in.
+    stdout: The path of the file to which its output is appended.
+    stderr: The same for its errors.
+    devices: The number of virtual CPU devices.
+    cwd: The directory that it runs in.
     xla_flags: Further flags of XLA.
 
   Returns:
@@ -39,7 +39,7 @@ def start(
 
 
 def _run(words, paths, devices, cwd, xla_flags):
-  """Becomes the command."""
+  """Runs the command in the forked process."""
   for number, path in zip((1, 2), paths):
     file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     os.dup2(file, number)

@@ -1,4 +1,4 @@
-"""Text from the model of a run, for generate.py and for the end of train.py."""
+"""Samples text from the model of a run, for generate.py and train.py."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from rnnzoo.training import files
 
 
 def check_text(run: restoring.Run):
-  """Raises `UserValueError` if the run is not of a text."""
+  """Raises `UserValueError` unless the model was trained on a text."""
   if run.vocabulary is None:
     raise errors.UserValueError(
         f'This run is of {run.config["data"]["name"]}, which has no text: its '
@@ -20,7 +20,7 @@ def check_text(run: restoring.Run):
 
 
 def start_of_text(run: restoring.Run) -> str:
-  """What to begin with where nobody says: a new line, if the text has any."""
+  """Returns the default prompt: a new line, if the vocabulary has it."""
   vocabulary = run.vocabulary
   if vocabulary.level == 'byte' or '\n' in vocabulary.symbols:
     return '\n'
@@ -50,14 +50,14 @@ def continuations(
   """Continues several prompts in one batch.
 
   Args:
-    run: The model.
-    prompts: A text each.
-    seed: Of the random choices.
-    length: How many tokens to add.
-    sampling: How to choose them.
+    run: The restored run.
+    prompts: The texts to continue.
+    seed: The seed of the random choices.
+    length: The number of tokens to add.
+    sampling: How tokens are chosen.
 
   Returns:
-    What was added to each prompt.
+    The continuation of each prompt, without the prompt.
   """
   tokens, mask = encode(run, prompts)
   rows = generation.generate(
@@ -75,7 +75,7 @@ def pieces(
     length: int,
     sampling: generation.Sampling,
 ) -> Iterator[str]:
-  """Continues one prompt, giving each character once it is complete."""
+  """Continues one prompt; yields each character as soon as it is complete."""
   tokens, mask = encode(run, [prompt])
   rows = generation.stream(
       run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
@@ -94,7 +94,7 @@ def pieces(
 def write_sample(
     run: restoring.Run, workdir, characters: int, seed: int
 ) -> str:
-  """Writes so many characters of the model's text to `sample.txt`."""
+  """Writes a text of so many characters to `sample.txt`."""
   # A character has up to four bytes.
   length = characters * (4 if run.vocabulary.level == 'byte' else 1)
   (text,) = continuations(

@@ -1,4 +1,4 @@
-"""From a config to its task and its data."""
+"""Builds the task of a config and loads its data."""
 
 import json
 import pathlib
@@ -67,11 +67,11 @@ def make_task(
 
 
 def task_of(config, kind: str, exports: Exports = NO_EXPORTS) -> tasks_lib.Task:
-  """Returns the task of a config, without the sizes that data decides.
+  """Returns the task of a config, without the sizes that the data sets.
 
   Args:
     config: A resolved config.
-    kind: The kind that the data set is made for; `config.task` goes first.
+    kind: The kind that the data set is for; `config.task` wins if it is set.
     exports: What the config file brings.
   """
   kind = tasks_lib.find(config.task or kind, exports.tasks)
@@ -79,7 +79,7 @@ def task_of(config, kind: str, exports: Exports = NO_EXPORTS) -> tasks_lib.Task:
 
 
 def load_data(config, exports: Exports = NO_EXPORTS, **shard):
-  """Loads the data of a config. A smoke run makes up data that is missing.
+  """Loads the data of a config. A smoke run generates data that is missing.
 
   Raises:
     UserError: If the data is missing or wrong.
@@ -128,10 +128,10 @@ def open_workdir(
 
 
 def of_run(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
-  """Returns the config of a run, which may be older than some fields.
+  """Returns the config of a run, with the fields that it is too old to have.
 
   Args:
-    config: As the checkpoint recorded it.
+    config: The config in the checkpoint.
     exports: What the config file of the run brings.
 
   Raises:

@@ -1,10 +1,10 @@
-"""Data sets and tasks of which some methods are ours, to look into a run."""
+"""Replaces methods of data sets and tasks, to observe a run."""
 
 import copy
 
 
 def replaced(frozen, **methods):
-  """Returns a copy of a data set or a task with other methods.
+  """Returns a copy of a data set or a task with some methods replaced.
 
   Args:
     frozen: A `rnnzoo.data.Dataset` or a `rnnzoo.tasks.Task`.

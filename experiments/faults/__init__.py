@@ -1,1 +1,1 @@
-"""Faults done to real training runs, and what they cost; see __main__.py."""
+"""Injects faults into real training runs; see __main__.py."""

@@ -33,7 +33,7 @@ from experiments.faults import stops
 import jax
 from rnnzoo.training import files
 
-# What is done, by name: `(directory, short) -> iterable of runs.Outcome`.
+# Faults by name: `(directory, short) -> iterable of runs.Outcome`.
 FAULTS = {
     'kill': lambda d, short: kills.kill_at_random(
         d, count=3 if short else 30, steps=100 if short else 400
@@ -51,7 +51,7 @@ FAULTS = {
     'reader': lambda d, short: reader.restore_beside(d, short=short),
     'devices': lambda d, short: elastic.resume(d, short=short),
 }
-# Of the others there are tests besides, see tests/experiments.
+# The tests of the other faults are in tests/experiments.
 SHORT = ('kill', 'checkpoint', 'disk', 'records')
 
 _HEADER = """# What is lost when
@@ -107,7 +107,7 @@ def _row(outcome):
 
 if __name__ == '__main__':
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  # What killed processes leave is cleared away, and said at length.
+  # Python warns at length of what killed processes leave behind.
   os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')
   flags.DEFINE_bool('short', False, 'Inject a few faults only; takes a minute.')
   flags.DEFINE_list(

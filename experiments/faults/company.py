@@ -1,4 +1,4 @@
-"""What runs do to one another, and processes of one run."""
+"""Two runs in one workdir, and two processes of one run."""
 
 import time
 
@@ -9,8 +9,8 @@ MINUTE = 60
 
 
 def two_runs(directory):
-  """Starts a second run where one trains; yields an `Outcome`."""
-  steps = 400  # So that the first is still there.
+  """Starts a second run in a workdir that is in use; yields an `Outcome`."""
+  steps = 400  # The first run must still be running.
   whole, workdir = directory / 'whole', directory / 'shared'
   runs.finish(whole, total_steps=steps)
   first = runs.Run(workdir, total_steps=steps)
@@ -19,7 +19,7 @@ def two_runs(directory):
   problems = []
   if second.code != 1 or 'Another run' not in second.last_line():
     problems.append(f'the second: {second.code}, {second.last_line()}')
-  # A lock of a process that is dead is none.
+  # The lock of a dead process does not count.
   first.end()
   last = runs.finish(workdir, total_steps=steps)
   if not last.first_step():
@@ -36,7 +36,7 @@ def two_runs(directory):
 
 
 def one_of_two(directory):
-  """Kills one process of a run of two, each in turn; yields `Outcome`s."""
+  """Kills each of the two processes of a run in turn; yields `Outcome`s."""
   whole, steps = directory / 'whole', 60
   for run in _start_two(whole, steps):
     if run.wait().code:

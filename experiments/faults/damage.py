@@ -1,4 +1,4 @@
-"""Damaged files: of checkpoints, of the run's records, of the data."""
+"""Damages the files of checkpoints; other faults use the same functions."""
 
 import os
 import random
@@ -7,7 +7,7 @@ import shutil
 
 from experiments.faults import runs
 
-SHORT = (  # What the short form tries: (damage, kind of file).
+SHORT = (  # Pairs (damage, kind of file) of `--short`.
     ('flipped bit', 'state/ocdbt.process_0/d/*'),
     ('missing', 'state/manifest.ocdbt'),
     ('truncated', 'meta/metadata'),
@@ -16,7 +16,7 @@ SHORT = (  # What the short form tries: (damage, kind of file).
 
 def flip_bit(path, draw):
   data = bytearray(path.read_bytes())
-  used = [i for i, byte in enumerate(data) if byte]  # The rest may be padding.
+  used = [i for i, byte in enumerate(data) if byte]  # A zero may be padding.
   data[draw.choice(used)] ^= 1 << draw.randrange(8)
   path.write_bytes(data)
 
@@ -39,7 +39,8 @@ def damage_checkpoints(directory, *, short, seed=0):
   stopped, whole = directory / 'stopped', directory / 'whole'
   last = 3 * runs.SAVE_EVERY
   total = last + runs.SAVE_EVERY
-  settings = dict(eval_every=runs.SAVE_EVERY)  # The end is no other step.
+  # The last step is then evaluated like all others.
+  settings = dict(eval_every=runs.SAVE_EVERY)
   runs.finish(stopped, total_steps=last, **settings)
   runs.finish(whole, total_steps=total, **settings)
   kinds = _kinds_of_files(stopped / 'checkpoints' / str(last))

@@ -1,4 +1,4 @@
-"""A data set with a damaged shard, and a config that was half written."""
+"""Damages a shard of a data set, and cuts a config in half."""
 
 import os
 import random
@@ -12,7 +12,7 @@ STEPS = 2 * runs.SAVE_EVERY
 
 
 def damage_shards(directory, *, short, seed=0):
-  """Damages the training shard in each way; yields `Outcome`s."""
+  """Damages the training shard in every way; yields `Outcome`s."""
   draw = random.Random(seed)
   sound = directory / 'data'
   _prepare(sound)
@@ -36,7 +36,7 @@ def damage_shards(directory, *, short, seed=0):
     change(shard, draw)
     run = runs.Run(workdir, data__data_dir=data, **settings).wait()
     problems, said = [], run.last_line()
-    if run.code == 0:  # Unless the bit does not matter.
+    if run.code == 0:  # The bit may not matter.
       problems = runs.differences(workdir, whole)
       said = 'the bit is one that nobody reads.'
     elif run.code != 1 or not said.startswith('Error: '):
@@ -76,7 +76,7 @@ def half_a_config(directory):
 
 
 def _prepare(data_dir):
-  """Makes a data set of the licence, as the real one is made of its text."""
-  # Its file is to be larger than the padding that array_record adds.
+  """Prepares the text of the licence like the real data set."""
+  # The file must be larger than the padding that array_record adds.
   text = (runs.ROOT / runs.SETTINGS['data.path']).read_text() * 9
   tiny_shakespeare.prepare_fixture(data_dir, text)

@@ -1,4 +1,4 @@
-"""A disk that is full for a while."""
+"""Fills the disk for a while, or for good."""
 
 import contextlib
 import pathlib
@@ -7,12 +7,12 @@ import subprocess
 
 from experiments.faults import runs
 
-STEPS = 200  # Enough that the disk can be emptied while it trains.
+STEPS = 200  # Enough to empty the disk while the run trains.
 FULL = 'Cannot save checkpoint'
 
 
 def fill(directory, *, short):
-  """Lets saves fail for a while, and for good; yields `Outcome`s."""
+  """Makes saves fail for a while, and for good; yields `Outcome`s."""
   whole = directory / 'whole'
   runs.finish(whole, total_steps=STEPS)
   with _small_disk(directory / 'disk') as disk:
@@ -22,7 +22,7 @@ def fill(directory, *, short):
 
 
 def _ways(disk, directory):
-  """How to make a disk full and empty, in words too, and where it is."""
+  """Returns functions that fill and empty the disk, their name, its path."""
   if disk is None:
     return _limit, _unlimit, 'no file beyond 8 kB', directory
   return _fill_up, _empty, 'a tmpfs of 8 MB', disk
@@ -83,7 +83,7 @@ def _for_good(disk, directory, whole):
 
 @contextlib.contextmanager
 def _small_disk(path):
-  """Mounts a file system of 8 MB, or gives `None` where that is not allowed."""
+  """Mounts a file system of 8 MB; yields `None` where this is not allowed."""
   path.mkdir()
   try:
     subprocess.run(
@@ -100,7 +100,7 @@ def _small_disk(path):
 
 
 def _fill_up(run, disk):
-  """Leaves room for some lines, not for a checkpoint."""
+  """Leaves room for some lines of text, but not for a checkpoint."""
   del run
   filler = pathlib.Path(disk) / 'filler'
   with open(filler, 'wb', buffering=0) as file:
@@ -116,7 +116,7 @@ def _empty(run, disk):
 
 
 def _limit(run, disk):
-  """Any write of a file beyond 8 kB fails, as of a process with a quota."""
+  """Makes the process fail to write files larger than 8 kB, as a quota does."""
   del disk
   _, hard = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
   resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (8192, hard))

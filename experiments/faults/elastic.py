@@ -1,4 +1,4 @@
-"""Runs that go on on another number of devices than they were killed on."""
+"""Resumes runs with another number of devices than they were killed with."""
 
 import shutil
 
@@ -50,7 +50,7 @@ def resume(directory, *, short):
 
 
 def _start(workdir, devices):
-  # Beside the workdir, so that a copy begins with none.
+  # The record is outside of the workdir, so that a copy starts without it.
   return runs.Run(
       workdir, inject=f'batches={_record(workdir)}', devices=devices,
       total_steps=STEPS, model__dropout=0.0,
@@ -62,13 +62,13 @@ def _record(workdir):
 
 
 def _batches(workdir):
-  """Digests by step, of the steps that this process read and trained on."""
+  """Returns the digests of the batches that a process read, by step."""
   lines = [line.split() for line in _record(workdir).read_text().splitlines()]
   return {int(step): digest for step, digest in lines}
 
 
 def _difference(workdir, whole):
-  """The largest relative difference of a loss."""
+  """Returns the largest relative difference between two losses."""
   here, there = (
       runs.metrics(w, 'train_loss') for w in (workdir, whole)
   )

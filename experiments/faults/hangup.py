@@ -1,4 +1,4 @@
-"""A terminal that is closed, and an end that comes while the curve is drawn."""
+"""Closes the terminal, and kills a run while its curve is drawn."""
 
 import signal
 
@@ -7,7 +7,7 @@ from experiments.faults import stops
 
 
 def hang_up(directory, *, short):
-  """Sends SIGHUP in a step, and kills a run that plots; yields `Outcome`s."""
+  """Sends SIGHUP during a step, kills a run that plots; yields `Outcome`s."""
   whole = directory / 'whole'
   runs.finish(whole)
   yield _close_terminal(directory / 'closed', whole)

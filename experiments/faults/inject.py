@@ -1,13 +1,13 @@
-"""Trains with something wrong put into the program.
+"""Trains with an error that is injected into the program.
 
   python -m experiments.faults.inject loss=7 WORDS
 
-is `python -m experiments.train WORDS` in which the batch of step 7 gives a loss
-that is not a number. `gradient=7` changes only the gradient, `row=7` one row of
-the batch, `slow_evaluation=9` makes each evaluation take that many seconds,
-`slow_plot=9` does so to the drawing of the curve, and `batches=FILE` appends
-each step and the digest of its batch to a file. Nothing of this is in the
-program itself: it is replaced from outside.
+runs `python -m experiments.train WORDS`, and the loss of step 7 is not a
+number. `gradient=7` changes only the gradient, `row=7` one row of the batch.
+`slow_evaluation=9` makes each evaluation take 9 seconds, `slow_plot=9` the
+drawing of the curve. `batches=FILE` appends each step and the digest of its
+batch to a file. The program itself has none of this: functions are replaced
+before it starts.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from rnnzoo.training import metrics
 
 
 def poison(kind, bad_step):
-  """Makes the result of one step not finite."""
+  """Makes the loss or the gradient of one step NaN."""
   train_iterator = pipeline.Dataset.train_iterator
   loss_of = base.Task.loss_fn
 
@@ -58,7 +58,7 @@ def poison(kind, bad_step):
 
 @jax.custom_vjp
 def _poison_gradient(total, poison):
-  """Returns `total`, with `poison` added to what its gradient is taken from."""
+  """Returns `total` and adds `poison` to its gradient."""
   del poison
   return total
 
@@ -70,9 +70,9 @@ _poison_gradient.defvjp(
 
 
 def slow_evaluation(seconds):
-  """Lets each evaluation take this long, a batch a second.
+  """Makes each evaluation take so many seconds.
 
-  Between the batches that there are come such as count for nothing.
+  Each batch is repeated, one copy per second, with a mask that excludes it.
   """
   batches_of = pipeline.Dataset.eval_batches
 
@@ -88,7 +88,7 @@ def slow_evaluation(seconds):
 
 
 def slow_plot(seconds):
-  """Lets the curve take this long, before it is drawn."""
+  """Makes the drawing of the curve take so many seconds."""
   plot_curves = metrics.plot_curves
 
   def slow_curves(workdir):
@@ -99,7 +99,7 @@ def slow_plot(seconds):
 
 
 def record_batches(path):
-  """Writes down what each step trains on."""
+  """Writes the digest of the batch of each step to a file."""
   train_iterator = pipeline.Dataset.train_iterator
 
   def recorded_iterator(self, start_step=1):

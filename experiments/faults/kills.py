@@ -1,4 +1,4 @@
-"""`kill -9` at any moment."""
+"""Kills runs with `kill -9` at random moments."""
 
 import random
 import signal
@@ -8,16 +8,17 @@ from experiments.faults import runs
 
 
 def kill_at_random(directory, *, count, steps, seed=0):
-  """Kills one run again and again; compares it with one that was left alone.
+  """Kills one run again and again; compares it with a run without a fault.
 
-  Each life ends at a random moment of one of three kinds: of the whole process,
-  its start included; of the training; while a checkpoint is being written.
+  The random moments are of three kinds in turn: in the whole life of the
+  process, its start included; during training; while a checkpoint is being
+  written.
 
   Args:
-    directory: Where to work.
-    count: How often to kill.
-    steps: Length of a run; when it is done another one begins.
-    seed: Of the moments.
+    directory: An empty directory.
+    count: The number of kills.
+    steps: The number of steps of a run. When a run ends, another one starts.
+    seed: The seed of the moments.
 
   Yields:
     An `Outcome`.
@@ -56,7 +57,7 @@ def kill_at_random(directory, *, count, steps, seed=0):
       lost = reached - durable
       most = max(most, lost)
       longest_save = max(longest_save, lost - runs.SAVE_EVERY)
-      # A save begins when the one before is done.
+      # A save starts only after the one before has ended.
       if lost > 2 * runs.SAVE_EVERY:
         problems.append(f'{lost} steps lost at {reached}')
       written = runs.results(workdir)
@@ -108,7 +109,7 @@ def _wait_for_moment(run, kind, draw):
   if kind == 'training':
     run.wait_until(_after(draw.uniform(0, 0.5)))
     return
-  for _ in range(draw.randint(1, 4)):  # The first is not like the others.
+  for _ in range(draw.randint(1, 4)):  # The first save is unlike the others.
     run.wait_until(lambda: not runs.is_saving(run.workdir))
     run.wait_until(lambda: runs.is_saving(run.workdir))
   run.wait_until(_after(draw.uniform(0, 0.08)))
@@ -120,5 +121,5 @@ def _after(seconds):
 
 
 def _is_part(values, whole):
-  """Whether these results are those, some perhaps not yet written."""
+  """Returns whether all results that are written are those of the whole run."""
   return all(v is None or v == w for v, w in zip(values, whole))

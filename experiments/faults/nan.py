@@ -1,4 +1,4 @@
-"""Numbers that are not numbers: what each policy makes of them."""
+"""Injects NaN into training, under each policy of `on_nan`."""
 
 import math
 
@@ -14,7 +14,7 @@ KINDS = {
 
 
 def poison(directory, *, short):
-  """Spoils one step in each way, under each policy; yields `Outcome`s."""
+  """Injects NaN into one step, in every way and policy; yields `Outcome`s."""
   whole = directory / 'whole'
   runs.finish(whole, total_steps=STEPS)
   cases = [(kind, policy) for kind in KINDS for policy in POLICIES]
@@ -25,7 +25,7 @@ def poison(directory, *, short):
     run = runs.Run(
         workdir, inject=f'{kind}={BAD}', on_nan=policy, total_steps=STEPS,
     ).wait()
-    # What came before is not touched.
+    # The steps before have the same results.
     before, expected = runs.results(workdir), runs.results(whole)
     good = 2 * runs.SAVE_EVERY
     problems = [
@@ -40,7 +40,7 @@ def poison(directory, *, short):
 
 
 def _stop(run, whole, problems):
-  """The run ended, and goes on without the fault as if nothing had been."""
+  """The run must stop, and resume without the fault as if it had never been."""
   if run.code != 1 or 'not finite' not in run.last_line():
     problems.append(f'exit code {run.code}: {run.last_line()}')
   runs.finish(run.workdir, on_nan='stop', total_steps=STEPS)
@@ -49,7 +49,7 @@ def _stop(run, whole, problems):
 
 
 def _skip(run, whole, problems):
-  """The run did everything but one update."""
+  """The run must make all updates except one."""
   del whole
   _check_the_end(run, problems)
   skipped = runs.metrics(run.workdir, 'skipped_steps')[STEPS][0]
@@ -59,7 +59,7 @@ def _skip(run, whole, problems):
 
 
 def _rollback(run, whole, problems):
-  """The run went back and passed by the bad batch at half the rate."""
+  """The run must go back and leave out the bad batch, at half the rate."""
   del whole
   _check_the_end(run, problems)
   left_out = BAD - 2 * runs.SAVE_EVERY

@@ -1,4 +1,4 @@
-"""A model that is restored again and again while its run saves every step."""
+"""Restores a model again and again while its run saves every step."""
 
 import time
 

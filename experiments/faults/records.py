@@ -1,19 +1,20 @@
-"""Damaged records: the config, the metrics, the summary, metadata, the lock."""
+"""Damages the records of a run: config, metrics, summary, metadata, lock."""
 
 import json
 import shutil
 
 from experiments.faults import runs
 
-STEPS = 2 * runs.SAVE_EVERY  # Of the run whose records are damaged.
+STEPS = 2 * runs.SAVE_EVERY  # The length of the run with damaged records.
 TOTAL = STEPS + runs.SAVE_EVERY
 BRACKETS = b'[' * 100_000
-SETTINGS = dict(eval_every=runs.SAVE_EVERY)  # The end is no other step.
+# The last step is then evaluated like all others.
+SETTINGS = dict(eval_every=runs.SAVE_EVERY)
 METADATA = f'checkpoints/{STEPS}/meta/metadata'
 
 
 def _change(**values):
-  """Returns a damage of the last line that changes some of its values."""
+  """Returns a function that changes values in the last line of a file."""
 
   def change(data):
     *lines, last = data.splitlines(keepends=True)
@@ -24,7 +25,8 @@ def _change(**values):
   return change
 
 
-# By record and name: what a damage makes of the content, `None` for no file.
+# Functions from the content of a record to the damaged content, by record and
+# name of the damage; `None` means no file.
 DAMAGES = {
     'config.json': {
         'invalid UTF-8': lambda data: data.replace(b'e', b'\xe5', 1),
@@ -62,13 +64,13 @@ DAMAGES = {
         'invalid UTF-8': lambda data: data.replace(b'e', b'\xe5', 1),
     },
 }
-SHORT = (  # What the short form tries.
+SHORT = (  # The damages of `--short`.
     ('metrics.jsonl', 'missing'), (METADATA, '100,000 brackets'),
 )
 
 
 def damage_records(directory, *, short):
-  """Damages each record of a run in each way; yields `Outcome`s."""
+  """Damages each record of a run in every way; yields `Outcome`s."""
   stopped, whole = directory / 'stopped', directory / 'whole'
   runs.finish(stopped, total_steps=STEPS, **SETTINGS)
   runs.finish(whole, total_steps=TOTAL, **SETTINGS)
@@ -101,7 +103,7 @@ def damage_records(directory, *, short):
 
 
 def _check_config(run, whole):
-  """The run refuses in one line, and goes on without the file."""
+  """The run must stop with one line, and resume without the file."""
   said, problems = run.last_line(), []
   if run.code != 1 or not said.startswith('Error: ') or (
       'config.json' not in said
@@ -129,7 +131,7 @@ def _check_summary(run, whole):
 
 
 def _check_metadata(run, whole):
-  """The checkpoint is put aside and the one before restored."""
+  """The run must move the checkpoint away and restore the one before."""
   problems = _check_end(run, whole, STEPS - runs.SAVE_EVERY, every_line=True)
   if not (run.workdir / 'bad_checkpoints' / str(STEPS)).exists():
     problems.append('was not put aside')
@@ -157,7 +159,7 @@ _CHECKS = {
 
 
 def _check_end(run, whole, first, *, every_line=False):
-  """Says where a run differs from what was to come after step `first`."""
+  """Returns how a run differs from the whole one after step `first`."""
   if run.code:
     return [f'exit code {run.code}: {run.last_line()}']
   problems = []
@@ -175,7 +177,7 @@ def _check_end(run, whole, first, *, every_line=False):
 
 
 def _garbage_in_a_lock(workdir):
-  """Puts garbage into the lock of a run that trains, and starts another."""
+  """Writes garbage to the lock of a running run, and starts a second one."""
   first = runs.Run(workdir, total_steps=400)
   first.wait_until(lambda: runs.saved_steps(workdir))
   (workdir / '.lock').write_bytes(b'\xff\xfe\n' * 1000)

@@ -1,4 +1,4 @@
-"""Training runs as processes of their own, to be watched and harmed."""
+"""Training runs in processes of their own, to be observed and disturbed."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from experiments.cli import processes
 ROOT = pathlib.Path(__file__).parents[2]
 SAVE_EVERY = 4
 
-# A model that trains in a second, on the text of the licence.
+# A model that trains in a second on the text of the licence.
 SETTINGS = {
     'model.layer': 'min_gru',
     'model.num_layers': 2,
@@ -26,7 +26,7 @@ SETTINGS = {
     'data.path': 'LICENSE',
     'data.sequence_length': 32,
     'batch_size': 8,
-    # So that a shorter run is the beginning of a longer one.
+    # A shorter run is then the start of a longer one.
     'optimizer.schedule': 'constant',
     'optimizer.warmup_steps': 0,
     'total_steps': 48,
@@ -36,7 +36,7 @@ SETTINGS = {
     'tensorboard': False,
 }
 
-_LOGS = tempfile.TemporaryDirectory()  # Not in workdirs: their disk gets full.
+_LOGS = tempfile.TemporaryDirectory()  # The disk of the workdirs gets full.
 _count = itertools.count()
 
 
@@ -45,10 +45,10 @@ class Outcome:
   """One line of the table.
 
   Attributes:
-    fault: What was done.
-    happened: What the run did and said.
-    lost: What was lost, `'nothing'` where nothing was.
-    ok: Whether no more was lost than may be.
+    fault: The fault.
+    happened: What the run did and printed.
+    lost: What was lost; `'nothing'` if nothing was.
+    ok: Whether the loss is within the limit.
   """
 
   fault: str
@@ -61,18 +61,18 @@ class Run:
   """A process that trains.
 
   Attributes:
-    workdir: Where it writes.
-    code: Its exit code once it has ended, negative for a signal; else `None`.
+    workdir: The directory that it writes to.
+    code: The exit code, negative for a signal; `None` while it runs.
   """
 
   def __init__(self, workdir, *words, inject='', devices=1, **settings):
     """Starts `python -m experiments.train`.
 
     Args:
-      workdir: Where it writes.
+      workdir: The directory that it writes to.
       *words: Further words of the command line.
-      inject: What to change in the program before it runs, see inject.py.
-      devices: Number of virtual CPU devices.
+      inject: A change of the program, see inject.py.
+      devices: The number of virtual CPU devices.
       **settings: Config fields that differ from `SETTINGS`, with `__` for `.`.
     """
     self.workdir = pathlib.Path(workdir)
@@ -94,15 +94,15 @@ class Run:
     return self.process.exitcode
 
   def said(self) -> str:
-    """What it has printed so far."""
+    """Returns everything that it has printed so far."""
     return self._log.read_text(errors='replace') if self._log.exists() else ''
 
   def last_line(self) -> str:
-    """The last line it has printed."""
+    """Returns the last line that it has printed."""
     return self.said().strip().rpartition('\n')[2]
 
   def warnings(self, *words) -> list[str]:
-    """The log lines that hold one of these words, without their prefix."""
+    """Returns the log lines with one of these words, without their time."""
     lines = [
         line for line in self.said().split('\n')
         if any(word in line for word in words)
@@ -111,19 +111,19 @@ class Run:
     return [re.sub(prefix, '', line, count=1) for line in lines]
 
   def first_step(self) -> int | None:
-    """The step it went on after; 0 if it began anew."""
+    """Returns the step of the checkpoint that it resumed from; 0 for none."""
     found = re.search(r'Going on after step (\d+)\.', self.said())
     return int(found[1]) if found else 0
 
   def wait_until(self, condition, timeout=600) -> bool:
-    """Waits for a condition, looking every millisecond or so.
+    """Waits for a condition and checks it about every millisecond.
 
     Args:
       condition: A function without arguments.
       timeout: In seconds.
 
     Returns:
-      Whether it came true while the process was alive.
+      Whether the condition became true while the process was alive.
     """
     end = time.monotonic() + timeout
     while not condition():
@@ -148,7 +148,7 @@ class Run:
 
 
 def finish(workdir, **settings) -> Run:
-  """Runs to the end; raises `RuntimeError` if that goes wrong."""
+  """Trains to the end; raises `RuntimeError` if the run fails."""
   run = Run(workdir, **settings).wait()
   if run.code:
     raise RuntimeError(f'A run without a fault failed:\n{run.said()[-2000:]}')
@@ -156,7 +156,7 @@ def finish(workdir, **settings) -> Run:
 
 
 def metrics(workdir, *names) -> dict[int, tuple]:
-  """Returns the values of some metrics by step, from all whole lines."""
+  """Returns the values of some metrics by step, from all complete lines."""
   rows = {}
   for row in _lines(workdir):
     rows.setdefault(row['step'], {}).update(row)
@@ -167,7 +167,7 @@ def metrics(workdir, *names) -> dict[int, tuple]:
 
 
 def results(workdir) -> dict[int, tuple]:
-  """Returns all that is computed, by step: losses and gradient norms."""
+  """Returns the losses and gradient norms by step."""
   return metrics(workdir, 'train_loss', 'grad_norm', 'eval_loss')
 
 
@@ -176,7 +176,7 @@ def last_step(workdir) -> int:
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   if not path.exists():
     return 0
-  with open(path, 'rb') as file:  # The end is enough, and often asked for.
+  with open(path, 'rb') as file:  # This is called often, and the end is enough.
     file.seek(max(0, path.stat().st_size - 4096))
     lines = file.read().split(b'\n')[:-1]
   return json.loads(lines[-1])['step'] if lines else 0
@@ -200,7 +200,7 @@ def digests(workdir, step) -> dict[str, str]:
 
 
 def differences(workdir, whole) -> list[str]:
-  """Says where a finished run differs from the one without a fault."""
+  """Returns how a finished run differs from the one without a fault."""
   found = []
   here, there = results(workdir), results(whole)
   wrong = [s for s in sorted(here | there) if here.get(s) != there.get(s)]
@@ -215,7 +215,7 @@ def differences(workdir, whole) -> list[str]:
 
 
 def anonymous(text, workdir) -> str:
-  """Returns a text without the place of the workdir."""
+  """Returns a text with WORKDIR in place of the path of the workdir."""
   for path in (workdir, pathlib.Path(workdir).resolve()):
     text = text.replace(str(path), 'WORKDIR')
   return text

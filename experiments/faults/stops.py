@@ -1,11 +1,11 @@
-"""SIGTERM, as of a machine that is taken away, with 20 s until SIGKILL."""
+"""Preempts runs: SIGTERM, and SIGKILL 20 seconds later."""
 
 import signal
 import time
 
 from experiments.faults import runs
 
-GRACE = 20  # Seconds, what the shortest notices of preemption leave.
+GRACE = 20  # Seconds; the shortest notice that clouds give.
 
 MOMENTS = {
     'while it starts': ('', lambda run: 'tokens), ' in run.said()),
@@ -44,15 +44,15 @@ def preempt(directory, *, short):
 
 
 def judge(run, whole, what, codes, when='', problems=()) -> runs.Outcome:
-  """Finishes a run that a signal ended, and says what it lost.
+  """Resumes a run that a signal ended; returns what it lost.
 
   Args:
     run: The run, which has ended.
-    whole: The workdir of a run that was left alone.
-    what: What happened to it.
+    whole: The workdir of a run without a fault.
+    what: The fault, for the table.
     codes: The exit codes that are right.
-    when: When it ended, in words, with a space behind.
-    problems: What is known to be wrong.
+    when: When the run ended, in words, with a space at the end.
+    problems: The problems that are known.
   """
   problems, workdir = list(problems), run.workdir
   reached = runs.last_step(workdir)

@@ -1,1 +1,1 @@
-"""Every mesh of eight devices against one device; see `__main__`."""
+"""Compares every mesh of eight devices with one device; see __main__.py."""

@@ -1,4 +1,4 @@
-"""What is trained: models, every layer, and on which meshes."""
+"""The cases: which models and layers train on which meshes."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ SOME_MESHES = ((2, 4, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (1, 2, 2, 2))
 
 STEPS = 20
 BATCH, FEATURES = 16, 64
-# Divides the number of tokens, and no other size.
+# A divisor of the number of tokens, and of no other size.
 PRIME = 7
 TIME = 8 * PRIME
 
@@ -48,7 +48,7 @@ MODELS = dict(
     ),
 )
 
-# What a layer needs so that eight devices can share its channels.
+# Options with which eight devices can share the channels of a layer.
 _HEADS = dict(num_heads=8)
 _LAYER_OPTIONS = dict(
     aaren=_HEADS,
@@ -84,14 +84,14 @@ _IMAGE_LAYERS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """Something to train.
+  """A model and its data.
 
   Attributes:
     task: The kind of task and its model.
-    dataset: The data; all that is used is its `train_iterator`.
-    config: Of the training.
-    quick: Whether it is quick enough as XLA compiles it in a quarter of the
-      time; convolutions are not.
+    dataset: The data; only its `train_iterator` is used.
+    config: The config of the training.
+    quick: Whether to compile with few optimisations, in a quarter of the time.
+      Convolutions would then run too slowly.
   """
 
   task: tasks_lib.Task
@@ -106,7 +106,7 @@ class Case:
 
 
 def everything():
-  """Returns meshes by the name of a case."""
+  """Returns the meshes of all cases by the name of the case."""
   return (
       {f'model {name}': ALL_MESHES for name in MODELS}
       | {name: SOME_MESHES for name in layers.LAYERS}
@@ -114,7 +114,7 @@ def everything():
 
 
 def short():
-  """Likewise, of what a test has time for."""
+  """Returns the meshes of the cases of `--short`."""
   return {'min_gru': ((1, 2, 2, 2),)}
 
 
@@ -136,7 +136,7 @@ def make_case(name: str) -> Case:
   if name.startswith('model '):
     fields = MODELS[name.removeprefix('model ')]
   config.model = default.model(models.ModelConfig(features=FEATURES, **fields))
-  # Any text has the same 256 bytes: a vocabulary to be shared.
+  # All texts have the vocabulary of 256 bytes, which eight devices can share.
   default.use_data(config, 'text_file')
   config.data.path = str(pathlib.Path(__file__).parents[2] / 'LICENSE')
   config.data.level = 'byte'
@@ -144,7 +144,7 @@ def make_case(name: str) -> Case:
 
 
 class _Video(nnx.Module):
-  """A layer of images by itself."""
+  """A model that is one layer of images."""
 
   def __init__(self, make_layer, rngs):
     self.layer = make_layer(rngs)
@@ -152,7 +152,7 @@ class _Video(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _VideoTask(tasks_lib.Regression):
-  """The next frame of a video, for layers that are in no model."""
+  """Prediction of the next frame of a video, for layers of images."""
 
   make_layer: Any = None
 

@@ -1,4 +1,4 @@
-"""One case of `cases` trained on one mesh."""
+"""Trains one case on one mesh."""
 
 import hashlib
 import math
@@ -19,23 +19,23 @@ _MOVES = re.compile(
 
 
 def run(case, sizes, state, batches):
-  """Trains a case on one mesh; returns what `meshes.json` says of it.
+  """Trains a case on one mesh; returns its entry of `meshes.json`.
 
   Args:
     case: A `cases.Case`.
-    sizes: Of `(data, fsdp, model, sequence)`; all of them 1 for one device.
-    state: The state to start from, anywhere.
-    batches: One for each step.
+    sizes: The sizes of `(data, fsdp, model, sequence)`.
+    state: The first state, on any devices.
+    batches: A batch for each step.
 
   Returns:
-    A dictionary: `losses`, `digest` of them, bytes of the state on a device and
-    of all of it, and `activations_moved`.
+    A dictionary: `losses` and their `digest`, the bytes of the state on one
+    device and in total, `activations_moved` and the `seconds` that it took.
   """
   start = time.monotonic()
   mesh = _mesh(sizes)
   with jax.set_mesh(mesh):
     program = program_lib.make_program(case.task, case.config, mesh)
-    # Copied: the step may write where its state lay.
+    # A copy, because the step may overwrite its state.
     state = jax.device_put(jax.device_get(state), program.shardings)
     bytes_of = lambda leaf: leaf.addressable_shards[0].data.nbytes
     here = sum(map(bytes_of, jax.tree.leaves(state)))
@@ -70,9 +70,10 @@ def first_state(case, sizes=cases.ONE):
 def activations_moved(text: str) -> dict[str, int]:
   """Returns the largest activation that each kind of collective moves.
 
-  Sequences have a multiple of `cases.PRIME` tokens, and nothing else has: so
-  does the size of what is as long as time, and of no parameter. All-reduces are
-  not looked at: products summed over a shared axis need them.
+  The length of a sequence is a multiple of `cases.PRIME`, and no other size is.
+  Hence the size of an activation is a multiple of it, and that of a parameter
+  is not. All-reduces do not count: sums over an axis that devices share need
+  them.
   """
   largest = {}
   for result, kind in _MOVES.findall(text):

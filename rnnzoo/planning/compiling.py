@@ -1,4 +1,4 @@
-"""Compiles a training step for devices that are not there.
+"""Compiles a training step for devices that need not exist here.
 
 XLA compiles for TPUs and GPUs on any CPU. The compiled program gives exact
 numbers for the memory that it needs and for what devices send to each other. It
@@ -41,13 +41,12 @@ def plan(
     target: targets.Target,
     batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, Any]:
-  """Compiles the training step of a task for devices that are not there.
+  """Compiles the training step of a task for devices that need not exist here.
 
   Args:
-    task: A `rnnzoo.tasks.Task`, of which nothing but the model, its loss and
-      its carry is looked at.
+    task: A `rnnzoo.tasks.Task`; only its model, loss and carry are used.
     config: See `experiments/configs/default.py`.
-    target: The devices; the process was started in their `environment`.
+    target: The devices. The process must run in their `environment`.
     batch: Shapes of a global batch, `inputs` `[B, T]` among them.
 
   Returns:

@@ -1,7 +1,7 @@
-"""Devices that are not there, for which XLA compiles.
+"""Target devices of a plan, which need not exist here.
 
-Its compilers for TPUs and GPUs run on any CPU. They come in the wheels `libtpu`
-and `jax-cuda13-plugin`, and read their settings from the environment.
+The compilers of XLA for TPUs and GPUs run on any CPU. They come in the wheels
+`libtpu` and `jax-cuda13-plugin` and read their settings from the environment.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Target:
   """Devices to plan for.
 
   Attributes:
-    name: The user's name of it.
+    name: The name that the user gave.
     hardware: What each device can do.
     platform: `tpu` or `cuda`.
     topology: The name for `jax.experimental.topologies`.
@@ -96,7 +96,7 @@ def environment(target: Target) -> dict[str, str]:
   )
   if target.platform == 'tpu':
     _require('libtpu', 'jax[tpu]')
-    # There is no TPU here that could be asked for its topology, or shared.
+    # There is no TPU here to ask for its topology.
     return common | dict(
         TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost',
         ALLOW_MULTIPLE_LIBTPU_LOAD='1',

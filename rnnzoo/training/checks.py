@@ -73,7 +73,7 @@ def filled_up(old, new, defaults):
 
 
 def check_vocabulary(now, then, where='the checkpoint'):
-  """Raises `UserValueError` if tokens do not mean what they meant."""
+  """Raises `UserValueError` if the vocabulary has changed."""
   if now == then:
     return
   symbols = [set((v or {}).get('symbols', '')) for v in (now, then)]
@@ -89,14 +89,13 @@ def check_data(now, then, allow: str, allowed: bool) -> bool:
   """Returns whether the data of a run has changed.
 
   Args:
-    now: What `data.Dataset.source` says, or `None`.
-    then: What it said when the checkpoint was written; `None` if that is from
-      before it was recorded.
-    allow: How to allow that, as `--config.data.allow_changed=True`.
-    allowed: Whether that is allowed.
+    now: `data.Dataset.source`, or `None`.
+    then: The `source` in the checkpoint; `None` in old checkpoints.
+    allow: The flag that allows a change, for the message.
+    allowed: Whether a change is allowed.
 
   Raises:
-    UserValueError: If it has, and that is not allowed.
+    UserValueError: If the data has changed and a change is not allowed.
   """
   if not then or not now or now == then:
     return False
@@ -116,7 +115,7 @@ def check_data(now, then, allow: str, allowed: bool) -> bool:
 
 
 def check_same_config(old: dict[str, Any], new: dict[str, Any]):
-  """Raises `UserValueError` if a run of `old` cannot go on with `new`."""
+  """Raises `UserValueError` if a run of `old` cannot continue with `new`."""
   free = FREE_FIELDS
   if new.get('optimizer', {}).get('schedule') == 'constant':
     free += ('total_steps',)
@@ -146,7 +145,7 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
 
 
 def _same(name, old, new):
-  """Whether two values of a field mean the same."""
+  """Returns whether two values of a field mean the same."""
   if name in PATH_FIELDS and isinstance(old, str) and isinstance(new, str):
     return filenames.same(old, new)
   return old == new

@@ -49,7 +49,7 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
     object arrays of arrays.
 
   Raises:
-    UserError: If there are several processes, of which none has all rows.
+    UserError: If there are several processes, so that none has all rows.
   """
   if jax.process_count() > 1:
     raise errors.UserError(
@@ -127,7 +127,7 @@ def _rows(found, batch):
       continue  # The row only fills up the last batch.
     length = inputs.shape[1] if exists is None else int(exists[i].sum())
     row = dict({name: u[i] for name, u in found.items()}, target=target)
-    if np.ndim(chosen):  # Targets of every step, of which some count.
+    if np.ndim(chosen):  # A target at every step; some count.
       row = {
           name: u[chosen] if np.shape(u)[:1] == chosen.shape else u
           for name, u in row.items()

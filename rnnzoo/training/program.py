@@ -46,7 +46,7 @@ def make_program(task, config, mesh) -> Program:
   Args:
     task: See `rnnzoo.tasks.Task`.
     config: See `training.config.defaults`.
-    mesh: The devices, of which none is used yet.
+    mesh: The devices; none of them is used yet.
 
   Returns:
     A `Program`; nothing has been compiled.

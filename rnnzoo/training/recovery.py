@@ -1,19 +1,20 @@
-"""What a run does about numbers that are not finite, and what it remembers.
+"""Handles losses and gradients that are not finite.
 
-`config.on_nan` says what happens at a step with a loss or gradient like that:
+`config.on_nan` says what happens at a step with such a loss or gradient:
 
-* `'stop'`: the run ends; the last checkpoint is from before.
-* `'skip'`: the step's update is not made (in the compiled step itself, so that
-  nothing waits) and the batch is gone. `config.nan_limit` such steps in a row
-  end the run.
-* `'rollback'`: the last checkpoint is restored, the learning rate multiplied by
-  `config.nan_rate_factor`, and training goes on with the batch after the bad
-  one (Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311, section 5.1, do
-  so by hand). `config.nan_limit` rollbacks to one checkpoint end the run.
+* `'stop'`: the run ends; its last checkpoint is older than the step.
+* `'skip'`: the step makes no update, and training continues with the next
+  batch. The compiled step decides this itself, so that the host need not wait.
+  `config.nan_limit` such steps in a row end the run.
+* `'rollback'`: the last checkpoint is restored, the learning rate is multiplied
+  by `config.nan_rate_factor`, and training continues with the batch after the
+  bad one. Chowdhery et al. (2022, https://arxiv.org/abs/2204.02311, section
+  5.1) do this by hand. `config.nan_limit` rollbacks to one checkpoint end the
+  run.
 
-Loss and gradient norm are the same on all devices and processes, and so is what
-is decided from them. The history of a run is a part of every checkpoint, so one
-that is resumed goes on as if it had never ended.
+All devices and processes have the same loss and gradient norm, so they all
+decide alike. Every checkpoint contains the history of the run, so a resumed run
+continues as if it had never ended.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ POLICIES = ('stop', 'skip', 'rollback')
 
 
 class BadNumbers(Exception):
-  """Something is not finite; `step` is the number of the step, from 1."""
+  """A loss or a gradient is not finite; `step` counts from 1."""
 
   def __init__(self, what: str, step: int):
     self.what, self.step = what, step
@@ -38,13 +39,13 @@ class BadNumbers(Exception):
 
 
 def warn(text: str, *args):
-  """Warns of what happens on all processes, on one of them."""
+  """Logs a warning on the first process only."""
   if jax.process_index() == 0:
     logging.warning(text, *args)
 
 
 def describe(step: int, loss: float, grad_norm: float) -> str | None:
-  """Says what is not finite at a step, or returns `None` if all is."""
+  """Returns what is not finite at a step; `None` if everything is finite."""
   for name, value in (('loss', loss), ('gradient', grad_norm)):
     if not math.isfinite(value):
       return (
@@ -55,12 +56,12 @@ def describe(step: int, loss: float, grad_norm: float) -> str | None:
 
 
 def try_to_save(save) -> bool:
-  """Calls a part of saving; says whether that went well, and why not."""
+  """Calls a part of saving; returns whether it succeeded, and logs why not."""
   try:
     save()
   except errors.UserError as error:
     if jax.process_count() > 1:
-      raise  # Others may have saved: only a new start makes all agree.
+      raise  # Others may have saved; only a restart makes all agree.
     logging.warning('%s The next save tries again.', error)
     return False
   return True
@@ -68,15 +69,16 @@ def try_to_save(save) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-  """What has been done so far about numbers that are not finite.
+  """The skipped steps and the rollbacks of a run so far.
 
   Attributes:
-    skipped: Steps whose update was not made.
-    in_a_row: How many of them were the last ones.
-    rollbacks: One dictionary each: `restored`, the step gone back to, `bad`,
-      the step that was at fault, and `rate`, the factor of the learning rate.
-    data_since: The last step on earlier data, 0 if the data never changed, see
-      `checks.check_data`.
+    skipped: The number of steps that made no update.
+    in_a_row: The number of such steps since the last update.
+    rollbacks: A dictionary for each rollback: `restored`, the step of the
+      checkpoint, `bad`, the step with the bad number, and `rate`, the factor of
+      the learning rate.
+    data_since: The last step on the data of before; 0 if the data never
+      changed. See `checks.check_data`.
   """
 
   skipped: int = 0
@@ -91,7 +93,7 @@ class History:
     return cls(**found | dict(rollbacks=tuple(found.get('rollbacks', ()))))
 
   def in_meta(self, meta: dict[str, Any]) -> dict[str, Any]:
-    """Returns a checkpoint's `meta` with this history."""
+    """Returns the `meta` of a checkpoint with this history."""
     return meta | dict(history=dataclasses.asdict(self))
 
   def count(self, skipped: bool) -> 'History':
@@ -116,21 +118,21 @@ class History:
     return dataclasses.replace(self, rollbacks=self.rollbacks + (entry,))
 
   def rollbacks_to(self, step: int) -> int:
-    """Returns how often the run has gone back to a step."""
+    """Returns the number of rollbacks to the checkpoint of a step."""
     return sum(entry['restored'] == step for entry in self.rollbacks)
 
   @property
   def rate(self) -> float:
-    """What the learning rate is to be multiplied by."""
+    """The factor of the learning rate after all rollbacks."""
     return math.prod(entry['rate'] for entry in self.rollbacks)
 
   @property
   def batches_left_out(self) -> int:
-    """Step s trains on the batch of this number plus s."""
+    """The number of batches left out: step s trains on batch s plus this."""
     return sum(entry['bad'] - entry['restored'] for entry in self.rollbacks)
 
   def adjust(self, config) -> ConfigDict:
-    """Returns `config` with the learning rate that rollbacks have left."""
+    """Returns `config` with the learning rate after all rollbacks."""
     if not self.rollbacks:
       return config
     config = config.copy_and_resolve_references()
@@ -141,15 +143,16 @@ class History:
 
 
 def is_sound(state, frozen=None) -> jax.Array:
-  """Whether a training state is fit to be kept; to be jitted.
+  """Returns whether a training state may be saved; to be jitted.
 
-  Parameters, their average and statistics must be finite; a carry or the
-  optimiser may hold infinities, as a running maximum does at the start, and so
-  may a frozen parameter, which training does not change.
+  Parameters, their moving average and batch statistics must be finite. A carry
+  and the state of the optimiser may contain infinities, such as a running
+  maximum at the start, but no NaN. Frozen parameters may have any value,
+  because training does not change them.
 
   Args:
     state: The training state.
-    frozen: Whether a parameter is frozen, a bool per leaf; `None` if none is.
+    frozen: A bool for each parameter, whether it is frozen; `None` if none is.
   """
   kept = {
       name: state[name] for name in ('params', 'ema', 'batch_stats')
