@@ -113,7 +113,7 @@ def from_arrays(
       parts, shard, pipeline.check_seed(seed),
       name=name,
       task=task,
-      unit='tokens' if tokens else 'steps',
+      unit='tokens' if tokens else 'time steps',
       sequence_length=inputs['train'].shape[1],
       per_step=per_step,
       forecast=bool(forecast),

@@ -166,7 +166,7 @@ class Dataset:
     train: The training batches; element i is the batch of step i + 1.
     evaluation: The batches of each evaluation split, by name.
     unit: What one step of time is, for people: `'characters'`, `'bytes'`,
-      `'tokens'`, `'pixels'`, `'rows'` or `'steps'`.
+      `'tokens'`, `'pixels'`, `'rows'` or `'time steps'`.
     vocab_size: Number of token ids; 0 if the inputs are vectors.
     in_features: Width `D` of the input vectors; 0 if the inputs are tokens.
     num_classes: Number of classes of a classification, else 0.
@@ -193,7 +193,7 @@ class Dataset:
   sequence_length: int
   train: grain.MapDataset = dataclasses.field(repr=False)
   evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
-  unit: str = 'steps'
+  unit: str = 'time steps'
   vocab_size: int = 0
   in_features: int = 0
   num_classes: int = 0

@@ -81,7 +81,7 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.batch_size, ROWS)
     self.assertIn(
         dataset.unit,
-        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'steps'),
+        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'time steps'),
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     steps = (ROWS, dataset.sequence_length)
