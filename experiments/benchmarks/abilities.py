@@ -75,22 +75,22 @@ _SYMBOLS = _DISTRACTORS = 8
 _ENOUGH = 0.995
 _EVAL_EVERY, _EVAL_SEQUENCES = 50, 512
 
-# Learning rates and options of layers, and how many times more steps they may
-# have, where the common ones do not serve: Adam at 3e-3, the layer's defaults.
+# The settings of layers that need others than Adam at 3e-3, the defaults of the
+# layer and `--steps`; `patience` multiplies the number of steps.
 _SETTINGS = dict(
     remember=dict(
-        # A plain tanh network forgets: 128 steps back the gradient is tiny, and
-        # larger steps of its orthogonal matrix make it chaotic. It gets there
-        # (64 % after 1500 steps, and rising), but slowly.
+        # In a plain tanh network the gradient is tiny after 128 steps, and a
+        # larger learning rate makes its orthogonal matrix chaotic. It learns
+        # the task slowly (64 % after 1500 steps, and rising).
         elman=dict(learning_rate=1e-3, patience=4),
-        # The same for every token, its decays must be near 1 from the start.
+        # Its decays do not depend on the input, so they must start near 1.
         lru=dict(layer_options=dict(r_min=0.99, r_max=0.9999)),
-        # Its window is 784 tokens by default, and one number wide.
+        # Its default window is 784 tokens of one number each.
         parallel_lmu=dict(layer_options=dict(theta=160.0, memory_features=8)),
-        # Products of cores move slowly.
+        # Products of cores change slowly.
         tt_lstm=dict(learning_rate=1e-2),
     ),
-    # Parity is found all of a sudden, and sooner at a larger rate.
+    # Layers learn parity suddenly, and earlier with a larger rate.
     parity=dict(
         gru=dict(learning_rate=1e-2),
         lstm=dict(learning_rate=1e-2),
@@ -98,24 +98,24 @@ _SETTINGS = dict(
     ),
 )
 
-# Tokens of the first two are images; the others are a part of a block that
-# looks at one token before, no further.
+# The first two read images. The other two are parts of a block and read only
+# one token of the past.
 NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix')
 
-# Whether a layer can tell parity at any length, where theory has a word on it.
+# Whether a layer can learn parity at any length, if theory has an answer.
 _PARITY = dict(
-    # What they do with a bit depends on the state.
+    # Their update depends on the state.
     elman='can', gru='can', lmu='can', lstm='can', sgru='can', slstm='can',
     slstm_block='can', tfc_sgru='can', tt_gru='can', tt_lstm='can',
-    # Decays in (0, 1) that depend on the input alone, or means over the past.
+    # Their decays in (0, 1) depend on the input alone, or they take means.
     aaren='cannot', griffin='cannot', hgrn='cannot', mamba='cannot',
     min_gru='cannot', min_lstm='cannot', rg_lru='cannot', rwkv4='cannot',
     delta_net='cannot', gated_delta_net='cannot', gla='cannot',
     mamba2='cannot', mlstm='cannot', mlstm_block='cannot',
     mlstm_large='cannot', rwkv6='cannot',
-    # A softmax is a mean, too, of more and more bits.
+    # A softmax is a mean too, of more and more bits.
     attention='cannot',
-    # Decays that do not even depend on that.
+    # Their decays are constant.
     linear_attention='cannot', lru='cannot', parallel_lmu='cannot',
     ret_net='cannot', s4='cannot', s4d='cannot', s5='cannot',
 )
@@ -130,8 +130,8 @@ _COLUMNS = {
     'parameters': '{parameters}',
 }
 
-# Accuracies of a row in the plot; the first is larger: where both are the same,
-# both are seen.
+# The markers of the two accuracies in the plot. The first one is larger, so
+# that both are visible if they are equal.
 _DRAWN = dict(
     accuracy=dict(
         marker='o', markersize=7, color=plots.COLORS[0],
@@ -170,20 +170,20 @@ def batch_of(task, rng, count, length):
 
 
 def lengths_of(task):
-  """The length a task is trained with, and the longer one or `None`."""
+  """Returns the training length of a task, and the longer one or `None`."""
   return (_GAP.value, None) if task == 'remember' else (
       _BITS.value, _MORE_BITS.value
   )
 
 
 def settings_of(layer, task):
-  """What a layer is trained with."""
+  """Returns the settings of a layer."""
   common = dict(learning_rate=3e-3, patience=1, layer_options={})
   return dict(common, **_SETTINGS[task].get(layer, {}))
 
 
 def is_done(row):
-  """Whether a row was trained to its end with the present settings."""
+  """Returns whether a row is complete and has the current settings."""
   settings = settings_of(row['layer'], row['task'])
   if any(row[name] != value for name, value in settings.items()):
     return False
@@ -193,7 +193,7 @@ def is_done(row):
 
 
 def train(layer, task):
-  """Trains one layer at one task; returns its row."""
+  """Trains one layer on one task; returns its row."""
   settings = settings_of(layer, task)
   last = _STEPS.value * settings['patience']
   length, longer = lengths_of(task)
@@ -278,12 +278,12 @@ def _theory(layer, task):
 
 
 def trainable():
-  """Names of the layers that are asked by default."""
+  """Returns the names of the layers that are trained by default."""
   return [name for name in layers.LAYERS if name not in NOT_ASKED]
 
 
 def draw(record):
-  """Draws the accuracies of every layer, a panel a task."""
+  """Draws the accuracies of all layers, one panel per task."""
   rows = record['rows']
   names = sorted({row['layer'] for row in rows})
   done = [task for task in _TASKS if task in {row['task'] for row in rows}]

@@ -72,12 +72,12 @@ def measure(implementation, kind, dtype, length, want):
 
 
 def _is_pretended():
-  """Whether the TPU's kernel is interpreted: its rounding is the same."""
+  """Returns whether the TPU kernel is interpreted, with the same rounding."""
   return jax.default_backend() != 'tpu'
 
 
 def draw(record):
-  """Draws the error of the last state over length, a panel a case."""
+  """Draws the error of the last state over the length, one panel per case."""
   kinds = list(dict.fromkeys(r['decay'] for r in record['rows']))
   names = list(dict.fromkeys(r['implementation'] for r in record['rows']))
   figure, panels = plots.subplots(
@@ -95,7 +95,7 @@ def draw(record):
         ]
         panel.plot(
             [r['length'] for r in rows], [r['last'] for r in rows],
-            # Those that agree lie on top of each other.
+            # Lines of equal values lie on top of each other.
             color=plots.COLORS[k], linewidth=6 / (k + 1), label=name,
         )
       panel.set_xscale('log', base=2)

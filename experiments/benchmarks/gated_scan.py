@@ -44,14 +44,14 @@ _OUT = drivers.define_path(
 )
 flags.adopt_module_key_flags(plots)
 
-# The gate, and how many arrays [B, T, D] it takes.
+# The gates, and the number of their arrays [B, T, D].
 _GATES = {
     'min_gru': (min_gru.min_gru_gate(), 2),
     'min_lstm': (min_lstm.min_lstm_gate(), 3),
     'rg_lru': (rg_lru.rg_lru_gate, 3),
 }
 _CEILING = 'u*.5+v'
-# What the legend of the plot says.
+# The labels of the legend.
 _LABELS = {
     'gates + linear_scan': 'gates, then linear_scan',
     'gated_scan': 'gated_scan',
@@ -103,8 +103,8 @@ def measure(name, shape, repeats):
   if name == 'rg_lru':
     constant = (jnp.full((1, 1, shape[2]), 0.05),)  # The rate.
   inputs = [normal() for _ in range(count)]
-  # Every input once and the states; then all of them and a cotangent again, and
-  # a gradient for each input.
+  # Arrays that move forwards: inputs and states. Backwards: the same again, a
+  # cotangent, and a gradient for each input.
   rows = timing.compare_both_ways(
       forms(gate, constant),
       inputs,
@@ -118,7 +118,7 @@ def measure(name, shape, repeats):
 
 
 def draw(record):
-  """Draws milliseconds of every form, forwards and with the gradients."""
+  """Draws the times of all forms, forwards and with gradients."""
   figure, panels = plots.subplots(
       1, 2, 'Time of a gated scan with the gates inside or before it, float32 '
       '[batch x time x features]',

@@ -66,7 +66,7 @@ _COLUMNS = {
     'x gates apart': '{over_apart}',
     'compile s': '{compile_seconds:.1f}',
 }
-# Of the bandwidth of a copy; the rest is x associative_scan.
+# The aimed parts of the bandwidth of a copy.
 _AIMS = {
     ('16x2048x2048', 'forward'): 0.85,
     ('16x2048x2048', 'backward'): 0.80,
@@ -75,7 +75,7 @@ _AIMS = {
 
 
 class Variant(NamedTuple):
-  """A call to be checked."""
+  """One call that is checked."""
 
   gate: str | None  # None: `linear_scan`.
   dtype: str = 'float32'
@@ -99,7 +99,7 @@ _GATES = dict(
 
 
 def variants(small: bool) -> list[Variant]:
-  """All that is checked; a time that no block divides, two kinds of kernels."""
+  """Returns all variants: two kinds of kernels, lengths with a remainder."""
   streaming = (2, 70, 128) if small else (64, 501, 256)
   chunked = (1, 200, 128) if small else (2, 5003, 320)
   checked = [
@@ -206,7 +206,7 @@ def check(variant) -> dict[str, float | str]:
 
 
 def _forms(op):
-  """The forms of an op by name, how many inputs it has."""
+  """Returns the forms of an op by name, and the number of its inputs."""
   if op == 'linear_scan':
     ours = lambda *u: ops.linear_scan(*u)[1]
     return dict(kernel=ours, associative=baselines.associative_scan), 2
@@ -226,8 +226,8 @@ def measure(op, shape, dtype):
   nbytes = cotangent.nbytes
   copy, _ = timing.compiled(lambda u: u * 2, cotangent)
   rows = []
-  # Arrays moved: inputs and states; then inputs, states and a cotangent, and a
-  # gradient for each input (the addend of `linear_scan` is not looked at).
+  # Arrays that move forwards: inputs and states. Backwards: inputs, states, a
+  # cotangent and a gradient for each input (`linear_scan` needs no addend).
   back = 2 * count + 2 - (op == 'linear_scan')
   for direction, moves in (('forward', count + 1), ('backward', back)):
     programs, compile_seconds = {}, {}
@@ -238,13 +238,13 @@ def measure(op, shape, dtype):
           program, seconds = timing.compiled(form, *inputs)
           run = functools.partial(program, *inputs)
         else:
-          # The residuals are given, so that only the way back is timed.
+          # The residuals are arguments, so only the backward pass is timed.
           _, vjp = jax.jit(lambda *u, form=form: jax.vjp(form, *u))(*inputs)
           program, seconds = timing.compiled(lambda f, g: f(g), vjp, cotangent)
           run = functools.partial(program, vjp, cotangent)
       programs[name], compile_seconds[name] = run, seconds
     programs['copy'] = functools.partial(copy, cotangent)
-    # Dispatch takes as long as some of these: ten at a time.
+    # Dispatch takes as long as some of these calls, so ten run at a time.
     several = {
         name: functools.partial(lambda run: [run() for _ in range(10)], run)
         for name, run in programs.items()
@@ -271,7 +271,7 @@ def measure(op, shape, dtype):
 
 
 def short_of_aims(rows):
-  """Returns a sentence for each row that is slower than was aimed at."""
+  """Returns a sentence for each row that misses its aim."""
   found = []
   for row in rows:
     what = f"{row['op']} {row['direction']} {row['shape']} {row['dtype']}"

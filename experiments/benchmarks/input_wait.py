@@ -48,7 +48,7 @@ _COLUMNS = {
 
 
 def make_config(features, steps):
-  """Ten million parameters at 400 features: 2048 characters a step."""
+  """Returns a config of ten million parameters, 2048 characters a step."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
       layer='min_gru', num_layers=7, features=features, conv_kernel=4,
@@ -94,7 +94,7 @@ def main(argv):
   parameters, rows = measure(make_config(features, _STEPS.value))
   print(f'{parameters:,} parameters')
   timing.print_table(rows, _COLUMNS)
-  # Together, not line by line: on a busy machine a line may be anything.
+  # The mean of all lines: on a busy machine a single line is unreliable.
   total = sum(row['seconds'] for row in rows)
   share = sum(row['input_ms'] for row in rows) / 1e3 / total
   timing.write(

@@ -1,4 +1,4 @@
-"""A layer as programs to be timed."""
+"""Builds the programs of a layer that the benchmarks time."""
 
 from flax import nnx
 import jax

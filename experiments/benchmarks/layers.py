@@ -59,7 +59,7 @@ _OUT = drivers.define_path(
 )
 flags.adopt_module_key_flags(plots)
 
-# Bytes that a scan of `step` may take.
+# The largest memory of a scan of `step`, in bytes.
 _TOO_MUCH = 8 * 2**30
 
 _COLUMNS = {
@@ -81,7 +81,7 @@ def measure(name, length):
   layer = layer_programs.make(name, _FEATURES.value)
   shape = base.input_shape(layer)
   x = jax.random.normal(jax.random.key(0), (_BATCH.value, length, *shape))
-  # A cell has no other form.
+  # The form of a cell is such a scan already.
   by_step = length in _AGAINST_STEPS.value and not isinstance(
       layer, recurrences.RecurrentCell
   )
@@ -126,7 +126,7 @@ def measure(name, length):
 
 
 def draw(record):
-  """Draws what each layer costs, a line of dots, one for each length."""
+  """Draws the costs of each layer, one dot for each length."""
   lengths = sorted({row['length'] for row in record['rows']})
   rows = {(row['layer'], row['length']): row for row in record['rows']}
   columns = dict(
@@ -144,7 +144,7 @@ def draw(record):
   )
   heights = plots.layers_axis(panels[0], keys)
   for panel, (key, label) in zip(panels[0], columns.items()):
-    # One more token costs the same after any number of them.
+    # The cost of one more token does not depend on the length.
     alone = key == 'token_us'
     shown = [at] if alone else lengths
     for name, height in heights.items():
@@ -165,7 +165,7 @@ def draw(record):
 
 
 def kept(record):
-  """Returns the rows of an earlier run that may stand beside new ones."""
+  """Returns the rows of the file from the same device and JAX."""
   earlier = timing.read(_OUT.value)
   if any(earlier.get(key) != record[key] for key in ('jax', 'device')):
     return []
@@ -191,7 +191,7 @@ def main(argv):
     bar.set_postfix_str(f'{name} {length}')
     rows[name, length] = measure(name, length)
     record['rows'] = [rows[key] for key in sorted(rows)]
-    # As it goes: what has been measured outlives an interruption.
+    # After each row, so that an interruption loses no results.
     timing.write(record, _OUT.value)
   timing.print_table(record['rows'], _COLUMNS)
   plots.save(record, _OUT.value, draw)

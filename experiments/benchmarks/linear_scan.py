@@ -53,7 +53,7 @@ _MALLOC = flags.DEFINE_enum(
 flags.adopt_module_key_flags(plots)
 
 _CEILING = 'a*.5+x'
-# What the legend of the plot says.
+# The labels of the legend.
 _LABELS = {
     'linear_scan': 'linear_scan',
     'associative_scan': 'jax.lax.associative_scan',
@@ -93,8 +93,8 @@ def measure(shape, dtype, repeats):
   if jnp.issubdtype(dtype, jnp.complexfloating):
     a = a * np.exp(1j * normal())
   a, x, dh = (jnp.asarray(u, dtype) for u in (a, normal(), normal()))
-  # Array moves that no implementation can do without: reading a and x, writing
-  # h; and then reading a, h and dh, writing da and dx.
+  # Arrays that every implementation moves: forwards it reads a and x and writes
+  # h; backwards it reads a, h and dh and writes da and dx.
   forms = dict(_FORMS)
   if dtype == jnp.bfloat16:
     del forms['lax.scan']  # On a CPU some versions of XLA take minutes for it.
@@ -127,7 +127,7 @@ def measure_all(malloc):
 
 
 def measure_in_new_processes():
-  """Returns both records as one."""
+  """Merges the records of both runs."""
   records = []
   with tempfile.TemporaryDirectory() as folder:
     for malloc in ('pinned', 'default'):
@@ -144,7 +144,7 @@ def measure_in_new_processes():
 
 
 def draw(record):
-  """Draws milliseconds of every form, a panel a direction and malloc."""
+  """Draws the times of all forms, one panel per direction and malloc."""
   figure, panels = plots.subplots(
       2, 2, 'Time of a linear recurrence [batch x time x features] in four '
       'forms',

@@ -87,14 +87,14 @@ def use_virtual_devices(count: int) -> None:
 
 
 def tokens(length):
-  """A sequence in which each token mostly follows from the one before."""
+  """Returns a sequence in which most tokens follow from the one before."""
   rng = np.random.default_rng(0)
   steps = rng.choice([1, 5, 11], size=length + 1, p=[0.6, 0.3, 0.1])
   return (np.cumsum(steps) % _VOCAB_SIZE).astype(np.int32)[None]
 
 
 def measure(length, devices):
-  """Trains on one sequence, time split over so many devices; returns a row."""
+  """Trains on one sequence that devices share; returns a row."""
   config = models.ModelConfig(
       layer=_LAYER.value, num_layers=_NUM_LAYERS.value,
       features=_FEATURES.value, vocab_size=_VOCAB_SIZE, conv_kernel=4,
@@ -146,7 +146,7 @@ def measure(length, devices):
 
 
 def _peak_memory():
-  """Bytes that this process, so all of its devices, has held at most."""
+  """Returns the largest memory of this process so far, in bytes."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -155,7 +155,7 @@ def main(argv):
   drivers.check_usage(argv)
   use_virtual_devices(_DEVICES.value)
   whole = _WHOLE_LENGTH.value or _LENGTH.value
-  # The sparing one first: the peak is that of all there has been.
+  # The run with the least memory comes first, because the peak never falls.
   rows = [measure(_LENGTH.value, _DEVICES.value)]
   if whole != _LENGTH.value:
     rows.append(measure(whole, _DEVICES.value))

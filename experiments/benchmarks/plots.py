@@ -1,4 +1,4 @@
-"""How the plots of the benchmarks look, and how they are drawn again.
+"""Draws the plots of the benchmarks, in one style.
 
 A benchmark gives `save` its record and a function that draws it. With
 `--replot` it measures nothing and draws the record in `--out` again.
@@ -25,10 +25,10 @@ _REPLOT = flags.DEFINE_bool(
     'Measure nothing; draw the plot of the results in --out again.',
 )
 
-# Under this name a plot carries the digest of its record.
+# The name of the digest of the record in the metadata of a plot.
 RECORD = 'Record'
 
-# Readable for the colour-blind, too (Paul Tol's bright and muted ones).
+# Colour-blind people can distinguish them (Paul Tol's bright and muted ones).
 COLORS = (
     '#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44', '#66ccee', '#882255',
     '#44aa99', '#999933', '#332288',
@@ -47,7 +47,7 @@ _STYLE = {
     'ytick.labelsize': 'small',
 }
 
-# Layers by what they remember in and how they run.
+# Layers by the kind of their state, and cells.
 FAMILIES = {
     'state: one vector, or one per channel': (
         'aaren', 'cg_lru', 'conv_s5', 'griffin', 'hgrn', 'lru', 'mamba',
@@ -71,9 +71,9 @@ def subplots(rows: int, columns: int, title: str, *, figsize, **options):
   """Makes a figure with a title that says what is shown.
 
   Args:
-    rows: Of panels.
-    columns: Of panels.
-    title: Of the figure.
+    rows: The number of rows of panels.
+    columns: The number of columns of panels.
+    title: The title of the figure.
     figsize: Width and height, in inches.
     **options: For `Figure.subplots`.
 
@@ -137,7 +137,7 @@ def layers_axis(panels, keys: Mapping[str, float]) -> dict[str, float]:
   for panel in panels:
     panel.tick_params(axis='y', length=0)
   for family, height in headings.items():
-    # In the coordinates of the panel across, in those of the data along.
+    # The position across is relative to the panel, the other one to the data.
     panels[0].text(
         0.012, height, family, fontsize='small', color=GRAY, va='center',
         style='italic', transform=panels[0].get_yaxis_transform(),
@@ -177,7 +177,7 @@ def dots(
 
 
 def plain_numbers(axis) -> None:
-  """Writes 1,000 or 0.1 at a logarithmic axis, in place of powers."""
+  """Writes 1,000 or 0.1 on a logarithmic axis instead of powers."""
   low, high = axis.get_data_interval()
   wide = high > 50 * low
   axis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
@@ -186,7 +186,7 @@ def plain_numbers(axis) -> None:
 
 
 def digest(path: pathlib.Path) -> str:
-  """Returns the digest of a record, which its plot carries."""
+  """Returns the digest of a record, which is stored in its plot."""
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -219,7 +219,7 @@ def _plot(path, draw):
   record = json.loads(path.read_text())
   with matplotlib.rc_context(_STYLE):
     figure = draw(record)
-  # Rows that were measured at different times and places say so themselves.
+  # Rows that were measured on several devices have fields of their own.
   measured = [row for row in record['rows'] if 'device' in row] or [record]
   places = dict.fromkeys(f'{u["device"]}, jax {u["jax"]}' for u in measured)
   figure.supxlabel(
@@ -227,7 +227,7 @@ def _plot(path, draw):
   )
   canvas = backend_agg.FigureCanvasAgg(figure)
   canvas.draw()
-  # A palette of few colours is a quarter of the size.
+  # With a palette of few colours the file is a quarter as large.
   image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
   text = PngImagePlugin.PngInfo()
   text.add_text(RECORD, digest(path))

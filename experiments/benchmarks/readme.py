@@ -50,7 +50,7 @@ _SCANS = {
         '{speedups[0]:.1f} / {speedups[1]:.1f}',
     'times as long as `a*.5+x`': '{ceilings[0]:.1f} / {ceilings[1]:.1f}',
 }
-# `(Feng et al., 2024)`, and after it the paper's address.
+# `(Feng et al., 2024)`, and then the link to the paper.
 _AUTHORS = r'\(([^()\d]+), ((?:19|20)\d\d)[^()]*\)'
 _ADDRESS = r'https://arxiv\.org/abs/(\d{4}\.\d{4,5})'
 
@@ -66,7 +66,7 @@ def page(name: str) -> str:
 
 
 def tables() -> dict[str, list[str]]:
-  """Returns the tables of each page that are written here."""
+  """Returns the tables of each page that this program writes."""
   recall = [
       dict(row, percent=100 * row['accuracy'])
       for row in record('recall.json')['rows']
@@ -137,7 +137,7 @@ def _cost_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def claims() -> dict[str, list[str]]:
-  """Returns what sentences of each page have to say, word for word."""
+  """Returns the words that sentences of each page must contain."""
   shakespeare = record('tiny_shakespeare/summary.json')
   nats = f'{shakespeare["best_eval_nanogpt_validation_loss"]:.3f}'
   minutes = f'{shakespeare["seconds"] / 60:.0f}'
@@ -185,7 +185,7 @@ def _speeds():
 
 
 def _abilities(rows):
-  """What docs/layers.md says of them; 99 % right is learned."""
+  """Returns the words of docs/layers.md; 99 % right means learned."""
   remembered = [r['accuracy'] for r in rows if r['task'] == 'remember']
   parity = [r for r in rows if r['task'] == 'parity']
   right = [min(r['accuracy'], r['longer']) for r in parity]
@@ -206,7 +206,7 @@ def _span(shares):
 
 
 def _worst_loss(meshes: Mapping[str, Any]) -> float:
-  """The largest difference of a loss from one device's, relative."""
+  """Returns the largest relative difference from the loss of one device."""
   return max(
       abs(loss - alone) / abs(alone)
       for runs in meshes.values() for run in runs.values()
@@ -265,7 +265,7 @@ def _markdown(headings, rows):
 
 
 def updated(name: str, text: str) -> str:
-  """Returns the text of a page with its tables and counts written anew."""
+  """Returns the text of a page with new tables and counts."""
   for table in tables().get(name, ()):
     head = re.escape(table.partition('\n')[0])
     text, count = re.subn(

@@ -36,7 +36,7 @@ from rnnzoo import data
 from rnnzoo import models
 from rnnzoo import tasks
 
-# What they remember in.
+# The state of each layer.
 _MEMORY = dict(
     attention='all tokens',
     delta_net='matrix',
@@ -87,13 +87,13 @@ flags.adopt_module_key_flags(plots)
 _ENOUGH = 0.97
 _EVAL_EVERY, _EVAL_SEQUENCES = 50, 512
 
-# Learning rates and options where the common ones do not serve.
+# The settings of layers that need others than the common ones.
 _COMMON = dict(learning_rate=3e-3, layer_options={})
 _SETTINGS = dict(
     attention=dict(learning_rate=1e-2),
     delta_net=dict(learning_rate=1e-2),
     linear_attention=dict(learning_rate=1e-2),
-    # Its state would be four times as large as any other.
+    # The default state would be four times as large as any other.
     mamba2=dict(layer_options=dict(state_features=32, head_features=32)),
 )
 
@@ -109,7 +109,7 @@ _COLUMNS = {
 
 
 def settings_of(layer):
-  """What a layer is trained with."""
+  """Returns the settings of a layer."""
   settings = _COMMON | _SETTINGS.get(layer, {})
   if layer == 'attention':
     settings = settings | dict(layer_options=dict(window=_LENGTH.value))
@@ -120,7 +120,7 @@ def settings_of(layer):
 
 
 def is_done(row):
-  """Whether a row was trained to its end with the present settings."""
+  """Returns whether a row is complete and has the current settings."""
   settings = settings_of(row['layer'])
   if any(row.get(name) != value for name, value in settings.items()):
     return False
@@ -165,7 +165,7 @@ def train(layer):
 
 
 def numbers_in_state(functional):
-  """How many floating numbers a model remembers of one sequence."""
+  """Returns the number of floating-point numbers in the state of a model."""
   carry = jax.eval_shape(
       lambda params, stats: functional.merge(params, stats).initialize_carry(1),
       functional.params, functional.batch_stats,

@@ -69,7 +69,7 @@ _COLUMNS = {
 def flax_rnn(cell, features, rngs):
 
   def apply(model, x):
-    # Its own would be drawn from the module's random numbers at each call.
+    # By default, nnx.RNN would draw a random carry at each call.
     carry = model.cell.initialize_carry(
         (x.shape[0], features), nnx.Rngs(0)
     )
@@ -82,7 +82,7 @@ def ours(layer, features, rngs):
   return layer(features, rngs=rngs), lambda model, x: model(x)[1]
 
 
-# Each of ours after the one that it is compared with.
+# Each of our layers follows the layer that it is compared with.
 _LAYERS = {
     'nnx.RNN(GRUCell)': functools.partial(flax_rnn, nnx.GRUCell),
     'MinGRU': functools.partial(ours, layers.MinGRU),
@@ -97,7 +97,7 @@ _AGAINST = {
 
 
 def training_step(model, apply):
-  """Returns a pure function of parameters, inputs, targets, and parameters."""
+  """Returns a training step as a pure function, and the first parameters."""
   graph, params, rest = nnx.split(model, nnx.Param, ...)
 
   def step(params, x, targets):
@@ -161,7 +161,7 @@ def draw(record):
       if rows:
         panel.plot(
             [r['length'] for r in rows], [r[key] for r in rows],
-            # A layer has the colour of the one that it is compared with.
+            # Two layers that are compared have the same colour.
             ('-' if name in _AGAINST else '--') + 'o', markersize=4,
             color=plots.COLORS[i // 2], zorder=3 - (name in _AGAINST),
             label=name,

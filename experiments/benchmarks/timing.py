@@ -1,7 +1,7 @@
-"""Timing that holds on a busy machine, and a table of what it found.
+"""Times functions on a busy machine, and writes and prints the results.
 
-Ratios are what counts: everything to be compared is timed in turn, round after
-round, so that a neighbour's load falls on all of it alike.
+Functions that are compared run in turn, round after round, so that other
+programs slow all of them down alike. Their ratios are then reliable.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,11 @@ from rnnzoo.training.processes import host
 
 
 class Duration(NamedTuple):
-  """By the clock, and of all the process's threads: a call on two cores takes
-  twice as much of the latter.
+  """The seconds of a call.
+
+  Attributes:
+    seconds: The time by the clock.
+    cpu_seconds: The CPU time of all threads; on two busy cores twice as much.
   """
 
   seconds: float
@@ -36,8 +39,8 @@ def interleaved_medians(
 ) -> dict[str, Duration]:
   """Times each call in turn, `repeats` rounds, and takes medians.
 
-  Each timed call follows an untimed one of the same kind: what another one left
-  in the caches, or in malloc's hands, is not its fault.
+  Before each timed call the same function runs once untimed, so that no call
+  suffers from what another one left in the caches or in malloc.
   """
   durations = {name: [] for name in calls}
   for _ in range(repeats):
@@ -69,12 +72,12 @@ def compiled(function: Callable, *args) -> tuple[Any, dict[str, float]]:
 
 
 def never_cache_compilation() -> None:
-  """Makes every compilation a real one; to be called before the first."""
+  """Switches the compilation cache off; to be called before any compilation."""
   jax.config.update('jax_enable_compilation_cache', False)
 
 
 def temporary_bytes(program) -> int:
-  """What a compiled program allocates beside its arguments and results."""
+  """Returns the bytes that a program needs beside its arguments and results."""
   return program.memory_analysis().temp_size_in_bytes
 
 
@@ -87,15 +90,16 @@ def compare(
     ceiling: str,
     repeats: int,
 ) -> list[dict[str, Any]]:
-  """Compiles and times several forms of the same thing.
+  """Compiles and times several forms of the same function.
 
   Args:
-    forms: What to compare, by name.
-    operands: What each is called with.
-    moves: How many arrays like the last operand none can do without moving.
-    base: The form that speed-ups are over.
-    ceiling: The form that is as quick as memory.
-    repeats: Of each timing.
+    forms: The functions by name.
+    operands: The arguments of each function.
+    moves: The number of arrays, as large as the last operand, that every form
+      must at least move.
+    base: The form that speed-ups refer to.
+    ceiling: The form that is limited only by the memory bandwidth.
+    repeats: The number of rounds.
 
   Returns:
     One row for each form.
@@ -127,10 +131,9 @@ def compare(
 
 
 def with_gradient(form: Callable) -> Callable:
-  """From a function to one of its operands and a cotangent.
+  """Returns a function of the operands of `form` and a cotangent.
 
-  Returns:
-    A function that gives the result and the gradients of all operands.
+  It returns the result and the gradients of all operands.
   """
 
   def run(*operands):
@@ -149,7 +152,7 @@ def compare_both_ways(
     moves: tuple[int, int],
     **options,
 ) -> list[dict[str, Any]]:
-  """`compare` forwards, then with the gradients; `moves` of each."""
+  """Runs `compare` forwards and with gradients; `moves` has both numbers."""
   both = {name: with_gradient(form) for name, form in forms.items()}
   cases = [
       ('forward', forms, operands),
@@ -163,7 +166,7 @@ def compare_both_ways(
 
 
 def environment() -> dict[str, Any]:
-  """What a measurement depends on, for the record."""
+  """Returns the device, the versions, the date and the load, for a record."""
   return dict(
       device=host.device_description(),
       jax=jax.__version__,
@@ -174,7 +177,7 @@ def environment() -> dict[str, Any]:
 
 
 def earlier_rows(out: str) -> list[dict[str, Any]]:
-  """Returns the rows of a record, each with where and when it was measured.
+  """Returns the rows of a record, each with its device, version and date.
 
   Args:
     out: The path of the record. If there is none the result is empty.
@@ -187,7 +190,7 @@ def earlier_rows(out: str) -> list[dict[str, Any]]:
 
 
 def row_of_now(row: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a row that says where and when it was measured."""
+  """Returns a row with the device, the version and the date of now."""
   return dict(row, **_measured(environment()))
 
 
@@ -196,12 +199,12 @@ def _measured(record):
 
 
 def save(record: Mapping[str, Any], out: str) -> None:
-  """Writes a record and says so; `plots.save` draws it, too."""
+  """Writes a record and prints its path; `plots.save` also draws it."""
   print(f'Wrote {write(record, out)}.')
 
 
 def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
-  """Writes a record to `out`, and never half of it."""
+  """Writes a record to `out` as a whole or not at all."""
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
   files.write_text(path, json.dumps(record, indent=1) + '\n')
@@ -209,7 +212,7 @@ def write(record: Mapping[str, Any], out: str) -> pathlib.Path:
 
 
 def read(out: str) -> dict[str, Any]:
-  """Returns a record with `rows` that `write` has written; no rows if none.
+  """Returns the record that `write` has written; without a file, no rows.
 
   Raises:
     UserValueError: If there is a file that holds something else.
