@@ -111,6 +111,8 @@ def _entry(name: str, text: str) -> str:
   text = text.replace('`', '')
   lines = textwrap.wrap(text, _WIDTH - _COLUMN, break_on_hyphens=False)
   left = f'  {name}'
+  if len(left) > _WIDTH:
+    left = f'{left[: _WIDTH - 3]}...'
   if lines and len(left) <= _COLUMN - 2:
     left = f'{left:{_COLUMN}}{lines.pop(0)}'
   return '\n'.join([left, *(' ' * _COLUMN + line for line in lines)])
