@@ -8,6 +8,11 @@ r"""Sequential MNIST: 784 pixels, read one by one.
 DIRECTORY holds the four files of MNIST. 55,000 images train, 5,000 choose the
 checkpoint, and the usual 10,000 test. `--config.data.permutation=...` names a
 fixed permutation of the pixels (psMNIST).
+
+Results (`experiments/results/images/smnist`) of this small model, one seed, on
+the test part: minGRU 88.6 % after 266 s and LRU 85.0 % after 225 s on two CPU
+cores. This is about one epoch. S4, larger and trained for much longer, is
+published with 99.63 %. The nearest class centroid reaches 82.1 %.
 """
 
 from experiments.configs import default
@@ -23,22 +28,22 @@ CONV_KERNELS = dict(min_gru=4)
 
 
 def get_config(layer: str = 'min_gru'):
-  """Returns the config: two layers of width 64."""
+  """Returns the config: two layers of width 32, 3,000 steps."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
-      layer=layer, num_layers=2, features=64, norm='layer', mlp='geglu',
+      layer=layer, num_layers=2, features=32, norm='layer', mlp='geglu',
       mlp_factor=1, pooling='mean', layer_options=OPTIONS.get(layer, {}),
       conv_kernel=CONV_KERNELS.get(layer, 0),
   ))
   default.use_data(config, 'smnist')
-  config.total_steps = 2000
-  config.batch_size = 50
+  config.total_steps = 3000
+  config.batch_size = 20
   config.log_every = 50
-  config.eval_every = 250
-  config.save_every = 250
+  config.eval_every = 300
+  config.save_every = 300
   config.keep = 1
   config.optimizer.learning_rate = 3e-3
   config.optimizer.end_learning_rate = 1e-5
-  config.optimizer.warmup_steps = 200
+  config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.05
   return config
