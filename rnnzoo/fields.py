@@ -199,7 +199,7 @@ def _is_of_kind(value, kind):
   return isinstance(value, number) and not is_bool
 
 
-def _out_of_range(value, field):
+def _out_of_range(value: float, field: Field) -> str | None:
   """Returns what is wrong with a number, or `None`."""
   # JAX takes no larger integers, whatever they are multiplied with.
   largest = MAX_INT if isinstance(value, numbers.Integral) else MAX_FLOAT

@@ -13,6 +13,7 @@ import numbers
 from typing import Any, NamedTuple
 
 import jax
+from jax import core
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
@@ -77,18 +78,18 @@ def sample_logits(
         f'`logits` must be real numbers, got {logits.dtype}.'
     )
   tokens = _sample(key, logits, sampling)
-  if not isinstance(tokens, jax.core.Tracer):
+  if not isinstance(tokens, core.Tracer):
     _drawn(tokens)
   return tokens
 
 
 def generate(
     model: Any,
-    prompts: jax.Array,
+    prompts: jax.typing.ArrayLike,
     *,
     length: int,
     key: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.typing.ArrayLike | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -128,18 +129,18 @@ def generate(
   prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
   tokens = _generate(model, prompts, mask, key, length, sampling)
-  if not isinstance(tokens, jax.core.Tracer):
+  if not isinstance(tokens, core.Tracer):
     _drawn(tokens)
   return tokens
 
 
 def stream(
     model: Any,
-    prompts: jax.Array,
+    prompts: jax.typing.ArrayLike,
     *,
     length: int | None = None,
     key: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.typing.ArrayLike | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -261,10 +262,10 @@ def _drawn(tokens: jax.Array) -> np.ndarray:
     UserValueError: If a row has no token.
   """
   # What ran out of memory raises here; `np.asarray` waits for ever.
-  tokens = np.asarray(jax.block_until_ready(tokens))
-  if not (tokens < 0).any():
-    return tokens
-  row, *number = np.argwhere(tokens < 0)[0]
+  drawn = np.asarray(jax.block_until_ready(tokens))
+  if not (drawn < 0).any():
+    return drawn
+  row, *number = np.argwhere(drawn < 0)[0]
   where = f' for new token {number[0]}' if number else ''
   raise errors.UserValueError(
       f'The logits of row {row}{where} are NaN or all -inf: no token can be '
@@ -339,7 +340,8 @@ def _generate(model, prompts, mask, key, length, sampling):
   carry, tokens = _read(model, prompts, mask, key, sampling)
 
   def body(loop, number):
-    loop = _write(model, *loop, number, key, sampling)
+    carry, tokens = loop
+    loop = _write(model, carry, tokens, number, key, sampling)
     return loop, loop[1]
 
   _, rest = jax.lax.scan(body, (carry, tokens), jnp.arange(1, length))

@@ -35,7 +35,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         f'{path} (data.path) must hold either x and y or x_train, y_train and '
         f'so on; it has {", ".join(found) or "no arrays"}.'
     )
-  wanted, given = dict(class_names=found.get('class_names', ())), ('x', 'y')
+  wanted: dict[str, Any] = dict(class_names=found.get('class_names', ()))
+  given = ('x', 'y')
   if 'lengths' in found or any(f'lengths_{s}' in found for s in arrays.SPLITS):
     given += ('lengths',)
   splits = [s for s in arrays.SPLITS if f'x_{s}' in found]

@@ -66,8 +66,8 @@ class Shard:
   @property
   def parts(self) -> tuple[int, ...]:
     """The parts, of `P`, that this process holds."""
-    several = isinstance(self.process_index, tuple)
-    return self.process_index if several else (self.process_index,)
+    index = self.process_index
+    return index if isinstance(index, tuple) else (index,)
 
   @property
   def rows(self) -> int:
@@ -218,7 +218,9 @@ class Dataset:
 
   def train_batch(self, step: int) -> Batch:
     """Returns the batch of `step` (from 1), a pure function of (seed, step)."""
-    return self.train[_check_step(step) - 1]
+    batch = self.train[_check_step(step) - 1]
+    assert batch is not None  # No filter leaves out a batch.
+    return batch
 
   def train_iterator(self, start_step: int = 1) -> grain.DatasetIterator:
     """Returns the endless iterator over the batches from `start_step` on.

@@ -188,7 +188,7 @@ class ModelConfig:
 
   def check_dtypes(self) -> None:
     """Raises `UserValueError` if JAX would replace a dtype by another."""
-    x64 = jax.config.jax_enable_x64  # pyright: ignore
+    x64 = jax.config.values['jax_enable_x64']
     for name in ('dtype', 'param_dtype'):
       if getattr(self, name) == 'float64' and not x64:
         raise errors.UserValueError(

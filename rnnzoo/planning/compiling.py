@@ -65,7 +65,7 @@ def plan(
   program = program_lib.make_program(task, config, mesh)
   state = program.abstract_state
   dtype = config.model.dtype
-  result = dict(
+  result: dict[str, Any] = dict(
       target=target.name,
       devices=mesh.size,
       kind=mesh.devices.flat[0].device_kind,
@@ -201,7 +201,7 @@ def _compiled(memory, text, target, result, steps):
     row['operations'] += 1
     row['times'] += one.times / steps
     row['bytes'] += one.times * one.size / steps
-  out = dict(
+  out: dict[str, Any] = dict(
       memory=result['memory'] | dict(
           arguments=memory.argument_size_in_bytes,
           temporaries=memory.temp_size_in_bytes,

@@ -202,10 +202,10 @@ def _step(body, index):
     before = one.operands[0]
     if one.opcode == 'add':
       amounts = {name: _constant(body, name) for name in one.operands}
-      added = [n for n, amount in amounts.items() if amount is not None]
+      added = {n: u for n, u in amounts.items() if u is not None}
       if len(amounts) != 2 or len(added) != 1:
         return 0
-      step += amounts.pop(added[0])
-      (before,) = amounts
+      step += sum(added.values())
+      (before,) = amounts.keys() - added.keys()
     one = body.get(before)
   return step

@@ -107,7 +107,8 @@ def environment(target: Target) -> dict[str, str]:
       JAX_SKIP_CUDA_CONSTRAINTS_CHECK='1',  # There is no driver here.
   )
   nvidia = importlib.util.find_spec('nvidia')
-  for place in nvidia.submodule_search_locations if nvidia else ():
+  places = nvidia and nvidia.submodule_search_locations
+  for place in places or ():
     for ptxas in pathlib.Path(place).glob('*/bin/ptxas'):
       variables |= dict(
           CUDA_ROOT=str(ptxas.parents[1]),

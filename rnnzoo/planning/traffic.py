@@ -228,7 +228,7 @@ def _group(attributes, devices):
 
 def _numbered(text):
   """Returns the devices of `[4,2]T(1,0)`: 0 to 7 as `[4, 2]`, transposed."""
-  sizes, order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text).groups()
+  ((sizes, order),) = re.findall(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
   numbers = lambda text: [int(n) for n in text.split(',')]
   ids = np.arange(math.prod(numbers(sizes))).reshape(numbers(sizes))
   return (ids.transpose(numbers(order)) if order else ids).ravel()

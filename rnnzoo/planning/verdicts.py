@@ -86,11 +86,11 @@ def advice(result: Mapping[str, Any], config) -> list[str]:
   found.sort(key=lambda one: -one[0])
   texts = [text for saved, text in found if saved > 0.02 * result['limit']]
   if result['verdict'] == 'tight' and 'peak' in memory:
-    pool = hardware_lib.find(result['kind']).pool
-    if memory['peak'] > pool * result['limit']:
+    hardware = hardware_lib.find(result['kind'])
+    if hardware and memory['peak'] > hardware.pool * result['limit']:
       texts.insert(0, (
           'XLA_PYTHON_CLIENT_MEM_FRACTION=.95 in the environment: JAX takes '
-          f'only {pool:.0%} of a GPU by default.'
+          f'only {hardware.pool:.0%} of a GPU by default.'
       ))
   return texts or ['More devices, or a smaller model.']
 

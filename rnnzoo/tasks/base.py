@@ -228,8 +228,10 @@ def describe_layers(names, layers: Layers | None) -> dict[str, str | None]:
   Returns:
     By name, the SHA-256 of the source, or `None` where Python cannot find it.
   """
-  own = sorted(set(names) & set(layers or {}))
-  return {name: _source_digest(layers[name]) for name in own}
+  own = layers or {}
+  return {
+      name: _source_digest(own[name]) for name in sorted(set(names) & set(own))
+  }
 
 
 def own_layers(recorded, layers: Layers, workdir) -> Layers:

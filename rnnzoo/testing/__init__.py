@@ -58,7 +58,7 @@ def check_layer(
     AssertionError: Naming the checks that failed.
     ValueError: If a name is unknown, or float64 is given without x64.
   """
-  x64 = jax.config.jax_enable_x64
+  x64 = jax.config.values['jax_enable_x64']
   if dtypes is None:
     dtypes = ['float32', 'bfloat16'] + (['float64'] if x64 else [])
   dtypes, checks = list(dtypes), list(CHECKS if checks is None else checks)
@@ -96,7 +96,7 @@ def check_layer(
     raise AssertionError(f'The layer fails {names}; see the table above.')
   promises = [('check', 'input', 'promise')]
   for name, inputs in held.items():
-    promise = CHECKS[name].__doc__.splitlines()[0]
+    promise = str(CHECKS[name].__doc__).splitlines()[0]
     promises.append((name, ', '.join(inputs), promise))
   print(_aligned(promises))
 

@@ -143,7 +143,7 @@ def check_export(case):
 def check_dtypes(case):
   """Outputs have the compute dtype, states float32 at least."""
   dtypes = ['float32', 'bfloat16']
-  dtypes += ['float64'] if jax.config.jax_enable_x64 else []
+  dtypes += ['float64'] if jax.config.values['jax_enable_x64'] else []
   problems = []
   for dtype in dtypes:
     compute = jnp.dtype(case.layer.dtype or dtype)

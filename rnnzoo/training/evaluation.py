@@ -127,7 +127,8 @@ def _rows(found, batch):
       continue  # The row only fills up the last batch.
     length = inputs.shape[1] if exists is None else int(exists[i].sum())
     row = dict({name: u[i] for name, u in found.items()}, target=target)
-    if np.ndim(chosen):  # A target at every step; some count.
+    # A target at every step; some count.
+    if chosen is not None and np.ndim(chosen):
       row = {
           name: u[chosen] if np.shape(u)[:1] == chosen.shape else u
           for name, u in row.items()

@@ -151,11 +151,11 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
     first = int(memory.fetch(state['step']))
     path = workdir / 'summary.json'
     is_done = first >= config.total_steps or _has_reached(run, first)
-    found = is_done and records.read_summary(path)
+    found = records.read_summary(path) if is_done else None
     if multihost.agreed(bool(found)):
       logging.info('Already trained to step %d.', first)
       _draw(run)
-      return found
+      return found or {}
 
     # ---- The steps. A bad number ends them or leads back to a checkpoint. ----
     while True:
@@ -430,7 +430,7 @@ class _Attempt:
     what = recovery.describe(number, loss, grad_norm)
     if what or skipped:
       self.writer.write(number, first | extra)
-      if not skipped:
+      if what and not skipped:
         raise recovery.BadNumbers(what, number)
       what = what or f'There is NaN in the carry after step {number}'
       self.history.check_limit(what, self.config.nan_limit, number)

@@ -261,7 +261,7 @@ def _sums(
   return _in_chunks(one, chunks[0], (kernel, bias), *chunks[1:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda fn: jax.custom_vjp(fn, nondiff_argnums=(0,))
 def _in_chunks(one, xs, head, targets, masks):
   """Adds up `one(x, *head, target, mask)` over the leading axis."""
   body = lambda x, y, m: one(x, *head, y, m)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import copy
 import dataclasses
 import inspect
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -204,7 +205,9 @@ def make_optimizer(
   )
   if 'weight_decay' in allowed:
     options |= dict(weight_decay=config.weight_decay, mask=decayed)
-  parts = [make(make_schedule(config, total_steps), **options)]
+  parts: list[optax.GradientTransformation] = [
+      make(make_schedule(config, total_steps), **options)
+  ]
   if config.clip:
     parts.insert(0, optax.clip_by_global_norm(config.clip))
   if config.recurrent_rate_factor != 1:
@@ -219,9 +222,11 @@ def _in_float32(tx, frozen) -> Optimizer:
   """Runs `tx` in float32 at least, on the parameters that are not frozen."""
   trained = optax.masked(tx, jax.tree.map(lambda one: not one, frozen))
 
+  # The wrapper of `masked` would change the names of arrays in checkpoints.
+  unwrapped = operator.attrgetter('inner_state')
+
   def init(params):
-    # The wrapper of `masked` would change the names of arrays in checkpoints.
-    return trained.init(state_lib.at_least_float32(params)).inner_state
+    return unwrapped(trained.init(state_lib.at_least_float32(params)))
 
   def update(grads, state, params=None):
     updates, state = trained.update(
@@ -232,7 +237,7 @@ def _in_float32(tx, frozen) -> Optimizer:
     updates = jax.tree.map(
         lambda one, u: jnp.zeros_like(u) if one else u, frozen, updates
     )
-    return updates, state.inner_state
+    return updates, unwrapped(state)
 
   return Optimizer(init, update, frozen)
 

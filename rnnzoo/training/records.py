@@ -5,7 +5,6 @@ here check the types of each record, and their errors say what is wrong.
 """
 
 import json
-import numbers as python_numbers
 import pathlib
 from typing import Any
 
@@ -19,7 +18,7 @@ _MAX_DEPTH = 50
 _MAX_STEP, _MAX_NUMBER = 2**63, 1e300
 
 # What `meta` of a checkpoint of `experiments.train` may hold.
-_META = dict(
+_META: dict[str, Any] = dict(
     config=dict, model=dict, vocabulary=(dict, type(None)), layers=dict,
     history=dict,
 )
@@ -168,7 +167,9 @@ def parse_checkpoint(data: bytes) -> dict[str, Any]:
   """
   record = parse(data)
   check_tree(record, dict(meta={}, leaves={}))
-  types = dict(format=int, step=int, meta=dict, leaves=dict, sha256=str)
+  types: dict[str, type] = dict(
+      format=int, step=int, meta=dict, leaves=dict, sha256=str
+  )
   for name, kind in types.items():
     if not isinstance(record.get(name), kind):
       raise ValueError(f'damaged: {name} is {fields.shown(record.get(name))}')
@@ -216,7 +217,7 @@ def _children(value):
 def _is_number(value, finite=True) -> bool:
   """Returns whether a value is a number and not a boolean."""
   return (
-      isinstance(value, python_numbers.Real)
+      isinstance(value, int | float)  # JSON has no others.
       and not isinstance(value, bool)
       and (not finite or -_MAX_NUMBER < value < _MAX_NUMBER)
   )

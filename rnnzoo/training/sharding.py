@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -296,7 +297,7 @@ def batch_shardings(mesh, shapes, stacked):
     check_sequence_length(time, mesh)
 
   def of(shape):
-    spec = [None] * (time_axis - 1) + [mesh_lib.BATCH_AXES]
+    spec: list[Any] = [None] * (time_axis - 1) + [mesh_lib.BATCH_AXES]
     if times and length(shape) == times:
       spec.append('sequence')
     return NamedSharding(mesh, P(*spec))

@@ -48,7 +48,9 @@ def read(
       (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
       if os.path.abspath(place.parent) != os.path.abspath(directory):
         raise ValueError('it does not lie beside the others')
-      records = list(builder.as_data_source(split))
+      records = list(
+          builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+      )
       for record in records:
         # So a file that has lost its end may look.
         if any(value is None for value in record.values()):

@@ -19,6 +19,7 @@ from rnnzoo import errors
 from rnnzoo.data.builders import records
 from rnnzoo.data.text import corpus
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import units
 from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.core.download import download_manager
 
@@ -42,9 +43,9 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   # With this, TFDS looks for `FILE` in `manual_dir` before it downloads, and
   # checks the size and the digest of what it found.
-  url_infos = {
+  url_infos: dict[str, checksums.UrlInfo] = {
       URL: checksums.UrlInfo(
-          size=1_115_394,
+          size=units.Size(1_115_394),
           checksum=(
               '86c4e6aa9db7c042ec79f339dcb96d42'
               'b0075e16b8fc2e86bf0ca57e2dc565ed'
@@ -76,7 +77,7 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def builder_of(content: bytes, url: str = f'http://localhost/{FILE}'):
   """Returns a builder that expects another text, given as UTF-8."""
   info = checksums.UrlInfo(
-      size=len(content),
+      size=units.Size(len(content)),
       checksum=hashlib.sha256(content).hexdigest(),
       filename=FILE,
   )

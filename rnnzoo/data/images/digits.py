@@ -29,9 +29,9 @@ def read() -> examples.Examples:
         'data.name=digits reads the images that come with scikit-learn. To '
         'install it: pip install scikit-learn'
     ) from error
-  digits = datasets.load_digits()
+  pixels, labels = datasets.load_digits(return_X_y=True)
   return examples.Examples(
-      digits.images.astype(np.uint8), digits.target.astype(np.int32)
+      pixels.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int32)
   )
 
 

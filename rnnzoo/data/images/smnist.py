@@ -27,7 +27,9 @@ def bit_reversal() -> np.ndarray:
   Numbers have the ten bits that 784 needs; those of 784 and more are left out.
   """
   numbers = np.arange(1024)
-  reversed_bits = sum(((numbers >> i) & 1) << (9 - i) for i in range(10))
+  reversed_bits = np.zeros_like(numbers)
+  for i in range(10):
+    reversed_bits |= ((numbers >> i) & 1) << (9 - i)
   return reversed_bits[reversed_bits < PIXELS]
 
 

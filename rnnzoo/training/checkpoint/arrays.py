@@ -48,7 +48,7 @@ def restore(
   if restored is not None:
     values = [1] + [digests.local_digest(x) for x in restored]
   readers, *sums = multihost.sum_over_processes(values)
-  if readers != jax.process_count():
+  if restored is None or readers != jax.process_count():
     raise damage.DamagedError(problem or 'another process cannot read it')
   for name, digest in zip(leaves, sums):
     if saved[name]['digest'] != f'{digest:016x}':

@@ -128,10 +128,10 @@ class Checkpointer:
             step, metric=best_metric, best_mode=self._policy.best_mode
         )
       return False
-    if self.all_steps() and step < self.latest_step():
+    latest = self.latest_step()
+    if latest is not None and step < latest:
       raise ValueError(
-          f'`step` must be after the latest checkpoint, {self.latest_step()}, '
-          f'got {step}.'
+          f'`step` must be after the latest checkpoint, {latest}, got {step}.'
       )
     record = record_lib.make(
         step, leaves, meta, best_metric, self._policy.best_mode

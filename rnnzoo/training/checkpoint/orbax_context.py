@@ -60,9 +60,10 @@ def drop_leftovers(error: BaseException) -> None:
   _has_failed = True
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
-    while error is not None:
-      python_traceback.clear_frames(error.__traceback__)
-      error = error.__cause__ or error.__context__
+    failed: BaseException | None = error
+    while failed is not None:
+      python_traceback.clear_frames(failed.__traceback__)
+      failed = failed.__cause__ or failed.__context__
     gc.collect()
 
 

@@ -22,7 +22,8 @@ def _column(rows, key) -> tuple[np.ndarray, np.ndarray]:
   """Returns the steps in ascending order, and the finite values of a metric."""
   # Losses restored from checkpoints come after those of later steps.
   points = sorted(records.numbers(rows, key), key=lambda point: point[0])
-  return np.array(points, float).reshape(-1, 2).T
+  steps, values = np.array(points, float).reshape(-1, 2).T
+  return steps, values
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

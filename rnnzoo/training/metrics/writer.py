@@ -6,6 +6,7 @@ are not finite are `null`.
 """
 
 import contextlib
+import io
 import json
 import math
 import numbers
@@ -139,7 +140,7 @@ class MetricsWriter:
     waited = bool(self._rest)
     self._rest += line.encode()
     try:
-      self._write_rest()
+      self._write_rest(self._file)
       if self._board is not None:
         for key, value in row.items():
           if value is not None and not isinstance(value, str):
@@ -157,16 +158,16 @@ class MetricsWriter:
     if self._file is None:
       return
     try:
-      self._write_rest()
+      self._write_rest(self._file)
     finally:
       self._file.close()
       if self._board is not None:
         self._board.close()
 
-  def _write_rest(self) -> None:
+  def _write_rest(self, file: io.FileIO) -> None:
     with self._readable_errors():
       while self._rest:  # A full disk takes a part, and fails at the next one.
-        self._rest = self._rest[self._file.write(self._rest) :]
+        self._rest = self._rest[file.write(self._rest) :]
 
   def _now(self) -> float:
     """Returns the seconds since the epoch, never less than before."""

@@ -93,7 +93,7 @@ class Meter:
 
   def dispatch(self, batch) -> None:
     """Notes that a step on this batch is dispatched to the device now."""
-    if self._flops is None and self._peak:
+    if self._flops is None and self._peak and self._flops_of:
       self._flops = self._flops_of(batch)
     self._started.append(self._clock())
 

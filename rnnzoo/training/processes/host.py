@@ -106,7 +106,7 @@ def enable_compilation_cache(directory=None) -> pathlib.Path | None:
   Returns:
     The directory, or `None` if it cannot be made and nothing is kept.
   """
-  configured = jax.config.jax_compilation_cache_dir
+  configured = jax.config.values['jax_compilation_cache_dir']
   if directory is None and configured is None:
     cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     directory = pathlib.Path(cache) / 'rnnzoo' / 'jax'

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from typing import Any
 
 import jax
 from jax._src import distributed
@@ -55,7 +56,7 @@ def initialize(
     UserError: If the arguments do not describe a run, or the processes do not
       find each other.
   """
-  given = dict(
+  given: dict[str, Any] = dict(
       coordinator_address=coordinator_address, num_processes=num_processes,
       process_id=process_id,
   )
@@ -71,7 +72,7 @@ def initialize(
     )
   # JAX's handler of SIGTERM would replace ours, see signals.py.
   jax.config.update('jax_enable_preemption_service', False)
-  options = dict(
+  options: dict[str, Any] = dict(
       coordinator_bind_address=bind_address,
       heartbeat_timeout_seconds=heartbeat_seconds,
       initialization_timeout=start_seconds,
@@ -150,7 +151,9 @@ def data_shard(
   return mine, rows
 
 
-def sharing_devices(batch_size: int) -> list[jax.Device]:
+def sharing_devices(
+    batch_size: int,
+) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
   """Returns as many devices as can share a batch evenly.
 
   There are equally many of each process.
@@ -226,6 +229,7 @@ def _meet():
   """Waits for all processes, as long as they are alive."""
   # JAX's public barriers are collectives themselves; Orbax uses this one too.
   client = distributed.global_state.client
+  assert client is not None  # There are several processes.
   client.wait_at_barrier(f'rnnzoo_{next(_meetings)}', 24 * 3600 * 1000)
 
 

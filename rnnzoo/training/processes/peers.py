@@ -104,7 +104,8 @@ def leave_lost(reason: str):
   """Exits because another process has died."""
   reason = ' '.join(reason.split())
   reason = reason if len(reason) <= 160 else reason[:157] + '...'
-  leave(LOST, _MESSAGE.format(index=_watch.index, reason=reason))
+  index = -1 if _watch is None else _watch.index
+  leave(LOST, _MESSAGE.format(index=index, reason=reason))
 
 
 @contextlib.contextmanager
@@ -151,7 +152,7 @@ class _Watch:
 
   def __init__(self, index: int):
     self.index = index
-    self.code = None  # See `finish`.
+    self.code: int | None = None  # See `finish`.
     self._held = b''  # From the first fatal line on.
     self._ended = threading.Event()
     _move_streams()
