@@ -54,9 +54,9 @@ class Case:
       # A copy, so that `make_layer` may return a layer that is used elsewhere.
       self.params = _donated((carry, jax.tree.map(jnp.copy, self.params)))[1]
     if self.dtype == jnp.float64:  # So that gradients are float64 too.
-      self.params = jax.tree.map(
-          lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float64)),
-          self.params,
+      wide = lambda dtype: jnp.promote_types(dtype, jnp.float64)
+      self.params = jax.tree.map(  # By NumPy, which compiles nothing.
+          lambda p: jax.device_put(np.asarray(p, wide(p.dtype))), self.params
       )
     self.layer = nnx.merge(self._graph, self.params, self._rest)
     self.x = self.draw('x', (BATCH, TIME, *base.input_shape(layer)))

@@ -16,6 +16,7 @@ from rnnzoo import layers
 from rnnzoo import mesh
 from rnnzoo import testing
 from rnnzoo.layers import base
+from tests import drawn
 
 # What options can break; the layer itself goes through all checks.
 _OPTION_CHECKS = ('shapes', 'dtypes', 'errors', 'steps', 'reset', 'mask')
@@ -35,8 +36,8 @@ class ContractTest(parameterized.TestCase):
     )
 
   # Golden numbers are in float32 too, and equality of forms is checked above.
-  @pytest.mark.long
   @parameterized.named_parameters(testing.LAYERS.items())
+  @pytest.mark.long
   def test_steps_in_float32(self, make_layer):
     testing.check_layer(make_layer, dtypes=['float32'], checks=['steps'])
 
@@ -68,7 +69,7 @@ class ContractTest(parameterized.TestCase):
   def test_every_layer_has_a_test_case(self):
     self.assertSameElements(testing.LAYERS, layers.LAYERS)
     for name, make_layer in testing.LAYERS.items():
-      layer = make_layer(nnx.Rngs(0))
+      layer = drawn.module(make_layer)
       self.assertIs(type(layer), layers.LAYERS[name])
       with self.subTest(f'{name} can be copied'):
         want, pickled = nnx.split(layer), pickle.loads(pickle.dumps(layer))
