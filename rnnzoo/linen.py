@@ -78,7 +78,8 @@ class _Blueprint:
     self._keywords = {k: v for k, v in bound.kwargs.items() if k != 'rngs'}
     self._carries = {}
 
-  def build(self, rngs: nnx.Rngs) -> nnx.Module:
+  # `Any`, because a layer and a model share no class that has their methods.
+  def build(self, rngs: nnx.Rngs) -> Any:
     """Makes the nnx module and its submodules."""
     made = lambda v: v.blueprint.build(rngs) if isinstance(v, Twin) else v
     return self._class(
@@ -88,7 +89,7 @@ class _Blueprint:
     )
 
   @functools.cached_property
-  def functional(self) -> state_lib.Functional:
+  def functional(self) -> state_lib.Functional[Any]:
     """The module without its values, which is made once."""
     return state_lib.Functional(self.build)
 
@@ -151,7 +152,7 @@ class Twin(nn.Module):
     cls.__init__ = __init__
 
   @property
-  def abstract(self) -> nnx.Module:
+  def abstract(self) -> Any:
     """The nnx module with shapes as variables, for `abstract.out_features`."""
     functional = self.blueprint.functional
     return functional.merge(functional.params, functional.batch_stats)
@@ -182,7 +183,7 @@ class Twin(nn.Module):
     return carry
 
   @nn.nowrap
-  def to_nnx(self) -> nnx.Module:
+  def to_nnx(self) -> Any:
     """Returns the nnx module with the variables of this bound module.
 
     Raises:
@@ -305,7 +306,7 @@ def from_linen_variables(
   graphdef, *states, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
   filled = []
   for state, tree in zip(states, trees):
-    flat = traverse_util.flatten_dict(tree)
+    flat = state_lib.by_path(tree)
     filled.append(nnx.from_flat_state({
         path: variable.replace(flat[tuple(map(str, path))])
         for path, variable in nnx.to_flat_state(state)
@@ -357,7 +358,7 @@ def _fitting(name, wanted, variables):
   trees, problems = [], []
   for collection in _COLLECTIONS:
     want, got = (
-        traverse_util.flatten_dict(nn.meta.unbox(tree.get(collection, {})))
+        state_lib.by_path(nn.meta.unbox(tree.get(collection, {})))
         for tree in (wanted, variables)
     )
     for path in (*want, *(path for path in got if path not in want)):

@@ -221,7 +221,7 @@ class Attention(base.RecurrentLayer):
     q = heads(self.query, self.num_heads)
     k = heads(self.key, self.num_kv_heads)
     v = heads(self.value, self.num_kv_heads)
-    if self.query_norm is not None:
+    if self.query_norm is not None and self.key_norm is not None:
       q, k = self.query_norm(q), self.key_norm(k)
     if self.rotary_features:
       rotate = lambda u: rotary.rotary(

@@ -19,6 +19,7 @@ from rnnzoo.layers import checking
 from rnnzoo.layers import pickling
 
 Carry = Any  # A pytree of arrays, batch axis first; each layer says which.
+StateShape = Any  # `(H,)`, or a NamedTuple of several such tuples.
 
 
 def _with_arrays(method: Callable, place: int) -> Callable:
@@ -101,7 +102,7 @@ class RecurrentLayer(nnx.Module):
   dtype: Any = None
   causal: bool = True
   gathers_time: bool = False
-  state_shape: Any = None
+  state_shape: StateShape = None
   complex_state: bool = False
   carry_tails: tuple[str, ...] = ()
 
@@ -295,6 +296,13 @@ def select(flag: jax.Array, new: Carry, old: Carry) -> Carry:
     return jnp.where(flag.reshape(flag.shape + (1,) * (n.ndim - 1)), n, o)
 
   return jax.tree.map(one, new, old)
+
+
+def carry_shape(
+    carry_type: Callable[..., Any], **sizes: tuple[int, ...]
+) -> StateShape:
+  """Returns a `state_shape`: a carry with sizes in place of its arrays."""
+  return carry_type(**sizes)
 
 
 def idle_where_absent(a, b, mask):

@@ -57,13 +57,13 @@ def reset_from_done(
     ValueError: If the shapes disagree.
   """
   done = jnp.asarray(done) != 0
-  last_done = False if last_done is None else jnp.asarray(last_done) != 0
-  if done.ndim != 2 or jnp.shape(last_done) not in ((), done.shape[:1]):
+  last = False if last_done is None else jnp.asarray(last_done) != 0
+  if done.ndim != 2 or jnp.shape(last) not in ((), done.shape[:1]):
     raise ValueError(
         '`done` must be [B, T] and `last_done` [B], got '
-        f'{done.shape} and {jnp.shape(last_done)}.'
+        f'{done.shape} and {jnp.shape(last)}.'
     )
-  return _shifted(done[:, :-1], last_done, done.shape)
+  return _shifted(done[:, :-1], last, done.shape)
 
 
 def mask_from_lengths(lengths: jax.Array, time: int) -> jax.Array:

@@ -22,6 +22,7 @@ one:
 from typing import Any
 
 import jax
+from jax import core
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo.layers import base
@@ -132,7 +133,7 @@ def put_rows(
 
 def _checked(carry, rows, axis):
   """Returns `axis` as a tree like `carry`, and `rows` unless traced."""
-  rows = rows if isinstance(rows, jax.core.Tracer) else np.asarray(rows)
+  rows = rows if isinstance(rows, core.Tracer) else np.asarray(rows)
   if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
     raise ValueError(
         f'`rows` must be integers [K], got {rows.dtype} {rows.shape}.'
@@ -154,7 +155,7 @@ def _checked(carry, rows, axis):
         f'`axis` must be the batch axis, of one size in all of the carry, got '
         f'{found}; layers.batch_axes finds it.'
     )
-  if isinstance(rows, jax.core.Tracer):
+  if isinstance(rows, core.Tracer):
     return axis, None
   batch = next(iter(sizes.values()), 0)
   if ((rows < 0) | (rows >= batch)).any():

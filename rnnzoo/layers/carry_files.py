@@ -60,16 +60,15 @@ def save_carry(path: str | os.PathLike, carry: base.Carry) -> None:
       format=_FORMAT,
       dtypes={name: array.dtype.name for name, array in arrays.items()},
   )
+  members: dict[str, Any] = {_RECORD: np.array(json.dumps(record))}
+  for name, u in arrays.items():
+    members[name] = u.view(_plain(u.dtype))
   path = os.fspath(path)
   partial = f'{path}.{uuid.uuid4().hex}.partial'
   try:
     try:
       with open(partial, 'xb') as file:
-        np.savez(
-            file,
-            **{_RECORD: np.array(json.dumps(record))},
-            **{name: u.view(_plain(u.dtype)) for name, u in arrays.items()},
-        )
+        np.savez(file, **members)
         file.flush()
         os.fsync(file.fileno())
       os.replace(partial, path)

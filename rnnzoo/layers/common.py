@@ -231,6 +231,7 @@ class HeadNorm(nnx.Module):
       use_scale: bool = True,
       use_bias: bool = False,
       share: bool = False,
+      initial_scale: float = 1.0,
       param_dtype=jnp.float32,
       rngs=None,
   ):
@@ -245,6 +246,7 @@ class HeadNorm(nnx.Module):
       use_bias: Whether a parameter `bias` is added.
       share: Whether scale and bias are `[V]`, the same for all heads; `[H, V]`
         if not.
+      initial_scale: Initial value of the scale.
       param_dtype: Dtype of the parameters.
       rngs: Not used.
 
@@ -257,9 +259,11 @@ class HeadNorm(nnx.Module):
     shape, axes = (num_heads, head_features), ('heads', None)
     if share:
       shape, axes = shape[1:], axes[1:]
-    param = lambda u: nnx.Param(u, axes=axes)
-    self.scale = param(jnp.ones(shape, param_dtype)) if use_scale else None
-    self.bias = param(jnp.zeros(shape, param_dtype)) if use_bias else None
+    param = lambda value: nnx.Param(
+        jnp.full(shape, value, param_dtype), axes=axes
+    )
+    self.scale = param(initial_scale) if use_scale else None
+    self.bias = param(0) if use_bias else None
 
   def __call__(self, x):
     y = x.astype(jnp.promote_types(jnp.float32, x.dtype))

@@ -122,10 +122,10 @@ class ConvLSTM(recurrences.RecurrentCell):
     return (*self.image_shape, self.in_features)
 
   @property
-  def state_shape(self) -> ConvLSTMCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     size = (*self.image_shape, self.hidden_features)
-    return ConvLSTMCarry(c=size, h=size)
+    return base.carry_shape(ConvLSTMCarry, c=size, h=size)
 
   def project(self, x):
     dtype = base.state_dtype(x.dtype)

@@ -113,16 +113,14 @@ class ConvS5(base.RecurrentLayer):
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
     lambda_, v = state_space.block_legs(p, blocks)
-    diagonal = dict(axes=('hidden',), recurrent=True)
-    self.Lambda_re = nnx.Param(
-        jnp.asarray(lambda_.real, decay_dtype), **diagonal
+    diagonal = lambda u: nnx.Param(
+        jnp.asarray(u, decay_dtype), axes=('hidden',), recurrent=True
     )
-    self.Lambda_im = nnx.Param(
-        jnp.asarray(lambda_.imag, decay_dtype), **diagonal
-    )
+    self.Lambda_re = diagonal(lambda_.real)
+    self.Lambda_im = diagonal(lambda_.imag)
     log_step = state_space.log_uniform(dt_min, dt_max)
-    self.log_step = nnx.Param(
-        log_step(rngs.params(), lambda_.shape, decay_dtype), **diagonal
+    self.log_step = diagonal(
+        log_step(rngs.params(), lambda_.shape, decay_dtype)
     )
 
     def draw(size, inputs, outputs):

@@ -1,5 +1,6 @@
 """DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2406.06484."""
 
+from collections.abc import Callable
 import math
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
-ACTIVATIONS = dict(
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
     silu=jax.nn.silu,
     relu=jax.nn.relu,
     elu=lambda u: jax.nn.elu(u) + 1,
@@ -165,11 +166,12 @@ class DeltaNet(base.RecurrentLayer):
     )
 
   @property
-  def state_shape(self) -> DeltaNetCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
-    return DeltaNetCarry(
-        (self.conv_kernel - 1, self.conv.shape[-1]),
-        (self.num_heads, self.key_features, self.value_features),
+    return base.carry_shape(
+        DeltaNetCarry,
+        conv=(self.conv_kernel - 1, self.conv.shape[-1]),
+        S=(self.num_heads, self.key_features, self.value_features),
     )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
@@ -248,7 +250,9 @@ def linear(n, m, axes, *, param_dtype, rngs):
   )
 
 
-def heads_of(features, largest, num_heads, head_features):
+def heads_of(
+    features, largest, num_heads, head_features
+) -> tuple[int, int]:
   """Returns the number of heads and the features of a head."""
   if num_heads is None and head_features is None:
     head_features = math.gcd(features, largest)
@@ -265,7 +269,7 @@ def heads_of(features, largest, num_heads, head_features):
   )
 
 
-def _unit(u):
+def _unit(u: jax.Array) -> jax.Array:
   """Normalises the features of `u` to length 1, up to an epsilon."""
   wide = u.astype(base.state_dtype(u.dtype))
   square = jnp.square(wide).sum(-1, keepdims=True)

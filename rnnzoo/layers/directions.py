@@ -58,7 +58,9 @@ class Reverse(base.RecurrentLayer):
     flip = lambda u: None if u is None else jnp.flip(u, axis=1)
     if reset is not None:
       reset = starts_of_reversed(reset, mask)
-    carry, y = self.layer(flip(x), carry, reset=flip(reset), mask=flip(mask))
+    carry, y = self.layer(
+        jnp.flip(x, axis=1), carry, reset=flip(reset), mask=flip(mask)
+    )
     return carry, flip(y)
 
   def step(self, carry, x, *, reset=None, mask=None):

@@ -124,13 +124,11 @@ class GatedDeltaNet(delta_net.DeltaNet):
         in_features, num_heads * value_features, ('embed', 'hidden'), **options
     )
     # Parameters of the decay are float32 at least, and have no weight decay.
-    per_head = dict(axes=('heads',), recurrent=True)
+    per_head = lambda u: nnx.Param(u, axes=('heads',), recurrent=True)
     shape, state_dtype = (num_heads,), base.state_dtype(param_dtype)
     rates = jax.random.uniform(rngs.params(), shape, state_dtype, 1e-3, 16.0)
-    self.A_log = nnx.Param(jnp.log(rates), **per_head)
-    self.dt_bias = nnx.Param(
-        step_sizes(rngs.params(), shape, state_dtype), **per_head
-    )
+    self.A_log = per_head(jnp.log(rates))
+    self.dt_bias = per_head(step_sizes(rngs.params(), shape, state_dtype))
 
   def _log_decay(self, x):
     dtype = base.state_dtype(x.dtype)

@@ -1,6 +1,6 @@
 """GLA (Yang et al., 2023), https://arxiv.org/abs/2312.06635."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -115,7 +115,7 @@ class GLA(base.RecurrentLayer):
     self.decay_temperature = decay_temperature
     self.chunk_size = chunk_size
     self.dtype = dtype
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     into = linear_maps.into_heads
     small, usual = initializers.small_glorot(), initializers.uniform_fan_in
     self.query = into(d, num_heads, self.key_features, small, **options)
@@ -183,10 +183,11 @@ class GLA(base.RecurrentLayer):
   def _tokens(self, x):
     """Maps `[..., D]` to queries and keys `[..., H, K]`, values `[..., H, V]`.
     """
-    return tuple(
+    q, k, v = (
         common.project(linear, x)
         for linear in (self.query, self.key, self.value)
     )
+    return q, k, v
 
   def _log_decay(self, x):
     """Maps `[..., D]` to `[..., H, K]`, in the dtype of states."""

@@ -119,7 +119,7 @@ class HGRN(recurrences.LinearRecurrence):
     self.dtype = dtype
     wide = 2 * h if complex_state else h
     decay_dtype = base.state_dtype(param_dtype)
-    diagonal = dict(axes=('hidden',), recurrent=True)
+    diagonal = lambda u: nnx.Param(u, axes=('hidden',), recurrent=True)
     # [D] -> [2, H]: forget gate, input; of a complex one real, imaginary part.
     self.gates = linear_maps.gate_map(
         1 + wide // h, d, h, use_bias, param_dtype, rngs
@@ -142,12 +142,12 @@ class HGRN(recurrences.LinearRecurrence):
     self.output = linear_maps.output_map(wide, d, use_bias, param_dtype, rngs)
     if lower_bound > 0:
       logit = jax.scipy.special.logit(jnp.full((h,), lower_bound, decay_dtype))
-      self.bound_logit = nnx.Param(logit, **diagonal)
+      self.bound_logit = diagonal(logit)
     else:
       self.bound_logit = None
     if complex_state:
       angle = 10_000.0 ** (-2 / h * jnp.arange(h, dtype=decay_dtype))
-      self.theta = nnx.Param(angle, **diagonal)
+      self.theta = diagonal(angle)
     else:
       self.theta = None
 
@@ -179,7 +179,7 @@ class HGRN(recurrences.LinearRecurrence):
     return bound, *common.project_each(self.gates, x, dtype)
 
   def recurrence(self, x):
-    if not self.complex_state:
+    if self.theta is None:
       return hgrn_gate(None, *self._logits(x))
     bound, forget, real, imaginary = self._logits(x)
     modulus, real = hgrn_gate(None, bound, forget, real)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def uniform_fan_in(fan_in: int, shift=0.0):
+def uniform_fan_in(fan_in: int, shift: jax.typing.ArrayLike = 0.0):
   """Makes `U(-1/sqrt(fan_in), 1/sqrt(fan_in)) + shift`, as in PyTorch.
 
   Args:

@@ -3,7 +3,8 @@
 https://arxiv.org/abs/2006.16236
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -14,7 +15,7 @@ from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.layers import linear_maps
 
-_FEATURE_MAPS = dict(
+_FEATURE_MAPS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
     elu=lambda u: jax.nn.elu(u) + 1,
     relu=jax.nn.relu,
     identity=lambda u: u,
@@ -131,7 +132,9 @@ class LinearAttention(base.RecurrentLayer):
     self.chunk_size = chunk_size
     self.dtype = dtype
     init = initializers.uniform_fan_in
-    options = dict(use_bias=use_bias, param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(
+        use_bias=use_bias, param_dtype=param_dtype, rngs=rngs
+    )
     into = lambda features: linear_maps.into_heads(
         d, num_heads, features, init(d), bias_init=init(d), **options
     )

@@ -63,7 +63,8 @@ def _per_gate(init, gates):
 
 
 def gate_map(
-    gates, in_features, hidden_features, use_bias, param_dtype, rngs, shift=0.0
+    gates, in_features, hidden_features, use_bias, param_dtype, rngs,
+    shift: jax.typing.ArrayLike = 0.0,
 ):
   """Makes the map `[D] -> [G, H]` from inputs to logits of gates.
 

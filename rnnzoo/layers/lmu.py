@@ -100,8 +100,7 @@ class LMU(recurrences.RecurrentCell):
     encoder = nnx.initializers.lecun_uniform(in_axis=1, out_axis=0)
     kernel = nnx.initializers.glorot_normal(in_axis=1, out_axis=0)
     draw = lambda init, *shape: init(rngs.params(), shape, param_dtype)
-    into = dict(axes=(None, 'embed'))
-    self.e_x = nnx.Param(draw(encoder, 1, d), **into)
+    self.e_x = nnx.Param(draw(encoder, 1, d), axes=(None, 'embed'))
     self.e_h = nnx.Param(draw(encoder, 1, h), axes=(None, None), recurrent=True)
     self.e_m = nnx.Param(
         jnp.zeros((1, n), param_dtype), axes=(None, None), recurrent=True
@@ -113,9 +112,11 @@ class LMU(recurrences.RecurrentCell):
     self.W_m = nnx.Param(draw(kernel, h, n), axes=('hidden', 'inner'))
 
   @property
-  def state_shape(self) -> LMUCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
-    return LMUCarry((self.hidden_features,), (self.state_features,))
+    return base.carry_shape(
+        LMUCarry, h=(self.hidden_features,), m=(self.state_features,)
+    )
 
   def project(self, x):
     return _times(x, self._stacked(self.e_x, self.W_x), x.dtype)

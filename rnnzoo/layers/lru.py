@@ -94,20 +94,20 @@ class LRU(recurrences.TimedRecurrence):
     nu_log = initializers.ring(r_min, r_max)(rngs.params(), (n,), decay_dtype)
     # Not 0, where the logarithm of the phase diverges.
     phase = jax.random.uniform(rngs.params(), (n,), decay_dtype, 1e-6, 1)
-    diagonal = dict(axes=('hidden',), recurrent=True)
-    self.nu_log = nnx.Param(nu_log, **diagonal)
-    self.theta_log = nnx.Param(jnp.log(max_phase * phase), **diagonal)
+    diagonal = lambda u: nnx.Param(u, axes=('hidden',), recurrent=True)
+    self.nu_log = diagonal(nu_log)
+    self.theta_log = diagonal(jnp.log(max_phase * phase))
     if use_gamma:
       # 1 - |lambda|^2 without cancellation where |lambda| is close to 1.
-      self.gamma_log = nnx.Param(
-          0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log))), **diagonal
+      self.gamma_log = diagonal(
+          0.5 * jnp.log(-jnp.expm1(-2 * jnp.exp(nu_log)))
       )
     else:
       self.gamma_log = None
     normal = lambda *shape: jax.random.normal(rngs.params(), shape, param_dtype)
-    into = dict(axes=('hidden', 'embed'), recurrent=True)
-    self.B_re = nnx.Param(normal(n, d) / math.sqrt(2 * d), **into)
-    self.B_im = nnx.Param(normal(n, d) / math.sqrt(2 * d), **into)
+    into = lambda u: nnx.Param(u, axes=('hidden', 'embed'), recurrent=True)
+    self.B_re = into(normal(n, d) / math.sqrt(2 * d))
+    self.B_im = into(normal(n, d) / math.sqrt(2 * d))
     self.C_re = nnx.Param(normal(d, n) / math.sqrt(n), axes=('embed', 'hidden'))
     self.C_im = nnx.Param(normal(d, n) / math.sqrt(n), axes=('embed', 'hidden'))
     self.D = nnx.Param(normal(d), axes=(None,))

@@ -79,9 +79,10 @@ class LSTM(recurrences.RecurrentCell):
     )
 
   @property
-  def state_shape(self) -> LSTMCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
-    return LSTMCarry(c=(self.hidden_features,), h=(self.hidden_features,))
+    size = (self.hidden_features,)
+    return base.carry_shape(LSTMCarry, c=size, h=size)
 
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))

@@ -181,11 +181,13 @@ class Mamba(base.RecurrentLayer):
     )
 
   @property
-  def state_shape(self) -> MambaCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     h = self.hidden_features
-    return MambaCarry(
-        conv=(self.conv_kernel - 1, h), ssm=(h, self.state_features)
+    return base.carry_shape(
+        MambaCarry,
+        conv=(self.conv_kernel - 1, h),
+        ssm=(h, self.state_features),
     )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):

@@ -197,16 +197,14 @@ class Mamba2(base.RecurrentLayer):
     else:
       self.conv_bias = self.conv_bc_bias = None
     # Parameters of the decay are float32 at least, and have no weight decay.
-    per_head = dict(axes=('heads',), recurrent=True)
+    per_head = lambda u: nnx.Param(u, axes=('heads',), recurrent=True)
     state_dtype = base.state_dtype(param_dtype)
-    self.dt_bias = nnx.Param(
-        step_sizes(rngs.params(), (heads,), state_dtype), **per_head
-    )
+    self.dt_bias = per_head(step_sizes(rngs.params(), (heads,), state_dtype))
     rates = jax.random.uniform(
         rngs.params(), (heads,), state_dtype, a_min, a_max
     )
-    self.A_log = nnx.Param(jnp.log(rates), **per_head)
-    self.D = nnx.Param(jnp.ones((heads,), state_dtype), **per_head)
+    self.A_log = per_head(jnp.log(rates))
+    self.D = per_head(jnp.ones((heads,), state_dtype))
     self.norm = common.HeadNorm(
         num_groups, hidden // num_groups, epsilon=norm_epsilon,
         param_dtype=param_dtype,
@@ -216,10 +214,11 @@ class Mamba2(base.RecurrentLayer):
     )
 
   @property
-  def state_shape(self) -> Mamba2Carry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     n, tail = self.state_features, self.conv_kernel - 1
-    return Mamba2Carry(
+    return base.carry_shape(
+        Mamba2Carry,
         conv=(tail, self.hidden_features),
         conv_bc=(tail, 2 * self.num_groups * n),
         ssm=(self.num_heads, n, self.head_features),

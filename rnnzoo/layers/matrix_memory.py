@@ -1,5 +1,7 @@
 """The matrix memory of mLSTM layers: its maps, gates and steps."""
 
+from typing import Literal
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,21 @@ class MatrixMemory(base.RecurrentLayer):
   A subclass defines `_operands`, the arguments of `ops.mlstm`, and `_readout`,
   the output for what the memory returns.
   """
+
+  num_heads: int
+  key_features: int
+  hidden_features: int
+  forget_gate: Literal['sigmoid', 'exponential']
+  epsilon: float
+  chunk_size: int
+
+  def _operands(self, x) -> tuple[jax.Array, ...]:
+    """Maps `[..., D]` to `q`, `k`, `v`, `i` and `f`."""
+    raise TypeError(f'{type(self).__name__} does not define _operands.')
+
+  def _readout(self, h, x) -> jax.Array:
+    """Maps `h` of the memory and `x` `[..., D]` to `[..., D_out]`."""
+    raise TypeError(f'{type(self).__name__} does not define _readout.')
 
   def _set_sizes(self, in_features, num_heads, **features):
     self.in_features, self.num_heads = in_features, num_heads
@@ -38,7 +55,7 @@ class MatrixMemory(base.RecurrentLayer):
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     carry, h = ops.mlstm(
-        *self._operands(x), carry, eps=self.epsilon,
+        *self._operands(x), state=carry, eps=self.epsilon,
         forget_gate=self.forget_gate, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
@@ -117,7 +134,7 @@ def gates_of(gates, x):
 def memory_step(operands, carry, initial, reset, mask, **options):
   """Runs `ops.mlstm_step` with the flags of a step."""
   old = carry if reset is None else base.select(reset, initial, carry)
-  new, h = ops.mlstm_step(*operands, old, **options)
+  new, h = ops.mlstm_step(*operands, state=old, **options)
   return new if mask is None else base.select(mask, new, carry), h
 
 

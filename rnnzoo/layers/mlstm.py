@@ -96,11 +96,13 @@ class MLSTM(matrix_memory.MatrixMemory):
     matrix_memory.check_forget_gate(forget_gate)
     self.forget_gate, self.epsilon = forget_gate, epsilon
     self.chunk_size, self.dtype = chunk_size, dtype
-    for name in ('query', 'key', 'value', 'output_gate'):
-      setattr(self, name, matrix_memory.linear(
-          in_features, h, ('embed', 'hidden'), use_bias=use_bias,
-          param_dtype=param_dtype, rngs=rngs,
-      ))
+    self.query, self.key, self.value, self.output_gate = (
+        matrix_memory.linear(
+            in_features, h, ('embed', 'hidden'), use_bias=use_bias,
+            param_dtype=param_dtype, rngs=rngs,
+        )
+        for _ in range(4)
+    )
     self.gates = matrix_memory.gate_map(
         in_features, num_heads, None, param_dtype, rngs
     )

@@ -71,6 +71,8 @@ class MLSTMBlock(base.RecurrentLayer):
     num_heads: Number of heads.
   """
 
+  forget_gate: Literal['sigmoid', 'exponential']
+
   def __init__(
       self,
       in_features: int,
@@ -189,7 +191,7 @@ class MLSTMBlock(base.RecurrentLayer):
     u, z = common.project_each(self.up, x)
     conv, c = self._convolved(ops.causal_conv1d, u, carry.conv, reset, mask)
     memory, h = ops.mlstm(
-        *self._operands(u, c), carry.memory, eps=self.epsilon,
+        *self._operands(u, c), state=carry.memory, eps=self.epsilon,
         forget_gate=self.forget_gate, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )

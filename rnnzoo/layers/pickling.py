@@ -19,7 +19,7 @@ def by_name(value):
   """Replaces a function by its name; returns any other value unchanged."""
   module = getattr(value, '__module__', None)
   name = getattr(value, '__qualname__', None)
-  if None in (module, name) or isinstance(value, type):
+  if module is None or name is None or isinstance(value, type):
     return value
   found = getattr(sys.modules.get(module), name, None)
   return Named(module, name) if found is value else value

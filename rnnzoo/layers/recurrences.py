@@ -47,7 +47,7 @@ class RecurrentCell(base.RecurrentLayer):
     x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
     graphdef, weights = nnx.split(self)
     run = lambda weights, rows: nnx.merge(graphdef, weights)._scan(
-        *rows, x.dtype
+        *rows, dtype=x.dtype
     )
     # On several devices this gathers the weights, and sums their gradients,
     # once instead of once a token.
@@ -170,5 +170,5 @@ class computed:  # A decorator, in lower case like `property`.
   def __init__(self, compute: Callable):
     self._compute = compute
 
-  def __get__(self, layer, owner=None):
+  def __get__(self, layer, owner=None) -> Any:
     return self if layer is None else self._compute(layer)

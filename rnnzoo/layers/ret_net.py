@@ -144,7 +144,7 @@ class RetNet(base.RecurrentLayer):
     self.max_wavelength = max_wavelength
     self.chunk_size = chunk_size
     self.dtype = dtype
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     small = initializers.small_glorot()
     into = lambda features: linear_maps.into_heads(
         d, num_heads, features, small, **options
@@ -226,7 +226,7 @@ class RetNet(base.RecurrentLayer):
       )
     return q, k, v
 
-  def _retention(self, dtype):
+  def _retention(self, dtype) -> dict[str, Any]:
     return dict(
         log_decay=jnp.asarray(log_decays(self.num_heads), dtype),
         scale=self.key_features**-0.5,

@@ -101,15 +101,13 @@ class RWKV4(base.RecurrentLayer):
     self.mu_v = shift(share**r10 + 0.3 * r01)
     self.mu_r = shift(share ** (0.5 * r10))
     state_dtype = base.state_dtype(param_dtype)
-    recurrent = dict(axes=('hidden',), recurrent=True)
+    recurrent = lambda u: nnx.Param(
+        u.astype(state_dtype), axes=('hidden',), recurrent=True
+    )
     place = channel / max(d - 1, 1)
-    self.time_decay = nnx.Param(
-        (-5 + 8 * place ** (0.7 + 1.3 * r01)).astype(state_dtype), **recurrent
-    )
+    self.time_decay = recurrent(-5 + 8 * place ** (0.7 + 1.3 * r01))
     zigzag = 0.5 * ((channel + 1) % 3 - 1)
-    self.time_first = nnx.Param(
-        (math.log(0.3) + zigzag).astype(state_dtype), **recurrent
-    )
+    self.time_first = recurrent(math.log(0.3) + zigzag)
     options = dict(param_dtype=param_dtype, rngs=rngs)
     into, out = ('embed', 'hidden'), ('hidden', 'embed')
     self.key = linear(d, d, into, zero_init, **options)
@@ -127,7 +125,7 @@ class RWKV4(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     previous, k, v, r = self._project(x, carry, reset, mask)
     state, y = ops.wkv(
-        k, v, *self._times(k.dtype), ops.WKVState(*carry[1:]),
+        k, v, *self._times(k.dtype), state=ops.WKVState(*carry[1:]),
         reset=reset, mask=mask,
     )
     return RWKV4Carry(previous, *state), self._readout(y, r, mask)
@@ -139,7 +137,7 @@ class RWKV4(base.RecurrentLayer):
     previous, k, v, r = self._project(x, carry, reset, mask)
     old = carry if reset is None else base.select(reset, initial, carry)
     new, y = ops.wkv_step(
-        k, v, *self._times(k.dtype), ops.WKVState(*old[1:])
+        k, v, *self._times(k.dtype), state=ops.WKVState(*old[1:])
     )
     if mask is not None:
       new = base.select(mask, new, ops.WKVState(*carry[1:]))

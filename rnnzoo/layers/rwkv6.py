@@ -198,14 +198,16 @@ class RWKV6(base.RecurrentLayer):
     self.norm = common.HeadNorm(
         heads, self.head_features, kind='layer', epsilon=norm_epsilon,
         use_bias=True, param_dtype=param_dtype,
+        initial_scale=((1 + layer_index) / num_layers) ** 0.7,
     )
-    self.norm.scale[...] *= ((1 + layer_index) / num_layers) ** 0.7
 
   @property
-  def state_shape(self) -> RWKV6Carry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     n = self.head_features
-    return RWKV6Carry((self.in_features,), (self.num_heads, n, n))
+    return base.carry_shape(
+        RWKV6Carry, previous=(self.in_features,), wkv=(self.num_heads, n, n)
+    )
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)

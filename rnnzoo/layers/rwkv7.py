@@ -207,10 +207,12 @@ class RWKV7(base.RecurrentLayer):
     )
 
   @property
-  def state_shape(self) -> RWKV7Carry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     n = self.head_features
-    return RWKV7Carry((self.in_features,), (self.num_heads, n, n))
+    return base.carry_shape(
+        RWKV7Carry, previous=(self.in_features,), S=(self.num_heads, n, n)
+    )
 
   def first_value(self, x, carry=None, *, reset=None, mask=None) -> jax.Array:
     """Returns `v_first` for the other time mixings of a model.
@@ -257,7 +259,7 @@ class RWKV7(base.RecurrentLayer):
         x, carry, reset, mask, v_first
     )
     S, y = ops.dplr_scan(
-        *operands, carry.S, log_decay=log_decay, reset=reset, mask=mask,
+        *operands, S0=carry.S, log_decay=log_decay, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
     return RWKV7Carry(previous, S), self._readout(y, operands, g, mask)
@@ -273,7 +275,7 @@ class RWKV7(base.RecurrentLayer):
     S = carry.S
     if reset is not None:
       S = base.select(reset, initial.S, S)
-    S, y = ops.dplr_step(*operands, S, log_decay=log_decay)
+    S, y = ops.dplr_step(*operands, S=S, log_decay=log_decay)
     if mask is not None:
       S = base.select(mask, S, carry.S)
     return RWKV7Carry(previous, S), self._readout(y, operands, g, mask)

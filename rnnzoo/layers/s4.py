@@ -218,7 +218,7 @@ def _run(*operands, segments):
 def _segment(system, initial, x, h0, reset, mask):
   """Returns the last state and `s` `[B, T, D]`; by FFT without flags."""
   if x.shape[1] and reset is None and mask is None:
-    return s4_convolution.convolution(*system, x, h0)
+    return s4_convolution.convolution(*system, x=x, h0=h0)
   return diagonal_ssm.scan_chunks(
       functools.partial(_scan, system, initial),
       initial if h0 is None else h0, (x, reset, mask),

@@ -145,24 +145,16 @@ class S4D(base.RecurrentLayer):
     n = len(lambda_)
     of_all = lambda u, dtype: jnp.tile(jnp.asarray(u, dtype), (d, 1))
     normal = lambda *shape: jax.random.normal(rngs.params(), shape, param_dtype)
-    system = dict(axes=('hidden', 'inner'), recurrent=True)
+    system = lambda u: nnx.Param(u, axes=('hidden', 'inner'), recurrent=True)
     real = init == 'real'
     self.log_dt = nnx.Param(
         log_dt(rngs.params(), (d,), decay_dtype), axes=('hidden',),
         recurrent=True,
     )
-    self.log_A_real = nnx.Param(
-        of_all(np.log(-lambda_.real), decay_dtype), **system
-    )
-    self.A_imag = None if real else nnx.Param(
-        of_all(lambda_.imag, decay_dtype), **system
-    )
-    self.B_re = None if b is None else nnx.Param(
-        of_all(b.real, param_dtype), **system
-    )
-    self.B_im = None if b is None else nnx.Param(
-        of_all(b.imag, param_dtype), **system
-    )
+    self.log_A_real = system(of_all(np.log(-lambda_.real), decay_dtype))
+    self.A_imag = None if real else system(of_all(lambda_.imag, decay_dtype))
+    self.B_re = None if b is None else system(of_all(b.real, param_dtype))
+    self.B_im = None if b is None else system(of_all(b.imag, param_dtype))
     # Complex normal: each part has half the variance.
     scale = 1 if real else math.sqrt(0.5)
     self.C_re = nnx.Param(scale * normal(d, n), axes=('hidden', 'inner'))
@@ -222,7 +214,7 @@ class S4D(base.RecurrentLayer):
     if self.A_imag is not None:
       lambda_ = jax.lax.complex(lambda_, self.A_imag[...].astype(dtype))
     b = None
-    if self.B_re is not None:
+    if self.B_re is not None and self.B_im is not None:
       b = jax.lax.complex(
           self.B_re[...].astype(dtype), self.B_im[...].astype(dtype)
       )

@@ -161,22 +161,21 @@ class S5(recurrences.TimedRecurrence):
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
     lambda_, v = state_space.block_legs(p, blocks, half=conj_sym)
-    diagonal = dict(axes=('hidden',), recurrent=True)
-    self.Lambda_re = nnx.Param(
-        jnp.asarray(lambda_.real, decay_dtype), **diagonal
+    diagonal = lambda u: nnx.Param(
+        jnp.asarray(u, decay_dtype), axes=('hidden',), recurrent=True
     )
-    self.Lambda_im = nnx.Param(
-        jnp.asarray(lambda_.imag, decay_dtype), **diagonal
-    )
+    self.Lambda_re = diagonal(lambda_.real)
+    self.Lambda_im = diagonal(lambda_.imag)
     log_step = state_space.log_uniform(dt_min, dt_max)
-    self.log_step = nnx.Param(
-        log_step(rngs.params(), lambda_.shape, decay_dtype), **diagonal
+    self.log_step = diagonal(
+        log_step(rngs.params(), lambda_.shape, decay_dtype)
     )
     lecun_normal = jax.nn.initializers.lecun_normal()
     b = _times(v.conj().T, lecun_normal(rngs.params(), (p, d), decay_dtype))
-    into = dict(axes=('hidden', 'embed'), recurrent=True)
-    self.B_re = nnx.Param(jnp.asarray(b.real, param_dtype), **into)
-    self.B_im = nnx.Param(jnp.asarray(b.imag, param_dtype), **into)
+    into = lambda u: nnx.Param(
+        jnp.asarray(u, param_dtype), axes=('hidden', 'embed'), recurrent=True
+    )
+    self.B_re, self.B_im = into(b.real), into(b.imag)
     draw = lambda: C_INITIALIZATIONS[c_init](
         rngs.params(), (d, p), decay_dtype, v
     )
@@ -193,7 +192,7 @@ class S5(recurrences.TimedRecurrence):
     )
 
   @property
-  def state_shape(self):
+  def state_shape(self) -> base.StateShape:
     """Sizes `(P / 2,)` of the state of one sequence.
 
     With `bidirectional`, those of both directions.

@@ -9,12 +9,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+
+Real = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complexfloating]
 
 # Terms of the series of `(exp(z) - 1) / z` for |z| < 1/2, enough for float64.
 _TERMS = 14
 
 
-def legs(n: int) -> tuple[np.ndarray, np.ndarray]:
+def legs(n: int) -> tuple[Real, Real]:
   """Returns HiPPO-LegS (Gu et al., 2020), https://arxiv.org/abs/2008.07669.
 
   >>> legs(2)[0].round(3)
@@ -32,7 +36,7 @@ def legs(n: int) -> tuple[np.ndarray, np.ndarray]:
   return a, root
 
 
-def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def normal_legs(n: int) -> tuple[Complex, Complex, Real]:
   """Diagonalises the normal part of HiPPO-LegS, `A + P P^T`.
 
   >>> normal_legs(8)[0].imag[4:].round(4)
@@ -57,7 +61,7 @@ def normal_legs(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def block_legs(
     n: int, blocks: int, *, half: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Complex, Complex]:
   """Diagonalises a block diagonal matrix of equal `normal_legs` blocks.
 
   >>> lambda_, v = block_legs(8, 2)

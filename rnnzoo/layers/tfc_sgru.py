@@ -6,6 +6,7 @@ https://arxiv.org/abs/2211.02561
 from typing import NamedTuple
 
 import jax
+from rnnzoo.layers import base
 from rnnzoo.layers import sgru
 
 
@@ -55,10 +56,10 @@ class TFCSGRU(sgru.SGRU):
   """
 
   @property
-  def state_shape(self) -> TFCSGRUCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     size = (self.hidden_features,)
-    return TFCSGRUCarry(h=size, before=size)
+    return base.carry_shape(TFCSGRUCarry, h=size, before=size)
 
   def update(self, carry, projected, dtype):
     h = self.mix(carry.h, carry.before, projected, dtype)

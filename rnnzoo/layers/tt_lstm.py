@@ -96,10 +96,10 @@ class TTLSTM(recurrences.RecurrentCell):
     )
 
   @property
-  def state_shape(self) -> lstm.LSTMCarry:
+  def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     size = (self.hidden_features,)
-    return lstm.LSTMCarry(c=size, h=size)
+    return base.carry_shape(lstm.LSTMCarry, c=size, h=size)
 
   def project(self, x):
     return self.input(x, base.state_dtype(x.dtype))

@@ -1,12 +1,12 @@
 """Compares online gradients with back-propagation through time."""
 
-from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo.online.rtrl import RTRL
 from rnnzoo.online.rtrl import Tree
 from rnnzoo.online.stack import floating_dtype
+from rnnzoo.training import state as state_lib
 
 
 def gradient_error(
@@ -48,7 +48,7 @@ def gradient_error(
   got, want = jax.jit(lambda *args: (
       online_gradient(learner, *args), full_gradient(learner, *args)
   ))(params, inputs, targets, reset, mask)
-  got, want = (jax.device_get(flatten_dict(u)) for u in (got, want))
+  got, want = (jax.device_get(state_lib.by_path(u)) for u in (got, want))
   groups = {}
   for key in want:
     path = key

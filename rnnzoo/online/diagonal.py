@@ -1,6 +1,5 @@
 """Diagonal layers: which channel a parameter affects, and sensitivities."""
 
-from flax.traverse_util import flatten_dict
 from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ class DiagonalLayer:
       state to integers of its shape: the channel that each number affects.
   """
 
-  def __init__(self, path, layer):
+  def __init__(self, path: tuple[str, ...], layer: base.RecurrentLayer):
     """Examines `layer` with random numbers; raises `ValueError`."""
     self.path, self.name = path, type(layer).__name__
     self.index = tuple(int(key) for key in path if key != 'parts')
@@ -29,7 +28,7 @@ class DiagonalLayer:
     params, _ = self._functional.variables(layer)
     values = {
         self.path + key: u.astype(jnp.float32)
-        for key, u in flatten_dict(params).items()
+        for key, u in state_lib.by_path(params).items()
     }
     size = state_of(layer.initialize_carry(1, jnp.float32)).size
     rng = np.random.default_rng(0)
@@ -63,7 +62,7 @@ class DiagonalLayer:
 
   def traced(self, params):
     """Returns the parameters that affect the state, float32 at least."""
-    flat = flatten_dict(params)
+    flat = state_lib.by_path(params)
     return {
         key: flat[key].astype(base.state_dtype(flat[key].dtype))
         for key in self.channels
@@ -74,7 +73,7 @@ class DiagonalLayer:
     n = len(self.path)
     own = {
         key[n:]: values.get(key, u)
-        for key, u in flatten_dict(params).items() if key[:n] == self.path
+        for key, u in state_lib.by_path(params).items() if key[:n] == self.path
     }
     return self._functional.merge(unflatten_dict(own), {}, rounded=False)
 

@@ -1,9 +1,8 @@
 """Real-time recurrent learning; see `__init__.py` for the method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax.traverse_util import flatten_dict
 from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from rnnzoo.online.stack import Stack
 from rnnzoo.online.stack import floating_dtype
 from rnnzoo.training import state as state_lib
 
-Tree = Mapping[str, Any]  # Nested dictionaries of parameters.
+Tree = state_lib.Tree  # Nested dictionaries of parameters.
 
 
 class RTRLState(NamedTuple):
@@ -91,7 +90,7 @@ class RTRL:
       paths = [path for path, _ in parts]
       at = paths.index(self._layers[0].path)
       self._before = tuple(
-          key for key in flatten_dict(self.params)
+          key for key in state_lib.by_path(self.params)
           if any(key[: len(path)] == path for path in paths[:at])
       )
 
@@ -120,7 +119,7 @@ class RTRL:
 
       trace, _, h = diagonal.sensitivities(first, layer.traced(params), ())
       for key in self._before:
-        shape = flatten_dict(params)[key].shape
+        shape = state_lib.by_path(params)[key].shape
         trace[key] = jnp.zeros(h.shape + shape, h.dtype)
       traces.append({
           key: jnp.broadcast_to(u, (batch_size, *u.shape))
@@ -163,7 +162,7 @@ class RTRL:
     (loss, (carry, y, inputs)), (gradient, d_states) = jax.value_and_grad(
         run, argnums=(0, 1), has_aux=True
     )(params, [diagonal.state_of(c) for c in self._carries(state.carry)])
-    flat, traces = flatten_dict(gradient), []
+    flat, traces = state_lib.by_path(gradient), []
     for layer, trace, d_state, old, u in zip(
         self._layers, state.traces, d_states, self._carries(state.carry), inputs
     ):
@@ -180,7 +179,7 @@ class RTRL:
 
   def _next_trace(self, layer, params, trace, carry, u, x, reset, mask):
     """Returns the sensitivities after token `x`, with the layer input `u`."""
-    values, whole = layer.traced(params), flatten_dict(params)
+    values, whole = layer.traced(params), state_lib.by_path(params)
     before = {
         key: whole[key].astype(base.state_dtype(whole[key].dtype))
         for key in self._before

@@ -1,9 +1,8 @@
 """Online regression with a simple network: an interpretation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
-from flax.traverse_util import flatten_dict
 from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
@@ -164,12 +163,12 @@ class SRNN:
 
   def _build(self, rngs):
     read, hidden, out = self._sizes
-    options = dict(param_dtype=self._dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=self._dtype, rngs=rngs)
     network = layers.Elman(read, hidden, **options)
     return Stack(network, nnx.Linear(hidden, out, **options))
 
   def _projected(self, params):
-    flat = flatten_dict(params)
+    flat = state_lib.by_path(params)
     key = ('parts', '0', 'hidden', 'kernel')  # [H, 1, H], into the last axis.
     project = lambda row: optax.projections.projection_l1_ball(row, self._bound)
     flat[key] = jax.vmap(project, -1, -1)(flat[key])

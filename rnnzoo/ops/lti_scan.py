@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import exact
@@ -17,8 +18,8 @@ _OUT_LAYOUTS = ('bkk', 'btk')
 
 
 def lti_scan(
-    a: jax.Array,
-    b: jax.Array,
+    a: jax.Array | np.ndarray,
+    b: jax.Array | np.ndarray,
     c: jax.Array,
     u: jax.Array,
     m0: jax.Array | None = None,

@@ -11,16 +11,18 @@ parameter would else be lost, as nearly all are.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flax import nnx
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
 Tree = Mapping[str, Any]  # Nested dictionaries with string keys.
+Module = TypeVar('Module', bound=nnx.Module)
 
 
-class Functional:
+class Functional(Generic[Module]):
   """The pure form of a module: shapes of its variables, and the way back.
 
   Attributes:
@@ -30,7 +32,7 @@ class Functional:
     recurrent: Whether a parameter sets the recurrence, a bool per leaf.
   """
 
-  def __init__(self, build: Callable[[nnx.Rngs], nnx.Module]):
+  def __init__(self, build: Callable[[nnx.Rngs], Module]):
     """Examines the module that `build` makes, without computing anything.
 
     Args:
@@ -62,7 +64,7 @@ class Functional:
 
   def merge(
       self, params: Tree, batch_stats: Tree, *, rounded: bool = True
-  ) -> nnx.Module:
+  ) -> Module:
     """Returns a module that holds these values.
 
     Args:
@@ -93,6 +95,11 @@ class Functional:
 def count_parameters(params: Tree) -> int:
   """Returns the number of scalars in `params`."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def by_path(params: Tree) -> dict[tuple[str, ...], Any]:
+  """Returns the leaves of `params`; Flax's `unflatten_dict` is the inverse."""
+  return traverse_util.flatten_dict(params)
 
 
 def at_least_float32(tree):
