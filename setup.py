@@ -34,8 +34,9 @@ _EXTRAS = {
     'tensorboard': ['tensorboardX>=2.6'],
     'export': ['flatbuffers>=24.3'],
     # Work on rnnzoo itself: `scripts/test`, and what looks at a change first.
-    'dev': ['basedpyright>=1.30', 'pre-commit>=4'],
+    'dev': ['pre-commit>=4'],
     'test': [
+        'basedpyright>=1.40.2',
         'flatbuffers>=24.3',
         'pytest>=8',
         'pytest-xdist>=3.6',
