@@ -10,8 +10,16 @@ from absl.testing import parameterized
 from experiments.cli import tasks
 from experiments.configs import default
 import numpy as np
+from rnnzoo import data
 from rnnzoo import restoring
 from tests.experiments import commands
+
+# `folder/name` of each config that has the name of a data set.
+_CONFIGS_OF_SETS = sorted(
+    f'{path.parent.name}/{path.stem}'
+    for path in (commands.ROOT / 'experiments/configs').glob('*/*.py')
+    if path.stem in data.DATASETS
+)
 
 
 class QuickstartTest(parameterized.TestCase):
@@ -103,10 +111,7 @@ class TrainTest(parameterized.TestCase):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = pathlib.Path(directory) / 'deep' / 'run'
 
-  @parameterized.parameters(
-      'images/digits', 'images/smnist', 'language/tiny_shakespeare',
-      'synthetic/adding', 'synthetic/mqar', 'synthetic/selective_copying',
-  )
+  @parameterized.parameters(*_CONFIGS_OF_SETS)
   def test_smoke(self, config):
     """Missing data is made up, which the log and the summary say."""
     name = config.partition('/')[2]
@@ -119,7 +124,7 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(done.code, 0, done)
     summary = json.loads((self.workdir / 'summary.json').read_text())
     self.assertEqual(summary['data.name'], name)
-    is_made_up = name in ('smnist', 'tiny_shakespeare')
+    is_made_up = data.find(name).write_fixture is not None
     self.assertEqual(summary.get('fixture', False), is_made_up)
     self.assertEqual('SMOKE RUN ON GENERATED DATA' in done.stderr, is_made_up)
 
