@@ -138,7 +138,7 @@ def _cost_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
 
 def claims() -> dict[str, list[str]]:
   """Returns the words that sentences of each page must contain."""
-  shakespeare = record('tiny_shakespeare/summary.json')
+  shakespeare = record('language/tiny_shakespeare/summary.json')
   nats = f'{shakespeare["best_eval_nanogpt_validation_loss"]:.3f}'
   minutes = f'{shakespeare["seconds"] / 60:.0f}'
   millions = f'{shakespeare["parameters"] / 1e6:.1f}'
@@ -164,8 +164,25 @@ def claims() -> dict[str, list[str]]:
       'docs/devices.md': [f'no loss differs by more than {worst}'],
       'docs/layers.md': _abilities(record('abilities.json')['rows']),
       'docs/scans.md': _speeds(),
+      'docs/tasks.md': _scores(),
       'docs/training.md': training,
   }
+
+
+def _scores() -> list[str]:
+  """Returns the results in docs/tasks.md, each with its time."""
+  words = []
+  for folder in (
+      'digits/lru', 'digits/min_gru', 'smnist/min_gru', 'smnist/lru'
+  ):
+    paths = sorted((RESULTS / 'images' / folder).rglob('summary.json'))
+    found = [json.loads(path.read_text()) for path in paths]
+    mean = lambda key, found=found: sum(r[key] for r in found) / len(found)
+    words.append(
+        f'{100 * mean("test_accuracy"):.1f} % | {mean("seconds"):.0f} s'
+    )
+  adding = record('synthetic/adding/lru/summary.json')
+  return words + [f'{adding["test_loss"]:.4f} | {adding["seconds"]:.0f} s']
 
 
 def _speeds():

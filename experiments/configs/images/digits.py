@@ -24,7 +24,8 @@ OPTIONS = dict(
     min_gru=dict(expansion_factor=1.5),
 )
 # The gates of minGRU see one pixel each. The short convolution of its paper's
-# language models shows them four; without it, minGRU reads 54 to 83 %.
+# language models shows them four. Without it, the accuracies are 54 to 83 %
+# (`min_gru_without_convolution` beside the results).
 CONV_KERNELS = dict(min_gru=4)
 
 
