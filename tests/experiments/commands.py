@@ -83,8 +83,8 @@ class Command:
       time.sleep(0.005)
 
   def send(self, signum):
-    """Sends a signal."""
-    os.kill(self.process.pid, signum)
+    """Sends a signal, unless the process has ended."""
+    self.process.send_signal(signum)
 
   def __str__(self):
     text = ' '.join(self._words)
