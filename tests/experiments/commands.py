@@ -1,7 +1,9 @@
 """Runs the command lines as processes of their own, see cli/processes.py."""
 
+import contextlib
 import importlib
 import json
+import os
 import pathlib
 import tempfile
 import time
@@ -83,7 +85,8 @@ class Command:
 
   def send(self, signum):
     """Sends a signal, unless the process has ended."""
-    self.process.send_signal(signum)
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self.process.pid, signum)
 
   def __str__(self):
     text = ' '.join(self._words)
