@@ -1,6 +1,9 @@
 """A character model of Python's own documentation, in minutes, without network.
 
   scripts/quickstart
+
+Result (`experiments/results/quickstart`): 2.021 bits per character on the
+validation part, where gzip needs 2.230. Training takes 53 s on two CPU cores.
 """
 
 from experiments.configs import default
