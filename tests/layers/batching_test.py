@@ -1,35 +1,13 @@
 """Flags from segments, episodes and lengths; packing."""
 
-import functools
 import time
 
 from absl.testing import parameterized
-from flax import nnx
 import jax
 import numpy as np
 from rnnzoo import layers
 from rnnzoo import testing
-
-
-def draw(*shape):
-  return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _call(graph, options, state, args, flags):
-  return nnx.merge(graph, state)(*args, **dict(options), **flags)
-
-
-def run(module, *args, **keywords):
-  """Calls a module as one compiled program: eager ones are many more."""
-  graph, state = nnx.split(module)
-  static = {k: v for k, v in keywords.items() if isinstance(v, bool)}
-  arrays = {k: v for k, v in keywords.items() if k not in static}
-  return _call(graph, tuple(static.items()), state, args, arrays)
-
-
-def lstm(features=4, hidden=5):
-  return layers.LSTM(features, hidden, rngs=nnx.Rngs(0))
+from tests.layers import modules
 
 
 class FlagsTest(parameterized.TestCase):
@@ -109,15 +87,15 @@ class PackTest(parameterized.TestCase):
     )
 
   def test_packed_sequences_equal_separate_runs(self):
-    sequences = [draw(n, 4) + n for n in (3, 2, 4, 1)]
+    sequences = [modules.draw(n, 4) + n for n in (3, 2, 4, 1)]
     batch = layers.pack(sequences, 6)
     self.assertEqual(batch['inputs'].shape, (2, 6, 4))
     self.assertEqual(batch['inputs'].dtype, np.float32)
-    layer = layers.Bidirectional(lstm(), lstm())
-    _, y = run(
+    layer = layers.Bidirectional(modules.lstm(), modules.lstm())
+    _, y = modules.run(
         layer, batch['inputs'], reset=batch['reset'], mask=batch['mask']
     )
-    alone = [np.asarray(run(layer, s[None])[1][0]) for s in sequences]
+    alone = [np.asarray(modules.run(layer, s[None])[1][0]) for s in sequences]
     # Rows: 3 + 2 + 1 and 4.
     want = np.concatenate([alone[0], alone[1], alone[3]])
     testing.assert_close(y[0], want)

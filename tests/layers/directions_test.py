@@ -1,6 +1,5 @@
 """`Reverse` and `Bidirectional` against the layers they run."""
 
-import functools
 
 from absl.testing import parameterized
 from flax import nnx
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import layers
 from rnnzoo import testing
+from tests.layers import modules
 
 # Two sequences and the end of one that began before, with padding: `cc.dd.eee`.
 _RESET = np.array([0, 0, 1, 1, 0, 0, 1, 0, 0], bool)  # One at absent step 2.
@@ -16,101 +16,84 @@ _MASK = np.array([1, 1, 0, 1, 1, 0, 1, 1, 1], bool)
 _PIECES = ([0, 1], [3, 4], [6, 7, 8])
 
 
-def draw(*shape):
-  return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _call(graph, options, state, args, flags):
-  return nnx.merge(graph, state)(*args, **dict(options), **flags)
-
-
-def run(module, *args, **keywords):
-  """Calls a module as one compiled program: eager ones are many more."""
-  graph, state = nnx.split(module)
-  static = {k: v for k, v in keywords.items() if isinstance(v, bool)}
-  arrays = {k: v for k, v in keywords.items() if k not in static}
-  return _call(graph, tuple(static.items()), state, args, arrays)
-
-
-def lstm(features=4, hidden=5):
-  return layers.LSTM(features, hidden, rngs=nnx.Rngs(0))
-
-
 class ReverseTest(parameterized.TestCase):
 
   def test_equals_the_layer_on_reversed_inputs(self):
-    layer, x = lstm(), draw(2, 6, 4)
+    layer, x = modules.lstm(), modules.draw(2, 6, 4)
     carry = jax.tree.map(lambda u: u + 0.5, layer.initialize_carry(2))
-    want, y = run(layer, x[:, ::-1], carry)
+    want, y = modules.run(layer, x[:, ::-1], carry)
     testing.assert_close(
-        run(layers.Reverse(layer), x, carry), (want, y[:, ::-1])
+        modules.run(layers.Reverse(layer), x, carry), (want, y[:, ::-1])
     )
 
   def test_sequences_and_padding_in_one_row(self):
-    layer, x = lstm(), draw(1, 9, 4)
+    layer, x = modules.lstm(), modules.draw(1, 9, 4)
     carry = jax.tree.map(lambda u: u + 0.5, layer.initialize_carry(1))
     x[:, ~_MASK] = np.nan
-    got, y = run(
+    got, y = modules.run(
         layers.Reverse(layer), x, carry, reset=_RESET[None], mask=_MASK[None]
     )
     want = np.zeros((1, 9, 5), np.float32)
     # The given carry enters at the row's last token; what comes out has seen
     # the row's first sequence, which starts afresh on its last token.
     for piece, start in zip(_PIECES, (None, None, carry)):
-      last, out = run(layers.Reverse(layer), x[:, piece], start)
+      last, out = modules.run(layers.Reverse(layer), x[:, piece], start)
       want[:, piece] = out
       if piece == _PIECES[0]:
         testing.assert_close(got, last)
     testing.assert_close(y, want)
 
   def test_a_reset_in_the_padding_is_ignored(self):
-    layer, x = lstm(), draw(1, 6, 4)
+    layer, x = modules.lstm(), modules.draw(1, 6, 4)
     carry = jax.tree.map(lambda u: u + 0.5, layer.initialize_carry(1))
     mask = np.arange(6)[None] < 4
-    got, y = run(layers.Reverse(layer), x, carry, reset=~mask, mask=mask)
-    want = run(layers.Reverse(layer), x[:, :4], carry)
+    got, y = modules.run(
+        layers.Reverse(layer), x, carry, reset=~mask, mask=mask
+    )
+    want = modules.run(layers.Reverse(layer), x[:, :4], carry)
     testing.assert_close((got, y[:, :4]), want)
 
   def test_sequences_of_one_token(self):
-    layer, x = lstm(), draw(2, 5, 4)
-    _, y = run(layers.Reverse(layer), x, reset=np.ones((2, 5), bool))
-    _, want = run(layer, x.reshape(10, 1, 4))
+    layer, x = modules.lstm(), modules.draw(2, 5, 4)
+    _, y = modules.run(layers.Reverse(layer), x, reset=np.ones((2, 5), bool))
+    _, want = modules.run(layer, x.reshape(10, 1, 4))
     testing.assert_close(y, want.reshape(2, 5, 5))
 
   def test_reversing_twice_equals_the_layer(self):
-    layer, x = lstm(), draw(1, 9, 4)
+    layer, x = modules.lstm(), modules.draw(1, 9, 4)
     flags = dict(reset=_RESET[None], mask=_MASK[None])
     twice = layers.Reverse(layers.Reverse(layer))
-    testing.assert_close(run(twice, x, **flags), run(layer, x, **flags))
+    testing.assert_close(
+        modules.run(twice, x, **flags), modules.run(layer, x, **flags)
+    )
 
   def test_has_no_step(self):
-    layer = layers.Reverse(lstm())
+    layer = layers.Reverse(modules.lstm())
     with self.assertRaisesRegex(ValueError, 'last token'):
-      layer.step(layer.initialize_carry(2), draw(2, 4))
+      layer.step(layer.initialize_carry(2), modules.draw(2, 4))
 
 
 class BidirectionalTest(parameterized.TestCase):
 
   @parameterized.parameters('concat', 'sum')
   def test_equals_both_layers(self, merge):
-    forward, backward = lstm(), layers.GRU(4, 5, rngs=nnx.Rngs(1))
+    forward, backward = modules.lstm(), layers.GRU(4, 5, rngs=nnx.Rngs(1))
     layer = layers.Bidirectional(forward, backward, merge=merge)
-    x = draw(2, 6, 4)
-    carry, y = run(layer, x)
-    want_f, f = run(forward, x)
-    want_b, b = run(backward, x[:, ::-1])
+    x = modules.draw(2, 6, 4)
+    carry, y = modules.run(layer, x)
+    want_f, f = modules.run(forward, x)
+    want_b, b = modules.run(backward, x[:, ::-1])
     b = b[:, ::-1]
     want = jnp.concatenate([f, b], -1) if merge == 'concat' else f + b
     testing.assert_close((tuple(carry), y), ((want_f, want_b), want))
     self.assertEqual(layer.out_features, y.shape[-1])
 
   def test_each_carry_enters_at_its_end(self):
-    layer = layers.Bidirectional(lstm(), lstm())
-    x = draw(1, 9, 4)
+    layer = layers.Bidirectional(modules.lstm(), modules.lstm())
+    x = modules.draw(1, 9, 4)
     carry = jax.tree.map(lambda u: u + 0.5, layer.initialize_carry(1))
     flags = dict(reset=_RESET[None], mask=_MASK[None])
-    y_of = lambda forward, backward: run(
+    y_of = lambda forward, backward: modules.run(
         layer, x, layers.BidirectionalCarry(forward, backward), **flags
     )[1]
     zero = layer.initialize_carry(1)
@@ -127,7 +110,7 @@ class BidirectionalTest(parameterized.TestCase):
   def test_layers_that_do_not_fit_raise(self):
     def pair(*sizes, merge='concat'):
       return nnx.eval_shape(lambda: layers.Bidirectional(
-          *[lstm(*size) for size in sizes], merge=merge
+          *[modules.lstm(*size) for size in sizes], merge=merge
       ))
 
     self.assertEqual(pair((4, 5), (4, 6)).out_features, 11)
