@@ -17,6 +17,7 @@ import sys
 # uv does not read pip's configuration: these settings are handed over ...
 _SAME_IN_UV = {
     'cert': 'SSL_CERT_FILE',
+    'constraint': 'UV_CONSTRAINT',
     'extra-index-url': 'UV_INDEX',
     'find-links': 'UV_FIND_LINKS',
     'index-url': 'UV_DEFAULT_INDEX',

@@ -216,11 +216,13 @@ class InstallTest(parameterized.TestCase):
         "global.extra-index-url='https://a.example https://b.example'",
         "user.index-url='https://two.example/simple'",
         "install.no-input='true'",
+        "global.constraint='/etc/constraints.txt'",
     ])
     self.assertEqual(environment, {
         'UV_DEFAULT_INDEX': 'https://one.example/simple',
         'UV_INDEX': 'https://a.example https://b.example',
         'UV_INDEX_STRATEGY': 'unsafe-best-match',
+        'UV_CONSTRAINT': '/etc/constraints.txt',
     })
 
   def test_leaves_to_pip_what_uv_does_not_know(self):
