@@ -75,7 +75,8 @@ def main(argv):
       run.vocabulary and run.vocabulary.to_json(),
   )
   checks.check_data(
-      dataset.source, run.data, '--allow_changed', _ALLOW_CHANGED.value
+      dataset.source, run.data, 'allow the new data: --allow_changed',
+      _ALLOW_CHANGED.value,
   )
   means = evaluation.evaluate_model(
       run.task, dataset, run.model, _SPLIT.value, mesh
@@ -93,7 +94,8 @@ def main(argv):
     found = evaluation.predict(
         run.task, dataset, run.model, _SPLIT.value, mesh
     )
-    print(*run.task.details(found, dataset), sep='\n')
+    for line in run.task.details(found, dataset):
+      print(line)
     if _PREDICTIONS.value:
       write_predictions(found, _PREDICTIONS.value)
       logging.info('Written: %s', _PREDICTIONS.value)

@@ -34,7 +34,7 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 _TOP_K = flags.DEFINE_integer(
     'top_k', 0,
-    'Choose only among so many of the most probable tokens; 0 means all.',
+    'Choose only among the k most probable tokens; 0 means all.',
     lower_bound=0, upper_bound=fields.MAX_INT,
 )
 _TOP_P = flags.DEFINE_float(

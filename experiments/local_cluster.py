@@ -35,7 +35,7 @@ _DEVICES = flags.DEFINE_integer(
 _LOG = drivers.define_path('log', '', 'Write all lines to this file too.')
 _GRACE = flags.DEFINE_integer(
     'grace', 60,
-    'After a failure, wait so many seconds until the other processes end by '
+    'After a failure, the seconds to wait until the other processes end by '
     'themselves; then end them.', lower_bound=1,
 )
 

@@ -47,8 +47,11 @@ def check_token_ids(name, ids, vocab_size=None):
 def suggest(word, known):
   """Returns ` Did you mean "x"?` for the nearest of `known`, or nothing.
 
-  >>> suggest('featurs', ['features', 'layer'])
-  ' Did you mean "features"?'
+  >>> suggest('featurs', ['features', 'layer']), suggest('LRU', ['lru', 's5'])
+  (' Did you mean "features"?', ' Did you mean "lru"?')
   """
+  # The name of a class, such as `LRU`, is that of a layer but for its case.
+  lower = {name.lower(): name for name in reversed(list(known))}
   near = difflib.get_close_matches(word, list(known), n=1)
-  return f' Did you mean "{near[0]}"?' if near else ''
+  near = near or difflib.get_close_matches(word.lower(), list(lower), n=1)
+  return f' Did you mean "{lower.get(near[0], near[0])}"?' if near else ''

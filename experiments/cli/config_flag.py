@@ -200,9 +200,9 @@ def _check_fields(config, overrides):
     # absl knows only those options in a dictionary that have a value.
     parent, _, name = field.rpartition('.')
     hint = ''
-    if parent in known and parent.endswith('options'):
+    if parent in known and parent.endswith(('options', 'stop_at')):
       hint = (
-          f' An option is added with --config.{parent}=\'{{"{name}": ...}}\'.'
+          f' An entry is added with --config.{parent}=\'{{"{name}": ...}}\'.'
       )
     raise app.UsageError(
         f'There is no config field {field}.{errors.suggest(field, known)}{hint}'

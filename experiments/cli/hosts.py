@@ -38,12 +38,12 @@ _BIND_ADDRESS = flags.DEFINE_string(
 )
 _HEARTBEAT = flags.DEFINE_integer(
     'heartbeat_timeout', multihost.HEARTBEAT_SECONDS,
-    'A process counts as dead after so many seconds without a sign of life.',
+    'The seconds without a sign of life after which a process counts as dead.',
     lower_bound=1, upper_bound=10**6,
 )
 _START_TIMEOUT = flags.DEFINE_integer(
     'start_timeout', multihost.START_SECONDS,
-    'All processes must start within so many seconds.',
+    'The seconds within which all processes must start.',
     lower_bound=1, upper_bound=10**6,
 )
 

@@ -94,7 +94,7 @@ def pieces(
 def write_sample(
     run: restoring.Run, workdir, characters: int, seed: int
 ) -> str:
-  """Writes a text of so many characters to `sample.txt`."""
+  """Writes a text of `characters` characters to `sample.txt`."""
   # A character has up to four bytes.
   length = characters * (4 if run.vocabulary.level == 'byte' else 1)
   (text,) = continuations(

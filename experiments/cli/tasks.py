@@ -135,7 +135,8 @@ def of_run(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
     exports: What the config file of the run brings.
 
   Raises:
-    UserValueError: If the config is damaged, or was not made by a config file.
+    UserValueError: If the config is damaged, or the data is not of a data set
+      with a name.
   """
   base = json.loads(default.get_config().to_json())
   try:
@@ -144,7 +145,14 @@ def of_run(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
     raise errors.UserValueError(
         f'The config in the checkpoint is {error}.'
     ) from error
-  name = config.get('data', {}).get('name', base['data']['name'])
+  found = config.get('data', base['data'])
+  name = found.get('name', base['data']['name'])
+  if found == dict(name=name) and name not in data_lib.DATASETS:
+    raise errors.UserValueError(
+        f'The run was trained from Python on arrays ({name}), which no command '
+        'can load. Its summary.json has the test result; rnnzoo.restore gives '
+        'the model.'
+    )
   known = defaults(name, exports)
   filled = checks.filled_up(config, known, known)
   # Older configs held the fields of all data sets.

@@ -70,7 +70,7 @@ _poison_gradient.defvjp(
 
 
 def slow_evaluation(seconds):
-  """Makes each evaluation take so many seconds.
+  """Makes each evaluation take `seconds` seconds.
 
   Each batch is repeated, one copy per second, with a mask that excludes it.
   """
@@ -88,12 +88,12 @@ def slow_evaluation(seconds):
 
 
 def slow_plot(seconds):
-  """Makes the drawing of the curve take so many seconds."""
+  """Makes the drawing of the curve take `seconds` seconds."""
   plot_curves = metrics.plot_curves
 
-  def slow_curves(workdir):
+  def slow_curves(workdir, **options):
     time.sleep(seconds)
-    return plot_curves(workdir)
+    return plot_curves(workdir, **options)
 
   metrics.plot_curves = slow_curves
 

@@ -94,6 +94,5 @@ def load(
   values = definition.checked(name, config)
   shard = pipeline.Shard(batch_size, process_index, process_count)
   dataset = definition.load(values, shard, pipeline.check_seed(seed))
-  if definition.write_fixture and settings.is_fixture(values):
-    dataset = dataclasses.replace(dataset, fixture=True)
-  return dataset
+  fixture = bool(definition.write_fixture) and settings.is_fixture(values)
+  return dataclasses.replace(dataset, fixture=fixture, config=vars(values))

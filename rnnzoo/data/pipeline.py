@@ -185,6 +185,8 @@ class Dataset:
       version.
     fixture: Whether the data was generated to try out programs, see
       `Definition.write_fixture`.
+    config: The fields of `config.data` that it was loaded with, which a run
+      records; empty if it was made of arrays.
   """
 
   name: str
@@ -210,6 +212,9 @@ class Dataset:
       default_factory=dict, repr=False
   )
   fixture: bool = False
+  config: Mapping[str, Any] = dataclasses.field(
+      default_factory=dict, repr=False
+  )
 
   @property
   def eval_splits(self) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def fixture_file(
 
 
 def mark_fixture(directory: pathlib.Path):
-  """Marks a data directory as one of generated files; makes it if need be."""
+  """Marks a data directory as one of generated files; makes it if missing."""
   directory.mkdir(parents=True, exist_ok=True)
   (directory / _FIXTURE).write_text(
       'The data sets in this directory were generated to try out programs.\n'

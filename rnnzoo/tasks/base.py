@@ -109,11 +109,17 @@ class Task(abc.ABC):
     """Returns this task with the sizes that only the data set knows.
 
     Raises:
-      UserValueError: If the model sees the inputs that it should predict.
+      UserValueError: If the data set is for another kind, or the model sees
+        the inputs that it should predict.
     """
     task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
     )
+    if not task.outputs:
+      raise errors.UserValueError(
+          f'The kind of task is {self.name}, but {dataset.name} is a data set '
+          f'for {dataset.task}.'
+      )
     if dataset.per_step and dataset.forecast:
       _check_causal(task, dataset)
     return task
@@ -216,6 +222,27 @@ class Task(abc.ABC):
           'of the model are shared; mesh.data, mesh.fsdp and mesh.model share '
           'everything.', devices, ', '.join(gather),
       )
+
+
+def pooling(model: models.ModelConfig, dataset) -> str:
+  """Returns the pooling that gives one output for each target.
+
+  Args:
+    model: The model's config.
+    dataset: The data set.
+
+  Raises:
+    UserValueError: If the model has an output at every step, and the data set
+      one target for a sequence.
+  """
+  if dataset.per_step:
+    return 'none'
+  if model.pooling == 'none':
+    raise errors.UserValueError(
+        f'{dataset.name} has one target for a sequence, so model.pooling must '
+        "be mean, last or first, got 'none'."
+    )
+  return model.pooling
 
 
 def describe_layers(names, layers: Layers | None) -> dict[str, str | None]:

@@ -32,14 +32,12 @@ class Classification(base.Task):
   units: ClassVar = dict(loss='nats')
 
   def sizes(self, dataset):
-    sizes = dict(
+    return dict(
         vocab_size=dataset.vocab_size,
         in_features=dataset.in_features,
         num_classes=dataset.num_classes,
+        pooling=base.pooling(self.model, dataset),
     )
-    if dataset.per_step:
-      sizes['pooling'] = 'none'
-    return sizes
 
   @property
   def outputs(self):

@@ -27,14 +27,12 @@ class Regression(base.Task):
   units: ClassVar = dict(loss='mean squared error')
 
   def sizes(self, dataset):
-    sizes = dict(
+    return dict(
         vocab_size=dataset.vocab_size,
         in_features=dataset.in_features,
         out_features=dataset.out_features,
+        pooling=base.pooling(self.model, dataset),
     )
-    if dataset.per_step:
-      sizes['pooling'] = 'none'
-    return sizes
 
   @property
   def outputs(self):

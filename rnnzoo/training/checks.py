@@ -85,13 +85,29 @@ def check_vocabulary(now, then, where='the checkpoint'):
   )
 
 
+def check_kind(now, then):
+  """Raises `UserValueError` if a run was of another kind of task.
+
+  Args:
+    now: What the run records in its checkpoints, see `loop.make_meta`.
+    then: The same in the checkpoint.
+  """
+  # Checkpoints from before there were kinds are of language models.
+  kinds = [meta.get('task', 'language_modelling') for meta in (now, then)]
+  if kinds[0] != kinds[1]:
+    raise errors.UserValueError(
+        f'The kind of task is {kinds[0]}, but the checkpoint is of a run of '
+        f'{kinds[1]}. Use another workdir.'
+    )
+
+
 def check_data(now, then, allow: str, allowed: bool) -> bool:
   """Returns whether the data of a run has changed.
 
   Args:
     now: `data.Dataset.source`, or `None`.
     then: The `source` in the checkpoint; `None` in old checkpoints.
-    allow: The flag that allows a change, for the message.
+    allow: What else to do than to restore the old data, for the message.
     allowed: Whether a change is allowed.
 
   Raises:
@@ -110,7 +126,7 @@ def check_data(now, then, allow: str, allowed: bool) -> bool:
   raise errors.UserValueError(
       'The data is not what the checkpoint was trained on: '
       + ('; '.join(changes) or 'of the same length, with another digest')
-      + f'. Restore the old data, or allow the new data: {allow}.'
+      + f'. Restore the old data, or {allow}.'
   )
 
 
@@ -129,14 +145,14 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
       if not (_same(name, old.get(name), new.get(name)) or is_free(name))
   ]
   if changes:
-    advice = 'Use another --workdir, or the old values.'
+    advice = 'Use another workdir, or the old values.'
     if 'total_steps' not in free and any(
         change.startswith('total_steps:') for change in changes
     ):
       advice += (
           ' total_steps can change only under optimizer.schedule=constant, as '
-          'the other schedules end there. To train on, start a new --workdir '
-          'with --config.init_from set to this one.'
+          'the other schedules end there. To train on, start in a new workdir '
+          'with init_from set to this one.'
       )
     raise errors.UserValueError(
         'The workdir belongs to a run of another config: '

@@ -25,14 +25,16 @@ FIELDS = {
     'batch_size': _count(
         default=64, help='The rows of a batch, over all devices and processes.'
     ),
-    'log_every': _count(default=10, help='Log after so many steps.'),
-    'eval_every': _count(default=100, help='Evaluate after so many steps.'),
+    'log_every': _count(default=10, help='The steps between two log lines.'),
+    'eval_every': _count(
+        default=100, help='The steps between two evaluations.'
+    ),
     'save_every': _count(
-        default=100, help='Save a checkpoint after so many steps.'
+        default=100, help='The steps between two checkpoints.'
     ),
     'keep': _count(
         default=3,
-        help='Keep so many of the latest checkpoints, and the best one.',
+        help='The number of latest checkpoints to keep, beside the best one.',
     ),
     'eval_splits': fields.Field(
         tuple, default=('validation',),
@@ -47,13 +49,13 @@ FIELDS = {
     ),
     'accumulate_steps': _count(
         default=1,
-        help='Split each batch into so many parts and run one after another, '
-        'which saves memory.',
+        help='The number of parts of a batch that are run one after another. '
+        'More parts need less memory.',
     ),
     'steps_per_dispatch': _count(
         default=1,
-        help='Run so many steps in one compiled program, which makes tiny '
-        'models faster.',
+        help='The number of steps in one compiled program. More steps make '
+        'tiny models faster.',
     ),
     'loss_chunk': fields.Field(
         int, low=-1, default=-1,
@@ -83,8 +85,8 @@ FIELDS = {
     ),
     'nan_limit': _count(
         default=10,
-        help='End the run after so many skipped updates in a row, or so many '
-        'rollbacks to one step.',
+        help='End the run after this number of skipped updates in a row, or '
+        'of rollbacks to one step.',
     ),
     'nan_rate_factor': fields.Field(
         float, low=0, high=1, above_low=True, default=0.5,
@@ -101,8 +103,8 @@ FIELDS = {
     ),
     'sample_characters': fields.Field(
         int, low=0, high=10**7, default=0,
-        help='Write a text of so many characters to sample.txt at the end '
-        '(language models of text).',
+        help='The length of the text that the model writes to sample.txt at '
+        'the end (language models of text). 0 means none.',
     ),
     'must_beat_gzip': fields.Field(
         bool, default=False,

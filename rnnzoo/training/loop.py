@@ -147,6 +147,8 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
         largest=multihost.Largest(mesh),
         meta=make_meta(task, dataset, config),
     )
+    if config.stop_at:
+      _check_metrics(run, config.stop_at)
     state, history = starting.start(run)
     first = int(memory.fetch(state['step']))
     path = workdir / 'summary.json'
@@ -186,6 +188,24 @@ def make_meta(task, dataset, config) -> dict[str, Any]:
       vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
       data=dataset.source,
   )
+
+
+def _check_metrics(run, names) -> None:
+  """Raises `UserValueError` if the task has no metric of one of the names."""
+  functional = run.task.functional
+  batch = run.dataset.eval_batches(run.config.eval_splits[0])[0]
+  known = jax.eval_shape(
+      evaluation.make_eval_step(run.task),
+      functional.params, functional.batch_stats,
+      sharding.global_batch(run.mesh, batch),
+  )
+  known = sorted(known.keys() - {'weight'})
+  for name in names:
+    if name not in known:
+      raise errors.UserValueError(
+          f'stop_at: {run.task.name} has no metric {name!r}, only '
+          f'{", ".join(known)}.{errors.suggest(name, known)}'
+      )
 
 
 def _has_reached(run, step) -> bool:

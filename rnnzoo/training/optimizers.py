@@ -66,7 +66,7 @@ FIELDS = dict(
     ),
     warmup_steps=fields.Field(
         int, low=0, default=100,
-        help='The learning rate rises from 0 for so many steps.',
+        help='The number of steps in which the learning rate rises from 0.',
     ),
     schedule=fields.Field(
         str, choices=tuple(SCHEDULES), default='cosine',

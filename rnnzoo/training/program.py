@@ -26,7 +26,7 @@ class Program:
       shardings of `abstract_state`.
     train_step: Jitted: `(state, batch) -> (state, metrics)`; the state given to
       it is donated. With `config.steps_per_dispatch` more than 1, batches and
-      metrics of so many steps are stacked.
+      metrics of that number of steps are stacked.
   """
 
   tx: optimizers.Optimizer

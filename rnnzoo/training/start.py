@@ -37,5 +37,5 @@ def with_parts(config, task, dataset) -> ConfigDict:
   config = ConfigDict(config.to_dict())
   model = dataclasses.asdict(task.model)
   config.model = ConfigDict(model)
-  config.data = ConfigDict(dict(name=dataset.name))
+  config.data = ConfigDict(dict(dataset.config) or dict(name=dataset.name))
   return config

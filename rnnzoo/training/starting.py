@@ -85,11 +85,14 @@ def _restore(run):
   records.check_meta(
       meta, ('vocabulary',), f'Checkpoint {step} in {saver.directory}'
   )
+  checks.check_kind(run.meta, meta)
   checks.check_vocabulary(run.meta['vocabulary'], meta['vocabulary'])
   history = recovery.History.of(meta)
   changed = checks.check_data(
       run.meta['data'], meta.get('data'),
-      '--config.data.allow_changed=True', config.data.get('allow_changed'),
+      'allow the new data: --config.data.allow_changed=True'
+      if 'allow_changed' in config.data else 'use another workdir',
+      config.data.get('allow_changed'),
   )
   # A run that is finished never sees the new data.
   if changed and step < config.total_steps:

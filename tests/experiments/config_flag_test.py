@@ -87,7 +87,8 @@ class ConfigFlagTest(parameterized.TestCase):
   def test_bad_words(self):
     for words, message in (
         (['--config.batch=3'], 'no config field batch'),
-        (['--config.model.layer_options.x=3'], 'An option is added with'),
+        (['--config.model.layer_options.x=3'], 'An entry is added with'),
+        (['--config.stop_at.loss=3'], 'An entry is added with'),
     ):
       with self.assertRaisesRegex(app.UsageError, message):
         parse('quickstart.py', *words)

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 from experiments.cli import tasks
 from experiments.configs import default
+from rnnzoo import errors
 
 
 class TasksTest(absltest.TestCase):
@@ -25,6 +26,20 @@ class TasksTest(absltest.TestCase):
     # What the run had stays, and options are its own.
     self.assertEqual(found.seed, 7)
     self.assertEqual(found.optimizer.options.to_dict(), {})
+
+  def test_a_run_on_arrays_from_python(self):
+    config = default.get_config().to_dict() | dict(data=dict(name='arrays'))
+    with self.assertRaisesRegex(errors.UserError, 'from Python on arrays'):
+      tasks.of_run(config)
+
+  def test_a_kind_that_the_data_set_is_not_for(self):
+    for kind in ('classification', 'language_modelling'):
+      config = default.use_data(default.get_config(), 'adding')
+      config.task = kind
+      with self.assertRaisesRegex(
+          errors.UserError, f'{kind}, but adding is a data set for regression'
+      ):
+        tasks.make_task(tasks.resolve(config))
 
 
 if __name__ == '__main__':

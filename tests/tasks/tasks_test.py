@@ -1,9 +1,11 @@
 """Tests of the kinds of task, and of training and restoring each of them."""
 
+import dataclasses
 import json
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments.cli import tasks as cli_tasks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,12 +126,39 @@ class TrainingTest(parameterized.TestCase):
         (small('classification'), dict(optimizer=dict(rate=3)), 'rate'),
         (small('classification'), dict(stateful=True), 'contiguous'),
         (small('classification'), dict(eval_splits=('x',)), "no split 'x'"),
+        (small('classification', pooling='none'), {}, 'pooling must be mean'),
+        (small('classification'), dict(stop_at=dict(acuracy=1)),
+         "no metric 'acuracy', only accuracy, loss. Did you mean"),
     ):
       with self.assertRaisesRegex(errors.UserError, message):
         training.train(
             task, dataset,
             commands.temporary_directory(type(self)) / 'bad', **settings,
         )
+
+
+  def test_a_resumed_run_has_the_same_data_and_kind(self):
+    workdir = commands.temporary_directory(type(self)) / 'resumed'
+    load = lambda longest: data.load(
+        dict(name='adding', min_length=3, max_length=longest, eval_examples=8),
+        batch_size=16, seed=0,
+    )
+    settings = dict(total_steps=2, eval_every=2, tensorboard=False)
+    training.train(small('regression'), load(9), workdir, **settings)
+    # The command `evaluate` can load the data, because its fields are recorded.
+    config = cli_tasks.of_run(restoring.restore_run(workdir).config)
+    self.assertEqual((config.data.min_length, config.data.max_length), (3, 9))
+    with self.assertRaisesRegex(errors.UserError, 'max_length: 9 there, 8 now'):
+      training.train(small('regression'), load(8), workdir, **settings)
+
+    class Mine(tasks.Regression):
+      name = 'mine'
+
+    with self.assertRaisesRegex(errors.UserError, 'is mine, but .* regression'):
+      training.train(
+          Mine(small('regression').model),
+          dataclasses.replace(load(9), task='mine'), workdir, **settings,
+      )
 
 
 class ForecastTest(parameterized.TestCase):

@@ -92,7 +92,7 @@ def prepare(
   """Writes the data set under `data_dir`, unless it is there already.
 
   Args:
-    data_dir: Where data sets lie; made if need be.
+    data_dir: Where data sets lie; made if missing.
     manual_dir: The directory with the four files.
     builder_class: The builder, which knows whether to check digests.
 

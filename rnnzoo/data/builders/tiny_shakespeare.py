@@ -108,7 +108,7 @@ def prepare(
   """Writes the data set under `data_dir`, unless it is there already.
 
   Args:
-    data_dir: Where data sets lie; made if need be.
+    data_dir: Where data sets lie; made if missing.
     manual_dir: A directory that holds `input.txt`; None downloads the file.
     builder_class: The builder, which knows the digest of the file.
 

@@ -17,7 +17,7 @@ from rnnzoo.data import settings
 from rnnzoo.data.images import sequences
 
 PIXELS = 784
-# One image in so many of the training files is for validation: 5,000.
+# One of 12 training images is for validation: 5,000 in all.
 VALIDATION = 12
 
 

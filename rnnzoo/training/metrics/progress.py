@@ -107,7 +107,7 @@ class Progress:
     Args:
       step: Steps done, counted over the whole run.
       loss: The step's loss, a number or an array of one number. Reading it
-        waits for the device, so pass it only every so many steps.
+        waits for the device, so do not pass it at every step.
       notes: What else to show beside the loss, a few words each.
     """
     if loss is not None:
