@@ -49,6 +49,14 @@ class Definition:
   load: Callable[[Any, pipeline.Shard, int], pipeline.Dataset]
   write_fixture: Callable[[pathlib.Path, Any], None] | None = None
 
+  def __post_init__(self):
+    for name, field in self.fields.items():
+      if not isinstance(field, fields_lib.Field):
+        raise errors.UserValueError(
+            f'`fields` of a Definition must hold rnnzoo.fields.Field by name, '
+            f'got {fields_lib.shown(field)} at {name!r}.'
+        )
+
   @property
   def all_fields(self) -> dict[str, fields_lib.Field]:
     """The fields of this data set and those that all have."""

@@ -94,5 +94,10 @@ def load(
   values = definition.checked(name, config)
   shard = pipeline.Shard(batch_size, process_index, process_count)
   dataset = definition.load(values, shard, pipeline.check_seed(seed))
+  if not isinstance(dataset, pipeline.Dataset):
+    raise errors.UserValueError(
+        f'`load` of the data set {name} must return a rnnzoo.data.Dataset, got '
+        f'{fields.shown(dataset)}.'
+    )
   fixture = bool(definition.write_fixture) and settings.is_fixture(values)
   return dataclasses.replace(dataset, fixture=fixture, config=vars(values))

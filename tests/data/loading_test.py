@@ -93,6 +93,22 @@ class FieldsTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, message):
       load(name=name)
 
+  def test_a_definition_that_is_wrong(self):
+    arrays = [[1.0], [2]], [0, 1]
+    mine = definition.Definition(
+        task='classification', fields={}, load=lambda *_: arrays
+    )
+    with self.assertRaisesRegex(
+        errors.UserError, 'mine must return a rnnzoo.data.Dataset'
+    ):
+      data.load(
+          dict(name='mine'), batch_size=1, seed=0, datasets=dict(mine=mine)
+      )
+    with self.assertRaisesRegex(errors.UserError, "got 3 at 'length'"):
+      definition.Definition(
+          task='classification', fields=dict(length=3), load=lambda *_: arrays
+      )
+
   def test_a_seed_is_checked_for_every_set(self):
     with self.assertRaisesRegex(errors.UserValueError, 'seed must be'):
       data.load(dict(name='adding'), batch_size=4, seed=-1)
