@@ -91,11 +91,8 @@ class Classification(base.Task):
     )
     lengths = np.asarray(predictions['length'])
     if len(set(lengths.tolist())) > 1:
-      correct = np.array([
-          np.mean(np.equal(t, p)) for t, p in
-          zip(predictions['target'], predictions['prediction'], strict=True)
-      ])
-      lines += ['', *accuracy_by_length(lengths, correct)]
+      lengths = np.repeat(lengths, [np.size(t) for t in predictions['target']])
+      lines += ['', *accuracy_by_length(lengths, target == prediction)]
     return lines
 
 
@@ -134,10 +131,15 @@ def confusion_lines(target, prediction, num_classes, names=()) -> list[str]:
 
 
 def accuracy_by_length(lengths, correct, parts: int = 4) -> list[str]:
-  """Returns the accuracy of equally many short to long sequences, as lines.
+  """Returns the accuracy of equally many targets, short to long, as lines.
 
   >>> accuracy_by_length(np.array([1, 2, 9, 9]), np.array([1, 1, 1, 0]), 2)
   ['accuracy by length:', '  1 to 2: 100.0% of 2', '  9 to 9: 50.0% of 2']
+
+  Args:
+    lengths: The length of the sequence of each target, `[n]`.
+    correct: Whether each target is predicted, `[n]`.
+    parts: The number of lines.
   """
   order = np.argsort(lengths, kind='stable')
   lines = ['accuracy by length:']

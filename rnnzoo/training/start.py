@@ -1,10 +1,12 @@
 """From Python arguments to a run: what `rnnzoo.training.train` does."""
 
 import dataclasses
+import os
 from typing import Any
 
 from ml_collections import ConfigDict
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo.training import checks
 from rnnzoo.training import config as config_lib
 from rnnzoo.training import loop
@@ -13,6 +15,22 @@ from rnnzoo.training.processes import lock
 
 def from_settings(task, dataset, workdir, settings) -> dict[str, Any]:
   """See `rnnzoo.training.train`."""
+  if not hasattr(task, 'bind') or isinstance(task, type):
+    raise errors.UserValueError(
+        '`task` must be a task with the config of its model, such as '
+        'tasks.Classification(models.ModelConfig()), got '
+        f'{fields.shown(task)}.'
+    )
+  if not hasattr(dataset, 'train_iterator'):
+    raise errors.UserValueError(
+        '`dataset` must be a data set, such as data.from_arrays(x, y, '
+        f'batch_size=32), got {fields.shown(type(dataset))}.'
+    )
+  if not workdir or not isinstance(workdir, (str, os.PathLike)):
+    raise errors.UserValueError(
+        '`workdir` must be the name of a directory, got '
+        f'{fields.shown(workdir)}.'
+    )
   if task.name != dataset.task:
     raise errors.UserValueError(
         f'`task` is {task.name}, but {dataset.name} is a data set for '

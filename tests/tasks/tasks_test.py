@@ -84,10 +84,23 @@ class TrainingTest(parameterized.TestCase):
       self.assertAlmostEqual(value, summary[f'test_{metric}'], places=5)
     found = evaluation.predict(run.task, dataset, run.model, 'test', mesh)
     self.assertLen(found['prediction'], len(found['target']))
-    hit = [np.equal(t, p).mean() for t, p in
-           zip(found['target'], found['prediction'])]
-    if kind == 'classification' and not per_step:
-      self.assertAlmostEqual(np.mean(hit), means['accuracy'], places=5)
+    target, prediction = (
+        np.concatenate([np.ravel(u) for u in found[key]]).astype(np.float64)
+        for key in ('target', 'prediction')
+    )
+    by_hand = dict(
+        accuracy=(target == prediction).mean(),
+        mse=np.square(target - prediction).mean(),
+        mae=np.abs(target - prediction).mean(),
+    )
+    for metric in means.keys() & by_hand.keys():
+      np.testing.assert_allclose(means[metric], by_hand[metric], rtol=1e-5)
+    self.assertEqual(len(set(found['length'])) > 1, lengths)
+    if per_step:
+      self.assertEqual(
+          [len(u) for u in found['target']], found['length'].tolist()
+      )
+    if kind == 'classification':
       lines = '\n'.join(run.task.details(found, dataset))
       self.assertIn('confusion matrix', lines)
       self.assertEqual('accuracy by length' in lines, lengths)
@@ -135,6 +148,15 @@ class TrainingTest(parameterized.TestCase):
             task, dataset,
             commands.temporary_directory(type(self)) / 'bad', **settings,
         )
+    task, x = small('classification'), arrays('classification')['x']
+    for given, message in (
+        ((tasks.Classification, dataset, 'runs/bad'), '`task` must be'),
+        ((task, x, 'runs/bad'), '`dataset` must be a data set, such as'),
+        ((task, dataset, ''), "`workdir` must be the name of a .*, got ''"),
+        ((task, dataset, None), '`workdir` must be the name of a .*, got None'),
+    ):
+      with self.assertRaisesRegex(errors.UserError, message):
+        training.train(*given)
 
 
   def test_a_resumed_run_has_the_same_data_and_kind(self):
