@@ -1,4 +1,4 @@
-"""PPO learns to repeat a cue after ten steps; the argument counts updates."""
+"""PPO learns to repeat a cue after ten steps: recurrent_ppo.py [UPDATES]."""
 import sys
 
 from flax import nnx
