@@ -139,7 +139,7 @@ def encode(
   # Padding may be NaN, so it is removed before the matmul.
   x = base.masked(inputs.astype(config.dtype), mask)
   if config.image_shape:
-    x = x.reshape(*x.shape[:-3], -1)
+    x = x.reshape(*x.shape[:-3], math.prod(config.image_shape))
     if inputs.dtype == jnp.uint8:
       x = x / 255
   return common.project(encoder, x)
