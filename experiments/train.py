@@ -110,6 +110,8 @@ def describe(dataset) -> str:
       classes=dataset.num_classes, outputs=dataset.out_features,
   )
   words = [f'{size} {name}' for name, size in sizes.items() if size]
+  if dataset.image_shape:
+    words.insert(0, f'images {" x ".join(map(str, dataset.image_shape))}')
   return f'{dataset.name} ({", ".join(words)})'
 
 

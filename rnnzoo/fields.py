@@ -27,9 +27,9 @@ _KINDS = {
     int: 'an integer',
     float: 'a number',
     str: 'a string',
-    tuple: 'a tuple of strings',
     dict: 'a dictionary with strings as keys',
 }
+_ITEMS = {str: 'strings', int: 'integers'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Field:
   """The description of one value.
 
   Attributes:
-    kind: `bool`, `int`, `float` (or an integer), `str`, `tuple` (or a list, of
-      strings) or `dict` (or another mapping, whose keys are strings).
+    kind: `bool`, `int`, `float` (or an integer), `str`, `tuple` (or a list) or
+      `dict` (or another mapping, whose keys are strings).
     low: The smallest number, not below `-MAX_INT` or `-MAX_FLOAT`.
     high: The largest number; `MAX_INT` or `MAX_FLOAT` if `None`.
     above_low: Whether the number must be larger than `low`.
@@ -48,6 +48,7 @@ class Field:
     hint: A sentence that ends the message.
     default: The value where none is given; it is not checked.
     help: One sentence or two on what the value does, for `--help`.
+    items: What a tuple holds: `str` or `int`.
   """
 
   kind: type
@@ -60,6 +61,7 @@ class Field:
   hint: str = ''
   default: Any = None
   help: str = ''
+  items: type = str
 
 
 def check(name: str, value: Any, field: Field):
@@ -130,6 +132,8 @@ def of_annotation(annotation: Any) -> Field | None:
     return Field(str, choices=args)
   if origin is Mapping:
     return Field(dict)
+  if origin is tuple:
+    return Field(tuple, items=args[0])
   return Field(annotation) if annotation in (bool, int, float, str) else None
 
 
@@ -147,7 +151,7 @@ def explanations(docstring: str | None, section: str) -> dict[str, str]:
 
 def is_integer(value: Any) -> bool:
   """True for Python's and NumPy's integers, not for booleans."""
-  return _is_of_kind(value, int)
+  return _is_of_kind(value, Field(int))
 
 
 def shown(value: Any) -> str:
@@ -162,10 +166,13 @@ def shown(value: Any) -> str:
 def _wrong(value, field):
   """Returns what is wrong with `value`, as the message says it, or `None`."""
   kind = field.kind
-  if not _is_of_kind(value, field.kind):
-    wanted = _KINDS[kind]
-    if field.choices:
+  if not _is_of_kind(value, field):
+    if kind is tuple:
+      wanted = f'a tuple of {_ITEMS[field.items]}'
+    elif field.choices:
       wanted = f'one of {_listed(field.choices)}'
+    else:
+      wanted = _KINDS[kind]
     return f'be {wanted}{" or None" if field.optional else ""}'
   if kind is str:
     if field.choices and value not in field.choices:
@@ -181,12 +188,13 @@ def _listed(choices):
   return ', '.join(choice or "''" for choice in choices)
 
 
-def _is_of_kind(value, kind):
+def _is_of_kind(value, field):
+  kind = field.kind
   if kind is str:
     return isinstance(value, str)
   if kind is tuple:
     return isinstance(value, (tuple, list)) and all(
-        isinstance(item, str) for item in value
+        _is_of_kind(item, Field(field.items)) for item in value
     )
   if kind is dict:
     return hasattr(value, 'items') and all(

@@ -11,6 +11,7 @@ set; `--help` lists all of them.
 import dataclasses
 
 from ml_collections import ConfigDict
+from ml_collections import config_dict
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import models
@@ -60,7 +61,12 @@ def data(name: str, datasets=None) -> ConfigDict:
       name=name,
       data_dir='',  # If empty, $RNNZOO_DATA_DIR or else the user's cache.
       allow_changed=False,  # Resume with data that has changed.
-      **definition.defaults(),
+      **{
+          # A flag gets its type from the value, and `None` says too little.
+          field: config_dict.placeholder(definition.fields[field].kind)
+          if value is None else value
+          for field, value in definition.defaults().items()
+      },
   ))
 
 

@@ -18,6 +18,7 @@ def from_arrays(
     y: Any,
     *,
     lengths: Any = None,
+    dt: Any = None,
     batch_size: int,
     seed: int = 0,
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -52,16 +53,21 @@ def from_arrays(
 
   Args:
     x: Vectors `[N, T, D]` of any real dtype, series `[N, T]` of floats (`D` is
-      1), or tokens `[N, T]` of integers. Where lengths are unequal, a list of
-      `N` arrays `[T_n, D]` or `[T_n]`; the batches then have an `input_mask`.
-      Ready splits are a dictionary `{'train': ..., 'validation': ...,
-      'test': ...}`; a validation or test split that is not there is taken from
-      the train split.
+      1), tokens `[N, T]` of integers, or images `[N, T, H, W, C]`: uint8, whose
+      pixels a model divides by 255, or numbers that it takes as they are. Where
+      lengths are unequal, a list of `N` arrays `[T_n, D]`, `[T_n]` or
+      `[T_n, H, W, C]`; the batches then have an `input_mask`. Ready splits are
+      a dictionary `{'train': ..., 'validation': ..., 'test': ...}`; a
+      validation or test split that is not there is taken from the train split.
     y: The targets; targets for each step may be a list of `N` arrays. A
       dictionary if `x` is one.
     lengths: The steps of each example that exist, `[N]` integers, as another
       form of unequal lengths; the rest of the row is ignored. A dictionary if
       `x` is one.
+    dt: The length of each step, for irregular sampling: `[N, T]` or a list of
+      `N` arrays `[T_n]`, 0 or more, as multiples of the usual step (a mean of
+      about 1 is best). All layers of the model must take it, as LRU, S4D and S5
+      do. A dictionary if `x` is one.
     batch_size: Rows of the global batch, over all processes.
     seed: Fixes the order of the training examples. It does not change which
       examples are in which split.
@@ -87,19 +93,25 @@ def from_arrays(
         + errors.suggest(str(task), TASKS)
     )
   shard = pipeline.Shard(batch_size, process_index, process_count)
-  by_split = _by_split(x, y, lengths)
-  inputs, steps = conversion.inputs(by_split['x'], by_split['lengths'])
+  by_split = _by_split(x, y, lengths, dt)
+  inputs, steps, gaps = conversion.inputs(
+      by_split['x'], by_split['lengths'],
+      None if dt is None else by_split['dt'],
+  )
   targets, task, class_names = conversion.targets(
       by_split['y'], inputs, steps, task, class_names
   )
   parts = fill_up(
       {
-          split: examples.Examples(inputs[split], targets[split], steps[split])
+          split: examples.Examples(
+              inputs[split], targets[split], steps[split], gaps[split]
+          )
           for split in inputs
       },
       splits,
   )
-  classes, tokens = task == 'classification', inputs['train'].ndim == 2
+  classes = task == 'classification'
+  tokens, images = inputs['train'].ndim == 2, inputs['train'].ndim == 5
   per_step = targets['train'].ndim == (2 if classes else 3)
   if per_step and forecast is None:
     forecast = conversion.is_forecast(
@@ -118,7 +130,9 @@ def from_arrays(
       per_step=per_step,
       forecast=bool(forecast),
       vocab_size=1 + largest(inputs) if tokens else 0,
-      in_features=0 if tokens else inputs['train'].shape[2],
+      in_features=0 if tokens or images else inputs['train'].shape[2],
+      image_shape=inputs['train'].shape[2:] if images else (),
+      irregular=dt is not None,
       num_classes=max(len(class_names), 1 + largest(targets)) if classes else 0,
       class_names=class_names,
       out_features=0 if classes else targets['train'].shape[-1],
@@ -170,20 +184,19 @@ def fill_up(ready: dict, shares: Sequence[float]) -> dict:
   return {split: ready[split] for split in (*SPLITS, *rest)}
 
 
-def _by_split(x, y, lengths):
-  """Returns `x`, `y` and `lengths` as dictionaries of the same splits."""
+def _by_split(x, y, lengths, dt):
+  """Returns the arrays by name, as dictionaries of the same splits."""
   if not isinstance(x, Mapping):
-    x, y, lengths = {'train': x}, {'train': y}, {'train': lengths}
-  elif lengths is None:
-    lengths = dict.fromkeys(x)
+    x, y, lengths, dt = ({'train': u} for u in (x, y, lengths, dt))
+  lengths, dt = (dict.fromkeys(x) if u is None else u for u in (lengths, dt))
   if 'train' not in x:
     raise errors.UserValueError(
         f'x must have a split "train", got {", ".join(map(str, x))}.'
     )
-  for name, values in (('y', y), ('lengths', lengths)):
+  for name, values in (('y', y), ('lengths', lengths), ('dt', dt)):
     if not isinstance(values, Mapping) or set(values) != set(x):
       raise errors.UserValueError(
           f'{name} must be a dictionary with the splits of x: '
           f'{", ".join(map(str, x))}.'
       )
-  return dict(x=x, y=y, lengths=lengths)
+  return dict(x=x, y=y, lengths=lengths, dt=dt)

@@ -57,58 +57,91 @@ def padded(values: Any, what: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def inputs(
-    values: Mapping[str, Any], lengths: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray | None]]:
-  """Returns the inputs of each split, all of one length, and their lengths.
+    values: Mapping[str, Any],
+    lengths: Mapping[str, Any],
+    dt: Mapping[str, Any] | None = None,
+) -> tuple[
+    dict[str, np.ndarray],
+    dict[str, np.ndarray | None],
+    dict[str, np.ndarray | None],
+]:
+  """Returns the inputs of each split, all of one length.
 
-  Inputs are tokens `[N, T]` int32 or vectors `[N, T, D]` float32, and 0 where
-  no step exists.
+  Args:
+    values: The inputs by split.
+    lengths: Their lengths, `None` where all steps exist.
+    dt: The lengths of the steps, if there are any.
+
+  Returns:
+    The inputs: tokens `[N, T]` int32, vectors `[N, T, D]` float32 or images
+    `[N, T, H, W, C]` float32 or uint8, 0 where no step exists. Their lengths.
+    `dt` `[N, T]` float32, 0 where no step exists, or `None`.
   """
-  found, steps = {}, {}
+  found, steps, gaps = {}, {}, {}
   for split, value in values.items():
     what = f'x of {split}'
     found[split], steps[split] = padded(value, what)
     found[split] = _sequences(found[split], what)
-    if lengths[split] is None:
-      continue
-    if steps[split] is not None:
-      raise errors.UserValueError(
-          f'{what} is a list of arrays of unequal lengths, which needs no '
-          'lengths beside it.'
-      )
-    steps[split] = _lengths(lengths[split], found[split], split)
-  if len({u.shape[2:] for u in found.values()}) > 1:
-    shapes = ', '.join(f'{list(u.shape)}' for u in found.values())
+    if lengths[split] is not None:
+      if steps[split] is not None:
+        raise errors.UserValueError(
+            f'{what} is a list of arrays of unequal lengths, which needs no '
+            'lengths beside it.'
+        )
+      steps[split] = _lengths(lengths[split], found[split], split)
+    gaps[split] = None if dt is None else _step_lengths(
+        dt[split], found[split], steps[split], f'dt of {split}'
+    )
+  if len({(u.shape[2:], is_bytes(u)) for u in found.values()}) > 1:
+    forms = ', '.join(f'{u.dtype} {list(u.shape)}' for u in found.values())
     raise errors.UserValueError(
-        'All splits of x must be tokens, or vectors of one size, got the '
-        f'shapes {shapes}.'
+        'All splits of x must be tokens, vectors of one size, or images of one '
+        f'size, all uint8 or none, got {forms}.'
     )
   longest = max(u.shape[1] for u in found.values())
   for split, u in found.items():
     if u.shape[1] < longest:
       if steps[split] is None:
         steps[split] = np.full(len(u), u.shape[1])
-      space = [(0, longest - u.shape[1]) if axis == 1 else (0, 0)
-               for axis in range(u.ndim)]
-      u = np.pad(u, space)
+      u = _extended(u, longest)
     u = _finite(cleared(u, steps[split]), f'x of {split}')
     if u.ndim == 2:
       errors.check_token_ids(f'x of {split}', u)
       u = u.astype(np.int32)
     found[split] = u
-  return found, steps
+    if gaps[split] is not None:
+      gap = cleared(_extended(gaps[split], longest), steps[split])
+      gaps[split] = _finite(gap, f'dt of {split}')
+      if gap.min() < 0:
+        raise errors.UserValueError(
+            f'dt of {split} must not be negative, got {gap.min()}.'
+        )
+  return found, steps, gaps
 
 
 def _sequences(u, what):
-  """Returns integers `[N, T]` or floats `[N, T, D]`."""
-  if u.ndim not in (2, 3) or not u.size or u.dtype.kind == 'U':
+  """Returns integers `[N, T]`, floats `[N, T, ...]` or uint8 images."""
+  if u.ndim not in (2, 3, 5) or not u.size or u.dtype.kind == 'U':
     raise errors.UserValueError(
-        f'{what} must be vectors [N, T, D] or tokens [N, T], got '
-        f'{u.dtype} of shape {list(u.shape)}.'
+        f'{what} must be vectors [N, T, D], tokens [N, T] or images '
+        f'[N, T, H, W, C], got {u.dtype} of shape {list(u.shape)}.'
     )
   if u.ndim == 2 and u.dtype.kind == 'f':
     u = u[..., None]
-  return float32(u) if u.ndim == 3 else u
+  return u if u.ndim == 2 or is_bytes(u) else float32(u)
+
+
+def _step_lengths(values, u, steps, what):
+  """Returns `dt` as floats of the first two axes of the inputs `u`."""
+  found, own = padded(values, what)
+  if own is not None:
+    found = _as_long(found, own, u, steps, what)
+  if found.shape != u.shape[:2] or found.dtype.kind == 'U':
+    raise errors.UserValueError(
+        f'{what} must be numbers [N, T] = {list(u.shape[:2])}, got '
+        f'{found.dtype} of shape {list(found.shape)}.'
+    )
+  return float32(found)
 
 
 def _lengths(values, u, split):
@@ -201,7 +234,7 @@ def is_forecast(
   (True, False)
 
   Args:
-    x: Inputs `[N, T]` or `[N, T, D]`.
+    x: Inputs `[N, T]`, `[N, T, D]` or `[N, T, H, W, C]`.
     y: Targets `[N, T]` or `[N, T, K]`.
     lengths: How many steps of each row exist, `[N]`; `None` if all do.
 
@@ -209,7 +242,7 @@ def is_forecast(
     Whether that is so for one to `T / 2` steps: more would leave too few to
     compare.
   """
-  x, y = (u[..., None] if u.ndim == 2 else u for u in (x, y))
+  x, y = (u.reshape(*u.shape[:2], -1) for u in (x, y))
   steps = x.shape[1]
   if lengths is None:
     lengths = np.full(len(x), steps)
@@ -234,9 +267,15 @@ def _as_long(u, steps, x, lengths, what):
         f'{what} is a list: its arrays must be as many and as long as those of '
         'x.'
     )
-  space = [(0, x.shape[1] - u.shape[1]) if axis == 1 else (0, 0)
-           for axis in range(u.ndim)]
-  return np.pad(u, space)
+  return _extended(u, x.shape[1])
+
+
+def _extended(u, length):
+  """Returns `[N, T, ...]` with zeros after its steps, `length` in all."""
+  return np.pad(u, [
+      (0, length - u.shape[1]) if axis == 1 else (0, 0)
+      for axis in range(u.ndim)
+  ])
 
 
 def _numbered(found, class_names):
@@ -289,6 +328,11 @@ def _numbers(u, x, lengths, what):
     )
   u = float32(u)
   return _finite(cleared(u, lengths) if u.ndim == 3 else u, what)
+
+
+def is_bytes(u: np.ndarray) -> bool:
+  """Whether these are images whose pixels are bytes."""
+  return u.ndim == 5 and u.dtype == np.uint8
 
 
 def float32(u: np.ndarray) -> np.ndarray:

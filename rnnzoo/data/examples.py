@@ -11,6 +11,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from rnnzoo.data import conversion
 from rnnzoo.data import pipeline
 
 # The split is the same for all seeds of a run, so that runs can be compared.
@@ -23,23 +24,29 @@ class Examples:
   """The examples of one split, `N` of them.
 
   Attributes:
-    inputs: Tokens `[N, T]`, or what `dataset` turns into vectors `[N, T, D]`.
+    inputs: Tokens `[N, T]`, images `[N, T, H, W, C]`, or what `dataset` turns
+      into vectors `[N, T, D]`.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
     lengths: How many steps of each example exist, `[N]`; `None` if all do.
+    dt: How long each step lasts, `[N, T]` float32; `None` if all last equally
+      long.
   """
 
   inputs: np.ndarray
   targets: np.ndarray
   lengths: np.ndarray | None = None
+  dt: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.inputs)
 
   def take(self, index) -> 'Examples':
     """Returns the examples at `index`."""
-    lengths = None if self.lengths is None else self.lengths[index]
-    return Examples(self.inputs[index], self.targets[index], lengths)
+    of = lambda array: None if array is None else array[index]
+    return Examples(
+        self.inputs[index], self.targets[index], of(self.lengths), of(self.dt)
+    )
 
 
 def split(examples: Examples, shares: Mapping[str, float]):
@@ -98,8 +105,8 @@ def dataset(
     splits: `train` and the splits to evaluate. All have the same shapes.
     shard: The rows of this process.
     seed: Fixes the order of the training examples.
-    transform: Turns the inputs of a batch into tokens `[b, T]` or vectors
-      `[b, T, D]`. If `None`, they are those.
+    transform: Turns the inputs of a batch into tokens `[b, T]`, vectors
+      `[b, T, D]` or images `[b, T, H, W, C]`. If `None`, they are those.
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
     **attributes: The other attributes of the `Dataset`.
@@ -116,6 +123,8 @@ def dataset(
       inputs = transform(inputs) if transform else inputs
       targets = examples.targets[rows]
       arrays = dict(inputs=_narrow(inputs), targets=_narrow(targets))
+      if examples.dt is not None:
+        arrays['dt'] = examples.dt[rows]
       counted = numbers < count
       mask = None if training else counted
       if ragged:
@@ -148,7 +157,12 @@ def dataset(
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-  """Returns integers as int32 and other numbers as float32."""
+  """Returns integers as int32 and other numbers as float32.
+
+  Images of uint8 stay as they are: a quarter of the bytes goes to the device.
+  """
+  if conversion.is_bytes(values):
+    return values
   whole = np.issubdtype(values.dtype, np.integer)
   return values.astype(np.int32 if whole else np.float32)
 
@@ -157,7 +171,9 @@ def source(splits: Mapping[str, Examples]) -> dict[str, Any]:
   """Returns the sizes of the splits and the digest of their arrays."""
   found = hashlib.sha256()
   for name, examples in splits.items():
-    for array in (examples.inputs, examples.targets, examples.lengths):
+    for array in (
+        examples.inputs, examples.targets, examples.lengths, examples.dt
+    ):
       if array is not None:
         found.update(f'{name} {array.dtype.str} {array.shape}'.encode())
         found.update(np.ascontiguousarray(array).data)

@@ -2,10 +2,11 @@
 
   numpy.savez('my.npz', x=x, y=y)
 
-The file holds `x`, `y` and perhaps `lengths`, or ready splits `x_train`,
-`y_train`, `lengths_train`, `x_validation`, ..., `x_test`, ...; `class_names` is
-an optional array of strings. `arrays.from_arrays` says what the arrays may be.
-Pickled objects are never loaded.
+The file holds `x`, `y` and perhaps `lengths` and `dt`, or ready splits
+`x_train`, `y_train`, `lengths_train`, `dt_train`, `x_validation`, ...,
+`x_test`, ...; `class_names` is an optional array of strings.
+`arrays.from_arrays` says what the arrays may be. Pickled objects are never
+loaded.
 """
 
 import pathlib
@@ -23,7 +24,7 @@ NAME = 'npz_file'
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns `x`, `y`, `lengths` and `class_names` for `from_arrays`.
+  """Returns the arrays and `class_names` for `from_arrays`.
 
   Raises:
     UserError: If the file is damaged or lacks an array.
@@ -37,8 +38,9 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     )
   wanted: dict[str, Any] = dict(class_names=found.get('class_names', ()))
   given = ('x', 'y')
-  if 'lengths' in found or any(f'lengths_{s}' in found for s in arrays.SPLITS):
-    given += ('lengths',)
+  for name in ('lengths', 'dt'):
+    if name in found or any(f'{name}_{s}' in found for s in arrays.SPLITS):
+      given += (name,)
   splits = [s for s in arrays.SPLITS if f'x_{s}' in found]
   for name in given:
     keys = [f'{name}_{split}' for split in splits] or [name]
@@ -85,7 +87,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
         batch_size=shard.batch_size,
         seed=seed,
         task=config.task or None,
-        forecast=config.forecast or None,
+        forecast=config.forecast,
         process_index=shard.process_index,
         process_count=shard.process_count,
         name=NAME,
@@ -114,15 +116,17 @@ DEFINITION = definition.Definition(
     task='classification',
     fields=dict(
         path=fields.Field(
-            str, default='', help='The file, with the arrays x, y and lengths.'
+            str, default='',
+            help='The file, with the arrays x, y, lengths and dt.',
         ),
         task=fields.Field(
             str, choices=('', *arrays.TASKS), default='',
             help='The kind of task. If empty, the dtype of y decides.',
         ),
         forecast=fields.Field(
-            bool, default=False,
-            help='y holds later inputs, even where it is not equal to them.',
+            bool, optional=True,
+            help='Whether the targets of steps are later inputs. If None, '
+            'they are where a column of y equals a later column of x.',
         ),
     ),
     load=load,

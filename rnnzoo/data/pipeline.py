@@ -148,12 +148,14 @@ class Dataset:
   A batch is a dictionary of arrays with the rows first; `b` is the number of
   rows of this process:
 
-  - `inputs`: tokens `[b, T]` int32, or vectors `[b, T, D]` float32.
+  - `inputs`: tokens `[b, T]` int32, vectors `[b, T, D]` float32, or images
+    `[b, T, H, W, C]`, float32 or uint8 (a model divides these by 255).
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
     for each sequence, `[b]` int32 or `[b, K]` float32.
   - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
     it only where some targets do not count.
   - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
+  - `dt` `[b, T]` float32: the length of each step of time, where they differ.
   - `reset` `[b, T]` bool: True on the first token of a stream (contiguous
     training text only).
 
@@ -167,8 +169,11 @@ class Dataset:
     evaluation: The batches of each evaluation split, by name.
     unit: What one step of time is, for people: `'characters'`, `'bytes'`,
       `'tokens'`, `'pixels'`, `'rows'` or `'time steps'`.
-    vocab_size: Number of token ids; 0 if the inputs are vectors.
-    in_features: Width `D` of the input vectors; 0 if the inputs are tokens.
+    vocab_size: Number of token ids; 0 if the inputs are no tokens.
+    in_features: Width `D` of the input vectors; 0 if the inputs are no vectors.
+    image_shape: `(H, W, C)` of the input images; empty if there are none.
+    irregular: Whether the batches have `dt`. The layers of a model must take
+      it, see `tasks.Task.bind`.
     num_classes: Number of classes of a classification, else 0.
     class_names: Their names for people; empty if they have none.
     out_features: Number `K` of target values of a regression, else 0.
@@ -198,6 +203,8 @@ class Dataset:
   unit: str = 'time steps'
   vocab_size: int = 0
   in_features: int = 0
+  image_shape: tuple[int, ...] = ()
+  irregular: bool = False
   num_classes: int = 0
   class_names: tuple[str, ...] = ()
   out_features: int = 0

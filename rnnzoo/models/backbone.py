@@ -51,6 +51,7 @@ class Backbone(nnx.Module):
   Attributes:
     config: The `ModelConfig`.
     stacks: One module for each position of the pattern.
+    takes_dt: Whether all layers take `dt`, the lengths of steps.
   """
 
   def __init__(
@@ -78,6 +79,10 @@ class Backbone(nnx.Module):
         )
         for position in range(period)
     ])
+
+  @property
+  def takes_dt(self) -> bool:
+    return all(building.takes_dt(stack.layer) for stack in self.stacks)
 
   def initialize_carry(
       self, batch_size: int, dtype: Any = None
@@ -109,6 +114,7 @@ class Backbone(nnx.Module):
       *,
       reset: Any = None,
       mask: Any = None,
+      dt: Any = None,
       train: bool = False,
       key: jax.Array | None = None,
   ) -> tuple[BackboneCarry, jax.Array]:
@@ -119,6 +125,8 @@ class Backbone(nnx.Module):
       carry: The state after earlier tokens; `initialize_carry` if `None`.
       reset: Booleans `[B, T]`, `True` on the first token of each sequence.
       mask: Booleans `[B, T]`, `False` on tokens to skip.
+      dt: The length of each step `[B, T]`, floating, if all layers take it, see
+        `layers.TimedRecurrence`; `None` means 1.
       train: Whether batch norms use and update the statistics of the batch.
       key: The PRNG key of dropout; `None` means no dropout.
 
@@ -128,13 +136,11 @@ class Backbone(nnx.Module):
     Raises:
       ValueError: If a shape or a dtype is wrong.
     """
-    x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BTD')
+    x, carry, flags = self._checked(x, carry, reset, mask, dt, 'BTD')
 
     def run_block(block, carry, x, v_first, depth):
       block_key = None if key is None else jax.random.fold_in(key, depth)
-      return block(
-          x, carry, v_first, reset=reset, mask=mask, train=train, key=block_key
-      )
+      return block(x, carry, v_first, **flags, train=train, key=block_key)
 
     return self._run(run_block, carry, x, train)
 
@@ -145,8 +151,9 @@ class Backbone(nnx.Module):
       *,
       reset: Any = None,
       mask: Any = None,
+      dt: Any = None,
   ) -> tuple[BackboneCarry, jax.Array]:
-    """Runs one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+    """Runs one token: `x` `[B, D]`; `reset`, `mask` and `dt` `[B]`.
 
     Returns:
       The next carry, and features `[B, D]`.
@@ -154,11 +161,11 @@ class Backbone(nnx.Module):
     Raises:
       ValueError: If a shape or a dtype is wrong, or a layer is not causal.
     """
-    x, carry, reset, mask = self._checked(x, carry, reset, mask, 'BD')
+    x, carry, flags = self._checked(x, carry, reset, mask, dt, 'BD')
 
     def run_block(block, carry, x, v_first, depth):
       del depth
-      return block.step(carry, x, v_first, reset=reset, mask=mask)
+      return block.step(carry, x, v_first, **flags)
 
     return self._run(run_block, carry, x)
 
@@ -244,14 +251,22 @@ class Backbone(nnx.Module):
         nnx.update(stack, new_stats)
     return tuple(next_carry), x
 
-  def _checked(self, x, carry, reset, mask, axes):
-    """Returns the arguments of a call as arrays; raises `ValueError`.
+  def _checked(self, x, carry, reset, mask, dt, axes):
+    """Returns `x`, the carry and `reset`, `mask` and `dt` by name, as arrays.
 
-    Each block checks its carry by itself; here only the depth is checked.
+    Each block checks its carry and `dt` by itself; here only the depth is
+    checked, and that all layers take `dt`.
     """
     x = checking.as_array('x', x, required=True)
     reset = checking.as_array('reset', reset)
     mask = checking.as_array('mask', mask)
+    flags = dict(reset=reset, mask=mask, dt=checking.as_array('dt', dt))
+    if dt is not None and not self.takes_dt:
+      raise ValueError(
+          f'`dt` must be None for layer {self.config.layer}, which does not '
+          f'take it{" in both directions" * self.config.bidirectional}. Layers '
+          f'that do: {", ".join(building.timed_layers())}.'
+      )
     if x.ndim != len(axes) or x.shape[-1] != self.config.features:
       raise ValueError(
           f'`x` must be [{", ".join(axes)}] with D = {self.config.features}, '
@@ -259,7 +274,7 @@ class Backbone(nnx.Module):
       )
     checking.check_flags(x.shape[:-1], reset=reset, mask=mask)
     if carry is None:
-      return x, self.initialize_carry(x.shape[0]), reset, mask
+      return x, self.initialize_carry(x.shape[0]), flags
     period, depth = len(self.stacks), self.config.num_layers
     counts = [len(range(i, depth, period)) for i in range(period)]
     fits = isinstance(carry, tuple) and len(carry) == period and all(
@@ -274,7 +289,7 @@ class Backbone(nnx.Module):
           f'{checking.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )
-    return x, carry, reset, mask
+    return x, carry, flags
 
 
 def _make_stack(

@@ -97,6 +97,7 @@ class Block(nnx.Module):
       *,
       reset: jax.Array | None = None,
       mask: jax.Array | None = None,
+      dt: jax.Array | None = None,
       train: bool = False,
       key: jax.Array | None = None,
   ) -> tuple[BlockCarry, jax.Array, Any]:
@@ -109,6 +110,7 @@ class Block(nnx.Module):
         that the first of them gave for these tokens. `None` before that layer.
       reset: Booleans `[B, T]`, `True` on the first token of each sequence.
       mask: Booleans `[B, T]`, `False` on tokens to skip.
+      dt: The length of each step `[B, T]`, for layers that take it, or `None`.
       train: Whether batch norms use and update the statistics of the batch.
       key: The PRNG key of dropout; `None` means no dropout.
 
@@ -118,7 +120,8 @@ class Block(nnx.Module):
     Raises:
       ValueError: If the carry does not fit.
     """
-    return self._run(x, carry, v_first, reset, mask, train, key, step=False)
+    flags = dict(reset=reset, mask=mask)
+    return self._run(x, carry, v_first, flags, dt, train, key, step=False)
 
   def step(
       self,
@@ -128,8 +131,9 @@ class Block(nnx.Module):
       *,
       reset: jax.Array | None = None,
       mask: jax.Array | None = None,
+      dt: jax.Array | None = None,
   ) -> tuple[BlockCarry, jax.Array, Any]:
-    """Runs one token: `x` `[B, D]`, `reset` and `mask` `[B]`.
+    """Runs one token: `x` `[B, D]`; `reset`, `mask` and `dt` `[B]`.
 
     Returns:
       The next carry, features `[B, D]`, and `v_first` for the next block.
@@ -137,10 +141,11 @@ class Block(nnx.Module):
     Raises:
       ValueError: If the carry does not fit, or the layer is not causal.
     """
-    return self._run(x, carry, v_first, reset, mask, False, None, step=True)
+    flags = dict(reset=reset, mask=mask)
+    return self._run(x, carry, v_first, flags, dt, False, None, step=True)
 
-  def _run(self, x, carry, v_first, reset, mask, train, key, *, step):
-    config, flags = self.config, dict(reset=reset, mask=mask)
+  def _run(self, x, carry, v_first, flags, dt, train, key, *, step):
+    config, mask = self.config, flags['mask']
     keys = (None, None, None) if key is None else jax.random.split(key, 3)
     is_pre = config.norm_position == 'pre'
 
@@ -162,7 +167,7 @@ class Block(nnx.Module):
       x = ops.spread_rows(x + y)
 
     u = enter(self.norm, x)
-    layer, y, v_first = self._mix(u, carry.layer, v_first, flags, step)
+    layer, y, v_first = self._mix(u, carry.layer, v_first, flags, dt, step)
     y = base.masked(self._gate(y, keys[0]), mask)
     x = leave(self.norm, x + self._dropout(y, keys[1]))
 
@@ -171,12 +176,14 @@ class Block(nnx.Module):
       x = leave(self.mlp_norm, x + self._dropout(y, keys[2]))
     return BlockCarry(conv, layer), x, v_first
 
-  def _mix(self, x, carry, v_first, flags, step):
+  def _mix(self, x, carry, v_first, flags, dt, step):
     """Runs the layer: the next carry, `[..., D]`, and `v_first`."""
-    options, next_first = flags, v_first
+    options, next_first = dict(flags), v_first
+    if dt is not None:
+      options['dt'] = dt
     first_value = getattr(self.layer, 'first_value', None)
     if first_value is not None:
-      options = dict(flags, v_first=v_first)
+      options['v_first'] = v_first
       if v_first is None:
         next_first = first_value(x, carry, **flags)
     if step:

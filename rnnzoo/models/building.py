@@ -153,6 +153,20 @@ def _build(name, make, config, options, rngs) -> base.RecurrentLayer:
   return layer
 
 
+def takes_dt(layer: Any) -> bool:
+  """Whether a layer, or a class of layers, takes `dt`, the lengths of steps.
+
+  >>> takes_dt(zoo.LRU), takes_dt(zoo.GRU)
+  (True, False)
+  """
+  return 'dt' in inspect.signature(layer.__call__).parameters
+
+
+def timed_layers() -> list[str]:
+  """Returns the names of the layers of the zoo that take `dt`."""
+  return [name for name, layer in zoo.LAYERS.items() if takes_dt(layer)]
+
+
 def function_of(make: Callable[..., Any]) -> Callable[..., Any]:
   """Returns the function whose arguments and docstring are those of a layer."""
   # The metaclass of Flax hides the signature of a class.

@@ -8,7 +8,7 @@ from rnnzoo.models.sequence_model import SequenceModel
 
 
 class SequenceClassifier(SequenceModel):
-  """Gives logits of classes, for a sequence of tokens or vectors.
+  """Gives logits of classes, for a sequence of tokens, vectors or images.
 
   The logits are `[B, num_classes]`, those of the whole sequence:
 
@@ -43,8 +43,8 @@ class SequenceClassifier(SequenceModel):
     """Creates the model.
 
     Args:
-      config: What to build. `num_classes` must be set, and one of `vocab_size`
-        and `in_features`.
+      config: What to build. `num_classes` must be set, and one of
+        `vocab_size`, `in_features` and `image_shape`.
       layers: More layers by name, in addition to those of the zoo.
       rngs: The source of the initial parameters.
 

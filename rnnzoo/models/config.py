@@ -86,8 +86,10 @@ class ModelConfig:
       embedding, in the gate, after the layer and after the MLP.
     dropout_over_time: Whether all steps of a sequence have the same dropout
       mask.
-    vocab_size: The number of tokens; 0 if the inputs are vectors.
-    in_features: The size of an input vector; 0 if the inputs are tokens.
+    vocab_size: The number of tokens; 0 if the inputs are no tokens.
+    in_features: The size of an input vector; 0 if the inputs are no vectors.
+    image_shape: The height, width and channels of an input image; empty if the
+      inputs are no images.
     num_classes: The number of classes of a classifier.
     out_features: The number of values that a regressor predicts.
     pooling: How a classifier or a regressor gets one output for a sequence:
@@ -133,6 +135,7 @@ class ModelConfig:
   dropout_over_time: bool = False
   vocab_size: int = 0
   in_features: int = 0
+  image_shape: tuple[int, ...] = ()
   num_classes: int = 0
   out_features: int = 0
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
@@ -153,6 +156,13 @@ class ModelConfig:
         fields.check(f'model.{name}', value, fields.Field(tuple))
         object.__setattr__(self, name, ','.join(value))
     fields.check_all(vars(self), FIELDS, 'model.')
+    shape = tuple(self.image_shape)  # A list in JSON.
+    object.__setattr__(self, 'image_shape', shape)
+    if shape and (len(shape) != 3 or min(shape) < 1):
+      raise errors.UserValueError(
+          'model.image_shape must be (height, width, channels), all positive, '
+          f'or empty, got {fields.shown(shape)}.'
+      )
     if not all(name.strip() for name in self.layer.split(',')):
       raise errors.UserValueError(
           'model.layer must be the name of a layer, or several joined by '

@@ -1,8 +1,9 @@
-"""What a model reads: tokens or vectors, checked and mapped to features.
+"""What a model reads: tokens, vectors or images, as features.
 
 All models share these functions. Axes: `B` batch, `T` time, `D` features.
 """
 
+import math
 from typing import Any
 
 from flax import nnx
@@ -14,6 +15,7 @@ from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import checking
+from rnnzoo.layers import common
 from rnnzoo.models import blocks
 from rnnzoo.models.config import ModelConfig
 
@@ -35,13 +37,22 @@ def make_embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def make_encoder(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
-  """Returns the linear map of input vectors, `[in_features]` to `[D]`."""
+  """Returns the linear map of input vectors or of flat images to `[D]`.
+
+  An image is one patch of a vision transformer: all its numbers, in the order
+  of its axes `[H, W, C]`, are a vector.
+  """
   return nnx.Linear(
-      config.in_features, config.features,
+      math.prod(token_shape(config)), config.features,
       kernel_metadata=dict(axes=(None, 'embed')),
       bias_metadata=dict(axes=(None,)),
       param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
   )
+
+
+def token_shape(config: ModelConfig) -> tuple[int, ...]:
+  """Returns the sizes of a step: `(in_features,)`, or those of an image."""
+  return config.image_shape or (config.in_features,)
 
 
 def check_tokens(
@@ -87,17 +98,17 @@ def check_tokens(
   return jnp.asarray(tokens), reset, mask
 
 
-def check_vectors(
-    inputs: Any, reset: Any, mask: Any, *, in_features: int, axes: int
+def check_numbers(
+    inputs: Any, reset: Any, mask: Any, *, shape: tuple[int, ...], axes: int
 ) -> tuple[jax.Array, *Flags]:
-  """Returns input vectors and their flags as arrays.
+  """Returns input vectors or images and their flags as arrays.
 
   Args:
-    inputs: Real numbers with `axes` axes, the last of size `in_features`.
-    reset: Booleans with the other axes, or `None`.
-    mask: Booleans with the other axes, or `None`.
-    in_features: The size of a vector.
-    axes: 3 for `[B, T, in_features]`, 2 for one step `[B, in_features]`.
+    inputs: Real numbers, `axes` axes and then those of `shape`.
+    reset: Booleans with the first `axes` axes, or `None`.
+    mask: Booleans with the first `axes` axes, or `None`.
+    shape: The sizes of a vector, `(D,)`, or of an image, `(H, W, C)`.
+    axes: 2 for `[B, T, ...]`, 1 for one step `[B, ...]`.
 
   Returns:
     `(inputs, reset, mask)`.
@@ -106,14 +117,32 @@ def check_vectors(
     ValueError: If a shape or a dtype is wrong.
   """
   inputs = checking.as_array('inputs', inputs, required=True)
-  if inputs.ndim != axes or inputs.shape[-1] != in_features:
-    raise ValueError(
-        f'`inputs` must have {axes} axes, the last of size {in_features}, got '
-        f'{inputs.shape}.'
-    )
+  if inputs.ndim != axes + len(shape) or inputs.shape[axes:] != shape:
+    names = ', '.join([*'BT'[:axes], *map(str, shape)])
+    raise ValueError(f'`inputs` must be [{names}], got {inputs.shape}.')
   if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
     raise ValueError(f'`inputs` must be real numbers, got {inputs.dtype}.')
-  return inputs, *_check_flags(reset, mask, inputs.shape[:-1])
+  return inputs, *_check_flags(reset, mask, inputs.shape[:axes])
+
+
+def encode(
+    config: ModelConfig, encoder: nnx.Linear, inputs: jax.Array, mask: Any
+) -> jax.Array:
+  """Maps vectors or images `[..., *shape]` to `[..., D]` of `config.dtype`.
+
+  Args:
+    config: The model's config.
+    encoder: See `make_encoder`.
+    inputs: See `check_numbers`. The pixels of uint8 images are divided by 255.
+    mask: Booleans `[...]`, or `None`.
+  """
+  # Padding may be NaN, so it is removed before the matmul.
+  x = base.masked(inputs.astype(config.dtype), mask)
+  if config.image_shape:
+    x = x.reshape(*x.shape[:-3], math.prod(config.image_shape))
+    if inputs.dtype == jnp.uint8:
+      x = x / 255
+  return common.project(encoder, x)
 
 
 def embed(config: ModelConfig, table: nnx.Embed, tokens) -> jax.Array:
@@ -145,7 +174,7 @@ def prepare(
 
   Args:
     config: The model's config.
-    x: Embedded tokens or encoded vectors `[..., D]`.
+    x: Embedded tokens, or encoded vectors or images, `[..., D]`.
     norm: The norm of `config.embed_norm`, or `None`.
     mask: Booleans `[...]`, or `None`.
     train: Whether a batch norm uses and updates the statistics of the batch.

@@ -8,7 +8,7 @@ from rnnzoo.models.sequence_model import SequenceModel
 
 
 class SequenceRegressor(SequenceModel):
-  """Predicts numbers, for a sequence of tokens or vectors.
+  """Predicts numbers, for a sequence of tokens, vectors or images.
 
   The predictions are `[B, out_features]`, those of the whole sequence:
 
@@ -46,8 +46,8 @@ class SequenceRegressor(SequenceModel):
     """Creates the model.
 
     Args:
-      config: What to build. `out_features` must be set, and one of `vocab_size`
-        and `in_features`.
+      config: What to build. `out_features` must be set, and one of
+        `vocab_size`, `in_features` and `image_shape`.
       layers: More layers by name, in addition to those of the zoo.
       rngs: The source of the initial parameters.
 

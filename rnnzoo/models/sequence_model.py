@@ -32,7 +32,7 @@ class SequenceCarry(NamedTuple):
 
 
 class SequenceModel(nnx.Module):
-  """Maps a sequence of tokens or vectors to outputs.
+  """Maps a sequence of tokens, vectors or images to outputs.
 
   There is one output for the whole sequence, computed from features that are
   pooled over time, or with `pooling='none'` one output at every step. The carry
@@ -42,7 +42,7 @@ class SequenceModel(nnx.Module):
   Attributes:
     config: The `ModelConfig`.
     embed: The token embeddings, if the inputs are tokens.
-    encoder: The linear map of the inputs, if the inputs are vectors.
+    encoder: The linear map of the inputs, if the inputs are vectors or images.
     embed_norm: The norm after `embed` or `encoder`, or `None`.
     backbone: The blocks.
     norm: The norm after the blocks, or `None` with `norm_position='post'`.
@@ -55,10 +55,12 @@ class SequenceModel(nnx.Module):
   ):
     """Creates the model with `outputs` outputs; see the subclasses."""
     config.check_dtypes()
-    if bool(config.vocab_size) == bool(config.in_features):
+    sizes = config.vocab_size, config.in_features, config.image_shape
+    if sum(map(bool, sizes)) != 1:
       raise errors.UserValueError(
-          'One of model.vocab_size (tokens) and model.in_features (vectors) '
-          f'must be set, got {config.vocab_size} and {config.in_features}.'
+          'One of model.vocab_size (tokens), model.in_features (vectors) and '
+          'model.image_shape (images) must be set, got '
+          f'{", ".join(map(str, sizes))}.'
       )
     self.config = config
     if config.vocab_size:
@@ -74,6 +76,11 @@ class SequenceModel(nnx.Module):
         if config.norm_position == 'pre' else None
     )
     self.head = blocks.make_head(config, outputs, rngs, use_bias=True)
+
+  @property
+  def takes_dt(self) -> bool:
+    """Whether the steps may differ in length: all layers take `dt`."""
+    return self.backbone.takes_dt
 
   @property
   def causal(self) -> bool:
@@ -107,16 +114,20 @@ class SequenceModel(nnx.Module):
       *,
       reset: Any = None,
       mask: Any = None,
+      dt: Any = None,
       train: bool = False,
       key: jax.Array | None = None,
   ) -> tuple[SequenceCarry, jax.Array]:
     """Runs whole sequences.
 
     Args:
-      inputs: Token ids `[B, T]`, or vectors `[B, T, in_features]`.
+      inputs: Token ids `[B, T]`, vectors `[B, T, in_features]` or images
+        `[B, T, *image_shape]`. The pixels of uint8 images are divided by 255.
       carry: The state after earlier steps; `initialize_carry` if `None`.
       reset: Booleans `[B, T]`, `True` on the first step of each sequence.
       mask: Booleans `[B, T]`, `False` on steps to skip.
+      dt: The length of each step `[B, T]`, floating, see
+        `layers.TimedRecurrence`; `None` means 1.
       train: Whether batch norms use and update the statistics of the batch.
       key: The PRNG key of dropout; `None` means no dropout.
 
@@ -135,7 +146,7 @@ class SequenceModel(nnx.Module):
         self.config, x, self.embed_norm, mask, train=train, key=embed_key
     )
     layers, x = self.backbone(
-        x, carry.layers, reset=reset, mask=mask, train=train, key=key
+        x, carry.layers, reset=reset, mask=mask, dt=dt, train=train, key=key
     )
     if self.norm is not None:
       x = self.norm(base.masked(x, mask), mask=mask, train=train)
@@ -148,14 +159,17 @@ class SequenceModel(nnx.Module):
       *,
       reset: Any = None,
       mask: Any = None,
+      dt: Any = None,
   ) -> tuple[SequenceCarry, jax.Array]:
     """Runs one step.
 
     Args:
       carry: The state after earlier steps; `initialize_carry` if `None`.
-      inputs: Token ids `[B]`, or vectors `[B, in_features]`.
+      inputs: Token ids `[B]`, vectors `[B, in_features]` or images
+        `[B, *image_shape]`.
       reset: Booleans `[B]`, `True` where the step starts a new sequence.
       mask: Booleans `[B]`, `False` on steps to skip.
+      dt: The length of the step `[B]`; `None` means 1.
 
     Returns:
       `(carry, outputs)`: the outputs `[B, N]` of the steps since the last
@@ -168,7 +182,9 @@ class SequenceModel(nnx.Module):
     x, reset, mask = self._encode(inputs, reset, mask, ('B',))
     carry = self._checked_carry(carry, x.shape[0])
     x = inputs_lib.prepare(self.config, x, self.embed_norm, mask)
-    layers, x = self.backbone.step(carry.layers, x, reset=reset, mask=mask)
+    layers, x = self.backbone.step(
+        carry.layers, x, reset=reset, mask=mask, dt=dt
+    )
     if self.norm is not None:
       x = self.norm(base.masked(x, mask), mask=mask)
     return self._finish(x, carry._replace(layers=layers), reset, mask)
@@ -181,13 +197,12 @@ class SequenceModel(nnx.Module):
           inputs, reset, mask, vocab_size=config.vocab_size, axes=len(axes)
       )
       return inputs_lib.embed(config, self.embed, inputs), reset, mask
-    inputs, reset, mask = inputs_lib.check_vectors(
-        inputs, reset, mask, in_features=config.in_features,
-        axes=len(axes) + 1,
+    inputs, reset, mask = inputs_lib.check_numbers(
+        inputs, reset, mask, shape=inputs_lib.token_shape(config),
+        axes=len(axes),
     )
-    # Padding may be NaN, so it is removed before the matmul.
-    x = base.masked(inputs.astype(config.dtype), mask)
-    return common.project(self.encoder, x), reset, mask
+    x = inputs_lib.encode(config, self.encoder, inputs, mask)
+    return x, reset, mask
 
   def _empty_pool(self, batch_size, dtype=None):
     """Returns `pooled` and `count` before the first step."""

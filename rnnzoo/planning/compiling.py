@@ -71,7 +71,7 @@ def plan(
       kind=mesh.devices.flat[0].device_kind,
       mesh=dict(mesh.shape),
       rows_per_device=_shard(batch['inputs'])[0],
-      tokens=batch['inputs'].size,
+      tokens=math.prod(batch['inputs'].shape[:2]),
       batch=list(batch['inputs'].shape),
       parameters=state_lib.count_parameters(state['params']),
       dtype=dtype,
@@ -148,7 +148,8 @@ def _memory(task, config, state, batch):
       lambda held, p: None if held else p, frozen, state['params']
   )
   others = {k: v for k, v in state.items() if k not in ('params', 'opt_state')}
-  tokens = math.prod(_shard(batch['inputs'])) // config.accumulate_steps
+  rows, steps = _shard(batch['inputs'])[:2]
+  tokens = rows * steps // config.accumulate_steps
   mesh = batch['inputs'].sharding.mesh
   columns = max(1, task.outputs // mesh.shape['model'])
   at_once = config.loss_chunk or tokens

@@ -15,6 +15,7 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo import layers as layers_lib
 from rnnzoo import models
+from rnnzoo.models import building
 from rnnzoo.training import state as state_lib
 
 Layers = Mapping[str, Callable[..., Any]]
@@ -109,8 +110,9 @@ class Task(abc.ABC):
     """Returns this task with the sizes that only the data set knows.
 
     Raises:
-      UserValueError: If the data set is for another kind, or the model sees
-        the inputs that it should predict.
+      UserValueError: If the data set is for another kind, the model sees the
+        inputs that it should predict, or it cannot take the lengths of steps
+        that the data has.
     """
     task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
@@ -120,6 +122,8 @@ class Task(abc.ABC):
           f'The kind of task is {self.name}, but {dataset.name} is a data set '
           f'for {dataset.task}.'
       )
+    if dataset.irregular:
+      _check_timed(task, dataset)
     if dataset.per_step and dataset.forecast:
       _check_causal(task, dataset)
     return task
@@ -245,6 +249,24 @@ def pooling(model: models.ModelConfig, dataset) -> str:
   return model.pooling
 
 
+def input_sizes(model: models.ModelConfig, dataset) -> dict[str, Any]:
+  """Returns the fields of a model's config that the inputs decide."""
+  return dict(
+      vocab_size=dataset.vocab_size,
+      in_features=dataset.in_features,
+      image_shape=dataset.image_shape,
+      pooling=pooling(model, dataset),
+  )
+
+
+def side_inputs(batch) -> dict[str, Any]:
+  """Returns what a sequence model reads of a batch beside `inputs`."""
+  return dict(
+      reset=batch.get('reset'), mask=batch.get('input_mask'),
+      dt=batch.get('dt'),
+  )
+
+
 def describe_layers(names, layers: Layers | None) -> dict[str, str | None]:
   """Returns the layers that a run brings itself, for its checkpoints.
 
@@ -288,11 +310,26 @@ def own_layers(recorded, layers: Layers, workdir) -> Layers:
   return {name: layers[name] for name in recorded}
 
 
+def _abstract_model(task):
+  functional = task.functional
+  return functional.merge(functional.params, functional.batch_stats)
+
+
+def _check_timed(task, dataset):
+  """Raises `UserValueError` unless the model takes the lengths of steps."""
+  if getattr(_abstract_model(task), 'takes_dt', False):
+    return
+  raise errors.UserValueError(
+      f'The steps of {dataset.name} have lengths (dt), which model.layer '
+      f'{task.model.layer} does not take'
+      f'{" with model.bidirectional=True" * task.model.bidirectional}. Layers '
+      f'that do: {", ".join(building.timed_layers())}.'
+  )
+
+
 def _check_causal(task, dataset):
   """Raises `UserValueError` if an output depends on later inputs."""
-  functional = task.functional
-  model = functional.merge(functional.params, functional.batch_stats)
-  if getattr(model, 'causal', True):
+  if getattr(_abstract_model(task), 'causal', True):
     return
   if task.model.bidirectional:
     wrong = 'model.bidirectional must be False, got True'

@@ -17,7 +17,8 @@ _MAX_CLASSES = 20
 class Classification(base.Task):
   """Trains `models.SequenceClassifier` with the cross-entropy of the labels.
 
-  The batch holds `inputs`, tokens `[B, T]` or vectors `[B, T, D]`, and
+  The batch holds `inputs`, tokens `[B, T]`, vectors `[B, T, D]` or images
+  `[B, T, H, W, C]`, perhaps `dt` `[B, T]`, the lengths of the steps, and
   `targets`, `[B]` or `[B, T]` class ids. `input_mask` `[B, T]` says which steps
   exist, `mask` which targets count.
 
@@ -33,10 +34,7 @@ class Classification(base.Task):
 
   def sizes(self, dataset):
     return dict(
-        vocab_size=dataset.vocab_size,
-        in_features=dataset.in_features,
-        num_classes=dataset.num_classes,
-        pooling=base.pooling(self.model, dataset),
+        base.input_sizes(self.model, dataset), num_classes=dataset.num_classes
     )
 
   @property
@@ -48,8 +46,7 @@ class Classification(base.Task):
 
   def forward(self, model, batch, carry, *, train, key):
     carry, logits = model(
-        batch['inputs'], carry,
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
+        batch['inputs'], carry, **base.side_inputs(batch),
         train=train, key=key,
     )
     sums = losses.cross_entropy(logits, batch['targets'], batch.get('mask'))
@@ -59,10 +56,7 @@ class Classification(base.Task):
 
   def predict(self, model, batch):
     """Returns the most probable class and its probability."""
-    _, logits = model(
-        batch['inputs'],
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
-    )
+    _, logits = model(batch['inputs'], **base.side_inputs(batch))
     return dict(
         prediction=logits.argmax(-1),
         probability=jax.nn.softmax(logits).max(-1),

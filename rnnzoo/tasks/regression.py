@@ -13,7 +13,8 @@ from rnnzoo.training import losses
 class Regression(base.Task):
   """Trains `models.SequenceRegressor` with the squared error.
 
-  The batch holds `inputs`, tokens `[B, T]` or vectors `[B, T, D]`, and
+  The batch holds `inputs`, tokens `[B, T]`, vectors `[B, T, D]` or images
+  `[B, T, H, W, C]`, perhaps `dt` `[B, T]`, the lengths of the steps, and
   `targets`, numbers `[B, K]` or `[B, T, K]`. `input_mask` `[B, T]` says which
   steps exist, `mask` (`[B]` or `[B, T]`) which targets count.
 
@@ -28,10 +29,7 @@ class Regression(base.Task):
 
   def sizes(self, dataset):
     return dict(
-        vocab_size=dataset.vocab_size,
-        in_features=dataset.in_features,
-        out_features=dataset.out_features,
-        pooling=base.pooling(self.model, dataset),
+        base.input_sizes(self.model, dataset), out_features=dataset.out_features
     )
 
   @property
@@ -43,8 +41,7 @@ class Regression(base.Task):
 
   def forward(self, model, batch, carry, *, train, key):
     carry, outputs = model(
-        batch['inputs'], carry,
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
+        batch['inputs'], carry, **base.side_inputs(batch),
         train=train, key=key,
     )
     sums = losses.squared_error(outputs, batch['targets'], batch.get('mask'))
@@ -52,10 +49,7 @@ class Regression(base.Task):
 
   def predict(self, model, batch):
     """Returns the predicted numbers."""
-    _, outputs = model(
-        batch['inputs'],
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
-    )
+    _, outputs = model(batch['inputs'], **base.side_inputs(batch))
     return dict(prediction=outputs.astype(jnp.float32))
 
   def describe(self, means, dataset):

@@ -22,6 +22,13 @@ def vectors(n=N):
   return x
 
 
+def images():
+  """uint8 `[N, T, 2, 3, 1]`; `x[i]` says `i` at its first pixel."""
+  x = rng().integers(256, size=(N, T, 2, 3, 1), dtype=np.uint8)
+  x[:, 0, 0, 0, 0] = np.arange(N)
+  return x
+
+
 def everything(dataset, split):
   """The rows of an evaluation split that count, and one epoch of training."""
   if split == 'train':
@@ -128,6 +135,35 @@ class KindTest(parameterized.TestCase):
     images = rng().integers(256, size=(N, T, D)).astype(np.uint8)
     dataset = data.from_arrays(images, LABELS, batch_size=8)
     self.assertEqual(dataset.train_batch(1)['inputs'].dtype, np.float32)
+
+  @parameterized.parameters((1, np.uint8), (255, np.float32))
+  def test_images(self, white, dtype):
+    x, lengths = images(), 1 + np.arange(N) % T
+    x = x if dtype == np.uint8 else x / white
+    pieces = [u[:length] for u, length in zip(x, lengths, strict=True)]
+    dataset = data.from_arrays(pieces, LABELS, batch_size=8)
+    self.assertEqual(
+        (dataset.image_shape, dataset.in_features, dataset.vocab_size),
+        ((2, 3, 1), 0, 0),
+    )
+    self.assertEqual(dataset.unit, 'time steps')
+    found = everything(dataset, 'test')
+    first = found['inputs'][:, 0, 0, 0, 0]
+    order, exists = np.rint(first * white).astype(int), found['input_mask']
+    self.assertEqual(found['inputs'].dtype, dtype)
+    np.testing.assert_array_equal(exists.sum(1), lengths[order])
+    np.testing.assert_array_equal(
+        found['inputs'][exists], x[order][exists].astype(dtype)
+    )
+    self.assertFalse(found['inputs'][~exists].any())
+    np.testing.assert_array_equal(found['targets'], LABELS[order])
+
+  def test_later_pixels_are_a_forecast(self):
+    x = images()
+    y = x[:, 1:].reshape(N, T - 1, -1).astype(float)
+    found = lambda y: data.from_arrays(x[:, :-1], y, batch_size=8).forecast
+    self.assertTrue(found(y[..., 2:3]))
+    self.assertFalse(found(y[..., 2:3] + 1))
 
   def test_strings_are_labels(self):
     y = np.array(['no', 'yes', 'maybe'])[LABELS]
@@ -290,6 +326,31 @@ class LengthsTest(parameterized.TestCase):
     self.assertFalse(last['mask'][-1].any())
     self.assertTrue(last['input_mask'][-1].any())
 
+  def test_lengths_of_steps(self):
+    x, lengths = vectors(), self.lengths()
+    # At step t of row i it is i + t / 8.
+    dt = np.arange(N)[:, None] + np.arange(T) / 8
+    pieces = lambda u: [u[i, :length] for i, length in enumerate(lengths)]
+    one = data.from_arrays(pieces(x), LABELS, dt=pieces(dt), batch_size=8)
+    exists = np.arange(T) < lengths[:, None]
+    for given in (pieces(dt), np.where(exists, dt, np.nan)):
+      other = data.from_arrays(
+          x, LABELS, lengths=lengths, dt=given, batch_size=8
+      )
+      self.assertEqual(one.source, other.source)
+    self.assertTrue(one.irregular)
+    self.assertEqual(one.train_batch(1)['dt'].dtype, np.float32)
+    for split in ('train', 'validation', 'test'):
+      found = everything(one, split)
+      order = found['inputs'][:, 0, 0].astype(int)
+      np.testing.assert_array_equal(
+          found['dt'], np.where(exists, dt, 0)[order]
+      )
+    without = data.from_arrays(x, LABELS, lengths=lengths, batch_size=8)
+    self.assertNotEqual(one.source['sha256'], without.source['sha256'])
+    self.assertFalse(without.irregular)
+    self.assertNotIn('dt', without.train_batch(1))
+
   def test_equal_lengths_need_no_mask(self):
     dataset = data.from_arrays(
         list(vectors()), LABELS, lengths=np.full(N, T), batch_size=8
@@ -301,12 +362,17 @@ class LengthsTest(parameterized.TestCase):
     dataset = data.from_arrays(
         dict(train=x[:40], validation=x[40:50, :4], test=list(x[50:, :6])),
         dict(train=LABELS[:40], validation=LABELS[40:50], test=LABELS[50:]),
+        dt=dict(
+            train=np.ones((40, T)), validation=np.ones((10, 4)),
+            test=[np.ones(6)] * 10,
+        ),
         batch_size=8,
     )
     self.assertEqual(dataset.sequence_length, T)
     for split, length in (('train', T), ('validation', 4), ('test', 6)):
       found = everything(dataset, split)
       self.assertEqual(set(found['input_mask'].sum(1)), {length})
+      np.testing.assert_array_equal(found['dt'], found['input_mask'])
       self.assertEqual(found['inputs'].shape[1:], (T, D))
 
 
@@ -348,8 +414,31 @@ class BadInputTest(parameterized.TestCase):
       ('objects', np.array([{}] * N), LABELS, 'an array of numbers, got an ob'),
       ('text', np.full((N, T), 'a'), LABELS, 'got <U1 of shape'),
       ('complex', vectors() * 1j, LABELS, 'got complex128'),
-      ('one_axis', np.zeros(N), LABELS, r'vectors \[N, T, D\] .* \[60\]'),
-      ('four_axes', np.zeros((N, 2, 2, 2)), LABELS, r'shape \[60, 2, 2, 2\]'),
+      ('one_axis', np.zeros(N), LABELS, r'vectors \[N, T, D\], .* \[60\]'),
+      (
+          'no_channels', np.zeros((N, 2, 2, 2)), LABELS,
+          r'images \[N, T, H, W, C\], .* \[60, 2, 2, 2\]',
+      ),
+      ('six_axes', np.zeros((N, 2, 2, 2, 1, 1)), LABELS, r'\[60, 2, 2, 2, 1'),
+      ('no_pixels', np.zeros((N, 2, 0, 2, 1)), LABELS, r'\[60, 2, 0, 2, 1\]'),
+      (
+          'nan_in_an_image', np.full((N, T, 2, 2, 1), np.nan), LABELS,
+          r'finite in float32, got nan at index \[0, 0, 0, 0, 0\]',
+      ),
+      (
+          'sizes_of_images',
+          dict(train=np.zeros((N, T, 2, 3, 1)), test=np.zeros((N, T, 3, 2, 1))),
+          dict(train=LABELS, test=LABELS), r'one size, .* \[60, 7, 3, 2, 1\]',
+      ),
+      (
+          'bytes_and_floats', dict(train=images(), test=images() / 255),
+          dict(train=LABELS, test=LABELS),
+          r'all uint8 or none, got uint8 .* float32 ',
+      ),
+      (
+          'vectors_and_images', dict(train=vectors(), test=images()),
+          dict(train=LABELS, test=LABELS), 'vectors of one size, or images',
+      ),
       ('no_steps', np.zeros((N, 0, 2)), LABELS, r'shape \[60, 0, 2\]'),
       ('nothing', [], [], r'shape \[0\]'),
       (
@@ -377,7 +466,7 @@ class BadInputTest(parameterized.TestCase):
       ('no_train', dict(test=vectors()), dict(test=LABELS), 'split "train"'),
       (
           'other_width', dict(train=vectors(), test=vectors()[..., :1]),
-          dict(train=LABELS, test=LABELS), r'the shapes \[60, 7, 3\], \[60',
+          dict(train=LABELS, test=LABELS), r'got float32 \[60, 7, 3\], float32',
       ),
       (
           'kinds_of_y', dict(train=vectors(), test=vectors()),
@@ -408,6 +497,17 @@ class BadInputTest(parameterized.TestCase):
       ('float_lengths', dict(lengths=np.full(N, 2.0)), 'got float64 of shape'),
       ('length_0', dict(lengths=np.arange(N) % 4), 'from 1 to 7.* got 0 to 3'),
       ('long', dict(lengths=np.full(N, T + 1)), 'from 1 to 7.* got 8 to 8'),
+      ('negative_dt', dict(dt=np.full((N, T), -0.5)), 'negative, got -0.5'),
+      ('nan_dt', dict(dt=np.full((N, T), np.nan)), 'dt of train must be finit'),
+      ('dt_of_rows', dict(dt=np.ones(N)), r'\[60, 7\], got float64 .* \[60\]'),
+      ('long_dt', dict(dt=np.ones((N, T + 1))), r'\[60, 7\], got .* \[60, 8\]'),
+      ('wide_dt', dict(dt=np.ones((N, T, 1))), r'7\], got .* \[60, 7, 1\]'),
+      ('dt_of_splits', dict(dt=dict(test=np.ones((N, T)))), 'array of numbers'),
+      ('text_dt', dict(dt=np.full((N, T), 'a')), r'numbers \[N, T\] .* <U1'),
+      (
+          'short_dt', dict(dt=[np.ones(1 + i % T) for i in range(N)]),
+          'dt of train is a list: .* as long as those of x',
+      ),
       ('batch', dict(batch_size=0), 'batch_size must be a positive integer'),
       ('processes', dict(process_count=3), 'batch_size=8 for 3 processes'),
       ('seed', dict(seed=-1), 'seed must be an integer'),

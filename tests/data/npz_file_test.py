@@ -39,10 +39,15 @@ class NpzFileTest(parameterized.TestCase):
 
   def test_it_is_the_same_as_from_arrays(self):
     lengths = 1 + np.arange(40) % 5
-    self.assert_same(
-        self.loaded(x=X, y=Y, lengths=lengths),
-        data.from_arrays(X, Y, lengths=lengths, batch_size=4),
-    )
+    images = (9 * X[..., None, None] % 256).astype(np.uint8)
+    for arrays in (
+        dict(x=X, lengths=lengths), dict(x=X, dt=X[..., 0] ** 2), dict(x=images)
+    ):
+      self.assert_same(
+          self.loaded(**arrays, y=Y),
+          data.from_arrays(**arrays, y=Y, batch_size=4),
+      )
+    self.assertEqual(self.load().image_shape, (2, 1, 1))
     dataset = self.loaded(x=X, y=Y, class_names=np.array(['a', 'b']))
     self.assertEqual(dataset.class_names, ('a', 'b'))
     self.assertEqual((dataset.name, dataset.fixture), ('npz_file', False))
@@ -72,6 +77,7 @@ class NpzFileTest(parameterized.TestCase):
   def test_forecasts(self):
     np.savez(self.path, x=X[:, :-1], y=X[:, 1:])
     self.assertTrue(self.load().forecast)
+    self.assertFalse(self.load(forecast=False).forecast)
     np.savez(self.path, x=X[:, :-1], y=2 * X[:, 1:])
     self.assertFalse(self.load().forecast)
     self.assertTrue(self.load(forecast=True).forecast)
@@ -90,6 +96,11 @@ class NpzFileTest(parameterized.TestCase):
           'half_the_lengths', dict(
               x_train=X, y_train=Y, x_test=X, y_test=Y, lengths_test=Y + 1
           ), 'has no array lengths_train',
+      ),
+      (
+          'half_the_dt', dict(
+              x_train=X, y_train=Y, x_test=X, y_test=Y, dt_train=X[..., 0] ** 2
+          ), 'has no array dt_test',
       ),
       ('no_train', dict(x_test=X, y_test=Y), 'must have a split "train"'),
       ('nan', dict(x=X * np.nan, y=Y), r'x of train must be finite'),

@@ -1,5 +1,7 @@
 """Classifiers and regressors of sequences keep the contract of the layers."""
 
+import itertools
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -15,19 +17,44 @@ POOLINGS = ('mean', 'last', 'first', 'none')
 KINDS = (models.SequenceClassifier, models.SequenceRegressor)
 
 
-def make(kind=models.SequenceRegressor, *, vectors=False, **changes):
+IMAGE = (2, 3, 1)
+
+
+def make(
+    kind=models.SequenceRegressor, *, vectors=False, images=False, **changes
+):
   sizes = dict(num_classes=N, out_features=N)
   if vectors:
     sizes.update(vocab_size=0, in_features=3)
+  if images:
+    sizes.update(vocab_size=0, image_shape=IMAGE)
   return small.make(kind, **sizes | changes)
+
+
+def timed_images():
+  """Returns images and flags, `dt` among them; padding is NaN."""
+  x, flags = small.inputs(6)
+  dt = np.random.default_rng(1).uniform(0.1, 3, (B, T)).astype(np.float32)
+  x = jnp.where(flags['mask'][..., None], x, jnp.nan).reshape(B, T, *IMAGE)
+  return x, dict(flags, dt=jnp.where(flags['mask'], dt, jnp.nan))
 
 
 class ContractTest(parameterized.TestCase):
 
-  @parameterized.product(pooling=POOLINGS, vectors=(False, True))
-  def test_whole_chunks_and_steps_agree(self, pooling, vectors):
-    model = make(models.SequenceClassifier, vectors=vectors, pooling=pooling)
-    x, flags = small.inputs(3 if vectors else 0)
+  @parameterized.parameters(
+      *itertools.product(POOLINGS, ('tokens', 'vectors')),
+      ('mean', 'images'), ('none', 'images'),
+  )
+  def test_whole_chunks_and_steps_agree(self, pooling, form):
+    if form == 'images':
+      model = make(
+          models.SequenceClassifier, images=True, pooling=pooling, layer='lru'
+      )
+      x, flags = timed_images()
+    else:
+      vectors = form == 'vectors'
+      model = make(models.SequenceClassifier, vectors=vectors, pooling=pooling)
+      x, flags = small.inputs(3 if vectors else 0)
     carry, want = model(x, **flags)
     self.assertEqual(want.shape, (B, T, N) if pooling == 'none' else (B, N))
     half, first = model(x[:, :6], **small.part(flags, slice(0, 6)))
@@ -51,7 +78,8 @@ class ContractTest(parameterized.TestCase):
       small.assert_trees_close(empty, first)
     small.assert_trees_close((got, stepped), (carry, carry))
     # Only the sequence since the last reset counts.
-    _, alone = model(x[:, 4:], mask=flags['mask'][:, 4:])
+    del flags['reset']
+    _, alone = model(x[:, 4:], **small.part(flags, slice(4, None)))
     small.assert_trees_close(want[:, 4:] if pooling == 'none' else want, alone)
 
   @parameterized.parameters(*POOLINGS)
@@ -161,6 +189,39 @@ class ContractTest(parameterized.TestCase):
         model(x)[1], model(x.astype(np.float32))[1]
     )
 
+  def test_images_are_vectors_of_their_pixels(self):
+    images = np.random.default_rng(0).integers(256, size=(B, T, *IMAGE))
+    model = make(images=True)
+    want = make(vectors=True, in_features=6)(images.reshape(B, T, 6) / 255)[1]
+    for x in (images.astype(np.uint8), images / 255):
+      small.assert_trees_close(model(x)[1], want)
+    # Only bytes are scaled.
+    self.assertGreater(float(jnp.abs(model(images)[1] - want).max()), 0.1)
+    self.assertEqual(model(images[:, :0])[1].shape, (B, N))
+
+  def test_dt_has_the_same_gradient_in_a_loop_over_depth(self):
+    x, flags = timed_images()
+    dt = flags.pop('dt')
+
+    def run(**changes):
+      graphdef, params = nnx.split(make(
+          images=True, layer='lru', num_layers=2, **changes
+      ))
+
+      def call(params, dt):
+        _, y = nnx.merge(graphdef, params)(x, dt=dt, **flags)
+        return (y**2).sum()
+
+      return small.jit(jax.value_and_grad(call, (0, 1)))(params, dt)
+
+    value, (params, dt_gradient) = run()
+    small.assert_trees_close(
+        run(scan_layers=True, remat='full'), (value, (params, dt_gradient)),
+        atol=1e-4,
+    )
+    self.assertGreater(float(jnp.abs(dt_gradient).max()), 1e-3)
+    self.assertTrue((dt_gradient[~flags['mask']] == 0).all())
+
   def test_embed_norm_of_vectors(self):
     model = make(
         models.SequenceClassifier, vectors=True, layer='elman', num_layers=1,
@@ -209,8 +270,9 @@ class BadInputTest(parameterized.TestCase):
       (dict(out_features=-1), 'model.out_features must not be negative'),
       (dict(out_features=1.5), 'model.out_features must be an integer'),
       (dict(pooling='nome'), 'Did you mean "none"'),
-      (dict(in_features=3), 'One of model.vocab_size .* got 16 and 3'),
-      (dict(vocab_size=0), 'One of model.vocab_size .* got 0 and 0'),
+      (dict(in_features=3), r'One of model.vocab_size .* got 16, 3, \(\)'),
+      (dict(vocab_size=0), r'One of model.vocab_size .* got 0, 0, \(\)'),
+      (dict(image_shape=IMAGE), r'image_shape .* got 16, 0, \(2, 3, 1\)'),
       (dict(layer='rwkv7', bidirectional=True), 'the first of its kind'),
   )
   def test_configs(self, changes, message):
@@ -232,9 +294,9 @@ class BadInputTest(parameterized.TestCase):
         None, 1.0, x[0], x[..., 1:], x[..., None], 'no', [[1.0], [1.0, 2.0]],
         x.astype(np.complex64), dict(x=x),
     ):
-      with self.assertRaisesRegex(ValueError, '^`inputs` must be|must have 3'):
+      with self.assertRaisesRegex(ValueError, '^`inputs` must be'):
         model(bad)
-    with self.assertRaisesRegex(ValueError, 'must have 2 axes'):
+    with self.assertRaisesRegex(ValueError, r'must be \[B, 3\], got \(2, 9, 3'):
       model.step(None, x)
     with self.assertRaisesRegex(ValueError, '^`mask` must be bool'):
       model(x, mask=np.ones((B, T)))
@@ -242,6 +304,26 @@ class BadInputTest(parameterized.TestCase):
       model(x, reset=np.ones((B, T - 1), bool))
     with self.assertRaisesRegex(ValueError, '`tokens` must be integers'):
       make(kind, pooling=pooling)(x)
+
+  def test_images_and_dt(self):
+    model = make(images=True, layer='lru')
+    x, flags = timed_images()
+    dt = flags['dt']
+    for bad in (x[0], x[..., 0], x.swapaxes(2, 3), x.reshape(B, T, -1)):
+      with self.assertRaisesRegex(ValueError, r'be \[B, T, 2, 3, 1\], got'):
+        model(bad)
+    with self.assertRaisesRegex(ValueError, r'must be \[B, 2, 3, 1\], got'):
+      model.step(None, x)
+    for bad in (dt[0], dt[:, 1:], dt > 1, dt[..., None]):
+      with self.assertRaisesRegex(ValueError, r'^`dt` must be floating \(2, 9'):
+        model(x, dt=bad)
+    for changes in (
+        dict(layer='gru'), dict(layer='lru,gru'), dict(bidirectional=True)
+    ):
+      model = make(images=True, **dict(dict(layer='lru'), **changes))
+      self.assertFalse(model.takes_dt)
+      with self.assertRaisesRegex(ValueError, 'that do: lru, s4d, s5'):
+        model(x, dt=dt)
 
   @parameterized.parameters(*POOLINGS)
   def test_carries(self, pooling):

@@ -54,10 +54,44 @@ class TrainingTest(parameterized.TestCase):
       lengths=(False, True),
   )
   def test_arrays_are_trained_and_restored(self, kind, per_step, lengths):
-    workdir = commands.temporary_directory(type(self)) / self.id()
     given = arrays(kind, per_step=per_step, lengths=lengths)
+    model = self.train_and_restore(
+        kind, given, is_pooled=not per_step, lengths=lengths
+    )
+    # The restored model reads a sequence of any length.
+    carry, y = model(jnp.ones((3, 4, D)))
+    self.assertEqual(y.shape[0], 3)
+    del carry
+
+  def test_images_are_trained_and_restored(self):
+    rng = np.random.default_rng(0)
+    x = rng.integers(256, size=(N, T, 2, 3, 1), dtype=np.uint8)
+    y = (x[:, :, 0].mean((1, 2, 3)) > 127).astype(int)
+    model = self.train_and_restore('classification', dict(x=x, y=y))
+    self.assertEqual(model.config.image_shape, (2, 3, 1))
+    _, y = model(x[:3])
+    np.testing.assert_allclose(model(x[:3] / np.float32(255))[1], y, atol=1e-5)
+
+  def test_steps_of_uneven_length_are_trained_and_restored(self):
+    given = arrays('regression', per_step=True, lengths=True)
+    x, dt = given['x'], np.random.default_rng(1).exponential(size=(N, T))
+    y = np.zeros((N, T, 1))
+    for t in range(T):  # A leaky integrator in continuous time.
+      y[:, t] = y[:, t - 1] * np.exp(-dt[:, t, None]) + x[:, t, :1]
+    model = self.train_and_restore(
+        'regression', dict(given, y=y, dt=dt.astype(np.float32)),
+        is_pooled=False, lengths=True, layer='lru',
+    )
+    x, dt = jnp.ones((3, 4, D)), jnp.full((3, 4), 3.0)
+    differ = model(x, dt=dt)[1] - model(x)[1]
+    self.assertGreater(float(jnp.abs(differ[:, 1:]).min()), 1e-4)
+
+  def train_and_restore(
+      self, kind, given, *, is_pooled=True, lengths=False, **fields
+  ):
+    workdir = commands.temporary_directory(type(self)) / self.id()
     dataset = data.from_arrays(**given, batch_size=16)
-    task = small(kind)
+    task = small(kind, **fields)
     settings = dict(
         total_steps=40, eval_every=20, save_every=20, tensorboard=False,
         optimizer=dict(learning_rate=2e-2, warmup_steps=2),
@@ -96,7 +130,7 @@ class TrainingTest(parameterized.TestCase):
     for metric in means.keys() & by_hand.keys():
       np.testing.assert_allclose(means[metric], by_hand[metric], rtol=1e-5)
     self.assertEqual(len(set(found['length'])) > 1, lengths)
-    if per_step:
+    if not is_pooled:
       self.assertEqual(
           [len(u) for u in found['target']], found['length'].tolist()
       )
@@ -104,10 +138,7 @@ class TrainingTest(parameterized.TestCase):
       lines = '\n'.join(run.task.details(found, dataset))
       self.assertIn('confusion matrix', lines)
       self.assertEqual('accuracy by length' in lines, lengths)
-    # The restored model reads a sequence of any length.
-    carry, y = rnnzoo.restore(workdir)(jnp.ones((3, 4, D)))
-    self.assertEqual(y.shape[0], 3)
-    del carry
+    return rnnzoo.restore(workdir)
 
   def test_stop_at(self):
     workdir = commands.temporary_directory(type(self)) / 'stop'
@@ -183,7 +214,7 @@ class TrainingTest(parameterized.TestCase):
       )
 
 
-class ForecastTest(parameterized.TestCase):
+class BindingTest(parameterized.TestCase):
 
   def bind(self, kind, x, y, forecast=None, **fields):
     dataset = data.from_arrays(x, y, batch_size=16, forecast=forecast)
@@ -213,6 +244,25 @@ class ForecastTest(parameterized.TestCase):
       # A causal model, and targets that are labels.
       self.bind(kind, x, y, forecast)
       self.bind(kind, x, y, False, **fields)
+
+  @parameterized.named_parameters(
+      ('layer', dict(), 'model.layer min_gru does not take. Layers that'),
+      ('pattern', dict(layer='lru,gru'), 'lru,gru does not take. Layers'),
+      (
+          'both_directions', dict(layer='lru', bidirectional=True),
+          'lru does not take with model.bidirectional=True. .* lru, s4d, s5',
+      ),
+  )
+  def test_a_model_without_lengths_of_steps_is_refused(self, fields, message):
+    given = arrays('classification')
+    dataset = data.from_arrays(
+        **given, dt=np.ones((N, T)), batch_size=16
+    )
+    with self.assertRaisesRegex(errors.UserValueError, message) as caught:
+      small('classification', num_layers=2, **fields).bind(dataset)
+    self.assertNotIn('\n', str(caught.exception))
+    both = dict(layer='s5', layer_options=dict(bidirectional=True))
+    small('classification', **both).bind(dataset)
 
   def test_nothing_is_written_for_a_model_that_is_refused(self):
     workdir = commands.temporary_directory(type(self)) / 'refused'
