@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo.data import conversion
 from rnnzoo.data import examples
 from rnnzoo.data import pipeline
@@ -153,14 +154,18 @@ def fill_up(ready: dict, shares: Sequence[float]) -> dict:
   Raises:
     UserValueError: If the shares are wrong, or there are too few examples.
   """
-  shares = tuple(shares)
+  given = shares
+  try:
+    shares = tuple(map(float, shares))
+  except (TypeError, ValueError):
+    shares = ()
   if (
-      len(shares) != len(SPLITS) or min(shares) <= 0
+      len(shares) != len(SPLITS) or not all(share > 0 for share in shares)
       or abs(sum(shares) - 1) > 1e-6
   ):
     raise errors.UserValueError(
         'splits must be three positive shares that add up to 1 (train, '
-        f'validation, test), got {shares}.'
+        f'validation, test), got {fields.shown(given)}.'
     )
   missing = [split for split in SPLITS[1:] if split not in ready]
   if missing:
@@ -193,6 +198,12 @@ def _by_split(x, y, lengths, dt):
     raise errors.UserValueError(
         f'x must have a split "train", got {", ".join(map(str, x))}.'
     )
+  for name in x:
+    if name in ('val', 'valid', 'dev') and 'validation' not in x:
+      raise errors.UserValueError(
+          f'x has a split {name!r}; the split that chooses the checkpoint is '
+          'called "validation".'
+      )
   for name, values in (('y', y), ('lengths', lengths), ('dt', dt)):
     if not isinstance(values, Mapping) or set(values) != set(x):
       raise errors.UserValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import fields
 
 
 def array(values: Any, what: str) -> np.ndarray:
@@ -22,8 +23,20 @@ def array(values: Any, what: str) -> np.ndarray:
     found = np.asarray(values)
   except ValueError:  # Lists of unequal lengths.
     found = np.asarray(None)
+  if isinstance(values, np.ma.MaskedArray):
+    raise errors.UserValueError(
+        f'{what} is a masked array, whose mask would be lost; fill it, and '
+        'give lengths where steps do not exist.'
+    )
   if found.dtype.kind == 'b':
     return found.astype(np.int32)
+  if found.dtype.name == 'bfloat16':  # It is none of NumPy's own dtypes.
+    return found.astype(np.float32)
+  # Strings of a table, such as a column in pandas.
+  if found.dtype.kind in 'OT' and found.size and all(
+      isinstance(u, str) for u in found.flat
+  ):
+    return np.array(found.tolist())
   if found.dtype.kind not in 'iufU':
     kind = 'an object' if found.dtype.kind == 'O' else str(found.dtype)
     raise errors.UserValueError(
@@ -178,7 +191,7 @@ def targets(
     task: `'classification'`, `'regression'`, or `None` to go by the dtype.
     class_names: Names of the classes, perhaps none.
   """
-  class_names, found = tuple(map(str, class_names)), {}
+  class_names, found = _names(class_names), {}
   for split, value in values.items():
     what = f'y of {split}'
     found[split], steps = padded(value, what)
@@ -210,7 +223,17 @@ def targets(
       for split, u in found.items()
   }
   if task == 'classification':
-    most = max(int(u.max()) for u in found.values())
+    known = np.unique(np.concatenate([u.ravel() for u in found.values()]))
+    most = int(known.max())
+    if len(known) < 2:
+      raise errors.UserValueError(
+          f'y has the label {most} only; a classification needs two.'
+      )
+    if most > max(2**20, 1000 * len(known)) and not class_names:
+      raise errors.UserValueError(
+          f'y has labels up to {most}, but only {len(known)} different ones. '
+          'Number them from 0 upwards, or give strings.'
+      )
     if class_names and len(class_names) <= most:
       raise errors.UserValueError(
           f'y has labels up to {most}, but there are only '
@@ -276,6 +299,18 @@ def _extended(u, length):
       (0, length - u.shape[1]) if axis == 1 else (0, 0)
       for axis in range(u.ndim)
   ])
+
+
+def _names(values):
+  """Returns the names of the classes, all different."""
+  names = np.asarray(() if values is None else values)
+  found = tuple(map(str, names.ravel()))
+  if names.ndim != 1 or len(set(found)) < len(found):
+    raise errors.UserValueError(
+        'class_names must be a list of different names, one for each class, '
+        f'got {fields.shown(values)}.'
+    )
+  return found
 
 
 def _numbered(found, class_names):

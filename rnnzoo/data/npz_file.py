@@ -53,7 +53,23 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     wanted[name] = (
         {split: found[f'{name}_{split}'] for split in splits} or found[name]
     )
+  _check_rest(path, found, splits)
   return wanted
+
+
+def _check_rest(path, found, splits):
+  """Raises `UserValueError` if an array seems to be meant, but is not read."""
+  known = [
+      f'{name}_{split}' for name in ('x', 'y', 'lengths', 'dt')
+      for split in splits
+  ] or ['x', 'y', 'lengths', 'dt']
+  for name in sorted(found.keys() - {*known, 'class_names'}):
+    near = errors.suggest(name, ['lengths', 'class_names', *known])
+    if near or name.partition('_')[0] in ('x', 'y', 'lengths', 'dt'):
+      raise errors.UserValueError(
+          f'{path} (data.path) has an array {name}, which is not read.{near} '
+          'The splits are train, validation and test.'
+      )
 
 
 def _load(path) -> dict[str, np.ndarray]:
@@ -67,7 +83,8 @@ def _load(path) -> dict[str, np.ndarray]:
   # short, overwritten, or written in another format.
   except Exception as error:
     why = str(error).splitlines()[0].rstrip('.') if str(error) else 'damaged'
-    if 'pickle' in why:
+    # `np.load` also reads single arrays, which are no context managers.
+    if 'pickle' in why or isinstance(error, TypeError):
       why = 'it is no .npz file'
       if names:
         why = 'it holds an array of objects, which is never loaded'

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax.numpy as jnp
 import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
@@ -177,6 +178,19 @@ class KindTest(parameterized.TestCase):
     names = ('yes', 'no', 'maybe', 'never')
     dataset = data.from_arrays(vectors(), y, batch_size=8, class_names=names)
     self.assertEqual((dataset.class_names, dataset.num_classes), (names, 4))
+
+
+  def test_columns_of_tables(self):
+    names = np.array(['yes', 'no', 'maybe'])[LABELS]
+    as_array = data.from_arrays(vectors(), names, batch_size=8)
+    as_objects = data.from_arrays(vectors(), names.astype(object), batch_size=8)
+    self.assertEqual(as_array.source, as_objects.source)
+
+  def test_bfloat16(self):
+    x = jnp.asarray(vectors(), jnp.bfloat16)
+    dataset = data.from_arrays(x, LABELS, batch_size=8)
+    rounded = data.from_arrays(x.astype(np.float32), LABELS, batch_size=8)
+    self.assertEqual(dataset.source, rounded.source)
 
 
 class SplitTest(parameterized.TestCase):
@@ -489,6 +503,9 @@ class BadInputTest(parameterized.TestCase):
       ('no_share', dict(splits=(0.9, 0.1, 0.0)), 'three positive shares'),
       ('large_shares', dict(splits=(8, 1, 1)), 'add up to 1'),
       ('names', dict(class_names=('a', 'b')), 'up to 2, but there are only 2'),
+      ('equal_names', dict(class_names=('a', 'b', 'a')), 'different names'),
+      ('no_splits', dict(splits=None), 'three positive shares .* got None'),
+      ('nan_split', dict(splits=(np.nan, 0.5, 0.5)), 'three positive'),
       (
           'names_of_numbers', dict(class_names=('a',), task='regression'),
           'for classification only',
@@ -517,6 +534,19 @@ class BadInputTest(parameterized.TestCase):
       data.from_arrays(
           vectors(), LABELS, **(dict(batch_size=8) | arguments)
       )
+
+  def test_labels_and_masks_that_make_no_sense(self):
+    for x, y, message in (
+        (vectors(), np.zeros(N, int), 'the label 0 only'),
+        (vectors(), LABELS * 10**9, 'up to 2000000000, but only 3 different'),
+        (np.ma.masked_array(vectors()), LABELS, 'x of train is a masked array'),
+        (
+            dict(train=vectors(), val=vectors()),
+            dict(train=LABELS, val=LABELS), 'is called "validation"',
+        ),
+    ):
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        data.from_arrays(x, y, batch_size=8)
 
   def test_lists(self):
     pieces = [np.zeros((1 + i % 3, 2)) for i in range(N)]

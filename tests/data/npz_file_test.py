@@ -85,6 +85,11 @@ class NpzFileTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('no_y', dict(x=X), 'has no array y, only x'),
       ('typed_wrong', dict(x=X, Y=Y), 'has no array y, only x, Y'),
+      ('nearly_lengths', dict(x=X, y=Y, length=Y + 1), 'length, which is not '
+       'read. Did you mean "lengths"'),
+      ('no_such_split', dict(x_train=X, y_train=Y, x_val=X, y_val=Y),
+       'x_val, which is not|y_val, which is not'),
+      ('one_name', dict(x=X, y=Y, class_names=np.array('ab')), 'class_names'),
       ('no_x', dict(a=X, y=Y), 'must hold either x and y or x_train.* a, y'),
       ('empty', {}, 'it has no arrays'),
       ('both', dict(x=X, x_train=X, y=Y), 'must hold either'),
