@@ -37,13 +37,15 @@ class Field:
   """The description of one value.
 
   Attributes:
-    kind: `bool`, `int`, `float` (or an integer), `str`, `tuple` (or a list, of
-      strings) or `dict` (or another mapping, whose keys are strings).
+    kind: `bool`, `int`, `float` (or an integer), `str`, `tuple` (or a list) or
+      `dict` (or another mapping, whose keys are strings).
     low: The smallest number, not below `-MAX_INT` or `-MAX_FLOAT`.
     high: The largest number; `MAX_INT` or `MAX_FLOAT` if `None`.
     above_low: Whether the number must be larger than `low`.
     below_high: Whether the number must be smaller than `high`.
     choices: All possible strings; any string if empty.
+    items: The kind of the members of a tuple, `str` or `int`. Limits hold for
+      each member.
     optional: Whether `None` is possible.
     hint: A sentence that ends the message.
     default: The value where none is given; it is not checked.
@@ -56,6 +58,7 @@ class Field:
   above_low: bool = False
   below_high: bool = False
   choices: tuple[str, ...] = ()
+  items: type = str
   optional: bool = False
   hint: str = ''
   default: Any = None
@@ -162,8 +165,10 @@ def shown(value: Any) -> str:
 def _wrong(value, field):
   """Returns what is wrong with `value`, as the message says it, or `None`."""
   kind = field.kind
-  if not _is_of_kind(value, field.kind):
+  if not _is_of_kind(value, field.kind, field.items):
     wanted = _KINDS[kind]
+    if kind is tuple and field.items is int:
+      wanted = 'a tuple of integers'
     if field.choices:
       wanted = f'one of {_listed(field.choices)}'
     return f'be {wanted}{" or None" if field.optional else ""}'
@@ -174,6 +179,10 @@ def _wrong(value, field):
       return 'have no NUL character'
   if kind in (int, float):
     return _out_of_range(value, field)
+  if kind is tuple and field.items is int:
+    member = dataclasses.replace(field, kind=int)
+    wrong = [_out_of_range(item, member) for item in value]
+    return next((f'{text} in every place' for text in wrong if text), None)
   return None
 
 
@@ -181,12 +190,12 @@ def _listed(choices):
   return ', '.join(choice or "''" for choice in choices)
 
 
-def _is_of_kind(value, kind):
+def _is_of_kind(value, kind, items=str):
   if kind is str:
     return isinstance(value, str)
   if kind is tuple:
     return isinstance(value, (tuple, list)) and all(
-        isinstance(item, str) for item in value
+        _is_of_kind(item, items) for item in value
     )
   if kind is dict:
     return hasattr(value, 'items') and all(

@@ -1,6 +1,7 @@
 """Tests of the kinds of task, and of training and restoring each of them."""
 
 import json
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -14,6 +15,7 @@ from rnnzoo import models
 from rnnzoo import restoring
 from rnnzoo import tasks
 from rnnzoo import training
+from rnnzoo.data import pipeline
 from rnnzoo.training import evaluation
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
@@ -93,6 +95,37 @@ class TrainingTest(parameterized.TestCase):
     carry, y = rnnzoo.restore(workdir)(jnp.ones((3, 4, D)))
     self.assertEqual(y.shape[0], 3)
     del carry
+
+  def test_longer_sequences_than_in_training(self):
+    workdir = commands.temporary_directory(type(self)) / 'longer'
+    load = lambda *lengths: data.load(
+        dict(name='group_word', group='Z2', sequence_length=8,
+             eval_examples=16, test_lengths=lengths, test_examples=10),
+        batch_size=8, seed=0,
+    )
+    with mock.patch.object(pipeline, 'LONG_BATCH_TOKENS', 64):
+      dataset = load(12, 48)  # In batches of four rows and of one row.
+    task = small('language_modelling')
+    settings = dict(
+        total_steps=2, eval_every=2, save_every=2, tensorboard=False
+    )
+    with self.assertRaisesRegex(errors.UserValueError, '12 .* sequence=8'):
+      training.train(
+          task, dataset, workdir, **settings, mesh=dict(data=1, sequence=8)
+      )
+    summary = training.train(task, dataset, workdir, **settings)
+    run = restoring.restore_run(workdir)
+    # On one device, which holds all rows, and in one batch.
+    mesh = sharding.make_mesh(
+        dict(data=1, fsdp=1, model=1, sequence=1), jax.devices()[:1]
+    )
+    for split in ('test', 'test_12', 'test_48'):
+      means = evaluation.evaluate_model(
+          run.task, load(12, 48), run.model, split, mesh
+      )
+      for metric, value in means.items():
+        self.assertAlmostEqual(value, summary[f'{split}_{metric}'], places=5)
+    self.assertIn('test_48_bits_per_token', summary)
 
   def test_stop_at(self):
     workdir = commands.temporary_directory(type(self)) / 'stop'
