@@ -19,6 +19,7 @@ from rnnzoo.data import pipeline
 from rnnzoo.training import evaluation
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
+from rnnzoo.training import step
 from tests.experiments import commands
 
 N, T, D = 64, 9, 2
@@ -109,13 +110,15 @@ class TrainingTest(parameterized.TestCase):
     settings = dict(
         total_steps=2, eval_every=2, save_every=2, tensorboard=False
     )
-    with self.assertRaisesRegex(errors.UserValueError, '12 .* sequence=8'):
+    with self.assertRaisesRegex(errors.UserValueError, '12 tokens .*mesh'):
       training.train(
           task, dataset, workdir, **settings, mesh=dict(data=1, sequence=8)
       )
-    summary = training.train(task, dataset, workdir, **settings)
+    # 48 steps in three segments.
+    with mock.patch.object(step, 'SEGMENT_STEPS', 20):
+      summary = training.train(task, dataset, workdir, **settings)
     run = restoring.restore_run(workdir)
-    # On one device, which holds all rows, and in one batch.
+    # On one device, in one batch of whole rows.
     mesh = sharding.make_mesh(
         dict(data=1, fsdp=1, model=1, sequence=1), jax.devices()[:1]
     )
