@@ -52,7 +52,7 @@ def get_config(layer: str = 'lru'):
   config.optimizer.clip = 0.0
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
-      total_steps=80, batch_size=32, log_every=5, eval_every=40, save_every=80,
+      total_steps=30, batch_size=32, log_every=2, eval_every=30, save_every=30,
       model=dict(num_layers=1, features=32),
       data=dict(pattern_length=2, bits=2, pause=1, eval_examples=64),
       optimizer=dict(learning_rate=1e-2, warmup_steps=5),

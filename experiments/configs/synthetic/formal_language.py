@@ -69,7 +69,7 @@ def get_config(layer: str = 'min_lstm'):
     config.optimizer.warmup_steps = 2000
     config.optimizer.weight_decay = 0.1
   config.smoke_overrides.update(dict(
-      total_steps=80, batch_size=32, log_every=5, eval_every=40, save_every=80,
+      total_steps=40, batch_size=32, log_every=2, eval_every=40, save_every=40,
       model=dict(num_layers=1, features=32),
       data=dict(
           language='bucket_sort', min_length=1, max_length=4, eval_examples=64,

@@ -57,12 +57,12 @@ def get_config(layer: str = 'gated_delta_net'):
   config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.01
   config.smoke_overrides.update(dict(
-      total_steps=60, batch_size=32, log_every=5, eval_every=30, save_every=60,
+      total_steps=40, batch_size=32, log_every=5, eval_every=40, save_every=40,
       stop_at=dict(),
       model=dict(num_layers=1, features=32),
       data=dict(
-          group='S3', sequence_length=4, eval_examples=64, test_lengths=(8,),
-          test_examples=16,
+          group='S3', sequence_length=4, eval_examples=64,
+          test_lengths=(128,), test_examples=16,
       ),
       optimizer=dict(learning_rate=1e-2, warmup_steps=5),
   ))

@@ -61,14 +61,16 @@ def permutations(group: str) -> list[tuple[int, ...]]:
   Raises:
     UserValueError: If there is no such group, or it is too large.
   """
-  factors = [_FACTOR.fullmatch(part) for part in group.split('_x_')]
-  if not all(factors):
-    raise errors.UserValueError(
-        'data.group must be Z<n>, S<n> or A<n>, such as Z60, S5 or A5, or a '
-        f'product such as A4_x_Z5, got {group!r}.'
-    )
+  sizes = []
+  for factor in group.split('_x_'):
+    match = _FACTOR.fullmatch(factor)
+    if match is None:
+      raise errors.UserValueError(
+          'data.group must be Z<n>, S<n> or A<n>, such as Z60, S5 or A5, or a '
+          f'product such as A4_x_Z5, got {group!r}.'
+      )
+    sizes.append((match[1], int(match[2])))
   # A longer factor is too large, and would take long to list.
-  sizes = [(match[1], int(match[2])) for match in factors]
   fits = all(n <= (MAX_ORDER if kind == 'Z' else 5) for kind, n in sizes)
   groups = [_factor(kind, n) for kind, n in sizes] if fits else []
   if not fits or math.prod(map(len, groups)) > MAX_ORDER:
