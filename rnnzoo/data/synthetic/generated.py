@@ -51,12 +51,13 @@ def dataset(
     seed: int,
     example: Callable[[np.random.Generator, int | None], Example],
     steps: Callable[[int | None], int],
+    *,
+    ragged: bool = False,
     **attributes: Any,
 ) -> pipeline.Dataset:
   """Returns a generated task as a `Dataset` with endless training examples.
 
-  Seed, split and number decide an example. Shorter examples are padded:
-  `input_mask` is there if one of the lengths is not that of its row.
+  Seed, split and number decide an example.
 
   Args:
     config: Has the fields in `FIELDS`.
@@ -65,8 +66,9 @@ def dataset(
     example: Draws an `Example`. Its second argument is a member of
       `test_lengths`, or `None` in training, validation and test.
     steps: Returns how many steps a row has, given that second argument.
-    **attributes: The other attributes of the `Dataset`. `ragged=True` says
-      that examples may be shorter than their rows.
+    ragged: Whether examples may be shorter than their rows. Then the rows are
+      padded, and `input_mask` says which steps exist.
+    **attributes: The other attributes of the `Dataset`.
 
   Raises:
     UserValueError: If a length is there twice.
@@ -76,7 +78,6 @@ def dataset(
     raise errors.UserValueError(
         f'data.test_lengths must have no length twice, got {lengths}.'
     )
-  ragged = attributes.pop('ragged', False)
 
   def batches(numbers: grain.MapDataset, split, count, length):
     total = steps(length)
