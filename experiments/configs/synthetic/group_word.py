@@ -58,7 +58,6 @@ def get_config(layer: str = 'gated_delta_net'):
   config.optimizer.weight_decay = 0.01
   config.smoke_overrides.update(dict(
       total_steps=40, batch_size=32, log_every=5, eval_every=40, save_every=40,
-      stop_at=dict(),
       model=dict(num_layers=1, features=32),
       data=dict(
           group='S3', sequence_length=4, eval_examples=64,

@@ -62,7 +62,6 @@ def get_config(layer: str = 'mamba'):
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
       total_steps=40, batch_size=32, log_every=2, eval_every=40, save_every=40,
-      stop_at=dict(),
       model=dict(num_layers=1, features=32),
       data=dict(
           sequence_length=5, vocab_size=4, eval_examples=64,
