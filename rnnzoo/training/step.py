@@ -169,10 +169,9 @@ def make_eval_step(loss_fn: LossFn, first_carry=None):
   """
 
   def eval_step(params, batch_stats, batch):
-    rows, count = len(batch['targets']), _segments(batch)
-    carry = None
-    if first_carry is not None and count > 1:
-      carry = first_carry(params, batch_stats, rows)
+    carry, count = None, 1
+    if first_carry is not None and (count := _segments(batch)) > 1:
+      carry = first_carry(params, batch_stats, len(batch['inputs']))
     if carry is None:
       _, (sums, _, _) = loss_fn(params, batch_stats, batch, None, None)
       return sums
@@ -182,7 +181,7 @@ def make_eval_step(loss_fn: LossFn, first_carry=None):
       return carry, sums
 
     parts = {
-        name: jnp.moveaxis(u.reshape(rows, count, -1, *u.shape[2:]), 1, 0)
+        name: jnp.moveaxis(u.reshape(len(u), count, -1, *u.shape[2:]), 1, 0)
         for name, u in batch.items()
     }
     return jax.tree.map(lambda u: u.sum(0), jax.lax.scan(
