@@ -121,6 +121,13 @@ def report(summary, task, dataset, workdir):
       f'\n{task.sentence(summary, dataset)}, step {summary["best_step"]}, '
       f'{summary["parameters"]:,} parameters, {summary["seconds"]:.0f} s'
   )
+  for split in dataset.split_lengths:
+    means = {
+        name.removeprefix(f'{split}_'): value
+        for name, value in summary.items() if name.startswith(f'{split}_')
+    }
+    if means:  # A summary may be older than data.test_lengths.
+      print(f'  {split}: {task.describe(means, dataset)}')
   for name, value in dataset.baselines().items():
     print(f'  {name.replace("_", " ")}: {value:.3f}')
   print(f'curve: {workdir / "curve.png"}')

@@ -44,11 +44,12 @@ class Field:
     above_low: Whether the number must be larger than `low`.
     below_high: Whether the number must be smaller than `high`.
     choices: All possible strings; any string if empty.
+    items: The kind of the members of a tuple, `str` or `int`. Limits hold for
+      each member.
     optional: Whether `None` is possible.
     hint: A sentence that ends the message.
     default: The value where none is given; it is not checked.
     help: One sentence or two on what the value does, for `--help`.
-    items: What a tuple holds: `str` or `int`.
   """
 
   kind: type
@@ -57,11 +58,11 @@ class Field:
   above_low: bool = False
   below_high: bool = False
   choices: tuple[str, ...] = ()
+  items: type = str
   optional: bool = False
   hint: str = ''
   default: Any = None
   help: str = ''
-  items: type = str
 
 
 def check(name: str, value: Any, field: Field):
@@ -181,6 +182,10 @@ def _wrong(value, field):
       return 'have no NUL character'
   if kind in (int, float):
     return _out_of_range(value, field)
+  if kind is tuple and field.items is int:
+    member = dataclasses.replace(field, kind=int)
+    wrong = [_out_of_range(item, member) for item in value]
+    return next((f'{text} in every place' for text in wrong if text), None)
   return None
 
 

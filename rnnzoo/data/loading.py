@@ -13,6 +13,10 @@ from rnnzoo.data import settings
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import smnist
 from rnnzoo.data.synthetic import adding
+from rnnzoo.data.synthetic import copying
+from rnnzoo.data.synthetic import formal_language
+from rnnzoo.data.synthetic import group_word
+from rnnzoo.data.synthetic import induction_heads
 from rnnzoo.data.synthetic import mqar
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
@@ -22,7 +26,11 @@ from rnnzoo.data.text import tiny_shakespeare
 # A new data set is one file, and one line here.
 DATASETS = {
     'adding': adding.DEFINITION,
+    'copying': copying.DEFINITION,
     'digits': digits.DEFINITION,
+    'formal_language': formal_language.DEFINITION,
+    'group_word': group_word.DEFINITION,
+    'induction_heads': induction_heads.DEFINITION,
     'mqar': mqar.DEFINITION,
     'npz_file': npz_file.DEFINITION,
     'python_docs': python_docs.DEFINITION,

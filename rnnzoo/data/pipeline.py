@@ -24,8 +24,11 @@ Batch = dict[str, np.ndarray]
 # float division.
 ENDLESS = 2**53
 
-# The streams of random numbers, one for each split of a generated data set.
+# The streams of random numbers of a generated data set. A split `test_<length>`
+# has a stream of its own, see `stream`.
 STREAMS = {'train': 0, 'validation': 1, 'test': 2}
+# Tokens in an evaluation batch of long rows, unless a training batch has more.
+LONG_BATCH_TOKENS = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,24 @@ class Shard:
     """Rows of a batch on this process, `b`."""
     return self.batch_size // self.process_count * len(self.parts)
 
+  def at_most(self, rows: int) -> 'Shard':
+    """Returns the shard of batches of at most `rows` rows, for long rows.
+
+    The new batch size divides the old one. Every process keeps at least one
+    row, even if there are then more than `rows`.
+
+    >>> Shard(64).at_most(20).batch_size, Shard(64, 1, 4).at_most(1).batch_size
+    (16, 4)
+    """
+    share = self.batch_size // self.process_count
+    fitting = [
+        n for n in range(1, share + 1)
+        if not share % n and n * self.process_count <= rows
+    ]
+    return dataclasses.replace(
+        self, batch_size=max(fitting, default=1) * self.process_count
+    )
+
   def take(self, numbers: grain.MapDataset) -> grain.MapDataset:
     """Groups numbers into int64 arrays `[b]`, the rows of this shard.
 
@@ -116,12 +137,23 @@ def check_seed(seed: int) -> int:
   return int(seed)
 
 
+def stream(split: str) -> int:
+  """Returns the number of the stream of a split: no two splits share one.
+
+  >>> stream('test'), stream('test_256') - 2**32
+  (2, 256)
+  """
+  if split in STREAMS:
+    return STREAMS[split]
+  return 2**32 + int(split.removeprefix('test_'))
+
+
 def generator(seed: int, split: str, number: int) -> np.random.Generator:
   """Returns the random number generator of one example."""
   # Philox is a function of (key, counter), and the counter counts upwards from
   # its first word. The example is in the last word, so no two examples share
   # random numbers.
-  key = np.array([seed, STREAMS[split]], np.uint64)
+  key = np.array([seed, stream(split)], np.uint64)
   counter = np.array([0, 0, 0, number], np.uint64)
   return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -166,7 +198,11 @@ class Dataset:
     sequence_length: `T`, the length of the rows (selective copying adds the
       places of the answer to `config.sequence_length`).
     train: The training batches; element i is the batch of step i + 1.
-    evaluation: The batches of each evaluation split, by name.
+    evaluation: The batches of each evaluation split, by name. At the end of a
+      run, all splits whose names start with `test` are evaluated.
+    split_lengths: The length of the rows of those splits where it is not
+      `sequence_length`, by name: `{'test_256': 256}`. They show what a model
+      does with sequences longer than those that it was trained on.
     unit: What one step of time is, for people: `'characters'`, `'bytes'`,
       `'tokens'`, `'pixels'`, `'rows'` or `'time steps'`.
     vocab_size: Number of token ids; 0 if the inputs are no tokens.
@@ -200,6 +236,7 @@ class Dataset:
   sequence_length: int
   train: grain.MapDataset = dataclasses.field(repr=False)
   evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
+  split_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
   unit: str = 'time steps'
   vocab_size: int = 0
   in_features: int = 0
@@ -249,8 +286,9 @@ class Dataset:
   def eval_batches(self, split: str) -> Batches:
     """Returns the batches of a split, every target of it once.
 
-    All batches have the shape of training batches and a `mask`; all processes
-    get equally many.
+    All batches have a `mask`, and all processes get equally many. They have
+    the shape of training batches, except those of `split_lengths`: their rows
+    have another length, and a batch may have fewer of them.
 
     Raises:
       UserValueError: If there is no such split.

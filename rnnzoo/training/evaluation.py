@@ -75,7 +75,16 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
 
 def make_eval_step(task):
   """Returns the compiled `(params, batch_stats, batch) -> sums` of a task."""
-  return jax.jit(step_lib.make_eval_step(task.loss_fn(train=False)))
+
+  def first_carry(params, batch_stats, rows):
+    model = task.functional.merge(params, batch_stats)
+    if not getattr(model, 'causal', True):
+      return None
+    return model.initialize_carry(rows)
+
+  return jax.jit(
+      step_lib.make_eval_step(task.loss_fn(train=False), first_carry)
+  )
 
 
 def mean_metrics(

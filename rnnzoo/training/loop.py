@@ -112,6 +112,8 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
   workdir = files.workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
+  for split in dataset.split_lengths:  # Not only once training is over.
+    sharding.check_batch(mesh, dataset.eval_batches(split)[0])
   task.warn_of_gathers(mesh.shape['sequence'])
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.hold(workdir))
@@ -171,7 +173,7 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
       state, history = _recover(run, bad)
       first = int(memory.fetch(state['step']))
 
-    # ---- The test split, summary.json and the curve. ----
+    # ---- The test splits, summary.json and the curve. ----
     summary = summary_lib.summarize(run, history)
     if jax.process_index() == 0:
       with files.usable(workdir):

@@ -13,6 +13,7 @@ import optax
 from rnnzoo import errors
 from rnnzoo import mesh as mesh_lib
 from rnnzoo.training import optimizers
+from rnnzoo.training.processes import multihost
 
 MESH_AXES = mesh_lib.AXES
 
@@ -88,8 +89,9 @@ def check_sequence_length(length: int, mesh):
     return
   if length % parts:
     raise errors.UserValueError(
-        f'sequences of {length} tokens (data.sequence_length) do not split '
-        f'into mesh.sequence={parts} equal segments.'
+        f'sequences of {length} tokens (data.sequence_length or '
+        f'data.test_lengths) do not split into mesh.sequence={parts} equal '
+        'segments.'
     )
   owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
   if (owners != owners[..., :1]).any():  # `sequence` is the last axis.
@@ -264,10 +266,11 @@ def global_batch(mesh, batch, *, stacked=False):
 
   Returns:
     `jax.Array`s by name, split along rows. Those as long as `inputs` are split
-    along time, too.
+    along time, too. If the devices cannot share the rows evenly, as the few
+    rows of a long evaluation batch, each device has all of them.
 
   Raises:
-    UserValueError: If the devices would get segments of time of unequal length.
+    UserValueError: See `check_batch`.
   """
   batch = {name: np.asarray(part) for name, part in batch.items()}
   shapes = tuple((name, part.shape) for name, part in batch.items())
@@ -279,6 +282,21 @@ def global_batch(mesh, batch, *, stacked=False):
       name: jax.make_array_from_process_local_data(shardings[name], part)
       for name, part in batch.items()
   }
+
+
+def check_batch(mesh, batch):
+  """Raises `UserValueError` if a mesh cannot split a batch.
+
+  The segments of time of all devices must have one length. If there are several
+  processes, the devices of each must be able to share its rows evenly.
+
+  Args:
+    mesh: The mesh.
+    batch: Arrays `[b, ...]` by name, among them `inputs`, of this process.
+  """
+  batch_shardings(
+      mesh, tuple((name, np.shape(part)) for name, part in batch.items()), False
+  )
 
 
 @functools.lru_cache
@@ -295,11 +313,28 @@ def batch_shardings(mesh, shapes, stacked):
   times = length(shapes['inputs'])
   for time in times:
     check_sequence_length(time, mesh)
+  row_axes = _row_axes(mesh, shapes['inputs'][time_axis - 1])
 
   def of(shape):
-    spec: list[Any] = [None] * (time_axis - 1) + [mesh_lib.BATCH_AXES]
+    spec: list[Any] = [None] * (time_axis - 1) + [row_axes]
     if times and length(shape) == times:
       spec.append('sequence')
     return NamedSharding(mesh, P(*spec))
 
   return {name: of(shape) for name, shape in shapes.items()}
+
+
+def _row_axes(mesh, rows):
+  """Returns the mesh axes that split the rows of this process, or `None`."""
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if jax.process_count() == 1:
+    return None if rows % parts else mesh_lib.BATCH_AXES
+  index, count = multihost.data_shard(mesh)
+  mine = parts // count * (len(index) if isinstance(index, tuple) else 1)
+  if rows % mine:
+    raise errors.UserValueError(
+        f'The {mine} devices of a process cannot share the {rows} rows of an '
+        'evaluation batch of long sequences: set data.test_lengths=() and '
+        'evaluate these splits with one process.'
+    )
+  return mesh_lib.BATCH_AXES

@@ -12,6 +12,8 @@ from rnnzoo.training import state as state_lib
 #   (sum of losses, (sums, batch_stats, carry))
 # where `sums` holds at least `loss` and `weight`; see `tasks.Task.forward`.
 LossFn = Callable[..., tuple[jax.Array, Any]]
+# The longest segment of time that an evaluation step reads at once.
+SEGMENT_STEPS = 2**17
 
 
 def initial_state(functional, tx, seed, *, ema=False, carry=None):
@@ -154,14 +156,50 @@ def several_steps(train_step):
   return steps
 
 
-def make_eval_step(loss_fn: LossFn):
-  """Builds `eval_step(params, batch_stats, batch) -> sums`, without dropout."""
+def make_eval_step(loss_fn: LossFn, first_carry=None):
+  """Builds `eval_step(params, batch_stats, batch) -> sums`, without dropout.
+
+  Rows of more than `SEGMENT_STEPS` steps are read segment by segment, where
+  every step has a target: the memory is that of one segment.
+
+  Args:
+    loss_fn: See `LossFn`.
+    first_carry: `(params, batch_stats, rows) -> carry`, the recurrent state
+      before the first segment, or `None` if the model has to see whole rows.
+  """
 
   def eval_step(params, batch_stats, batch):
-    _, (sums, _, _) = loss_fn(params, batch_stats, batch, None, None)
-    return sums
+    carry, count = None, 1
+    if first_carry is not None and (count := _segments(batch)) > 1:
+      carry = first_carry(params, batch_stats, len(batch['inputs']))
+    if carry is None:
+      _, (sums, _, _) = loss_fn(params, batch_stats, batch, None, None)
+      return sums
+
+    def segment(carry, part):
+      _, (sums, _, carry) = loss_fn(params, batch_stats, part, carry, None)
+      return carry, sums
+
+    parts = {
+        name: jnp.moveaxis(u.reshape(len(u), count, -1, *u.shape[2:]), 1, 0)
+        for name, u in batch.items()
+    }
+    return jax.tree.map(lambda u: u.sum(0), jax.lax.scan(
+        segment, carry, parts
+    )[1])
 
   return eval_step
+
+
+def _segments(batch) -> int:
+  """Returns into how many equal segments to cut the time of a batch."""
+  steps = batch['inputs'].shape[1]
+  least = -(-steps // SEGMENT_STEPS)
+  if any(u.shape[:2] != batch['inputs'].shape[:2] for u in batch.values()):
+    return 1  # There is one target for a row.
+  # If no count near the least one divides the steps, the segments are tiny.
+  counts = (n for n in range(least, 16 * least) if steps % n == 0)
+  return next(counts, 1)
 
 
 def _is_good(metrics, *kept):

@@ -12,7 +12,10 @@ from rnnzoo.training.processes import multihost
 
 
 def summarize(run, history):
-  """Evaluates the best checkpoint on the test split; returns the summary.
+  """Evaluates the best checkpoint on the test splits; returns the summary.
+
+  These are all splits whose names start with `test`: the accuracy on `test` is
+  `test_accuracy`, that on `test_256` is `test_256_accuracy`.
 
   Args:
     run: A `loop.Run` that has done all of its steps.
@@ -53,11 +56,13 @@ def summarize(run, history):
     result[f'best_{name}'] = best_of(
         split, dict(records.numbers(rows, name)), task.best
     )
-  test = means('test')
-  test |= task.derived(test, dataset)
+  for split in dataset.eval_splits:
+    if split.startswith('test'):
+      found = means(split)
+      found |= task.derived(found, dataset)
+      result |= {f'{split}_{name}': value for name, value in found.items()}
   return {
       **result,
-      **{f'test_{name}': value for name, value in test.items()},
       'total_steps': config.total_steps,
       'parameters': state_lib.count_parameters(task.functional.params),
       'skipped_steps': history.skipped,

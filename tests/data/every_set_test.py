@@ -16,8 +16,21 @@ CASES = {
     'adding_of_one_length': dict(
         name='adding', min_length=12, max_length=12, eval_examples=30
     ),
+    'copying': dict(name='copying', eval_examples=30),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
+    'formal_language': dict(
+        name='formal_language', language='bucket_sort', eval_examples=30,
+        test_lengths=(50,), test_examples=10,
+    ),
+    'group_word': dict(
+        name='group_word', eval_examples=30, test_lengths=(40,),
+        test_examples=10,
+    ),
+    'induction_heads': dict(
+        name='induction_heads', eval_examples=30, test_lengths=(64,),
+        test_examples=10,
+    ),
     'mqar': dict(name='mqar', eval_examples=30),
     'npz_file': dict(name='npz_file'),
     'python_docs': dict(name='python_docs', sequence_length=400),
@@ -84,26 +97,31 @@ class EverySetTest(parameterized.TestCase):
         ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'time steps'),
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
-    steps = (ROWS, dataset.sequence_length)
-    form = dict(inputs=(steps, np.int32))
-    if not dataset.vocab_size:
-      form['inputs'] = ((*steps, dataset.in_features), np.float32)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
-    shape = steps if dataset.per_step else steps[:1]
-    form['targets'] = (shape, np.int32)
-    if dataset.out_features:
-      form['targets'] = ((*shape, dataset.out_features), np.float32)
     self.assertEqual(dataset.out_features > 0, dataset.task == 'regression')
     self.assertEqual(dataset.num_classes > 0, dataset.task == 'classification')
-    form['mask'] = (shape, np.bool_)
-    form['input_mask'] = form['reset'] = (steps, np.bool_)
+
+    def form_of(length):
+      steps = (ROWS, length)
+      form = dict(inputs=(steps, np.int32))
+      if not dataset.vocab_size:
+        form['inputs'] = ((*steps, dataset.in_features), np.float32)
+      shape = steps if dataset.per_step else steps[:1]
+      form['targets'] = (shape, np.int32)
+      if dataset.out_features:
+        form['targets'] = ((*shape, dataset.out_features), np.float32)
+      form['mask'] = (shape, np.bool_)
+      form['input_mask'] = form['reset'] = (steps, np.bool_)
+      return form
 
     train = dataset.train_batch(3)
     evaluated = [
-        batch for split in dataset.eval_splits
+        (dataset.split_lengths.get(split, dataset.sequence_length), batch)
+        for split in dataset.eval_splits
         for batch in dataset.eval_batches(split)
     ]
-    for batch in [train, *evaluated]:
+    for length, batch in [(dataset.sequence_length, train), *evaluated]:
+      form = form_of(length)
       self.assertContainsSubset(batch, form)
       for key, array in batch.items():
         self.assertEqual((array.shape, array.dtype), form[key], key)
@@ -118,7 +136,7 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.forecast, dataset.per_step and np.array_equal(
         train['targets'][:, :-1], train['inputs'][:, 1:]
     ))
-    for batch in evaluated:
+    for _, batch in evaluated:
       self.assertIn('mask', batch)
       self.assertTrue(batch['mask'].any())
     self.assertTrue(all(

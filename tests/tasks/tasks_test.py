@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -16,9 +17,11 @@ from rnnzoo import models
 from rnnzoo import restoring
 from rnnzoo import tasks
 from rnnzoo import training
+from rnnzoo.data import pipeline
 from rnnzoo.training import evaluation
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
+from rnnzoo.training import step
 from tests.experiments import commands
 
 N, T, D = 64, 9, 2
@@ -139,6 +142,39 @@ class TrainingTest(parameterized.TestCase):
       self.assertIn('confusion matrix', lines)
       self.assertEqual('accuracy by length' in lines, lengths)
     return rnnzoo.restore(workdir)
+
+  def test_longer_sequences_than_in_training(self):
+    workdir = commands.temporary_directory(type(self)) / 'longer'
+    load = lambda *lengths: data.load(
+        dict(name='group_word', group='Z2', sequence_length=8,
+             eval_examples=16, test_lengths=lengths, test_examples=10),
+        batch_size=8, seed=0,
+    )
+    with mock.patch.object(pipeline, 'LONG_BATCH_TOKENS', 64):
+      dataset = load(12, 48)  # In batches of four rows and of one row.
+    task = small('language_modelling')
+    settings = dict(
+        total_steps=2, eval_every=2, save_every=2, tensorboard=False
+    )
+    with self.assertRaisesRegex(errors.UserValueError, '12 tokens .*mesh'):
+      training.train(
+          task, dataset, workdir, **settings, mesh=dict(data=1, sequence=8)
+      )
+    # 48 steps in three segments.
+    with mock.patch.object(step, 'SEGMENT_STEPS', 20):
+      summary = training.train(task, dataset, workdir, **settings)
+    run = restoring.restore_run(workdir)
+    # On one device, in one batch of whole rows.
+    mesh = sharding.make_mesh(
+        dict(data=1, fsdp=1, model=1, sequence=1), jax.devices()[:1]
+    )
+    for split in ('test', 'test_12', 'test_48'):
+      means = evaluation.evaluate_model(
+          run.task, load(12, 48), run.model, split, mesh
+      )
+      for metric, value in means.items():
+        self.assertAlmostEqual(value, summary[f'{split}_{metric}'], places=5)
+    self.assertIn('test_48_bits_per_token', summary)
 
   def test_stop_at(self):
     workdir = commands.temporary_directory(type(self)) / 'stop'

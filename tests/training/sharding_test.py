@@ -1,6 +1,7 @@
 """Tests of `rnnzoo.training.sharding`, on eight devices."""
 
 import types
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -150,6 +151,26 @@ class ShardingTest(parameterized.TestCase):
     )['inputs']
     self.assertEqual(several.shape, (2, 8, 3))
     self.assertEqual(several.addressable_shards[0].data.shape, (2, 2, 3))
+
+  def test_rows_that_the_devices_cannot_share(self):
+    """Each device has the few rows of a long evaluation batch."""
+    mesh = sharding.make_mesh(sizes(data=4, sequence=2))
+    rows = np.arange(2 * 6).reshape(2, 6)
+    batch = sharding.global_batch(mesh, dict(inputs=rows))['inputs']
+    np.testing.assert_array_equal(batch, rows)
+    self.assertEqual(batch.addressable_shards[0].data.shape, (2, 3))
+    # As if there were two processes, with two of the four parts each.
+    with (
+        mock.patch.object(jax, 'process_count', lambda: 2),
+        mock.patch.object(
+            sharding.multihost, 'data_shard', lambda mesh: (0, 2)
+        ),
+    ):
+      sharding.check_batch(mesh, dict(inputs=np.zeros((4, 8))))
+      with self.assertRaisesRegex(
+          errors.UserValueError, 'The 2 devices .* cannot share the 3 rows'
+      ):
+        sharding.check_batch(mesh, dict(inputs=np.zeros((3, 8))))
 
   @parameterized.parameters(False, True)
   def test_batch_over_time(self, stacked):

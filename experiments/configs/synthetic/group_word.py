@@ -1,0 +1,68 @@
+r"""Word problems of groups, the test of state tracking: parity, Z60, A5, S5.
+
+  python -m experiments.train \
+      --config=experiments/configs/synthetic/group_word.py:gated_delta_net \
+      --config.data.group=A5 --workdir=runs/a5
+
+Source: "The illusion of state in state-space models" (Merrill et al. 2024,
+https://arxiv.org/abs/2404.08819); the task is defined in
+`rnnzoo/data/synthetic/group_word.py`. Training sequences have 32 steps, and
+`test_128` and `test_256` show whether a layer goes on: there only the steps
+beyond the 32nd count. `--config.data.group=Z2` is parity.
+
+Two blocks of width 128, each the layer without an MLP: what tracks the state is
+the layer. The run ends early once 99.9 % of the validation targets are right.
+DeltaNet and Gated DeltaNet have eigenvalues in (-1, 1); for (0, 1),
+`--config.model.layer_options.allow_negative_eigenvalues=False`.
+
+Expected: no number is known for this setting. The paper has plots: a linear RNN
+or Mamba needs more layers for longer words of A5, one layer of an RNN does not.
+mingru-scans 0.2.0 reports how many of 36 runs reach 99 % on S5 at 128 steps:
+minGRU 0, DeltaNet 0, GRU 0.
+"""
+
+from experiments.configs import default
+from rnnzoo import models
+
+# No number was published for this setting.
+PUBLISHED = []
+# Options of the layers.
+OPTIONS = dict(
+    delta_net=dict(allow_negative_eigenvalues=True),
+    gated_delta_net=dict(allow_negative_eigenvalues=True),
+    lru=dict(r_min=0.9, r_max=0.999),
+)
+
+
+def get_config(layer: str = 'gated_delta_net'):
+  """Returns the config: two layers of width 128."""
+  config = default.get_config()
+  config.model = default.model(models.ModelConfig(
+      layer=layer, num_layers=2, features=128, mlp='none',
+      layer_options=OPTIONS.get(layer, {}),
+  ))
+  default.use_data(config, 'group_word')
+  config.data.group = 'A5'
+  config.data.sequence_length = 32
+  config.data.test_lengths = (128, 256)
+  config.total_steps = 5000
+  config.batch_size = 64
+  config.log_every = 50
+  config.eval_every = 250
+  config.save_every = 250
+  config.keep = 1
+  config.stop_at = dict(accuracy=0.999)
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.end_learning_rate = 1e-5
+  config.optimizer.warmup_steps = 100
+  config.optimizer.weight_decay = 0.01
+  config.smoke_overrides.update(dict(
+      total_steps=40, batch_size=32, log_every=5, eval_every=40, save_every=40,
+      model=dict(num_layers=1, features=32),
+      data=dict(
+          group='S3', sequence_length=4, eval_examples=64,
+          test_lengths=(128,), test_examples=16,
+      ),
+      optimizer=dict(learning_rate=1e-2, warmup_steps=5),
+  ))
+  return config
