@@ -105,9 +105,10 @@ class FormalLanguageTest(parameterized.TestCase):
     for string, answer in strings(
         'missing_duplicate', load('missing_duplicate').train_batch(1)
     ):
-      possible = [
-          string[len(string) - n] for n in range(1, 10)
-          if len(string) < 2 * n and string[n:] == string[: len(string) - n]
+      length = len(string)
+      possible = [  # `n` ids and the beginning of their copy.
+          string[length - n] for n in range(1, min(9, length) + 1)
+          if length < 2 * n and string[n:] == string[: length - n]
       ]
       self.assertIn(answer[0], possible)
       ids.update(string)

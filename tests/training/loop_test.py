@@ -269,7 +269,9 @@ class SummaryTest(absltest.TestCase):
             functional=functional, best='loss', best_mode='min',
             derived=lambda *_: {},
         ),
-        dataset=types.SimpleNamespace(name='text_file', fixture=False),
+        dataset=types.SimpleNamespace(
+            name='text_file', fixture=False, eval_splits=('validation', 'test')
+        ),
         saver=mock.MagicMock(
             restore=lambda *_, **__: (5, restored, {}),
             metrics={4: -1.0, 5: 0.0},
@@ -280,6 +282,7 @@ class SummaryTest(absltest.TestCase):
     history = recovery.History()
     found = summary_lib.summarize(run, history)
     self.assertEqual(found['best_eval_loss'], 0)
+    self.assertEqual(found['test_accuracy'], 0.5)
     del run.saver.metrics[5]  # Its evaluation is lost.
     found = summary_lib.summarize(run, history)
     self.assertEqual(found['best_eval_loss'], -1)
