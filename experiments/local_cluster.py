@@ -9,7 +9,6 @@ processes.
 """
 
 import contextlib
-import ctypes
 import os
 import pathlib
 import signal
@@ -22,6 +21,7 @@ import time
 from absl import app
 from absl import flags
 from experiments.cli import drivers
+from experiments.cli import processes
 from rnnzoo.training.processes import peers
 
 _PROCESSES = flags.DEFINE_integer(
@@ -119,14 +119,8 @@ def start(module, words, address, count, index, devices=0):
       env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, errors='replace',
       # Ctrl-C reaches them only through this process.
-      start_new_session=True, preexec_fn=_die_with_parent,
+      start_new_session=True, preexec_fn=processes.die_with_parent,
   )
-
-
-def _die_with_parent():
-  """Under Linux, ends this process when the one that started it is killed."""
-  if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:

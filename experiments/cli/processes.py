@@ -4,9 +4,11 @@ A server process imports everything once. Each command is a fork of the server
 and runs like `python -m MODULE WORDS`.
 """
 
+import ctypes
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 
 _CONTEXT = multiprocessing.get_context('forkserver')
@@ -36,6 +38,15 @@ def start(
   )
   process.start()
   return process
+
+
+def die_with_parent():
+  """Under Linux, ends this process when the one that started it is killed.
+
+  For `preexec_fn` of `subprocess.Popen`.
+  """
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _run(words, paths, devices, cwd, xla_flags):
