@@ -11,7 +11,7 @@ A config file may define `PUBLISHED`, a list of dictionaries:
 An accuracy is a fraction, at most 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.cli import config_flag
@@ -81,15 +81,29 @@ def _number(row: Any, name: str) -> Number:
 
 
 def find(
-    numbers: list[Number], layer: str, values: Mapping[str, Mapping[str, float]]
+    numbers: Iterable[Number],
+    layer: str,
+    overrides: Iterable[str],
+    values: Mapping[str, Mapping[str, float]],
 ) -> list[Number]:
-  """Returns the published numbers that a run of a layer has measured too.
+  """Returns the published numbers that a run stands beside.
+
+  They are about the model and the data of the config file: there are none for a
+  run that changes these.
 
   Args:
     numbers: The numbers of the run's config file.
     layer: The layer of the run.
+    overrides: The fields that the run changes.
     values: What the run has measured, by split and metric.
   """
+  same = ('model.layer', 'data.path', 'data.allow_changed')
+  if any(
+      name not in same
+      and (name.startswith(('model.', 'data.')) or name in ('preset', 'task'))
+      for name in overrides
+  ):
+    return []
   return [
       number for number in numbers
       if number.layer == layer

@@ -84,7 +84,8 @@ def make(
   values = _values(summary, rows, config, task, dataset)
   layer = summary['model.layer']
   numbers = published_lib.of_file(flag.filename)
-  found = published_lib.find(numbers, layer, values)
+  overrides = _overrides(flag)
+  found = published_lib.find(numbers, layer, overrides, values)
   # Layers of a file without published numbers of their own are compared with
   # the others: by the same metric.
   alike = found or [
@@ -96,7 +97,6 @@ def make(
   )
   first = found[0] if found else None
   file = f'{neutral(flag.filename)}:{flag.argument or layer}'
-  overrides = _overrides(flag)
   words = [f'--config.{name}={value}' for name, value in overrides.items()]
   overrides.pop('seed', None)
   return {
@@ -167,6 +167,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError(f'of an older form: it lacks {", ".join(missing)}')
     for name, field in _FIELDS.items():
       fields.check(name, result[name], field)
+    like = {split: {} for split in result['values']}
+    records.check_tree(result['values'], like, 'values')
     for split, metrics in result['values'].items():
       for name, value in metrics.items():
         fields.check(f'values.{split}.{name}', value, _NUMBER)
@@ -178,7 +180,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     raise errors.UserError(f'Cannot read {path}: {error.strerror}.') from error
   except errors.UserError as error:
     raise errors.UserValueError(f'{path} is damaged: {error}') from error
-  except (AttributeError, ValueError) as error:
+  except ValueError as error:
     raise errors.UserValueError(f'{path} is {error}.') from error
   return result
 
@@ -207,10 +209,11 @@ def _values(summary, rows, config, task, dataset):
   for of_split in values.values():
     if 'loss' in of_split:
       of_split |= task.derived(of_split, dataset)
-  values['test'] = {
-      name.removeprefix('test_'): value for name, value in summary.items()
-      if name.startswith('test_') and records.is_number(value)
-  }
+  for name, value in summary.items():
+    # `test_256_loss` is the loss on `test_256`, longer sequences.
+    found = re.fullmatch(r'(test(?:_\d+)?)_(.+)', name)
+    if found and records.is_number(value):
+      values.setdefault(found[1], {})[found[2]] = value
   return values
 
 

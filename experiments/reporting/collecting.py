@@ -167,7 +167,7 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
   files = [
       path.relative_to(root).as_posix()
       for path in sorted((root / CONFIGS).rglob('*.py'))
-      if 'def get_config(' in path.read_text()
+      if 'get_config' in path.read_text()
   ]
   sections, unnumbered = [], []
   for config in sorted({*files, *(key[0] for key in groups)}):
@@ -191,7 +191,8 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
       continue
     title = config.removeprefix(f'{CONFIGS}/').removesuffix('.py')
     rows.sort(key=lambda row: (
-        row.split, row.metric,
+        # `test` first, and `test_64` before `test_256`.
+        row.split != 'test', len(row.split), row.split, row.metric,
         -row.mean if row.larger_is_better else row.mean, row.name,
     ))
     sections.append(Section(
@@ -229,10 +230,18 @@ def _rows(config, runs, numbers) -> Iterator[Row]:
   runs = sorted(runs, key=lambda run: run[0]['seed'])
   first = runs[0][0]
   measured = first['values']
-  found = published_lib.find(numbers, first['layer'], measured)
+  found = published_lib.find(
+      numbers, first['layer'], first['overrides'], measured
+  )
   # A config file may know more today than when the run ended.
   wanted = [(n.metric, n.split, n) for n in found] or [
       (first['metric'], first['split'], _recorded(first))
+  ]
+  # What becomes of longer sequences is shown, even if nobody has published it.
+  known = {split for _, split, _ in wanted}
+  wanted += [
+      (first['metric'], split, None) for split in measured
+      if split.startswith('test_') and split not in known
   ]
   for metric, split, number in wanted:
     having = [

@@ -11,6 +11,9 @@ from experiments.cli import results
 from experiments.cli import tasks
 from experiments.reporting import collecting
 from rnnzoo import errors
+from rnnzoo import layers
+from rnnzoo import models
+from rnnzoo.models import building
 
 
 class Point(NamedTuple):
@@ -66,6 +69,7 @@ def make(
       words = tuple(f'--config.{name}={value}' for name, value in chosen)
       flag = config_flag.parse_alone(config, *words)
       resolved = tasks.resolve(flag.value, flag.exports)
+      _check_layers(resolved, flag.exports)
       varied = [
           f'{name.rpartition(".")[2]}={value}'
           for (name, several), (_, value) in zip(axes, chosen)
@@ -113,7 +117,18 @@ def _axis(text: str) -> tuple[str, list[str]]:
         '--grid must be FIELD=VALUE,VALUE such as '
         f'optimizer.learning_rate=1e-3,3e-3, got {text!r}.'
     )
-  return name.removeprefix('config.'), several
+  name = name.removeprefix('config.')
+  if name == 'seed':
+    raise errors.UserValueError('--grid cannot set seed; --seeds does.')
+  return name, several
+
+
+def _check_layers(config, exports) -> None:
+  """Raises `UserValueError` on a layer or an option that does not exist."""
+  model = models.ModelConfig.from_dict(config.model.to_dict())
+  known = {**layers.LAYERS, **(exports.layers or {})}
+  for depth in range(model.num_layers):
+    building.layer_options(model, depth, known)
 
 
 def _place(flag) -> tuple[str, ...]:

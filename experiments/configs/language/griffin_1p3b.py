@@ -33,4 +33,6 @@ def get_config():
   config.optimizer.end_learning_rate = 4e-5
   config.optimizer.warmup_steps = 1000
   config.optimizer.options = dict(b2=0.95)
+  config.smoke_overrides.mesh = dict(fsdp=1)
+  config.smoke_overrides.model.num_layers = 3  # The whole pattern, once.
   return config
