@@ -208,7 +208,9 @@ def _linked(text: str) -> str:
 
 def _short(address: str) -> str:
   found = re.fullmatch(r'https?://arxiv\.org/(?:abs|pdf)/([\d.]+\d)', address)
-  return f'arXiv\N{NO-BREAK SPACE}{found[1]}' if found else re.sub('^https?://', '', address)
+  if found:
+    return f'arXiv\N{NO-BREAK SPACE}{found[1]}'
+  return re.sub('^https?://', '', address)
 
 
 def _inline(text: str) -> str:
