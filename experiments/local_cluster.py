@@ -9,6 +9,7 @@ processes.
 """
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import signal
@@ -21,7 +22,6 @@ import time
 from absl import app
 from absl import flags
 from experiments.cli import drivers
-from experiments.cli import processes
 from rnnzoo.training.processes import peers
 
 _PROCESSES = flags.DEFINE_integer(
@@ -35,7 +35,7 @@ _DEVICES = flags.DEFINE_integer(
 _LOG = drivers.define_path('log', '', 'Write all lines to this file too.')
 _GRACE = flags.DEFINE_integer(
     'grace', 60,
-    'After a failure, wait so many seconds until the other processes end by '
+    'After a failure, the seconds to wait until the other processes end by '
     'themselves; then end them.', lower_bound=1,
 )
 
@@ -119,8 +119,14 @@ def start(module, words, address, count, index, devices=0):
       env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, errors='replace',
       # Ctrl-C reaches them only through this process.
-      start_new_session=True, preexec_fn=processes.die_with_parent,
+      start_new_session=True, preexec_fn=_die_with_parent,
   )
+
+
+def _die_with_parent():
+  """Under Linux, ends this process when the one that started it is killed."""
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:

@@ -4,11 +4,9 @@ A server process imports everything once. Each command is a fork of the server
 and runs like `python -m MODULE WORDS`.
 """
 
-import ctypes
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 
 _CONTEXT = multiprocessing.get_context('forkserver')
@@ -40,13 +38,19 @@ def start(
   return process
 
 
-def die_with_parent():
-  """Under Linux, ends this process when the one that started it is killed.
+def ending_with_parent(*command: str) -> list[str]:
+  """Returns a command that runs another one, which ends if its parent does.
 
-  For `preexec_fn` of `subprocess.Popen`.
+  Under Linux, that is. A function that `subprocess` calls in the child would do
+  the same, but needs a fork, and a fork of JAX may never end.
   """
-  if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+  if sys.platform != 'linux':
+    return [*command]
+  code = (  # PR_SET_PDEATHSIG, SIGKILL
+      'import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); '
+      'os.execv(sys.argv[1], sys.argv[1:])'
+  )
+  return [sys.executable, '-c', code, *command]
 
 
 def _run(words, paths, devices, cwd, xla_flags):

@@ -91,14 +91,14 @@ def start(point: points_lib.Point, workdir: pathlib.Path) -> subprocess.Popen:
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / LOG, 'a') as log:
     return subprocess.Popen(
-        [
+        # After a kill of this process, no run is left that holds its workdir.
+        processes.ending_with_parent(
             sys.executable, '-m', 'experiments.train', *point.command,
             f'--workdir={directory}',
-        ],
+        ),
         stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        # Ctrl-C reaches it only through this process. After a kill of this
-        # process, no run is left that holds its workdir.
-        start_new_session=True, preexec_fn=processes.die_with_parent,
+        # Ctrl-C reaches it only through this process.
+        start_new_session=True,
     )
 
 

@@ -49,6 +49,7 @@ class SmokeTest(parameterized.TestCase):
         f'{_CONFIGS / file}', '--config.smoke=True',
         f'--config.data.data_dir={self.data}', '--config.tensorboard=False',
     )
+    flag.value.smoke_overrides.log_every = 1  # The first loss is the highest.
     config = tasks.resolve(flag.value, flag.exports)
     task, dataset = tasks.make_task(config, flag.exports)
     loop.train(task, dataset, config, workdir)
