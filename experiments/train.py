@@ -17,6 +17,8 @@ from experiments import plan
 from experiments.cli import config_flag
 from experiments.cli import drivers
 from experiments.cli import hosts
+from experiments.cli import published
+from experiments.cli import results
 from experiments.cli import sampling
 from experiments.cli import tasks
 from rnnzoo import restoring
@@ -71,6 +73,8 @@ def main(argv):
     host.make_deterministic()
   host.enable_compilation_cache()
   hosts.join()
+  published.of_file(_CONFIG.filename)  # A mistake shows now, not at the end.
+  commit = results.commit()
   config = tasks.resolve(_CONFIG.value, exports)
   if _PROFILE_STEPS.value:
     config.profile_steps = _PROFILE_STEPS.value
@@ -88,6 +92,10 @@ def main(argv):
         describe(dataset), host.device_description(),
     )
     summary = loop.train(task, dataset, config, workdir)
+    if hosts.is_first():
+      results.write(results.make(
+          summary, workdir, config, task, dataset, _CONFIG, commit
+      ), workdir)
   if hosts.is_first():
     report(summary, task, dataset, workdir)
   if config.sample_characters and dataset.vocabulary:

@@ -6,6 +6,7 @@ can be set by further flags, in any order on the command line.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import importlib.machinery
 import importlib.util
@@ -17,6 +18,7 @@ import traceback
 from typing import Any, NamedTuple
 
 from absl import app
+from absl import flags
 from experiments.configs import default
 from ml_collections import ConfigDict
 from ml_collections import config_flags
@@ -43,17 +45,24 @@ class ConfigFlag:
 
   Attributes:
     filename: The path of the config file; `None` if the flag was not given.
-    value: The config, overrides applied; `None` likewise.
+    argument: What followed the file, after a colon; '' for nothing.
+    overrides: The names of the fields that the command line sets.
+    value: The config, overrides applied; `None` if the flag was not given.
     exports: The exports of the file.
   """
 
   def __init__(self):
     self.filename, self.value, self.exports = None, None, NO_EXPORTS
+    self.argument, self.overrides = '', ()
 
-  def take(self, argv: list[str]) -> list[str]:
+  def take(self, argv: list[str], values=flags.FLAGS) -> list[str]:
     """Reads the config file; returns `argv` without `--config=FILE`.
 
     absl parses the flags `--config.FIELD` later; they are defined here.
+
+    Args:
+      argv: The command line.
+      values: Where the flags are defined.
 
     Raises:
       UserError: If the file or a field is wrong.
@@ -65,12 +74,14 @@ class ConfigFlag:
       return argv
     path, colon, argument = filename.partition(':')
     self.filename, self.exports = path, exports_of(path)
+    self.argument = argument
     config = _make(path, *[argument] * bool(colon))
     overrides = _overrides(argv)
+    self.overrides = tuple(overrides)
     _switch(config, overrides, self.exports)
     _check_fields(config, overrides)
     self._holder = config_flags.DEFINE_config_dict(
-        'config', config, lock_config=True, sys_argv=argv
+        'config', config, lock_config=True, sys_argv=argv, flag_values=values
     )
     return argv
 
@@ -113,6 +124,35 @@ def parse(argv: list[str], parse_rest: Callable[[list[str]], Any]):
   return rest
 
 
+def parse_alone(filename: str, *words: str) -> ConfigFlag:
+  """Parses `--config=filename` and overrides, whatever this program's flags.
+
+  Args:
+    filename: `FILE` or `FILE:ARGUMENT`.
+    *words: `--config.FIELD=VALUE`, any number.
+
+  Raises:
+    UserError: If the file is wrong; `app.UsageError` or `flags.Error` if a word
+      is.
+  """
+  flag, values = ConfigFlag(), flags.FlagValues()
+  with readable_errors():
+    values(flag.take(['program', f'--config={filename}', *words], values))
+  flag.read()
+  return flag
+
+
+@contextlib.contextmanager
+def readable_errors():
+  """Turns what ml_collections raises on a wrong value into `UsageError`."""
+  try:
+    yield
+  except (flags.Error, errors.UserError):
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise app.UsageError(f'The config cannot be set so: {error}') from error
+
+
 def exports_of(path: str | None) -> Exports:
   """Returns what a config file exports: `LAYERS`, `DATASETS` and `TASKS`.
 
@@ -126,7 +166,7 @@ def exports_of(path: str | None) -> Exports:
   if not path:
     return NO_EXPORTS
   path = path.partition(':')[0]
-  module = _load_module(path)
+  module = load_module(path)
   wanted = dict(
       LAYERS=('layers (classes)', callable),
       DATASETS=(
@@ -220,7 +260,7 @@ def _fields(config, prefix=''):
 
 def _make(path, *argument) -> ConfigDict:
   """Calls `get_config` of a file. An argument that it lacks is a layer."""
-  make = getattr(_load_module(path), 'get_config', None)
+  make = getattr(load_module(path), 'get_config', None)
   if make is None:
     raise errors.UserValueError(f'{path} has no function get_config.')
   takes_none = not inspect.signature(make).parameters
@@ -235,8 +275,12 @@ def _make(path, *argument) -> ConfigDict:
 
 
 @functools.cache
-def _load_module(path):
-  """Runs a config file."""
+def load_module(path: str):
+  """Runs a config file, once, and returns the module.
+
+  Raises:
+    UserError: If it is missing or cannot be run.
+  """
   if not os.path.isfile(path):
     raise errors.UserFileNotFoundError(
         f'There is no config file {path}; configs are Python files such as '

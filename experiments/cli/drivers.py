@@ -113,12 +113,8 @@ def _parse_flags(argv):
       'help', False, 'Show this help.', short_name='h', allow_override=True
   )
   with _readable_errors():
-    try:
+    with config_flag.readable_errors():
       rest = config_flag.parse(argv, flags.FLAGS)
-    except (flags.Error, errors.UserError):
-      raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise app.UsageError(f'The config cannot be set so: {error}') from error
     if flags.FLAGS.help:
       print(help_text.of_command(
           sys.modules['__main__'].__doc__,

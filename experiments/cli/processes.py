@@ -38,6 +38,21 @@ def start(
   return process
 
 
+def ending_with_parent(*command: str) -> list[str]:
+  """Returns a command that runs another one, which ends if its parent does.
+
+  Under Linux, that is. A function that `subprocess` calls in the child would do
+  the same, but needs a fork, and a fork of JAX may never end.
+  """
+  if sys.platform != 'linux':
+    return [*command]
+  code = (  # PR_SET_PDEATHSIG, SIGKILL
+      'import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); '
+      'os.execv(sys.argv[1], sys.argv[1:])'
+  )
+  return [sys.executable, '-c', code, *command]
+
+
 def _run(words, paths, devices, cwd, xla_flags):
   """Runs the command in the forked process."""
   for number, path in zip((1, 2), paths):

@@ -39,6 +39,18 @@ SCHEDULES = dict(
     cosine=lambda peak, end, warmup, total: optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, max(total, warmup + 1), end
     ),
+    # Between them the logarithm of the rate is linear, up or down.
+    exponential=lambda peak, end, warmup, total: optax.join_schedules(
+        [
+            optax.linear_schedule(
+                0.0 if warmup else peak, peak, max(warmup, 1)
+            ),
+            optax.exponential_decay(
+                peak, max(total - warmup, 1), end / peak if peak else 1.0
+            ),
+        ],
+        [warmup],
+    ),
     linear=lambda peak, end, warmup, total: optax.join_schedules(
         [
             optax.linear_schedule(
@@ -70,7 +82,8 @@ FIELDS = dict(
     ),
     schedule=fields.Field(
         str, choices=tuple(SCHEDULES), default='cosine',
-        help='How the learning rate falls after the warm-up.',
+        help='How the learning rate goes from learning_rate to '
+        'end_learning_rate after the warm-up; it may rise, too.',
     ),
     weight_decay=fields.Field(
         float, low=0, default=0.1,
@@ -157,6 +170,14 @@ def check(config):
   """Raises `UserValueError` if a value of the part `optimizer` is wrong."""
   for name, field in FIELDS.items():
     fields.check(f'optimizer.{name}', getattr(config, name), field)
+  if config.schedule == 'exponential' and not (
+      config.learning_rate and config.end_learning_rate
+  ):
+    raise errors.UserValueError(
+        'optimizer.schedule=exponential needs a positive '
+        'optimizer.learning_rate and optimizer.end_learning_rate, got '
+        f'{config.learning_rate} and {config.end_learning_rate}.'
+    )
   allowed = inspect.signature(OPTIMIZERS[config.name]).parameters
   for option, value in config.options.items():
     if option not in allowed or option in _OWN:

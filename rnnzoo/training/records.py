@@ -105,7 +105,7 @@ def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
     for name in sorted({*_SUMMARY, *results}):
       # On a split that training never used, a model's loss may be NaN.
       finite = not name.startswith('test_')
-      if not _is_number(summary.get(name), finite):
+      if not is_number(summary.get(name), finite):
         raise ValueError(
             f'damaged: {name} must be a number, got '
             f'{fields.shown(summary.get(name))}'
@@ -138,7 +138,7 @@ def parse_metrics(data: bytes) -> list[tuple[bytes, dict[str, Any]]]:
 
 def numbers(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
   """Returns `(step, value)` of each row where a metric is a finite number."""
-  return [(row['step'], row[name]) for row in rows if _is_number(row.get(name))]
+  return [(row['step'], row[name]) for row in rows if is_number(row.get(name))]
 
 
 def title(workdir: pathlib.Path) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def parse_checkpoint(data: bytes) -> dict[str, Any]:
   for name, kind in types.items():
     if not isinstance(record.get(name), kind):
       raise ValueError(f'damaged: {name} is {fields.shown(record.get(name))}')
-  if not (record.get('metric') is None or _is_number(record['metric'])):
+  if not (record.get('metric') is None or is_number(record['metric'])):
     raise ValueError(f'damaged: metric is {fields.shown(record["metric"])}')
   for name, leaf in record['leaves'].items():
     check_tree(leaf, {}, name)
@@ -214,8 +214,8 @@ def _children(value):
   return value if isinstance(value, list) else ()
 
 
-def _is_number(value, finite=True) -> bool:
-  """Returns whether a value is a number and not a boolean."""
+def is_number(value: Any, finite: bool = True) -> bool:
+  """Returns whether a value of a record is a number and not a boolean."""
   return (
       isinstance(value, int | float)  # JSON has no others.
       and not isinstance(value, bool)
@@ -231,7 +231,7 @@ def _is_row(row) -> bool:
       isinstance(step, int)
       and not isinstance(step, bool)
       and 0 <= step < _MAX_STEP
-      and _is_number(row.get('wall_time'))
+      and is_number(row.get('wall_time'))
   )
 
 

@@ -1,9 +1,6 @@
 """Tests of `--config`: arguments, fields that choose others, and exports."""
 
-from unittest import mock
-
 from absl import app
-from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import config_flag
@@ -15,16 +12,7 @@ CONFIGS = commands.ROOT / 'experiments/configs'
 
 def parse(file, *words):
   """Returns the config of a command line."""
-  values = flags.FlagValues()
-  flag = config_flag.ConfigFlag()
-  define = config_flag.config_flags.DEFINE_config_dict
-  with mock.patch.object(
-      config_flag.config_flags, 'DEFINE_config_dict',
-      lambda *args, **options: define(*args, flag_values=values, **options),
-  ):
-    values(flag.take(['program', f'--config={CONFIGS / file}', *words]))
-  flag.read()
-  return flag.value
+  return config_flag.parse_alone(f'{CONFIGS / file}', *words).value
 
 
 class ConfigFlagTest(parameterized.TestCase):

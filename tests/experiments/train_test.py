@@ -7,19 +7,12 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments.cli import results
 from experiments.cli import tasks
 from experiments.configs import default
 import numpy as np
-from rnnzoo import data
 from rnnzoo import restoring
 from tests.experiments import commands
-
-# `folder/name` of each config that has the name of a data set.
-_CONFIGS_OF_SETS = sorted(
-    f'{path.parent.name}/{path.stem}'
-    for path in (commands.ROOT / 'experiments/configs').glob('*/*.py')
-    if path.stem in data.DATASETS
-)
 
 
 class QuickstartTest(parameterized.TestCase):
@@ -34,6 +27,12 @@ class QuickstartTest(parameterized.TestCase):
   def train(cls):
     return commands.train(
         cls.workdir, '--config.smoke=True',
+        *(
+            f'--config.smoke_overrides.{name}={steps}'
+            for name, steps in (
+                ('total_steps', 4), ('eval_every', 2), ('save_every', 2)
+            )
+        ),
         config='--config=experiments/configs/quickstart.py',
     ).wait()
 
@@ -43,7 +42,7 @@ class QuickstartTest(parameterized.TestCase):
     self.assertContainsSubset(
         {
             'config.json', 'metrics.jsonl', 'checkpoints', 'summary.json',
-            'curve.png', 'sample.txt',
+            'result.json', 'curve.png', 'sample.txt',
         },
         names,
     )
@@ -74,6 +73,23 @@ class QuickstartTest(parameterized.TestCase):
     self.assertGreater(summary['parameters'], 1000)
     self.assertGreaterEqual(summary['seconds'], 0)
     self.assertStartsWith(summary['device'], 'cpu x 1')
+
+  def test_result(self):
+    result = results.read(self.workdir / 'result.json')
+    summary = json.loads((self.workdir / 'summary.json').read_text())
+    self.assertEqual(
+        result['config'], 'experiments/configs/quickstart.py:min_gru'
+    )
+    self.assertEqual(
+        (result['metric'], result['split'], result['unit']),
+        ('loss', 'test', 'nats per character'),
+    )
+    self.assertEqual(result['value'], summary['test_loss'])
+    self.assertEqual(
+        result['values']['validation']['loss'], summary['best_eval_loss']
+    )
+    self.assertTrue(result['smoke'])
+    self.assertIsNone(result['published'])
 
   def test_what_it_says(self):
     self.assertRegex(self.command.stdout, r'validation \d\.\d+ and test \d')
@@ -111,22 +127,21 @@ class TrainTest(parameterized.TestCase):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     self.workdir = pathlib.Path(directory) / 'deep' / 'run'
 
-  @parameterized.parameters(*_CONFIGS_OF_SETS)
-  def test_smoke(self, config):
-    """Missing data is made up, which the log and the summary say."""
-    name = config.partition('/')[2]
+  def test_smoke(self):
+    """Missing data is made up, which the log and the records say."""
     done = commands.train(
         self.workdir, '--config.smoke=True',
         '--config.smoke_overrides.total_steps=2',
+        '--config.smoke_overrides.eval_every=2',
         f'--config.data.data_dir={self.workdir.parent / "data"}',
-        config=f'--config=experiments/configs/{config}.py:min_gru',
+        config='--config=experiments/configs/images/smnist.py:min_gru',
     ).wait()
     self.assertEqual(done.code, 0, done)
-    summary = json.loads((self.workdir / 'summary.json').read_text())
-    self.assertEqual(summary['data.name'], name)
-    is_made_up = data.find(name).write_fixture is not None
-    self.assertEqual(summary.get('fixture', False), is_made_up)
-    self.assertEqual('SMOKE RUN ON GENERATED DATA' in done.stderr, is_made_up)
+    for name in ('summary.json', 'result.json'):
+      record = json.loads((self.workdir / name).read_text())
+      self.assertTrue(record['fixture'])
+      self.assertNotIn(str(self.workdir.parent), str(record))
+    self.assertIn('SMOKE RUN ON GENERATED DATA', done.stderr)
 
   def test_stops_where_numbers_end(self):
     # The rate is sane for one step and then rises beyond all bounds.

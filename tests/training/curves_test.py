@@ -61,7 +61,7 @@ class PlotCurvesTest(parameterized.TestCase):
 
   def test_points_are_drawn_in_the_order_of_steps(self):
     rows = [dict(step=s, eval_loss=x) for s, x in ((3, 1), (1, 3), (2, 2))]
-    steps, losses = curves._column(rows, 'eval_loss')
+    steps, losses = curves.column(rows, 'eval_loss')
     np.testing.assert_array_equal([steps, losses], [[1, 2, 3], [3, 2, 1]])
 
   def test_axes_and_legend_name_what_is_drawn(self):
@@ -133,10 +133,10 @@ class PlotCurvesTest(parameterized.TestCase):
 
   def test_smoothing_follows_a_line_and_removes_noise(self):
     line = np.linspace(4.0, 1.0, 500)
-    np.testing.assert_allclose(curves._smooth(line)[:-10], line[:-10])
-    np.testing.assert_allclose(curves._smooth(line), line, atol=0.03)
+    np.testing.assert_allclose(curves.smooth(line)[:-10], line[:-10])
+    np.testing.assert_allclose(curves.smooth(line), line, atol=0.03)
     rough = np.random.default_rng(0).standard_normal(500)
-    self.assertLess(np.std(curves._smooth(rough)), 0.4)
+    self.assertLess(np.std(curves.smooth(rough)), 0.4)
 
 
 if __name__ == '__main__':

@@ -148,6 +148,8 @@ class OptimizersTest(parameterized.TestCase):
       ('cosine', 4, [0.0, 0.5, 0.1]),
       ('linear', 0, [0.5, 0.34, 0.1]),
       ('linear', 4, [0.0, 0.5, 0.1]),
+      ('exponential', 0, [0.5, 0.5 * 0.2**0.4, 0.1]),
+      ('exponential', 4, [0.0, 0.5, 0.1]),
   )
   def test_learning_rates_of_the_schedules(self, name, warmup, expected):
     config = ConfigDict(dict(

@@ -33,4 +33,10 @@ def get_config():
   config.optimizer.end_learning_rate = 4e-5
   config.optimizer.warmup_steps = 1000
   config.optimizer.options = dict(b2=0.95)
+  config.smoke_overrides.mesh = dict(fsdp=1)
+  config.smoke_overrides.model.num_layers = 3  # The whole pattern, once.
+  config.smoke_overrides.model.layer_options = dict(
+      griffin=dict(hidden_features=16),
+      attention=dict(head_features=8, num_heads=2, window=32),
+  )
   return config

@@ -21,4 +21,6 @@ def get_config():
   config.model = default.model(models.PRESETS['mamba2_1p3b'].replace(
       vocab_size=50_288, dtype='bfloat16', remat='full'
   ))
+  # The layers of Griffin have other options.
+  config.smoke_overrides.model = dict(num_layers=2, features=16)
   return config

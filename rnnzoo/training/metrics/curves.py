@@ -18,7 +18,7 @@ _COLORS = {
 }
 
 
-def _column(rows, key) -> tuple[np.ndarray, np.ndarray]:
+def column(rows, key) -> tuple[np.ndarray, np.ndarray]:
   """Returns the steps in ascending order, and the finite values of a metric."""
   # Losses restored from checkpoints come after those of later steps.
   points = sorted(records.numbers(rows, key), key=lambda point: point[0])
@@ -26,7 +26,7 @@ def _column(rows, key) -> tuple[np.ndarray, np.ndarray]:
   return steps, values
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
   """Returns means over a window of about a thirtieth of the run.
 
   The window is centred at each point, and narrow at the start of the run, so
@@ -142,11 +142,11 @@ def _plot_metric(axes, rows, name: str) -> None:
   """Draws a metric in training and on every evaluation split."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25)
-  steps, values = _column(rows, f'train_{name}')
+  steps, values = column(rows, f'train_{name}')
   color = _COLORS['train']
   if len(steps) >= 20:
     axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
-    axes.plot(steps, _smooth(values), color=color, label='training')
+    axes.plot(steps, smooth(values), color=color, label='training')
   elif len(steps):
     marker = 'o' if len(steps) == 1 else None
     axes.plot(steps, values, color=color, marker=marker, label='training')
@@ -155,7 +155,7 @@ def _plot_metric(axes, rows, name: str) -> None:
   keys = [k for k in keys if k.startswith('eval_') and k.endswith(f'_{name}')]
   # That of validation comes first, whatever the others are called.
   for i, key in enumerate(sorted(keys, key=lambda k: (k != main, k))):
-    steps, values = _column(rows, key)
+    steps, values = column(rows, key)
     if not len(steps):
       continue
     label = key.removeprefix('eval_').removesuffix(f'_{name}').replace('_', ' ')
@@ -176,7 +176,7 @@ def _mark_best(axes, rows, name: str, best_mode: str, unit: str) -> None:
     best_mode: `'min'` or `'max'`.
     unit: What it is measured in; '' for nothing.
   """
-  steps, values = _column(rows, f'eval_{name}')
+  steps, values = column(rows, f'eval_{name}')
   if not len(steps):
     return
   best = int(np.argmax(values) if best_mode == 'max' else np.argmin(values))
@@ -192,8 +192,8 @@ def _mark_best(axes, rows, name: str, best_mode: str, unit: str) -> None:
 
 def _plot_speed(axes, rows, unit: str) -> None:
   """Draws the speed, and the share of the time that devices wait for data."""
-  steps, speeds = _column(rows, 'tokens_per_second_per_device')
-  waited, waits = _column(rows, 'input_wait')
+  steps, speeds = column(rows, 'tokens_per_second_per_device')
+  waited, waits = column(rows, 'input_wait')
   other = axes.twinx()
   for each, x, y, color, label in (
       (axes, steps, speeds, _COLORS['speed'], f'{unit}/s\nper device'),

@@ -1,0 +1,111 @@
+"""The numbers that others have published, as config files state them.
+
+A config file may define `PUBLISHED`, a list of dictionaries:
+
+  PUBLISHED = [
+      dict(layer='min_gru', split='test', metric='loss', value=1.548,
+           error=None, source='https://arxiv.org/abs/2410.01201, table 3'),
+  ]
+
+`error` is what the source gives beside its value, `None` if it gives nothing.
+An accuracy is a fraction, at most 1.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.cli import config_flag
+from rnnzoo import errors
+from rnnzoo import fields
+
+_FIELDS = dict(
+    layer=fields.Field(str),
+    metric=fields.Field(str),
+    value=fields.Field(float),
+    error=fields.Field(float, low=0, optional=True),
+    split=fields.Field(str),
+    source=fields.Field(str),
+)
+
+
+class Number(NamedTuple):
+  """A published number.
+
+  Attributes:
+    layer: A name, or a pattern, as in `config.model.layer`.
+    metric: Such as `loss` or `accuracy`, in the units of the task.
+    value: The number.
+    error: Its error as published, or `None`.
+    split: The part of the data, such as `test`.
+    source: Where it was published.
+  """
+
+  layer: str
+  metric: str
+  value: float
+  error: float | None
+  split: str
+  source: str
+
+
+def of_file(path: str) -> list[Number]:
+  """Returns the published numbers of a config file; none if it has none.
+
+  Raises:
+    UserError: If the file cannot be run, or its `PUBLISHED` is wrong.
+  """
+  rows = getattr(config_flag.load_module(path), 'PUBLISHED', ())
+  if not isinstance(rows, list | tuple):
+    raise errors.UserValueError(
+        f'PUBLISHED of {path} must be a list of dictionaries, got '
+        f'{fields.shown(rows)}.'
+    )
+  return [_number(row, f'PUBLISHED[{i}] of {path}') for i, row in
+          enumerate(rows)]
+
+
+def _number(row: Any, name: str) -> Number:
+  fields.check(name, row, fields.Field(dict))
+  row = dict(error=None) | row
+  if row.keys() != _FIELDS.keys():
+    wrong = sorted(row.keys() ^ _FIELDS.keys())
+    raise errors.UserValueError(
+        f'{name} must have the fields {", ".join(_FIELDS)}, and no others: '
+        f'see {", ".join(wrong)}.'
+    )
+  for field, description in _FIELDS.items():
+    fields.check(f'{name}: {field}', row[field], description)
+  if row['metric'] == 'accuracy':
+    fields.check(f'{name}: value', row['value'], fields.Field(float, 0, 1))
+  return Number(**row)
+
+
+def find(
+    numbers: Iterable[Number],
+    layer: str,
+    overrides: Iterable[str],
+    values: Mapping[str, Mapping[str, float]],
+) -> list[Number]:
+  """Returns the published numbers that a run stands beside.
+
+  They are about the model and the data of the config file: there are none for a
+  run that changes these.
+
+  Args:
+    numbers: The numbers of the run's config file.
+    layer: The layer of the run.
+    overrides: The fields that the run changes.
+    values: What the run has measured, by split and metric.
+  """
+  same = ('model.layer', 'data.path', 'data.allow_changed')
+  if any(
+      name not in same
+      and (name.startswith(('model.', 'data.')) or name in ('preset', 'task'))
+      for name in overrides
+  ):
+    return []
+  return [
+      number for number in numbers
+      if number.layer == layer
+      and number.metric in values.get(number.split, {})
+  ]

@@ -1,0 +1,274 @@
+"""`result.json`: what a run reached, and how to repeat it, in one file.
+
+It holds no name of a directory of the machine. Its fields:
+
+* `task`, `data`, `config`, `layer`, `overrides`, `seed`: what was trained. The
+  config is a file of the repository and its argument; `overrides` are the
+  fields that the command line set, apart from the seed.
+* `commit`, `dirty`: the code that finished the run. '' and `null` mean that it
+  did not lie in a clone of its repository; dirty code differs from its commit.
+* `device`, `hours`, `parameters`, `steps`, `best_step`.
+* `metric`, `value`, `unit`, `split`: the number to compare. If others have
+  published one, it is of the same metric and split; else it is the metric that
+  chooses the checkpoint, on the test split.
+* `published`, `published_error`, `source`: that number, or `null`.
+* `values`: all metrics of the checkpoint that validation chose, by split.
+* `larger_is_better`: those metrics of `values` that should grow.
+* `command`: the command line, with another workdir.
+* `fixture`, `smoke`: only if `true`. Such a run says nothing about the layer.
+"""
+
+from collections.abc import Mapping
+import functools
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+from typing import Any
+
+from experiments.cli import config_flag
+from experiments.cli import published as published_lib
+from rnnzoo import errors
+from rnnzoo import fields
+from rnnzoo.training import files
+from rnnzoo.training import metrics as metrics_lib
+from rnnzoo.training import records
+
+FILE = 'result.json'
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+_TEXT = fields.Field(str)
+_NUMBER = fields.Field(float)
+_OPTIONAL = fields.Field(float, optional=True)
+_COUNT = fields.Field(int, low=0, high=2**63)
+_FIELDS = dict(
+    task=_TEXT, data=_TEXT, config=_TEXT, layer=_TEXT,
+    overrides=fields.Field(dict),
+    seed=_COUNT, commit=_TEXT, dirty=fields.Field(bool, optional=True),
+    device=_TEXT, hours=_NUMBER, parameters=_COUNT, steps=_COUNT,
+    best_step=_COUNT, metric=_TEXT, value=_NUMBER, unit=_TEXT, split=_TEXT,
+    published=_OPTIONAL, published_error=_OPTIONAL,
+    source=fields.Field(str, optional=True), values=fields.Field(dict),
+    larger_is_better=fields.Field(tuple), command=_TEXT,
+)
+# A value that holds a separator is taken for the name of a file.
+_PATH = re.compile(r'''[^\s'",;=()\[\]{}]*/[^'",;()\[\]{}]*''')
+
+
+def make(
+    summary: Mapping[str, Any],
+    workdir,
+    config,
+    task,
+    dataset,
+    flag: config_flag.ConfigFlag,
+    commit: tuple[str, bool | None],
+) -> dict[str, Any]:
+  """Returns the result of a finished run.
+
+  Args:
+    summary: What `training.loop.train` returned.
+    workdir: The directory of the run, for its metrics.
+    config: The config that was trained.
+    task: The kind of task.
+    dataset: The data set.
+    flag: The config file and the overrides.
+    commit: What `commit` returned when the run started.
+
+  Raises:
+    UserError: If `PUBLISHED` of the config file is wrong.
+  """
+  rows = metrics_lib.read_metrics(workdir)
+  values = _values(summary, rows, config, task, dataset)
+  layer = summary['model.layer']
+  numbers = published_lib.of_file(flag.filename)
+  overrides = _overrides(flag)
+  found = published_lib.find(numbers, layer, overrides, values)
+  # Layers of a file without published numbers of their own are compared with
+  # the others: by the same metric.
+  alike = found or [
+      number for number in numbers
+      if number.metric in values.get(number.split, {})
+  ]
+  metric, split = (
+      (alike[0].metric, alike[0].split) if alike else (task.best, 'test')
+  )
+  first = found[0] if found else None
+  file = f'{neutral(flag.filename)}:{flag.argument or layer}'
+  words = [f'--config.{name}={value}' for name, value in overrides.items()]
+  overrides.pop('seed', None)
+  return {
+      'task': summary['task'],
+      'data': dataset.name,
+      'config': file,
+      'layer': layer,
+      'overrides': overrides,
+      'seed': summary['seed'],
+      'commit': commit[0],
+      'dirty': commit[1],
+      'device': summary['device'],
+      'hours': round(summary['seconds'] / 3600, 4),
+      'parameters': summary['parameters'],
+      'steps': summary['total_steps'],
+      'best_step': summary['best_step'],
+      'metric': metric,
+      'value': values[split][metric],
+      'unit': task.unit(metric, dataset),
+      'split': split,
+      'published': first and first.value,
+      'published_error': first and first.error,
+      'source': first and first.source,
+      'values': values,
+      'larger_is_better': [
+          name for name in task.larger_is_better
+          if any(name in of_split for of_split in values.values())
+      ],
+      'command': shlex.join([
+          'python', '-m', 'experiments.train', f'--config={file}', *words,
+          f'--workdir=runs/{pathlib.Path(flag.filename).stem}',
+      ]),
+      **({'fixture': True} if summary.get('fixture') else {}),
+      **({'smoke': True} if config.smoke else {}),
+  }
+
+
+def write(result: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes `result.json`, unless it holds this run already.
+
+  A finished run may be started again by later code: the first record stays.
+  """
+  path = workdir / FILE
+  try:
+    old = read(path)
+  except errors.UserError:
+    old = None
+  same = ('values', 'steps', 'config', 'overrides')
+  if old and all(old[name] == result[name] for name in same):
+    return
+  with files.usable(workdir):
+    files.write_text(path, json.dumps(result, indent=2) + '\n')
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a result.
+
+  Raises:
+    UserValueError: If the file is damaged or of an older form; one line that
+      names it.
+    UserFileNotFoundError: If it is missing.
+  """
+  try:
+    result = records.parse(path.read_bytes())
+    records.check_tree(result, {})
+    missing = [name for name in _FIELDS if name not in result]
+    if missing:
+      raise ValueError(f'of an older form: it lacks {", ".join(missing)}')
+    for name, field in _FIELDS.items():
+      fields.check(name, result[name], field)
+    like = {split: {} for split in result['values']}
+    records.check_tree(result['values'], like, 'values')
+    for split, metrics in result['values'].items():
+      for name, value in metrics.items():
+        fields.check(f'values.{split}.{name}', value, _NUMBER)
+    if result['metric'] not in result['values'].get(result['split'], {}):
+      raise ValueError('damaged: values lacks its metric')
+  except FileNotFoundError as error:
+    raise errors.UserFileNotFoundError(f'There is no file {path}.') from error
+  except OSError as error:
+    raise errors.UserError(f'Cannot read {path}: {error.strerror}.') from error
+  except errors.UserError as error:
+    raise errors.UserValueError(f'{path} is damaged: {error}') from error
+  except ValueError as error:
+    raise errors.UserValueError(f'{path} is {error}.') from error
+  return result
+
+
+def _values(summary, rows, config, task, dataset):
+  """Returns the metrics of the best checkpoint by split.
+
+  Those of the splits that were evaluated during training are read from the
+  metrics, at the step of that checkpoint.
+  """
+  at_best = {}
+  for row in rows:
+    if row['step'] == summary['best_step']:
+      at_best |= row
+  values: dict[str, dict[str, float]] = {}
+  first, *others = config.eval_splits
+  # `eval_short_loss` is the loss on `short`, not the `short_loss` of the first.
+  for split in sorted(others, key=len, reverse=True) + [first]:
+    prefix = 'eval_' if split == first else f'eval_{split}_'
+    names = [name for name in at_best if name.startswith(prefix)]
+    measured = {n.removeprefix(prefix): at_best.pop(n) for n in names}
+    values[split] = {
+        n: value for n, value in measured.items() if records.is_number(value)
+    }
+  values[first].setdefault(task.best, summary[f'best_eval_{task.best}'])
+  for of_split in values.values():
+    if 'loss' in of_split:
+      of_split |= task.derived(of_split, dataset)
+  for name, value in summary.items():
+    # `test_256_loss` is the loss on `test_256`, longer sequences.
+    found = re.fullmatch(r'(test(?:_\d+)?)_(.+)', name)
+    if found and records.is_number(value):
+      values.setdefault(found[1], {})[found[2]] = value
+  return values
+
+
+def _overrides(flag) -> dict[str, str]:
+  """Returns the overrides of a command line, as text that holds no path."""
+  found = {}
+  for name in flag.overrides:
+    if name == 'data.data_dir':  # Where the data lies changes no result.
+      continue
+    value = functools.reduce(lambda u, key: u[key], name.split('.'), flag.value)
+    if hasattr(value, 'to_dict'):
+      value = value.to_dict()
+    if not isinstance(value, str):
+      value = json.dumps(value) if isinstance(value, dict) else repr(value)
+    found[name] = _PATH.sub(lambda match: neutral(match[0]), value)
+  return dict(sorted(found.items()))
+
+
+def neutral(path: str) -> str:
+  """Returns the name of a file relative to the repository.
+
+  Of a file elsewhere only the last part is left.
+
+  >>> neutral('/home/ada/texts/novel.txt')
+  'novel.txt'
+  """
+  full = pathlib.Path(os.path.abspath(os.path.expanduser(path))).resolve()
+  if full.is_relative_to(ROOT):
+    return full.relative_to(ROOT).as_posix()
+  return full.name
+
+
+def commit() -> tuple[str, bool | None]:
+  """Returns the commit of this code, and whether the code differs from it.
+
+  `('', None)` where there is no git, or the code is in no repository of its
+  own.
+  """
+  # Under a hook of git, these name another repository.
+  env = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
+
+  def git(*words):
+    return subprocess.run(
+        ['git', *words], cwd=ROOT, env=env, check=True, text=True, timeout=30,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ).stdout.strip()
+
+  try:
+    if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != ROOT:
+      return '', None
+    changed = git(
+        'status', '--porcelain', '--', 'rnnzoo', 'experiments',
+        ':!experiments/results',
+    )
+    return git('rev-parse', 'HEAD'), bool(changed)
+  except (OSError, subprocess.SubprocessError):
+    return '', None

@@ -1,0 +1,145 @@
+r"""Draws the curves of several runs in one plot, and prints them as a table.
+
+  python -m experiments.compare runs/lru runs/min_gru --output=compare.png
+
+A run may still be under way. `--metric` chooses what is drawn: a name in
+`metrics.jsonl`, such as `eval_accuracy` or `train_loss`.
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import app
+from absl import flags
+from experiments.cli import drivers
+from rnnzoo import errors
+from rnnzoo.training import files
+from rnnzoo.training import metrics as metrics_lib
+from rnnzoo.training import records
+from rnnzoo.training import summary as summary_lib
+from rnnzoo.training.metrics import curves
+
+_OUTPUT = drivers.define_path(
+    'output', 'compare.png', 'Write the plot to this file.'
+)
+_METRIC = flags.DEFINE_string(
+    'metric', '',
+    'What to compare. If empty, the metric of validation that chooses the '
+    'checkpoint of the first run.',
+)
+# As in the plots of the benchmarks.
+_COLORS = (
+    '#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44', '#66ccee', '#882255',
+    '#44aa99', '#999933', '#332288',
+)
+
+
+class Run(NamedTuple):
+  """What a workdir says of its run.
+
+  Attributes:
+    name: The directory, as it was given.
+    title: `layer`, `data` and `parameters`, as far as they are known.
+    summary: `summary.json`; empty before the end.
+    rows: The lines of `metrics.jsonl`.
+  """
+
+  name: str
+  title: dict[str, Any]
+  summary: dict[str, Any]
+  rows: list[dict[str, Any]]
+
+
+def main(argv):
+  if len(argv) < 2:
+    raise app.UsageError('Which runs? Give their workdirs.')
+  runs = [read(name) for name in argv[1:]]
+  metric = _METRIC.value or chosen(runs[0])
+  lines = [('run', 'layer', 'data', metric, 'step', 'parameters', 'seconds')]
+  points = []
+  for run in runs:
+    points.append(records.numbers(run.rows, metric))
+    if not points[-1]:
+      names = sorted({name for row in run.rows for name in row})
+      raise errors.UserValueError(
+          f'--metric: {run.name} has no {metric}, only {", ".join(names)}.'
+      )
+    lines.append(line(run, metric, points[-1]))
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  for cells in lines:
+    print('  '.join(c.ljust(w) for c, w in zip(cells, widths)).rstrip())
+  path = pathlib.Path(_OUTPUT.value)
+  draw(runs, points, metric, path)
+  print(f'plot: {path}')
+
+
+def read(name: str) -> Run:
+  """Reads what a run has written.
+
+  Raises:
+    UserFileNotFoundError: If it has written no metrics.
+  """
+  workdir = files.workdir(name)
+  rows = metrics_lib.read_metrics(workdir)
+  if not rows:
+    raise errors.UserFileNotFoundError(
+        f'There are no metrics in {name}; it should be the --workdir of a run.'
+    )
+  path = workdir / 'summary.json'
+  return Run(
+      name, records.title(workdir), records.read_summary(path) or {}, rows
+  )
+
+
+def chosen(run: Run) -> str:
+  """Returns the metric that chooses the checkpoint of a run."""
+  best = [name for name in run.summary if name.startswith('best_eval_')]
+  return best[0].removeprefix('best_') if best else 'eval_loss'
+
+
+def line(run: Run, metric: str, points) -> tuple[str, ...]:
+  """Returns the cells of a run: its best value, and the step of that."""
+  grows = metric.endswith('accuracy')
+  step, value = (max if grows else min)(points, key=lambda point: point[1])
+  size = run.title.get('parameters')
+  seconds = run.summary.get('seconds', summary_lib.busy_seconds(run.rows))
+  return (
+      run.name, run.title.get('layer', ''), run.title.get('data', ''),
+      f'{value:.4g}', f'{step:,}', f'{size:,}' if size else '',
+      f'{seconds:,.0f}',
+  )
+
+
+def draw(runs, points, metric: str, path: pathlib.Path) -> None:
+  """Draws a line for each run."""
+  from matplotlib import figure
+  from matplotlib.backends import backend_agg
+
+  canvas = backend_agg.FigureCanvasAgg(
+      figure.Figure(figsize=(8, 4.5), layout='constrained')
+  )
+  axes = canvas.figure.subplots()
+  for i, (run, one) in enumerate(zip(runs, points)):
+    color, style = _COLORS[i % len(_COLORS)], '-:'[i // len(_COLORS) % 2]
+    steps, values = zip(*sorted(one))
+    is_noisy = metric.startswith('train_') and len(values) >= 20
+    if is_noisy:
+      axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+    axes.plot(
+        steps, curves.smooth(values) if is_noisy else values, style,
+        color=color, label=run.name,
+        marker=None if is_noisy else 'o', markersize=3.5,
+    )
+  axes.set(xlabel='step', ylabel=metric.replace('_', ' '))
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.grid(alpha=0.25)
+  axes.legend(
+      loc='lower left', bbox_to_anchor=(0, 1), ncols=3, frameon=False,
+      fontsize='small',
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  canvas.figure.savefig(path, format='png', dpi=150)
+
+
+if __name__ == '__main__':
+  drivers.run(main)

@@ -1,0 +1,1 @@
+"""Results of runs beside published numbers: collected, drawn and written."""

@@ -1,0 +1,67 @@
+"""How numbers are written, in the page and in the Markdown table alike."""
+
+from experiments.reporting import collecting
+
+MINUS = '\N{MINUS SIGN}'
+PLUS_MINUS = '\N{PLUS-MINUS SIGN}'
+
+
+def number(value: float | None, metric: str, error: float | None = None) -> str:
+  """Returns a number with its error; accuracies are in percent.
+
+  >>> number(0.9851, 'accuracy'), number(1.4968, 'loss', 0.004)
+  ('98.5\N{NO-BREAK SPACE}%', '1.497\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.004')
+  """
+  if value is None:
+    return '\N{EN DASH}'
+  percent = metric == 'accuracy'
+  plain = (lambda u: f'{100 * u:.1f}') if percent else (lambda u: f'{u:.4g}')
+  text = plain(value)
+  if error is not None:
+    small = f'{100 * error:.1f}' if percent else f'{error:.2g}'
+    text += f' {PLUS_MINUS} {small}'
+  text = text.replace('-', MINUS)
+  return (f'{text} %' if percent else text).replace(' ', '\N{NO-BREAK SPACE}')
+
+
+def measured(row: collecting.Row) -> str:
+  """Returns what a row measures: the metric, its unit and the part."""
+  unit = f', {row.unit}' if row.unit else ''
+  return f'{row.metric.replace("_", " ")} on {row.split}{unit}'
+
+
+def comparison(row: collecting.Row) -> str:
+  """Returns how far a row is from the published number, in words."""
+  if not row.verdict:
+    return 'none known' if row.values else 'not run'
+  if row.verdict == collecting.EQUAL:
+    return 'equal within the errors'
+  percent = row.metric == 'accuracy'
+  gap = f'{100 * abs(row.gain):.1f} points' if percent else (
+      f'{abs(row.gain):.2g}'
+  )
+  return f'{row.verdict} by {gap}'
+
+
+def hours(row: collecting.Row) -> str:
+  """Returns the mean time of a run."""
+  mean = sum(run['hours'] for run in row.runs) / len(row.runs)
+  return f'{mean:.1f} h' if mean >= 1 else f'{60 * mean:.2g} min'
+
+
+def seeds(row: collecting.Row) -> str:
+  """Returns the number of seeds."""
+  count = len(row.values)
+  return '1 seed' if count == 1 else f'{count} seeds'
+
+
+def devices(row: collecting.Row) -> str:
+  """Returns the devices of the runs."""
+  return '; '.join(dict.fromkeys(run['device'] for run in row.runs))
+
+
+def code(run) -> str:
+  """Returns the commit of a run."""
+  if not run['commit']:
+    return 'commit not recorded'
+  return f'commit {run["commit"][:10]}{", changed" if run["dirty"] else ""}'

@@ -1,0 +1,1 @@
+"""Many runs of `experiments.train`: which, in which order, what came out."""

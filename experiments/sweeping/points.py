@@ -1,0 +1,143 @@
+"""Which runs a sweep consists of, and where each of them is kept."""
+
+from collections.abc import Sequence
+import itertools
+import pathlib
+import re
+from typing import NamedTuple
+
+from experiments.cli import config_flag
+from experiments.cli import results
+from experiments.cli import tasks
+from experiments.reporting import collecting
+from rnnzoo import errors
+from rnnzoo import layers
+from rnnzoo import models
+from rnnzoo.models import building
+
+
+class Point(NamedTuple):
+  """One run.
+
+  Attributes:
+    config: `FILE` or `FILE:LAYER`.
+    words: The overrides `--config.FIELD=VALUE`.
+    seed: The seed.
+    setting: The directory of all seeds of this setting, below the workdir.
+    total_steps: The step at which it ends.
+  """
+
+  config: str
+  words: tuple[str, ...]
+  seed: int
+  setting: pathlib.PurePosixPath
+  total_steps: int
+
+  @property
+  def directory(self) -> pathlib.PurePosixPath:
+    """The workdir of the run, below that of the sweep."""
+    return self.setting / f'seed_{self.seed}'
+
+  @property
+  def command(self) -> tuple[str, ...]:
+    """The flags of `experiments.train`, but for the workdir."""
+    return (
+        f'--config={self.config}', f'--config.seed={self.seed}', *self.words
+    )
+
+
+def make(
+    configs: str, grid: Sequence[str], seeds: int
+) -> list[Point]:
+  """Returns all runs; a mistake in any of them is an error now.
+
+  Args:
+    configs: `FILE[:LAYER],...`. A word that is no file is one more layer of the
+      file before it.
+    grid: `FIELD=VALUE,...`, as often as there are fields. A field with one
+      value has it in all runs.
+    seeds: How many seeds, from 0 on.
+
+  Raises:
+    UserError: If a file, a field or a value is wrong.
+  """
+  axes = [_axis(text) for text in grid]
+  points = []
+  for config in files_and_layers(configs):
+    for values in itertools.product(*(values for _, values in axes)):
+      chosen = [(name, v) for (name, _), v in zip(axes, values)]
+      words = tuple(f'--config.{name}={value}' for name, value in chosen)
+      flag = config_flag.parse_alone(config, *words)
+      resolved = tasks.resolve(flag.value, flag.exports)
+      _check_layers(resolved, flag.exports)
+      varied = [
+          f'{name.rpartition(".")[2]}={value}'
+          for (name, several), (_, value) in zip(axes, chosen)
+          if len(several) > 1
+      ]
+      setting = pathlib.PurePosixPath(
+          *_place(flag), _safe(flag.argument or resolved.model.layer),
+          *[_safe(','.join(varied))] * bool(varied),
+      )
+      points += [
+          Point(config, words, seed, setting, resolved.total_steps)
+          for seed in range(seeds)
+      ]
+  places = [point.directory for point in points]
+  for place in places:
+    if places.count(place) > 1:
+      raise errors.UserValueError(
+          f'--configs and --grid have two runs for the directory {place}.'
+      )
+  return points
+
+
+def files_and_layers(configs: str) -> list[str]:
+  """Returns `FILE` or `FILE:LAYER` for each setting.
+
+  >>> files_and_layers('a.py:lru,gru,b.py')
+  ['a.py:lru', 'a.py:gru', 'b.py']
+  """
+  found: list[str] = []
+  for word in configs.split(','):
+    if '.py' in word or not found:
+      found.append(word)
+    else:
+      file = found[-1].partition(':')[0]
+      found.append(f'{file}:{word}')
+  return found
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+  name, equals, values = text.partition('=')
+  # A comma inside brackets belongs to a value.
+  several = re.split(r',(?![^(\[{]*[)\]}])', values)
+  if not (name and equals and all(several)):
+    raise errors.UserValueError(
+        '--grid must be FIELD=VALUE,VALUE such as '
+        f'optimizer.learning_rate=1e-3,3e-3, got {text!r}.'
+    )
+  name = name.removeprefix('config.')
+  if name == 'seed':
+    raise errors.UserValueError('--grid cannot set seed; --seeds does.')
+  return name, several
+
+
+def _check_layers(config, exports) -> None:
+  """Raises `UserValueError` on a layer or an option that does not exist."""
+  model = models.ModelConfig.from_dict(config.model.to_dict())
+  known = {**layers.LAYERS, **(exports.layers or {})}
+  for depth in range(model.num_layers):
+    building.layer_options(model, depth, known)
+
+
+def _place(flag) -> tuple[str, ...]:
+  """Returns the directory of a config: its place among the configs."""
+  path = pathlib.PurePosixPath(results.neutral(flag.filename))
+  if path.is_relative_to(collecting.CONFIGS.as_posix()):
+    path = path.relative_to(collecting.CONFIGS.as_posix())
+  return path.with_suffix('').parts
+
+
+def _safe(name: str) -> str:
+  return re.sub(r'[^\w.,=+-]', '_', name)

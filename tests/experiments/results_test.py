@@ -1,0 +1,232 @@
+"""Records of runs, published numbers, and the report on both."""
+
+import json
+import pathlib
+import types
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments.cli import config_flag
+from experiments.cli import published
+from experiments.cli import results
+from experiments.reporting import collecting
+from experiments.reporting import markdown
+from experiments.reporting import page
+from ml_collections import ConfigDict
+from rnnzoo import errors
+from rnnzoo import tasks
+from tests.experiments import commands
+
+# A repository with one config.
+CONFIG = '''
+"""Copies <b>bold</b> things, see https://arxiv.org/abs/2410.01201."""
+
+from tests.experiments.tiny import get_config as get_config
+
+PUBLISHED = [
+    dict(layer='min_gru', split='test', metric='loss', value=1.5, error=0.01,
+         source='https://arxiv.org/abs/2410.01201, table 3'),
+    dict(layer='min_gru', split='long', metric='accuracy', value=0.5,
+         source='<script>alert(1)</script>'),
+    dict(layer='mamba', split='test', metric='loss', value=1.7,
+         source='a book'),
+]
+'''
+ROWS = [
+    dict(step=1, eval_loss=2.0, eval_accuracy=0.2, eval_long_accuracy=0.1),
+    dict(step=2, train_loss=1.8),
+    dict(step=2, eval_loss=1.0, eval_accuracy=0.6, eval_long_accuracy=0.4),
+]
+
+
+def summary(**values):
+  """Returns a summary like that of a language model."""
+  return {
+      'best_step': 2, 'best_eval_loss': 1.0, 'test_loss': 1.2,
+      'test_accuracy': 0.7, 'test_256_loss': 3.0, 'total_steps': 3,
+      'parameters': 10, 'seconds': 1800.0, 'device': 'cpu x 1', 'seed': 0,
+      'task': 'language_modelling', 'model.layer': 'min_gru', **values,
+  }
+
+
+class ResultsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.root = commands.temporary_directory(self)
+    self.config = self.root / 'experiments/configs/copying/one.py'
+    self.config.parent.mkdir(parents=True)
+    self.config.write_text(CONFIG)
+    self.results = self.root / 'results'
+    # A repository of its own.
+    self.enterContext(
+        mock.patch.object(results, 'ROOT', self.root.resolve())
+    )
+
+  def make(self, name, *words, rows=ROWS, **values):
+    """Writes the record of a run; returns it."""
+    folder = self.results / name
+    folder.mkdir(parents=True)
+    (folder / 'metrics.jsonl').write_text(''.join(
+        json.dumps(dict(row, wall_time=1.0)) + '\n' for row in rows
+    ))
+    flag = config_flag.parse_alone(str(self.config), *words)
+    config = ConfigDict(flag.value.to_dict())
+    config.eval_splits = ('validation', 'long')
+    result = results.make(
+        summary(**values), folder, config, tasks.LanguageModelling(),
+        types.SimpleNamespace(name='copying', unit='tokens'), flag,
+        ('abc', False),
+    )
+    results.write(result, folder)
+    return result
+
+  def test_what_a_result_holds(self):
+    result = self.make(
+        'run', '--config.seed=3', '--config.data.path=/home/ada/secret/a.txt',
+        '--config.data.data_dir=/home/ada/data', seed=3,
+    )
+    # The numbers are those of the best step, not the best of all steps.
+    self.assertEqual(result['values']['long'], dict(accuracy=0.4))
+    self.assertEqual(result['values']['test_256'], dict(loss=3.0))
+    self.assertEqual(
+        (result['metric'], result['split'], result['value']),
+        ('loss', 'test', 1.2),
+    )
+    self.assertEqual(result['published'], 1.5)
+    self.assertEqual(result['hours'], 0.5)
+    self.assertEqual(result['overrides'], {'data.path': 'a.txt'})
+    self.assertEqual(
+        result['command'],
+        'python -m experiments.train '
+        '--config=experiments/configs/copying/one.py:min_gru '
+        '--config.data.path=a.txt --config.seed=3 --workdir=runs/one',
+    )
+    text = (self.results / 'run/result.json').read_text()
+    for secret in ('ada', str(self.root)):
+      self.assertNotIn(secret, text)
+    self.assertEqual(results.read(self.results / 'run/result.json'), result)
+
+  def test_the_record_of_a_finished_run_stays(self):
+    result = self.make('run')
+    later = dict(result, commit='def')
+    results.write(later, self.results / 'run')
+    path = self.results / 'run/result.json'
+    self.assertEqual(results.read(path)['commit'], 'abc')
+    results.write(dict(later, steps=9), self.results / 'run')
+    self.assertEqual(results.read(path)['commit'], 'def')
+
+  def test_another_model_is_not_compared(self):
+    result = self.make('run', '--config.model.num_layers=1')
+    self.assertIsNone(result['published'])
+    rate = self.make('other', '--config.optimizer.learning_rate=0.1')
+    self.assertEqual(rate['published'], 1.5)
+
+  def test_report(self):
+    self.make('seed_0', test_loss=1.2)
+    self.make('seed_1', '--config.seed=1', seed=1, test_loss=1.4)
+    report = collecting.collect(self.results, self.root)
+    loss, long, longer = sorted(
+        report.rows, key=lambda row: ('test', 'long', 'test_256').index(
+            row.split)
+    )
+    self.assertAlmostEqual(loss.mean, 1.3)
+    self.assertAlmostEqual(loss.error, 0.1)
+    self.assertEqual(loss.verdict, collecting.BETTER)  # By 0.2.
+    self.assertEqual(long.verdict, collecting.WORSE)  # Larger is better.
+    self.assertEqual((longer.mean, longer.verdict), (3.0, ''))
+    self.assertEqual([row.layer for row in report.not_run], ['mamba'])
+    self.assertEqual(report.problems, ())
+
+    html = page.document(report)
+    for text in (
+        'better by 0.2', 'worse by 10.0 points', 'not run', '1.3\xa0±\xa00.1',
+        'href="https://arxiv.org/abs/2410.01201"', '<svg',
+        'data-name="min_gru"', '&lt;b&gt;bold', '&lt;script&gt;alert',
+    ):
+      self.assertIn(text, html)
+    self.assertNotIn('<script>alert', html)
+    self.assertNotRegex(html, r'(src|href)="(?!https://arxiv)')
+    lines = markdown.document(report).splitlines()
+    self.assertLen(lines, 2 + 4)
+    self.assertEqual({line.count(' | ') for line in lines if '---' not in line},
+                     {10})
+
+  def test_equal_within_the_errors(self):
+    self.make('run', test_loss=1.505)
+    row, *_ = collecting.collect(self.results, self.root).rows
+    self.assertEqual(row.verdict, collecting.EQUAL)
+
+  def test_what_is_left_out(self):
+    """Each bad file is a line that names it; the others are shown."""
+    good = self.make('good')
+    for name, text in (
+        ('cut', '{"task": '), ('list', '[]'),
+        ('old', json.dumps({k: v for k, v in good.items() if k != 'values'})),
+        ('kind', json.dumps(good | dict(hours='long'))),
+        ('empty', json.dumps(good | dict(values={}))),
+        ('number', json.dumps(good | dict(values=dict(test=3)))),
+        ('fixture', json.dumps(good | dict(fixture=True))),
+        ('smoke', json.dumps(good | dict(smoke=True))),
+    ):
+      folder = self.results / name
+      folder.mkdir()
+      (folder / 'result.json').write_text(text)
+    (self.results / 'bare').mkdir()
+    (self.results / 'bare/summary.json').write_text(json.dumps(summary()))
+    report = collecting.collect(self.results, self.root)
+    self.assertLen(report.rows, 2 + 1)  # Those of the good one.
+    self.assertLen(report.problems, 8)
+    for line, name, said in zip(report.problems, (
+        'cut', 'empty', 'fixture', 'kind', 'list', 'number', 'old', 'smoke',
+    ), (
+        'not JSON', 'damaged', 'generated data', 'hours must be a number',
+        'damaged', 'damaged', 'older form: it lacks values', 'a smoke run',
+    )):
+      self.assertStartsWith(line, f'results/{name}/result.json is ')
+      self.assertIn(said, line)
+      self.assertNotIn('\n', line)
+    self.assertLen(report.bare, 1)
+    self.assertIn('test loss 1.2', report.bare[0])
+    done = commands.Command(
+        'experiments.report', f'--results={self.results}',
+        f'--output={self.root / "out.html"}',
+    ).wait()
+    self.assertEqual(done.code, 1, done)
+    self.assertIn(report.problems[0], done.stderr)
+    self.assertIn('cut/result.json', (self.root / 'out.html').read_text())
+
+  @parameterized.parameters(
+      ('3', 'PUBLISHED of .* must be a list of dictionaries, got 3'),
+      ('[dict(layer="lru")]', r'PUBLISHED\[0\] .* see metric, source'),
+      (
+          '[dict(layer="a", metric="accuracy", value=99.5, split="test", '
+          'source="")]', r'value must be in \[0, 1\], got 99.5',
+      ),
+  )
+  def test_wrong_published_numbers(self, text, said):
+    path = self.root / 'wrong.py'
+    path.write_text(f'PUBLISHED = {text}\n')
+    with self.assertRaisesRegex(errors.UserValueError, said):
+      published.of_file(str(path))
+
+  def test_commit_of_no_repository(self):
+    self.assertEqual(results.commit(), ('', None))
+
+
+class CommittedTest(absltest.TestCase):
+
+  def test_report_of_the_repository(self):
+    """All records that are kept can be read, and are of configs that exist."""
+    report = collecting.collect(results.ROOT / 'experiments/results')
+    self.assertEqual(report.problems, ())
+    self.assertNotEmpty(report.rows)
+    for row in report.rows:
+      self.assertTrue((results.ROOT / row.config).is_file(), row.config)
+      for run in row.runs:
+        self.assertNotIn(str(pathlib.Path.home()), str(run))
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,157 @@
+"""Sweeps: which runs, what is left of them, and comparisons of runs."""
+
+import json
+import signal
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments.cli import results
+from experiments.sweeping import points
+from experiments.sweeping import rates
+from rnnzoo import errors
+from tests.experiments import commands
+
+TINY = 'tests/experiments/tiny.py'
+DIGITS = 'experiments/configs/images/digits.py'
+
+
+class PointsTest(parameterized.TestCase):
+
+  def test_directories_and_commands(self):
+    found = points.make(
+        f'{DIGITS}:lru,min_gru', [
+            'optimizer.learning_rate=1e-3,3e-3', 'eval_splits=("test",)',
+        ], 2,
+    )
+    self.assertEqual(
+        [str(p.directory) for p in found],
+        [
+            f'images/digits/{layer}/learning_rate={rate}/seed_{seed}'
+            for layer in ('lru', 'min_gru') for rate in ('1e-3', '3e-3')
+            for seed in (0, 1)
+        ],
+    )
+    self.assertEqual(found[1].command, (
+        f'--config={DIGITS}:lru', '--config.seed=1',
+        '--config.optimizer.learning_rate=1e-3',
+        '--config.eval_splits=("test",)',
+    ))
+    self.assertEqual(found[0].total_steps, 1500)
+
+  @parameterized.parameters(
+      (['optimizer.learning_rat=1'], 'Did you mean "optimizer.learning_rate"'),
+      (['total_steps=many'], 'total_steps=many'),
+      (['total_steps=0'], 'total_steps must be at least 1'),
+      (['total_steps'], '--grid must be FIELD=VALUE'),
+      (['total_steps=3,3'], 'two runs for the directory'),
+      (['model.layer=lrx'], 'Did you mean "lru"'),
+  )
+  def test_a_mistake_is_a_line_before_anything_runs(self, grid, said):
+    words = [f'--grid={word}' for word in grid]
+    workdir = commands.temporary_directory(self) / 'sweep'
+    done = commands.Command(
+        'experiments.sweep', f'--configs={TINY}', f'--workdir={workdir}', *words
+    ).wait()
+    self.assertIn(done.code, (1, 2), done)
+    self.assertLen(done.stderr.splitlines(), 1)
+    self.assertIn(said, done.stderr)
+    self.assertFalse(workdir.exists())
+
+  def test_wrong_rates(self):
+    for text in ('1e-3', '1,1e-3', '0,1', '1e-3,inf', 'low,high'):
+      with self.assertRaisesRegex(errors.UserValueError, '--lr_range must be'):
+        rates.parse(text)
+
+
+class SweepTest(absltest.TestCase):
+
+  def sweep(self, *words, layer='min_gru'):
+    return commands.Command(
+        'experiments.sweep', f'--configs={TINY}:{layer}',
+        f'--workdir={self.workdir}', *words,
+    )
+
+  def setUp(self):
+    super().setUp()
+    self.directory = commands.temporary_directory(self)
+    self.workdir = self.directory / 'sweep'
+
+  def test_from_a_stop_to_the_comparison(self):
+    runs = [
+        self.workdir / f'tests/experiments/tiny/min_gru/seed_{i}'
+        for i in (0, 1)
+    ]
+    words = ['--seeds=2', '--grid=eval_every=8']
+    # Ctrl-C stops the run, which saves.
+    stopped = self.sweep(*words, '--grid=total_steps=5000')
+    stopped.wait_for_step(runs[0], 3)
+    stopped.send(signal.SIGINT)
+    stopped.wait()
+    self.assertEqual(stopped.code, 130, stopped)
+    self.assertIn('the runs have saved', stopped.stderr)
+    *_, last = commands.saved_steps(runs[0])
+    self.assertFalse((runs[0] / results.FILE).exists())
+    # The same command would go on; so does one with fewer steps. Both runs at a
+    # time.
+    words.append(f'--grid=total_steps={last + 8}')
+    done = self.sweep(
+        *words, '--jobs=2', f'--results={self.directory / "kept"}'
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    self.assertIn('Going on after step', (runs[0] / 'log.txt').read_text())
+    record = json.loads((self.workdir / 'sweep.json').read_text())
+    [row] = record['rows']
+    one, two = (
+        results.read(run / results.FILE)['value'] for run in runs
+    )
+    self.assertNotEqual(one, two)
+    self.assertAlmostEqual(row['mean'], (one + two) / 2)
+    self.assertAlmostEqual(row['standard_error'], abs(one - two) / 2)
+    self.assertRegex(done.stdout, r'tiny/min_gru  loss on test, .*  2  ')
+    kept = self.directory / 'kept/tests/experiments/tiny/min_gru'
+    names = lambda seed: {p.name for p in (kept / f'seed_{seed}').iterdir()}
+    self.assertEqual(names(1), {'result.json', 'summary.json'})
+    self.assertEqual(names(0), names(1) | {'metrics.jsonl', 'curve.png'})
+    # What is done is skipped.
+    again = self.sweep(*words).wait()
+    self.assertIn('2 of them done before', again.stderr)
+    self.assertNotIn('started', again.stderr)
+    self.assertEqual(again.stdout, done.stdout)
+
+    image = self.directory / 'compare.png'
+    compared = commands.Command(
+        'experiments.compare', *runs, f'--output={image}'
+    ).wait()
+    self.assertEqual(compared.code, 0, compared)
+    head, *lines, _ = compared.stdout.splitlines()
+    self.assertEqual(
+        head.split(),
+        'run layer data eval_loss step parameters seconds'.split(),
+    )
+    best = json.loads((runs[1] / 'summary.json').read_text())
+    self.assertEqual(lines[1].split()[:5], [
+        str(runs[1]), 'min_gru', 'text_file',
+        f'{best["best_eval_loss"]:.4g}', str(best['best_step']),
+    ])
+    self.assertStartsWith(image.read_bytes(), b'\x89PNG')
+    wrong = commands.Command(
+        'experiments.compare', runs[0], '--metric=eval_lss'
+    ).wait()
+    self.assertEqual(wrong.code, 1)
+    self.assertIn('has no eval_lss, only ', wrong.stderr)
+
+  def test_a_failed_run_and_a_range_of_rates(self):
+    failed = self.sweep('--grid=data.path=none.txt').wait()
+    self.assertEqual(failed.code, 1, failed)
+    self.assertIn('1 of 1 runs failed', failed.stderr.splitlines()[-1])
+    self.assertIn('There is no file', failed.stderr.splitlines()[-1])
+    ranged = self.sweep('--lr_range=1e-4,1e2', '--lr_steps=30', layer='lru')
+    self.assertEqual(ranged.wait().code, 0, ranged)
+    self.assertRegex(ranged.stdout, r'tiny/lru: lowest loss .* at a rate of ')
+    plot = 'tests/experiments/tiny/lru/seed_0/learning_rate.png'
+    image = (self.workdir / plot).read_bytes()
+    self.assertStartsWith(image, b'\x89PNG')
+
+
+if __name__ == '__main__':
+  absltest.main()
