@@ -11,7 +11,8 @@ it skips what is done, and resumes what is not. Ctrl-C stops the runs, which
 save first.
 
 The means and standard errors are printed, and kept in `sweep.json`.
-`--results=DIR` copies the records, for `experiments.report`.
+`--results=DIR` copies the records of each run to DIR, for `experiments.report`.
+A run that has its records there is done, also on another machine.
 
 `--lr_range=1e-5,1e-1` is another kind of sweep: one short run of each config,
 whose learning rate grows, and a plot of the loss against the rate.
@@ -53,7 +54,8 @@ _WORKDIR = drivers.define_path('workdir', None, 'The directory of all runs.')
 _RESULTS = drivers.define_path(
     'results', None,
     'Copy result.json and summary.json of each run to this directory, and the '
-    'metrics and the curve of the first seed.',
+    'metrics and the curve of the first seed. Runs whose records are there '
+    'already are not run again.',
 )
 _LR_RANGE = flags.DEFINE_string(
     'lr_range', None,
@@ -76,20 +78,25 @@ def main(argv):
   )
   workdir = pathlib.Path(_WORKDIR.value)
   is_done = rates.is_done if ranged else running.is_done
+  kept = pathlib.Path(_RESULTS.value) if _RESULTS.value else None
+
+  def ended():
+    if not ranged:
+      collect(points, workdir)
+      if kept:
+        copy(points, workdir, kept)
+
   with lock.hold(workdir):
+    if kept and not ranged:
+      copy(points, kept, workdir)
     left = [point for point in points if not is_done(point, workdir)]
     say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
-    failed = running.run(
-        left, workdir, _JOBS.value, say,
-        ended=lambda: None if ranged else collect(points, workdir),
-    )
+    failed = running.run(left, workdir, _JOBS.value, say, ended)
     if ranged:
       print(*rates.draw(points, workdir, *ranged), sep='\n')
       return
-    collect(points, workdir)
+    ended()
   print(table(points, workdir))
-  if _RESULTS.value:
-    copy(points, workdir, pathlib.Path(_RESULTS.value))
   if failed:
     raise errors.UserError(
         f'{len(failed)} of {len(points)} runs failed. {"; ".join(failed)}'
@@ -164,26 +171,24 @@ def table(points, workdir) -> str:
   )
 
 
-def copy(points, workdir, directory) -> None:
-  """Copies the records of finished runs, in the same tree."""
-  copied = 0
+def copy(points, source, target) -> None:
+  """Copies the records of finished runs that `target` lacks, in the same tree.
+
+  Those of smoke runs are not copied.
+  """
   for point in points:
-    source = workdir / point.directory
-    if not running.is_done(point, workdir):
+    if not running.is_done(point, source) or running.is_done(point, target):
       continue
-    result = results.read(source / results.FILE)
+    origin, place = source / point.directory, target / point.directory
+    result = results.read(origin / results.FILE)
     if result.get('fixture') or result.get('smoke'):
-      say(f'not copied, a smoke run: {point.directory}')
       continue
-    target = directory / point.directory
-    target.mkdir(parents=True, exist_ok=True)
-    names = [results.FILE, 'summary.json']
+    place.mkdir(parents=True, exist_ok=True)
+    names = ['summary.json']
     if point.seed == 0:
       names += ['metrics.jsonl', 'curve.png']
-    for name in names:
-      shutil.copyfile(source / name, target / name)
-    copied += 1
-  say(f'{copied} runs copied to {directory}')
+    for name in (*names, results.FILE):  # Last, as the sign that all is there.
+      shutil.copyfile(origin / name, place / name)
 
 
 if __name__ == '__main__':

@@ -117,6 +117,12 @@ class SweepTest(absltest.TestCase):
     self.assertIn('2 of them done before', again.stderr)
     self.assertNotIn('started', again.stderr)
     self.assertEqual(again.stdout, done.stdout)
+    # So it is elsewhere, where its records are known.
+    self.workdir = self.directory / 'elsewhere'
+    words.append(f'--results={self.directory / "kept"}')
+    elsewhere = self.sweep(*words).wait()
+    self.assertIn('2 of them done before', elsewhere.stderr)
+    self.assertEqual(elsewhere.stdout, done.stdout)
 
     image = self.directory / 'compare.png'
     compared = commands.Command(
