@@ -1,0 +1,21 @@
+r"""MAD: recall where keys and values have one to three tokens.
+
+  python -m experiments.train \
+      --config=experiments/configs/synthetic/mad_fuzzy_recall.py \
+      --workdir=runs/mad_fuzzy_recall
+
+`mad.py` has the protocol and all changes of difficulty.
+
+Expected: none known as a number. Measured: nothing yet.
+"""
+
+from experiments.configs.synthetic import mad
+
+PUBLISHED = []
+
+
+def get_config(layer: str = 'mamba'):
+  """Returns the config."""
+  config = mad.get_config(layer, 'fuzzy_in_context_recall')
+  config.smoke_overrides.data.update(sequence_length=24, vocab_size=8)
+  return config
