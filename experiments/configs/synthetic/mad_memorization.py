@@ -7,12 +7,12 @@ r"""MAD: learn the values of 127 keys by heart.
 `mad.py` has the protocol and all changes of difficulty. 200 epochs of 256
 examples are 400 steps.
 
-Expected: none known as a number. Measured: nothing yet.
+Expected: the scores in `PUBLISHED`, see `mad.py`. Measured: nothing yet.
 """
 
 from experiments.configs.synthetic import mad
 
-PUBLISHED = []
+PUBLISHED = mad.scores(42.0, 82.5, 79.8, 40.8, 81.7, 91.3, 84.7)
 
 
 def get_config(layer: str = 'mamba'):

@@ -13,8 +13,8 @@ the run prints below its result, are those of the automata themselves.
 
 The settings are those of https://github.com/berlino/seq_icl, `configs`: four
 blocks of a layer and an MLP of four times the width 128, batches of 32, 200
-epochs (31,400 steps), a tenth of them warm-up. The paper's search is over
-widths, depths, learning rates and weight decays too. Different here: dropout
+epochs (31,400 steps), a tenth of them warm-up. Its results are the best of a
+search. Different here: dropout
 0.1 is in the whole model, not after the embedding alone, and the checkpoint
 with the best validation loss is tested, not that with the best accuracy.
 

@@ -16,8 +16,8 @@ of https://github.com/berlino/seq_icl, `src/dataloaders/dfa.py` and
   Targets that are separators or padding do not count.
 - 5000 automata train; 250 each are for validation and test.
 
-(The paper also names 4 edges, 20 words and 50 letters; the program excludes
-these upper limits.) The program minimises each automaton. This merges states
+The file of sizes names 4 edges, 20 words and 50 letters: its program excludes
+these upper limits. The program minimises each automaton. This merges states
 without changing the probability of any word, so it is left out here.
 
 Each batch also has the true probabilities of the next letter, which the kind of
