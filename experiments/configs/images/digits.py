@@ -52,7 +52,7 @@ def get_config(layer: str = 'lru'):
   config.optimizer.weight_decay = 0.05
   config.smoke_overrides.update(dict(
       total_steps=100, batch_size=32, log_every=10, eval_every=50,
-      save_every=50, data=dict(sequence='rows'),
+      save_every=50, keep=3, data=dict(sequence='rows'),
       optimizer=dict(learning_rate=1e-2, warmup_steps=10),
   ))
   return config

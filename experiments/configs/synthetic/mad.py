@@ -95,6 +95,7 @@ def get_config(layer: str = 'mamba', task: str = 'in_context_recall'):
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
       total_steps=60, batch_size=32, log_every=5, eval_every=30, save_every=30,
+      keep=3,
       model=dict(num_layers=1),
       data=dict(
           sequence_length=16, vocab_size=6, train_examples=800,

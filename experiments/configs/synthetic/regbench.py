@@ -54,6 +54,7 @@ def get_config(layer: str = 'mamba'):
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
       total_steps=60, batch_size=16, log_every=5, eval_every=30, save_every=30,
+      keep=3,
       model=dict(num_layers=1, dropout=0.0),
       data=dict(
           letters=4, max_states=4, min_words=3, max_words=4, max_word_length=8,

@@ -59,7 +59,7 @@ def get_config(layer: str = 'min_gru'):
     config.data.variant = 'mamba'
     config.optimizer.learning_rate = 1e-4
   config.smoke_overrides.update(dict(
-      total_steps=150, batch_size=32, log_every=10, eval_every=50,
+      total_steps=100, batch_size=32, log_every=10, eval_every=50,
       save_every=50,
       data=dict(
           sequence_length=6, num_tokens=2, vocab_size=4, eval_examples=64
