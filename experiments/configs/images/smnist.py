@@ -53,8 +53,8 @@ def get_config(layer: str = 'min_gru'):
   config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.05
   config.smoke_overrides.update(dict(
-      total_steps=100, batch_size=32, log_every=10, eval_every=50,
-      save_every=50, keep=3, data=dict(sequence='rows'),
-      optimizer=dict(learning_rate=1e-2, warmup_steps=10),
+      total_steps=150, batch_size=32, log_every=10, eval_every=50,
+      save_every=50, keep=3, model=dict(pooling='last'),
+      data=dict(sequence='rows'), optimizer=dict(warmup_steps=10),
   ))
   return config

@@ -48,7 +48,7 @@ def get_config(layer: str = 'mlstm_block'):
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
       total_steps=100, batch_size=32, log_every=10, eval_every=50,
-      save_every=50,
+      save_every=50, model=dict(num_layers=1),
       data=dict(
           sequence_length=8, num_pairs=2, vocab_size=12, eval_examples=64
       ),

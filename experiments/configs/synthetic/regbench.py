@@ -53,9 +53,9 @@ def get_config(layer: str = 'mamba'):
   config.optimizer.weight_decay = 0.1
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
-      total_steps=60, batch_size=16, log_every=5, eval_every=30, save_every=30,
-      keep=3,
-      model=dict(num_layers=1, dropout=0.0),
+      total_steps=200, batch_size=16, log_every=10, eval_every=100,
+      save_every=100, keep=3,
+      model=dict(num_layers=1, features=32, dropout=0.0),
       data=dict(
           letters=4, max_states=4, min_words=3, max_words=4, max_word_length=8,
           train_examples=400, eval_examples=32,
