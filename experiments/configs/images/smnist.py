@@ -55,6 +55,7 @@ def get_config(layer: str = 'min_gru'):
   config.smoke_overrides.update(dict(
       total_steps=150, batch_size=32, log_every=10, eval_every=50,
       save_every=50, keep=3, model=dict(pooling='last'),
-      data=dict(sequence='rows'), optimizer=dict(warmup_steps=10),
+      data=dict(sequence='rows'),
+      optimizer=dict(learning_rate=3e-3, warmup_steps=10),
   ))
   return config
