@@ -32,8 +32,7 @@ class Definition:
   """A data set before it is loaded: its fields, its kind of task, its loader.
 
   Attributes:
-    task: The name of its kind of task: `'language_modelling'`,
-      `'classification'` or `'regression'`.
+    task: The name of its kind of task, a key of `rnnzoo.tasks.TASKS`.
     fields: The fields of `config.data` that belong to this data set, each with
       a default. The fields in `COMMON` belong to all data sets.
     load: Called with `(config, shard, seed)`, returns the `Dataset`. `config`

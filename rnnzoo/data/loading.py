@@ -17,7 +17,9 @@ from rnnzoo.data.synthetic import copying
 from rnnzoo.data.synthetic import formal_language
 from rnnzoo.data.synthetic import group_word
 from rnnzoo.data.synthetic import induction_heads
+from rnnzoo.data.synthetic import mad
 from rnnzoo.data.synthetic import mqar
+from rnnzoo.data.synthetic import regbench
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
@@ -31,9 +33,11 @@ DATASETS = {
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
+    'mad': mad.DEFINITION,
     'mqar': mqar.DEFINITION,
     'npz_file': npz_file.DEFINITION,
     'python_docs': python_docs.DEFINITION,
+    'regbench': regbench.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
     'smnist': smnist.DEFINITION,
     'text_file': text_file.DEFINITION,

@@ -188,6 +188,8 @@ class Dataset:
     it only where some targets do not count.
   - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
+  - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
+    where they are known (`tasks.KnownSource`).
   - `reset` `[b, T]` bool: True on the first token of a stream (contiguous
     training text only).
 

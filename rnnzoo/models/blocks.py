@@ -303,6 +303,14 @@ def make_head(
   )
 
 
+def make_linear(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+  """Returns a linear map with a bias from `config.features` to as many."""
+  features = config.features
+  return _linear(
+      features, features, jnp.dtype(config.param_dtype), rngs, into='hidden'
+  )
+
+
 def dropout(
     x: jax.Array, rate: float, key: jax.Array | None, *, over_time: bool = False
 ) -> jax.Array:

@@ -230,13 +230,18 @@ class SequenceModel(nnx.Module):
     if self.config.pooling == 'none':
       y = common.project(self.head, x, base.state_dtype(x.dtype))
       return carry, base.masked(y, mask)
+    carry, pooled = self._pool(x, carry, reset, mask)
+    y = common.project(self.head, pooled.astype(x.dtype), pooled.dtype)
+    return carry, y
+
+  def _pool(self, x, carry, reset, mask):
+    """Returns the carry and the pooled features `[B, D]`."""
     if x.ndim == 2:  # One step is a sequence of length 1.
       x, reset, mask = jax.tree.map(lambda u: u[:, None], (x, reset, mask))
     pooled, count = pool(
         self.config.pooling, x, carry.pooled, carry.count, reset, mask
     )
-    y = common.project(self.head, pooled.astype(x.dtype), pooled.dtype)
-    return carry._replace(pooled=pooled, count=count), y
+    return carry._replace(pooled=pooled, count=count), pooled
 
 
 def pool(

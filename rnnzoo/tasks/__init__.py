@@ -9,14 +9,16 @@ A data set names its kind (`Dataset.task`, a key of `TASKS`). A new kind is one
 file with a subclass of `Task` and one line here.
 """
 
+from rnnzoo.tasks.autoencoding import Autoencoding
 from rnnzoo.tasks.base import Task
 from rnnzoo.tasks.classification import Classification
+from rnnzoo.tasks.known_source import KnownSource
 from rnnzoo.tasks.language import LanguageModelling
 from rnnzoo.tasks.registry import TASKS
 from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
 
 __all__ = [
-    'Classification', 'LanguageModelling', 'Regression', 'TASKS', 'Task',
-    'find',
+    'Autoencoding', 'Classification', 'KnownSource', 'LanguageModelling',
+    'Regression', 'TASKS', 'Task', 'find',
 ]

@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 
 from rnnzoo import errors
+from rnnzoo.tasks import autoencoding
 from rnnzoo.tasks import base
 from rnnzoo.tasks import classification
+from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
 from rnnzoo.tasks import regression
 
 Tasks = Mapping[str, type[base.Task]]
 
 TASKS: dict[str, type[base.Task]] = {
+    'autoencoding': autoencoding.Autoencoding,
     'classification': classification.Classification,
+    'known_source': known_source.KnownSource,
     'language_modelling': language.LanguageModelling,
     'regression': regression.Regression,
 }

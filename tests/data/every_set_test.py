@@ -9,6 +9,7 @@ import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data import settings
+from rnnzoo.data.synthetic import mad
 
 # Small sizes, and forms of a data set that have code of their own.
 CASES = {
@@ -31,9 +32,18 @@ CASES = {
         name='induction_heads', eval_examples=30, test_lengths=(64,),
         test_examples=10,
     ),
+    **{
+        f'mad_{task}': dict(
+            name='mad', task=task, train_examples=40, eval_examples=30
+        )
+        for task in mad.SIZES
+    },
     'mqar': dict(name='mqar', eval_examples=30),
     'npz_file': dict(name='npz_file'),
     'python_docs': dict(name='python_docs', sequence_length=400),
+    'regbench': dict(
+        name='regbench', max_words=11, train_examples=40, eval_examples=30
+    ),
     'selective_copying': dict(
         name='selective_copying', sequence_length=20, num_tokens=4,
         eval_examples=30,
@@ -89,7 +99,10 @@ class EverySetTest(parameterized.TestCase):
   def test_batches_have_the_form_that_the_attributes_promise(self, config):
     dataset = self.load(config)
     definition = data.find(config['name'])
-    self.assertEqual(dataset.task, definition.task)
+    is_autoencoder = config.get('task') == 'compression'
+    self.assertEqual(
+        dataset.task, 'autoencoding' if is_autoencoder else definition.task
+    )
     self.assertEqual(dataset.fixture, definition.write_fixture is not None)
     self.assertEqual(dataset.batch_size, ROWS)
     self.assertIn(
@@ -110,6 +123,7 @@ class EverySetTest(parameterized.TestCase):
       form['targets'] = (shape, np.int32)
       if dataset.out_features:
         form['targets'] = ((*shape, dataset.out_features), np.float32)
+      form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
       form['mask'] = (shape, np.bool_)
       form['input_mask'] = form['reset'] = (steps, np.bool_)
       return form

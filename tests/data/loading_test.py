@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo import fields
+from rnnzoo import tasks
 from rnnzoo.data import definition
 from rnnzoo.data import pipeline
 
@@ -21,9 +22,7 @@ class DefinitionTest(parameterized.TestCase):
   @parameterized.parameters(*data.DATASETS)
   def test_defaults_pass_their_own_check(self, name):
     found = data.find(name)
-    self.assertIn(
-        found.task, ('language_modelling', 'classification', 'regression')
-    )
+    self.assertIn(found.task, tasks.TASKS)
     self.assertNoCommonElements(found.fields, definition.COMMON)
     for field, value in found.defaults().items():
       fields.check(field, value, found.fields[field])

@@ -18,6 +18,7 @@ reaches 91.6 %.
 from experiments.configs import default
 from rnnzoo import models
 
+PUBLISHED = []  # None known for this split.
 # Options of the layers.
 OPTIONS = dict(
     lru=dict(r_min=0.9, r_max=0.999),
@@ -49,4 +50,9 @@ def get_config(layer: str = 'lru'):
   config.optimizer.end_learning_rate = 1e-5
   config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.05
+  config.smoke_overrides.update(dict(
+      total_steps=100, batch_size=32, log_every=10, eval_every=50,
+      save_every=50, keep=3, data=dict(sequence='rows'),
+      optimizer=dict(learning_rate=1e-2, warmup_steps=10),
+  ))
   return config

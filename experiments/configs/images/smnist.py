@@ -18,6 +18,12 @@ published with 99.63 %. The nearest class centroid reaches 82.1 %.
 from experiments.configs import default
 from rnnzoo import models
 
+PUBLISHED = [
+    dict(
+        layer='s4', metric='accuracy', value=0.9963, error=None, split='test',
+        source='https://arxiv.org/abs/2111.00396',
+    ),
+]
 # Options of the layers.
 OPTIONS = dict(
     lru=dict(r_min=0.9, r_max=0.999),
@@ -46,4 +52,10 @@ def get_config(layer: str = 'min_gru'):
   config.optimizer.end_learning_rate = 1e-5
   config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.05
+  config.smoke_overrides.update(dict(
+      total_steps=150, batch_size=32, log_every=10, eval_every=50,
+      save_every=50, keep=3, model=dict(pooling='last'),
+      data=dict(sequence='rows'),
+      optimizer=dict(learning_rate=3e-3, warmup_steps=10),
+  ))
   return config

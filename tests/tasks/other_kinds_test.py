@@ -1,0 +1,139 @@
+"""Tests of the kinds of task `autoencoding` and `known_source`."""
+
+from absl.testing import absltest
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import data
+from rnnzoo import errors
+from rnnzoo import models
+from rnnzoo import restoring
+from rnnzoo import tasks
+from rnnzoo import training
+from rnnzoo.training import evaluation
+from rnnzoo.training import sharding
+from tests.experiments import commands
+
+SMALL = models.ModelConfig(
+    layer='min_gru', num_layers=1, features=8, mlp='none', vocab_size=5
+)
+
+
+def train(case, task, dataset):
+  """Trains for a few steps; returns the summary and what is restored."""
+  workdir = commands.temporary_directory(type(case)) / 'run'
+  summary = training.train(
+      task, dataset, workdir, total_steps=20, eval_every=10, save_every=10,
+      tensorboard=False, optimizer=dict(learning_rate=2e-2, warmup_steps=2),
+  )
+  run = restoring.restore_run(workdir)
+  case.assertIs(type(run.task), type(task))
+  mesh = sharding.make_mesh(dict(data=-1, fsdp=1, model=1, sequence=1))
+  means = evaluation.evaluate_model(run.task, dataset, run.model, 'test', mesh)
+  for metric, value in means.items():
+    case.assertAlmostEqual(value, summary[f'test_{metric}'], places=5)
+  found = evaluation.predict(run.task, dataset, run.model, 'test', mesh)
+  right = np.concatenate([
+      np.ravel(p == t)
+      for p, t in zip(found['prediction'], found['target'], strict=True)
+  ])
+  case.assertAlmostEqual(right.mean(), means['accuracy'], places=5)
+  losses = list(commands.metrics(workdir, 'train_loss').values())
+  case.assertLess(losses[-1], losses[0])
+  return summary, run, means
+
+
+class AutoencodingTest(absltest.TestCase):
+
+  def test_decoder_is_what_the_equations_say(self):
+    model = models.SequenceAutoencoder(SMALL, rngs=nnx.Rngs(0))
+    tokens = jnp.array([[1, 2, 3], [4, 0, 1]])
+    x = model.embed(tokens)
+    _, x = model.backbone(x)
+    code = np.asarray(x[:, -1])
+    _, found = model(tokens)
+    np.testing.assert_allclose(found, code, rtol=1e-5, atol=1e-6)
+    # One position at a time, in NumPy.
+    norm = lambda x: x / np.sqrt(np.mean(x**2) + 1e-6)
+    weights = lambda m: (np.asarray(m.kernel[...]), np.asarray(m.bias[...]))
+    logits = np.asarray(model.decode(found, 3))
+    for row in range(2):
+      for place in range(3):
+        angles = [place * 10_000 ** (-i / 3) for i in range(4)]
+        y = code[row] + np.concatenate([np.sin(angles), np.cos(angles)])
+        for linear in model.linears:
+          w, b = weights(linear)
+          y = np.asarray(jax.nn.gelu(norm(y) @ w + b, approximate=False))
+        w, b = weights(model.head)
+        np.testing.assert_allclose(
+            logits[row, place], norm(y) @ w + b, rtol=2e-4, atol=2e-5
+        )
+
+  def test_a_code_in_chunks(self):
+    model = models.SequenceAutoencoder(SMALL, rngs=nnx.Rngs(0))
+    tokens = jnp.array([[1, 2, 3, 4], [4, 0, 1, 1]])
+    mask = jnp.array([[True] * 4, [True, True, False, False]])
+    _, whole = model(tokens, mask=mask)
+    carry, _ = model(tokens[:, :1])
+    for step in range(1, 4):
+      carry, code = model.step(carry, tokens[:, step], mask=mask[:, step])
+    np.testing.assert_allclose(code, whole, rtol=1e-5, atol=1e-6)
+    with self.assertRaisesRegex(errors.UserValueError, 'vocab_size must be'):
+      models.SequenceAutoencoder(
+          SMALL.replace(vocab_size=0, in_features=3), rngs=nnx.Rngs(0)
+      )
+
+  def test_it_is_trained_and_restored(self):
+    dataset = data.load(
+        dict(name='mad', task='compression', sequence_length=4, vocab_size=5,
+             train_examples=64, eval_examples=40),
+        batch_size=16, seed=0,
+    )
+    task = tasks.Autoencoding(SMALL)
+    summary, _, _ = train(self, task, dataset)
+    self.assertRegex(
+        task.sentence(summary, dataset), r'accuracy of the tokens: test \d'
+    )
+
+
+class KnownSourceTest(absltest.TestCase):
+
+  def test_metrics_of_known_logits(self):
+    true = np.array([[[0.5, 0.5, 0], [0, 1, 0], [1, 0, 0]]], np.float32)
+    logits = np.log(np.array(
+        [[[0.6, 0.3, 0.1], [0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32
+    ))
+    batch = dict(
+        inputs=jnp.zeros((1, 3), int), targets=jnp.array([[1, 1, 0]]),
+        mask=jnp.array([[True, True, False]]), probabilities=jnp.array(true),
+    )
+    _, sums = tasks.KnownSource(SMALL).forward(
+        lambda *args, **kwargs: (None, jnp.array(logits)), batch, None,
+        train=False, key=None,
+    )
+    self.assertEqual(
+        {name: round(float(value), 4) for name, value in sums.items()},
+        dict(
+            loss=round(-np.log(0.3) - np.log(0.25), 4), accuracy=0.0,
+            possible=1.0, total_variation=0.2 + 0.75, weight=2.0,
+        ),
+    )
+
+  def test_it_is_trained_and_restored(self):
+    dataset = data.load(
+        dict(name='regbench', max_states=4, letters=4, min_words=2,
+             max_words=2, max_word_length=4, train_examples=64,
+             eval_examples=40),
+        batch_size=16, seed=0,
+    )
+    task = tasks.KnownSource(SMALL)
+    summary, _, means = train(self, task, dataset)
+    self.assertGreaterEqual(means['possible'], means['accuracy'])
+    self.assertIn('total variation', task.sentence(summary, dataset))
+    self.assertIn('possible', task.describe(means, dataset))
+    self.assertTrue(task.is_as_good('possible', 0.9, 0.8))
+
+
+if __name__ == '__main__':
+  absltest.main()
