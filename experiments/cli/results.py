@@ -84,7 +84,7 @@ def make(
   values = _values(summary, rows, config, task, dataset)
   layer = summary['model.layer']
   numbers = published_lib.of_file(flag.filename)
-  overrides = _overrides(flag)
+  overrides = overrides_of(flag)
   found = published_lib.find(numbers, layer, overrides, values)
   # Layers of a file without published numbers of their own are compared with
   # the others: by the same metric.
@@ -217,7 +217,7 @@ def _values(summary, rows, config, task, dataset):
   return values
 
 
-def _overrides(flag) -> dict[str, str]:
+def overrides_of(flag: config_flag.ConfigFlag) -> dict[str, str]:
   """Returns the overrides of a command line, as text that holds no path."""
   found = {}
   for name in flag.overrides:

@@ -25,6 +25,7 @@ class Point(NamedTuple):
     seed: The seed.
     setting: The directory of all seeds of this setting, below the workdir.
     total_steps: The step at which it ends.
+    overrides: What its result records of `words`, as pairs.
   """
 
   config: str
@@ -32,6 +33,7 @@ class Point(NamedTuple):
   seed: int
   setting: pathlib.PurePosixPath
   total_steps: int
+  overrides: tuple[tuple[str, str], ...]
 
   @property
   def directory(self) -> pathlib.PurePosixPath:
@@ -80,7 +82,10 @@ def make(
           *[_safe(','.join(varied))] * bool(varied),
       )
       points += [
-          Point(config, words, seed, setting, resolved.total_steps)
+          Point(
+              config, words, seed, setting, resolved.total_steps,
+              tuple(results.overrides_of(flag).items()),
+          )
           for seed in range(seeds)
       ]
   places = [point.directory for point in points]

@@ -17,12 +17,16 @@ LOG = 'log.txt'
 
 
 def is_done(point: points_lib.Point, workdir: pathlib.Path) -> bool:
-  """Whether a run has left its result."""
+  """Whether a run of the same steps and fields has left its result."""
   path = workdir / point.directory / results.FILE
   try:
-    return results.read(path)['steps'] == point.total_steps
+    result = results.read(path)
   except errors.UserError:
     return False
+  return (
+      result['steps'] == point.total_steps
+      and result['overrides'] == dict(point.overrides)
+  )
 
 
 def run(

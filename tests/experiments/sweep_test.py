@@ -8,6 +8,7 @@ from absl.testing import parameterized
 from experiments.cli import results
 from experiments.sweeping import points
 from experiments.sweeping import rates
+from experiments.sweeping import running
 from rnnzoo import errors
 from tests.experiments import commands
 
@@ -117,6 +118,11 @@ class SweepTest(absltest.TestCase):
     self.assertIn('2 of them done before', again.stderr)
     self.assertNotIn('started', again.stderr)
     self.assertEqual(again.stdout, done.stdout)
+    # With other fields it is another run.
+    for grid, is_done in ((words[1:], True), ([*words[1:], 'keep=9'], False)):
+      grid = [word.removeprefix('--grid=') for word in grid]
+      [point] = points.make(f'{TINY}:min_gru', grid, 1)
+      self.assertEqual(running.is_done(point, self.workdir), is_done)
     # So it is elsewhere, where its records are known.
     self.workdir = self.directory / 'elsewhere'
     words.append(f'--results={self.directory / "kept"}')
