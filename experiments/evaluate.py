@@ -86,8 +86,9 @@ def main(argv):
         f'{dataset.name}, {_SPLIT.value}, step {run.step}: '
         f'{run.task.describe(means, dataset)}'
     )
-    if _SPLIT.value == 'test':  # The baselines are those of the test split.
-      for name, value in dataset.baselines().items():
+    if _SPLIT.value == 'test':  # They are those of the test split.
+      derived = run.task.derived(means, dataset)
+      for name, value in (derived | dataset.baselines()).items():
         print(f'  {name.replace("_", " ")}: {value:.4f}')
   wants_details = type(run.task).details is not base.Task.details
   if _PREDICTIONS.value or wants_details and jax.process_count() == 1:

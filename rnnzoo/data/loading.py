@@ -22,12 +22,14 @@ from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
 from rnnzoo.data.text import tiny_shakespeare
+from rnnzoo.data.text import wikipedia
 
 # A new data set is one file, and one line here.
 DATASETS = {
     'adding': adding.DEFINITION,
     'copying': copying.DEFINITION,
     'digits': digits.DEFINITION,
+    'enwik8': wikipedia.ENWIK8,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
@@ -36,6 +38,7 @@ DATASETS = {
     'python_docs': python_docs.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
     'smnist': smnist.DEFINITION,
+    'text8': wikipedia.TEXT8,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
 }
