@@ -18,6 +18,8 @@ from rnnzoo.data.synthetic import formal_language
 from rnnzoo.data.synthetic import group_word
 from rnnzoo.data.synthetic import induction_heads
 from rnnzoo.data.synthetic import mqar
+from rnnzoo.data.synthetic import needle
+from rnnzoo.data.synthetic import passkey
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
@@ -34,7 +36,9 @@ DATASETS = {
     'group_word': group_word.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
     'mqar': mqar.DEFINITION,
+    'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,
+    'passkey': passkey.DEFINITION,
     'python_docs': python_docs.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
     'smnist': smnist.DEFINITION,

@@ -33,7 +33,15 @@ CASES = {
         test_examples=10,
     ),
     'mqar': dict(name='mqar', eval_examples=30),
+    'needle': dict(
+        name='needle', sequence_length=800, eval_examples=10,
+        test_lengths=(900,), test_examples=10,
+    ),
     'npz_file': dict(name='npz_file'),
+    'passkey': dict(
+        name='passkey', sequence_length=400, eval_examples=10,
+        test_lengths=(500,), test_examples=10,
+    ),
     'python_docs': dict(name='python_docs', sequence_length=400),
     'selective_copying': dict(
         name='selective_copying', sequence_length=20, num_tokens=4,

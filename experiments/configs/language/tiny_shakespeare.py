@@ -11,7 +11,7 @@ character: minGRU 1.548, minLSTM 1.555, Mamba 1.575, Transformer 1.547. Chosen
 by us: GEGLU MLP, RMS norm, 256 characters, decay 0.1 (not on recurrent
 parameters), clip 1.
 
-`LAYERS_OF_SETTING` has a model for each layer. A layer that has no convolution
+`SETTINGS` has a model for each layer. A layer that has no convolution
 of its own gets one of 4 taps, but for attention. RG-LRU and mLSTM are in the
 blocks of their papers, `griffin` and `mlstm_block`. The size of the MLP makes
 all models about as large as that of minGRU:
@@ -49,7 +49,7 @@ PUBLISHED = [
     ]
 ]
 # What a layer has beside the common setting.
-LAYERS_OF_SETTING = dict(
+SETTINGS = dict(
     min_gru=dict(
         layer_options=dict(expansion_factor=2), conv_kernel=4, mlp_factor=2.0
     ),
@@ -74,13 +74,13 @@ def get_config(layer: str = 'min_gru'):
   """Returns the config.
 
   Args:
-    layer: A key of `LAYERS_OF_SETTING`, or another layer, which then has its
+    layer: A key of `SETTINGS`, or another layer, which then has its
       default options and an MLP of factor 2.
   """
   config = default.get_config()
   config.model = default.model(
       models.ModelConfig(num_layers=3, features=384, dropout=0.2).replace(
-          layer=layer, **LAYERS_OF_SETTING.get(layer, {})
+          layer=layer, **SETTINGS.get(layer, {})
       )
   )
   default.use_data(config, 'tiny_shakespeare')
@@ -92,4 +92,5 @@ def get_config(layer: str = 'min_gru'):
   config.eval_every = 25
   config.save_every = 25
   config.sample_characters = 1000
+  config.smoke_overrides.model.features = 24  # Six heads of attention.
   return config
