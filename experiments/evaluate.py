@@ -18,7 +18,6 @@ from experiments.cli import tasks
 import jax
 from rnnzoo import restoring
 from rnnzoo.tasks import base
-from rnnzoo.training import checks
 from rnnzoo.training import evaluation
 from rnnzoo.training import files
 from rnnzoo.training import sharding
@@ -67,16 +66,9 @@ def main(argv):
       multihost.sharing_devices(config.batch_size),
   )
   index, count = multihost.data_shard(mesh)
-  dataset = tasks.load_data(
-      config, exports, process_index=index, process_count=count
-  )
-  checks.check_vocabulary(
-      dataset.vocabulary and dataset.vocabulary.to_json(),
-      run.vocabulary and run.vocabulary.to_json(),
-  )
-  checks.check_data(
-      dataset.source, run.data, 'allow the new data: --allow_changed',
-      _ALLOW_CHANGED.value,
+  dataset = tasks.load_data_of_run(
+      run, config, exports, allow_changed=_ALLOW_CHANGED.value,
+      process_index=index, process_count=count,
   )
   means = evaluation.evaluate_model(
       run.task, dataset, run.model, _SPLIT.value, mesh
