@@ -11,10 +11,10 @@ character: minGRU 1.548, minLSTM 1.555, Mamba 1.575, Transformer 1.547. Chosen
 by us: GEGLU MLP, RMS norm, 256 characters, decay 0.1 (not on recurrent
 parameters), clip 1.
 
-`SETTINGS` has a model for each layer. A layer that has no convolution
-of its own gets one of 4 taps, but for attention. RG-LRU and mLSTM are in the
-blocks of their papers, `griffin` and `mlstm_block`. The size of the MLP makes
-all models about as large as that of minGRU:
+`SETTINGS` has a model for each layer. A layer that has no convolution of its
+own gets one of 4 taps, but for attention. RG-LRU and mLSTM are in the blocks of
+their papers, `griffin` and `mlstm_block`. The size of the MLP makes all models
+about as large as that of minGRU:
 
   min_gru 5,821,824     attention   5,811,456     griffin         5,778,336
   min_lstm 5,877,984    lru         5,877,984     gated_delta_net 5,900,118

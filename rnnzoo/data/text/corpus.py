@@ -149,8 +149,14 @@ def load(
     splits[split] = tuple(
         np.concatenate([splits[part][i] for part in parts]) for i in range(2)
     )
+  source = dict(
+      characters={split: len(text) for split, text in flat.items()},
+      sha256=hashlib.sha256(to_bytes(''.join(flat.values()))).hexdigest(),
+  )
   if all(isinstance(text, str) for text in texts.values()):
     splits = {split: (ids, None) for split, (ids, _) in splits.items()}
+  else:
+    source['documents'] = {name: len(u) for name, u in documents.items()}
   make_batches = (
       windows.stream_batches if config.contiguous else windows.window_batches
   )
@@ -176,10 +182,7 @@ def load(
       bytes_per_token=bytes_per_token(
           flat['test'], tokens['test'], starts['test'], vocabulary
       ),
-      source=dict(
-          characters={split: len(text) for split, text in flat.items()},
-          sha256=hashlib.sha256(to_bytes(''.join(flat.values()))).hexdigest(),
-      ),
+      source=source,
   )
 
 
