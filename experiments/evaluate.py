@@ -82,7 +82,10 @@ def main(argv):
       derived = run.task.derived(means, dataset)
       for name, value in (derived | dataset.baselines()).items():
         print(f'  {name.replace("_", " ")}: {value:.4f}')
-  wants_details = type(run.task).details is not base.Task.details
+  # The next token is asked for everywhere: there is nothing more to say.
+  wants_details = (
+      type(run.task).details is not base.Task.details and not dataset.forecast
+  )
   if _PREDICTIONS.value or wants_details and jax.process_count() == 1:
     found = evaluation.predict(
         run.task, dataset, run.model, _SPLIT.value, mesh

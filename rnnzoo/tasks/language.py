@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo.tasks import base
@@ -137,6 +138,20 @@ class LanguageModelling(base.Task):
     if not dataset.forecast:  # Only some tokens are asked for.
       text += f', test accuracy {summary["test_accuracy"]:.1%}'
     return text
+
+  def details(self, predictions, dataset):
+    """Returns how many sequences have all of their answers right.
+
+    Each token is predicted after the right ones before it. Greedy decoding
+    gives the same answers where all are right.
+    """
+    if dataset.forecast:
+      return []
+    right = [
+        np.array_equal(target, prediction) for target, prediction in
+        zip(predictions['target'], predictions['prediction'], strict=True)
+    ]
+    return [f'sequences with all answers right: {np.mean(right):.4f}']
 
   def check_result(self, summary: Mapping[str, Any], dataset, config):
     """Raises `UserError` if gzip should be beaten and is not."""
