@@ -217,7 +217,7 @@ def draw(record: Mapping[str, Any]):
   losses = [row for row in rows if row['loss'] is not None]
   top.plot(
       [row['end'] for row in losses], [row['loss'] for row in losses],
-      color=plots.COLORS[0], label='loss',
+      color='black',
   )
   top.set_ylabel(f'loss, nats per {record["unit"].removesuffix("s")}')
   for depth, name in sorted(_largest(rows[0]['state']).items()):

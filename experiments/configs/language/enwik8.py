@@ -37,4 +37,5 @@ def get_config(layer: str = 'min_gru'):
   config.optimizer.end_learning_rate = 1e-4
   config.optimizer.warmup_steps = 500
   config.sample_characters = 1000
+  config.smoke_overrides.model.dtype = 'float32'  # Faster on a CPU.
   return config

@@ -23,6 +23,6 @@ PUBLISHED = []
 def get_config(layer: str = 'mamba2'):
   """Returns the config: that of the passkey with other data."""
   config = default.use_data(passkey.get_config(layer), 'needle')
-  config.smoke_overrides.data.sequence_length = 800
-  config.smoke_overrides.data.test_lengths = (900,)
+  config.smoke_overrides.data.sequence_length = 600
+  config.smoke_overrides.data.test_lengths = ()
   return config

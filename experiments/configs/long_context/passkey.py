@@ -39,8 +39,11 @@ def get_config(layer: str = 'mamba2'):
   config.stop_at = dict(accuracy=0.999)
   config.optimizer.learning_rate = 2e-3
   config.optimizer.end_learning_rate = 1e-4
+  config.smoke_overrides.total_steps = 20
+  config.smoke_overrides.eval_every = 10
+  config.smoke_overrides.save_every = 10
   config.smoke_overrides.data = dict(
-      sequence_length=300, eval_examples=32, test_lengths=(400,),
-      test_examples=16,
+      sequence_length=200, eval_examples=16, test_lengths=(300,),
+      test_examples=8,
   )
   return config
