@@ -102,7 +102,7 @@ class NeedleTest(parameterized.TestCase):
     depths = []
     for text, answers in found:
       self.assertLessEqual(len(text), 2000)
-      if parts['haystack'] != 'text':  # Sentences may be long.
+      if parts.haystack != 'text':  # Sentences may be long.
         self.assertGreater(len(text), 2000 - 150)
       stated = re.findall(
           r'One of the special magic (\w+) for (\S+) is: (\S+)\.', text
@@ -110,25 +110,25 @@ class NeedleTest(parameterized.TestCase):
       question, said = text.split('\n')[-1].split('? ')
       query = re.search(r'for (.*) mentioned', question)[1]
       asked = re.findall(r'[^,\s]+', query.replace(', and ', ', '))
-      self.assertLen(asked, parts.get('queries', 1))
+      self.assertLen(asked, parts.queries)
       wanted = [
           value for name in asked for _, key, value in stated if key == name
       ]
       # Several values of a key come in the order of the text.
       self.assertEqual(answers, wanted)
-      self.assertLen(answers, len(asked) * parts.get('values', 1))
+      self.assertLen(answers, len(asked) * parts.values)
       self.assertEndsWith(said, ' '.join(
           ['are' if len(answers) > 1 else 'is', ', '.join(answers)]
       ))
-      if parts['haystack'] != 'needles':
-        self.assertLen(stated, parts.get('keys', 1) * parts.get('values', 1))
+      if parts.haystack != 'needles':
+        self.assertLen(stated, parts.keys * parts.values)
       shape = dict(
           number=r'\d{7}', uuid=r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}',
           word='[a-z]+-[a-z]+',
       )
       for key, value in ((k, v) for _, k, v in stated):
-        self.assertRegex(value, f'^{shape[parts["value"]]}$')
-        self.assertRegex(key, f'^{shape[parts["key"]]}$')
+        self.assertRegex(value, f'^{shape[parts.value]}$')
+        self.assertRegex(key, f'^{shape[parts.key]}$')
       depths.append(text.index(f' for {asked[0]} is: ') / len(text))
     self.assertGreater(np.ptp(depths), 0.2)
 

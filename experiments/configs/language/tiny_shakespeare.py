@@ -92,5 +92,6 @@ def get_config(layer: str = 'min_gru'):
   config.eval_every = 25
   config.save_every = 25
   config.sample_characters = 1000
-  config.smoke_overrides.model.features = 24  # Six heads of attention.
+  # 24 are six heads of attention.
+  config.smoke_overrides.model.update(dict(features=24, dropout=0.0))
   return config

@@ -20,9 +20,8 @@ from experiments.configs.long_context import passkey
 PUBLISHED = []
 
 
-def get_config(layer: str = 'mamba2'):
+def get_config(layer: str = 'min_gru'):
   """Returns the config: that of the passkey with other data."""
   config = default.use_data(passkey.get_config(layer), 'needle')
   config.smoke_overrides.data.sequence_length = 600
-  config.smoke_overrides.data.test_lengths = ()
   return config

@@ -20,7 +20,7 @@ from rnnzoo import models
 PUBLISHED = []
 
 
-def get_config(layer: str = 'mamba2'):
+def get_config(layer: str = 'min_gru'):
   """Returns the config: two layers of width 128, at most 5,000 steps."""
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
@@ -39,11 +39,7 @@ def get_config(layer: str = 'mamba2'):
   config.stop_at = dict(accuracy=0.999)
   config.optimizer.learning_rate = 2e-3
   config.optimizer.end_learning_rate = 1e-4
-  config.smoke_overrides.total_steps = 20
-  config.smoke_overrides.eval_every = 10
-  config.smoke_overrides.save_every = 10
   config.smoke_overrides.data = dict(
-      sequence_length=200, eval_examples=16, test_lengths=(300,),
-      test_examples=8,
+      sequence_length=200, eval_examples=16, test_lengths=()
   )
   return config

@@ -32,7 +32,7 @@ several values then come in the order of the sentences.
 
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 import uuid
 
 import numpy as np
@@ -45,16 +45,28 @@ from rnnzoo.data.text import python_docs
 
 # Raise it with every change of the examples that a seed gives.
 VERSION = 1
-_TEXT = dict(haystack='text', key='word', value='number')
+
+
+class Form(NamedTuple):
+  """A form of the task."""
+
+  haystack: str = 'text'  # 'noise', 'text' or 'needles'.
+  key: str = 'word'  # 'word' or 'uuid'.
+  value: str = 'number'  # 'number' or 'uuid'.
+  keys: int = 1
+  values: int = 1  # Of each key.
+  queries: int = 1  # Keys that are asked for.
+
+
 FORMS = dict(
-    single_1=dict(haystack='noise', key='word', value='number'),
-    single_2=_TEXT,
-    single_3=dict(_TEXT, value='uuid'),
-    multikey_1=dict(_TEXT, keys=4),
-    multikey_2=dict(haystack='needles', key='word', value='number'),
-    multikey_3=dict(haystack='needles', key='uuid', value='uuid'),
-    multivalue=dict(_TEXT, values=4),
-    multiquery=dict(_TEXT, keys=4, queries=4),
+    single_1=Form('noise'),
+    single_2=Form(),
+    single_3=Form(value='uuid'),
+    multikey_1=Form(keys=4),
+    multikey_2=Form('needles'),
+    multikey_3=Form('needles', 'uuid', 'uuid'),
+    multivalue=Form(values=4),
+    multiquery=Form(keys=4, queries=4),
 )
 FIELDS = dict(
     form=fields.Field(
@@ -121,10 +133,10 @@ def example(
     form: A key of `FORMS`.
     length: At least `shortest(form)`.
   """
-  return questions.example(*_text(rng, length, **FORMS[form]))
+  return questions.example(*_text(rng, length, *FORMS[form]))
 
 
-def _text(rng, length, haystack, key, value, keys=1, values=1, queries=1):
+def _text(rng, length, haystack, key, value, keys, values, queries):
   """Returns the text, and where the values of the answer are."""
   needle = lambda name, found: _NEEDLE.format(
       kind=value, key=name, value=found
@@ -203,10 +215,8 @@ def shortest(form: str) -> int:
   """Returns the number of bytes of the longest text without a haystack."""
   # Words are up to seven letters long, on both sides of a hyphen.
   sizes = dict(number=7, word=15, uuid=36)
-  parts = FORMS[form]
-  keys, values = parts.get('keys', 1), parts.get('values', 1)
-  queries = parts.get('queries', 1)
-  name, one = sizes[parts['key']], sizes[parts['value']]
+  _, key, value, keys, values, queries = FORMS[form]
+  name, one = sizes[key], sizes[value]
   hidden = keys * values * (len(_NEEDLE) + name + one)
   return (
       len(_TASK) + len(_QUESTION) + hidden + queries * (2 * (name + 6))
@@ -232,7 +242,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   chances = dict(number=[1 / 9] + 6 * [1 / 10], uuid=(
       5 * [1.0] + [1 / 4] + 30 * [1 / 16]
   ))
-  chance = float(np.mean(chances[FORMS[config.form]['value']]))
+  chance = float(np.mean(chances[FORMS[config.form].value]))
   return questions.dataset(
       config, shard, seed,
       lambda rng, length: example(rng, config.form, length),

@@ -146,8 +146,9 @@ def load(
 
   splits = {split: (tokens[split], starts[split]) for split in SPLITS}
   for split, parts in (joined or {}).items():
-    splits[split] = tuple(
-        np.concatenate([splits[part][i] for part in parts]) for i in range(2)
+    splits[split] = (
+        np.concatenate([tokens[part] for part in parts]),
+        np.concatenate([starts[part] for part in parts]),
     )
   source = dict(
       characters={split: len(text) for split, text in flat.items()},
