@@ -33,6 +33,7 @@ _EXTRAS = {
     'tf': ['tensorflow-cpu>=2.21'],
     'tensorboard': ['tensorboardX>=2.6'],
     'export': ['flatbuffers>=24.3'],
+    'tokenizers': ['tokenizers>=0.21'],
     # Work on rnnzoo itself: `scripts/test`, and what looks at a change first.
     'dev': ['pre-commit>=4'],
     'test': [
@@ -43,6 +44,7 @@ _EXTRAS = {
         'ruff>=0.9',
         'scikit-learn>=1.5',
         'tensorboardX>=2.6',
+        'tokenizers>=0.21',
     ],
 }
 

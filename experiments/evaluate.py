@@ -18,7 +18,6 @@ from experiments.cli import tasks
 import jax
 from rnnzoo import restoring
 from rnnzoo.tasks import base
-from rnnzoo.training import checks
 from rnnzoo.training import evaluation
 from rnnzoo.training import files
 from rnnzoo.training import sharding
@@ -67,16 +66,9 @@ def main(argv):
       multihost.sharing_devices(config.batch_size),
   )
   index, count = multihost.data_shard(mesh)
-  dataset = tasks.load_data(
-      config, exports, process_index=index, process_count=count
-  )
-  checks.check_vocabulary(
-      dataset.vocabulary and dataset.vocabulary.to_json(),
-      run.vocabulary and run.vocabulary.to_json(),
-  )
-  checks.check_data(
-      dataset.source, run.data, 'allow the new data: --allow_changed',
-      _ALLOW_CHANGED.value,
+  dataset = tasks.load_data_of_run(
+      run, config, exports, allow_changed=_ALLOW_CHANGED.value,
+      process_index=index, process_count=count,
   )
   means = evaluation.evaluate_model(
       run.task, dataset, run.model, _SPLIT.value, mesh
@@ -86,10 +78,14 @@ def main(argv):
         f'{dataset.name}, {_SPLIT.value}, step {run.step}: '
         f'{run.task.describe(means, dataset)}'
     )
-    if _SPLIT.value == 'test':  # The baselines are those of the test split.
-      for name, value in dataset.baselines().items():
+    if _SPLIT.value == 'test':  # They are those of the test split.
+      derived = run.task.derived(means, dataset)
+      for name, value in (derived | dataset.baselines()).items():
         print(f'  {name.replace("_", " ")}: {value:.4f}')
-  wants_details = type(run.task).details is not base.Task.details
+  # The next token is asked for everywhere: there is nothing more to say.
+  wants_details = (
+      type(run.task).details is not base.Task.details and not dataset.forecast
+  )
   if _PREDICTIONS.value or wants_details and jax.process_count() == 1:
     found = evaluation.predict(
         run.task, dataset, run.model, _SPLIT.value, mesh

@@ -7,6 +7,7 @@ import jax
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import restoring
+from rnnzoo.data import bpe
 from rnnzoo.training import files
 
 
@@ -22,9 +23,9 @@ def check_text(run: restoring.Run):
 def start_of_text(run: restoring.Run) -> str:
   """Returns the default prompt: a new line, if the vocabulary has it."""
   vocabulary = run.vocabulary
-  if vocabulary.level == 'byte' or '\n' in vocabulary.symbols:
-    return '\n'
-  return vocabulary.symbols[0]
+  if vocabulary.level == 'char' and '\n' not in vocabulary.symbols:
+    return vocabulary.symbols[0]
+  return '\n'
 
 
 def encode(run: restoring.Run, prompts: Sequence[str]):
@@ -36,7 +37,10 @@ def encode(run: restoring.Run, prompts: Sequence[str]):
   check_text(run)
   if not all(prompts):
     raise errors.UserValueError('A prompt must have at least one character.')
-  return generation.pad([run.vocabulary.encode(prompt) for prompt in prompts])
+  rows = [run.vocabulary.encode(prompt) for prompt in prompts]
+  if not all(map(len, rows)):  # A tokenizer may drop white space.
+    raise errors.UserValueError('A prompt must have at least one token.')
+  return generation.pad(rows)
 
 
 def continuations(
@@ -84,6 +88,11 @@ def pieces(
   if run.vocabulary.level == 'char':
     for row in rows:
       yield run.vocabulary.decode(row)
+    return
+  if run.vocabulary.level == 'bpe':
+    decode = bpe.decoder(run.vocabulary.symbols)
+    for row in rows:
+      yield decode(row[0])
     return
   decoder = codecs.getincrementaldecoder('utf-8')('replace')
   for row in rows:

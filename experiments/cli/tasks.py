@@ -107,6 +107,33 @@ def load_data(config, exports: Exports = NO_EXPORTS, **shard):
     return load()
 
 
+def load_data_of_run(
+    run, config, exports: Exports = NO_EXPORTS, *, allow_changed=False, **shard
+):
+  """Loads the data of a restored run, if it is what it was.
+
+  Args:
+    run: From `restoring.restore_run`.
+    config: From `of_run`.
+    exports: What the config file of the run brings.
+    allow_changed: Whether other data of the same vocabulary will do.
+    **shard: See `make_task`.
+
+  Raises:
+    UserError: If the data is missing, wrong or another.
+  """
+  dataset = load_data(config, exports, **shard)
+  checks.check_vocabulary(
+      dataset.vocabulary and dataset.vocabulary.to_json(),
+      run.vocabulary and run.vocabulary.to_json(),
+  )
+  checks.check_data(
+      dataset.source, run.data, 'allow the new data: --allow_changed',
+      allow_changed,
+  )
+  return dataset
+
+
 def defaults(name: str, exports: Exports = NO_EXPORTS) -> dict:
   """Returns the default of every field of a config with this data set."""
   config = default.get_config()

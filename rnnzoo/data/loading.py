@@ -19,27 +19,34 @@ from rnnzoo.data.synthetic import group_word
 from rnnzoo.data.synthetic import induction_heads
 from rnnzoo.data.synthetic import mad
 from rnnzoo.data.synthetic import mqar
+from rnnzoo.data.synthetic import needle
+from rnnzoo.data.synthetic import passkey
 from rnnzoo.data.synthetic import regbench
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
 from rnnzoo.data.text import tiny_shakespeare
+from rnnzoo.data.text import wikipedia
 
 # A new data set is one file, and one line here.
 DATASETS = {
     'adding': adding.DEFINITION,
     'copying': copying.DEFINITION,
     'digits': digits.DEFINITION,
+    'enwik8': wikipedia.ENWIK8,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
     'mad': mad.DEFINITION,
     'mqar': mqar.DEFINITION,
+    'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,
+    'passkey': passkey.DEFINITION,
     'python_docs': python_docs.DEFINITION,
     'regbench': regbench.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
     'smnist': smnist.DEFINITION,
+    'text8': wikipedia.TEXT8,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
 }

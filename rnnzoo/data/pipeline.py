@@ -191,7 +191,7 @@ class Dataset:
   - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
     where they are known (`tasks.KnownSource`).
   - `reset` `[b, T]` bool: True on the first token of a stream (contiguous
-    training text only).
+    training text only) and of a document.
 
   Attributes:
     name: The name in the config, e.g. `'tiny_shakespeare'`.
@@ -221,6 +221,8 @@ class Dataset:
     contiguous: Whether training rows go on where the same row of the step
       before stopped.
     vocabulary: How text becomes tokens, or `None` where there is no text.
+    bytes_per_token: How many bytes of UTF-8 a target of the test split stands
+      for, on average; 0 where there is no text.
     baselines: A function without arguments that measures what simple
       predictors reach, a dictionary of floats by name (see each data set).
     source: What distinguishes this data from any other, for JSON: for a text
@@ -251,6 +253,7 @@ class Dataset:
   forecast: bool = False
   contiguous: bool = False
   vocabulary: vocabularies.Vocabulary | None = None
+  bytes_per_token: float = 0.0
   baselines: Callable[[], dict[str, float]] = dataclasses.field(
       default=dict, repr=False
   )

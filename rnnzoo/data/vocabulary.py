@@ -1,12 +1,13 @@
-"""The two vocabularies of plain text: its characters, or the 256 bytes."""
+"""The vocabularies of text: its characters, the 256 bytes, learned tokens."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 from rnnzoo import errors
+from rnnzoo.data import bpe
 
-LEVELS = ('char', 'byte')
+LEVELS = ('char', 'byte', 'bpe')
 
 
 def code_points(text: str) -> np.ndarray:
@@ -29,9 +30,11 @@ class Vocabulary:
     'he'
 
   Attributes:
-    level: `'char'`, or `'byte'`: the 256 values of UTF-8 bytes.
+    level: `'char'`; or `'byte'`: the 256 values of UTF-8 bytes; or `'bpe'`:
+      sequences of bytes or characters, see `rnnzoo.data.bpe`.
     symbols: At the character level, the characters in the order of their ids,
-      which is the order of their code points; empty at the byte level.
+      which is the order of their code points; empty at the byte level; for BPE
+      the text of a `tokenizer.json`.
   """
 
   level: str
@@ -43,6 +46,8 @@ class Vocabulary:
           f'The level of a vocabulary must be one of {LEVELS}, got '
           f'{self.level!r}.'
       )
+    if self.level == 'bpe':  # Read when it is used: `tokenizers` is an extra.
+      return
     expected = ''.join(sorted(set(self.symbols)))
     if self.symbols != expected or (self.level == 'byte' and self.symbols):
       raise errors.UserValueError(
@@ -71,6 +76,8 @@ class Vocabulary:
     return {'level': self.level, 'symbols': self.symbols}
 
   def __len__(self) -> int:
+    if self.level == 'bpe':
+      return bpe.size(self.symbols)
     return 256 if self.level == 'byte' else len(self.symbols)
 
   def encode(self, text: str) -> np.ndarray:
@@ -84,9 +91,16 @@ class Vocabulary:
       # Undecodable bytes of a command line come as surrogate escapes.
       raw = text.encode('utf-8', 'surrogateescape')
       return np.frombuffer(raw, np.uint8).astype(np.int32)
+    if self.level == 'bpe':
+      return bpe.encode(self.symbols, text)
     points = code_points(text)
     known = code_points(self.symbols)
-    lacking = ~np.isin(points, known)
+    # One entry for each code point up to the last known one, and one more.
+    end = int(known[-1]) + 1 if len(known) else 0
+    table = np.full(end + 1, -1, np.int32)
+    table[known] = np.arange(len(known))
+    ids = table[np.minimum(points, end)]
+    lacking = ids < 0
     if lacking.any():
       unknown = [repr(chr(p)) for p in dict.fromkeys(points[lacking].tolist())]
       more = f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''
@@ -94,7 +108,7 @@ class Vocabulary:
           f'The vocabulary of {len(self)} characters lacks '
           f'{", ".join(unknown[:10])}{more}.'
       )
-    return np.searchsorted(known, points).astype(np.int32)
+    return ids
 
   def decode(self, ids) -> str:
     """Returns the text of `ids` `[N]`; broken UTF-8 becomes U+FFFD.
@@ -110,5 +124,7 @@ class Vocabulary:
       )
     if self.level == 'byte':
       return ids.astype(np.uint8).tobytes().decode('utf-8', 'replace')
+    if self.level == 'bpe':
+      return bpe.decode(self.symbols, ids)
     points = code_points(self.symbols)[ids]
     return points.tobytes().decode('utf-32-le', 'surrogatepass')

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo.tasks import base
@@ -64,8 +65,10 @@ class LanguageModelling(base.Task):
         name: jax.ShapeDtypeStruct(shape, jnp.int32)
         for name in ('inputs', 'targets')
     }
-    if config.data.get('contiguous'):
+    if config.data.get('contiguous') or config.data.get('separator'):
       batch['reset'] = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    if config.data.get('separator'):
+      batch['mask'] = jax.ShapeDtypeStruct(shape, jnp.bool_)
     return batch
 
   def build(self, rngs):
@@ -110,8 +113,11 @@ class LanguageModelling(base.Task):
     return f'{unit} per {_singular(dataset.unit)}' if unit else ''
 
   def derived(self, means, dataset):
-    del dataset
-    return dict(bits_per_token=means['loss'] / math.log(2))
+    bits = means['loss'] / math.log(2)
+    found = dict(bits_per_token=bits)
+    if dataset.bytes_per_token:
+      found['bits_per_byte'] = bits / dataset.bytes_per_token
+    return found
 
   def describe(self, means, dataset):
     loss = means['loss']
@@ -127,9 +133,25 @@ class LanguageModelling(base.Task):
         f'validation {bits[0]:.3f} and test {bits[1]:.3f} bits per '
         f'{_singular(dataset.unit)} ({nats[0]:.4f} and {nats[1]:.4f} nats)'
     )
-    if dataset.vocabulary is None:
+    if dataset.unit == 'tokens' and 'test_bits_per_byte' in summary:
+      text += f', {summary["test_bits_per_byte"]:.3f} bits per byte'
+    if not dataset.forecast:  # Only some tokens are asked for.
       text += f', test accuracy {summary["test_accuracy"]:.1%}'
     return text
+
+  def details(self, predictions, dataset):
+    """Returns how many sequences have all of their answers right.
+
+    Each token is predicted after the right ones before it. Greedy decoding
+    gives the same answers where all are right.
+    """
+    if dataset.forecast:
+      return []
+    right = [
+        np.array_equal(target, prediction) for target, prediction in
+        zip(predictions['target'], predictions['prediction'], strict=True)
+    ]
+    return [f'sequences with all answers right: {np.mean(right):.4f}']
 
   def check_result(self, summary: Mapping[str, Any], dataset, config):
     """Raises `UserError` if gzip should be beaten and is not."""

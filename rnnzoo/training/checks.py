@@ -1,5 +1,6 @@
 """Checks that a resumed run has the config, the data and the code of before."""
 
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -18,7 +19,7 @@ FREE_FIELDS = (
     'stop_at', 'on_nan', 'nan_limit', 'nan_rate_factor',
 )
 # Names of files: two that mean the same file are equal.
-PATH_FIELDS = ('data.path', 'init_from')
+PATH_FIELDS = ('data.path', 'data.tokenizer', 'init_from')
 
 
 def open_workdir(workdir, config, defaults: dict[str, Any]) -> pathlib.Path:
@@ -77,7 +78,15 @@ def check_vocabulary(now, then, where='the checkpoint'):
   """Raises `UserValueError` if the vocabulary has changed."""
   if now == then:
     return
-  symbols = [set((v or {}).get('symbols', '')) for v in (now, then)]
+  levels = [(v or {}).get('level') for v in (now, then)]
+  if levels != ['char', 'char']:
+    raise errors.UserValueError(
+        f'The text and the model of {where} have different vocabularies: '
+        f'{_vocabulary_shown(now)} now, {_vocabulary_shown(then)} there. Use '
+        'the data.level, the text and the tokenizer.json (data.tokenizer) of '
+        'that run.'
+    )
+  symbols = [set(v.get('symbols', '')) for v in (now, then)]
   only = [''.join(sorted(a - b))[:10] for a, b in (symbols, symbols[::-1])]
   raise errors.UserValueError(
       f'The text and the model of {where} have different vocabularies: only '
@@ -100,6 +109,14 @@ def check_kind(now, then):
         f'The kind of task is {kinds[0]}, but the checkpoint is of a run of '
         f'{kinds[1]}. Use another workdir.'
     )
+
+
+def _vocabulary_shown(vocabulary) -> str:
+  if not vocabulary:
+    return 'no text'
+  level, symbols = vocabulary.get('level'), vocabulary.get('symbols', '')
+  digest = hashlib.sha256(str(symbols).encode('utf-8', 'replace')).hexdigest()
+  return f'{level} {digest[:8]}' if symbols else str(level)
 
 
 def check_data(now, then, allow: str, allowed: bool) -> bool:

@@ -20,6 +20,7 @@ CASES = {
     'copying': dict(name='copying', eval_examples=30),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
+    'enwik8': dict(name='enwik8', sequence_length=32),
     'formal_language': dict(
         name='formal_language', language='bucket_sort', eval_examples=30,
         test_lengths=(50,), test_examples=10,
@@ -39,7 +40,15 @@ CASES = {
         for task in mad.SIZES
     },
     'mqar': dict(name='mqar', eval_examples=30),
+    'needle': dict(
+        name='needle', sequence_length=800, eval_examples=10,
+        test_lengths=(900,), test_examples=10,
+    ),
     'npz_file': dict(name='npz_file'),
+    'passkey': dict(
+        name='passkey', sequence_length=400, eval_examples=10,
+        test_lengths=(500,), test_examples=10,
+    ),
     'python_docs': dict(name='python_docs', sequence_length=400),
     'regbench': dict(
         name='regbench', max_words=11, train_examples=40, eval_examples=30
@@ -51,6 +60,13 @@ CASES = {
     'smnist': dict(name='smnist'),
     'smnist_permuted': dict(name='smnist', permutation='bit_reversal'),
     'smnist_rows': dict(name='smnist', sequence='rows'),
+    'text8': dict(name='text8', sequence_length=32),
+    'text_bpe': dict(
+        name='text_file', sequence_length=32, level='bpe', bpe_size=300
+    ),
+    'text_documents': dict(
+        name='text_file', sequence_length=32, separator='\n'
+    ),
     'text_file': dict(name='text_file', sequence_length=32),
     'text_streams': dict(
         name='text_file', sequence_length=32, contiguous=True
@@ -146,7 +162,9 @@ class EverySetTest(parameterized.TestCase):
         self.assertBetween(batch['targets'].min(), 0, largest - 1)
       if dataset.vocab_size:
         self.assertBetween(batch['inputs'].min(), 0, dataset.vocab_size - 1)
-    self.assertEqual('reset' in train, dataset.contiguous)
+    self.assertEqual(
+        'reset' in train, dataset.contiguous or 'separator' in config
+    )
     self.assertEqual(dataset.forecast, dataset.per_step and np.array_equal(
         train['targets'][:, :-1], train['inputs'][:, 1:]
     ))

@@ -140,7 +140,7 @@ class TextFileTest(parameterized.TestCase):
     for path, kind, message in (
         ('', errors.UserFileNotFoundError, 'needs data.path'),
         (f'{empty}/no', errors.UserFileNotFoundError, 'There is no file .*no'),
-        (empty, errors.UserError, 'cannot be read: Is a directory'),
+        (empty, errors.UserFileNotFoundError, 'folder .* has no files'),
         (
             self.write(b'abc\xff'),
             errors.UserValueError,

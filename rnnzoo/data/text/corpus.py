@@ -1,26 +1,48 @@
-"""Any text as a data set for language models, by characters or bytes."""
+"""Any text as a data set for language models: characters, bytes or BPE."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import gzip
 import hashlib
+import itertools
+import pathlib
 from typing import Any
 import zlib
 
 from absl import logging
-import grain
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import fields
+from rnnzoo import filenames
+from rnnzoo.data import bpe
 from rnnzoo.data import pipeline
 from rnnzoo.data import vocabulary as vocabularies
+from rnnzoo.data.text import windows
 
 SPLITS = ('train', 'validation', 'test')
-UNITS = dict(char='characters', byte='bytes')
+UNITS = dict(char='characters', byte='bytes', bpe='tokens')
+
+
+def level_field(default: str) -> fields.Field:
+  """Returns the field `level`."""
+  return fields.Field(
+      str, choices=vocabularies.LEVELS, default=default,
+      help='What a token is: a character, a byte, or a sequence of bytes that '
+      'is frequent (byte-pair encoding).',
+  )
+
+
 FIELDS = dict(
-    level=fields.Field(
-        str, choices=vocabularies.LEVELS, default='char',
-        help='What a token is: a character or a byte.',
+    level=level_field('char'),
+    bpe_size=fields.Field(
+        int, low=256, default=4096,
+        help='The number of tokens that data.level=bpe learns from the '
+        'training part.',
+    ),
+    tokenizer=fields.Field(
+        str, default='',
+        help='For data.level=bpe, the file tokenizer.json of a finished '
+        'tokenizer. If empty, one is learned.',
     ),
     sequence_length=fields.Field(
         int, low=1, default=256, help='The number of tokens in a window.'
@@ -33,10 +55,15 @@ FIELDS = dict(
 )
 
 
+def cuts(length: int) -> tuple[int, int]:
+  """Returns where validation and test start: at 90 % and 95 % of a text."""
+  first = int(length * 0.9)
+  return first, first + int((length - first) * 0.5)
+
+
 def split_text(text: str) -> dict[str, str]:
   """Cuts a text into 90 % train, 5 % validation, 5 % test, in this order."""
-  first = int(len(text) * 0.9)
-  second = first + int((len(text) - first) * 0.5)
+  first, second = cuts(len(text))
   pieces = text[:first], text[first:second], text[second:]
   return dict(zip(SPLITS, pieces, strict=True))
 
@@ -50,9 +77,26 @@ def fixture_text() -> str:
   return '\n'.join(lines)[:20_000]
 
 
+def split_documents(documents: Sequence[str]) -> dict[str, list[str]]:
+  """Deals documents to train, validation and test, in this order.
+
+  The cuts are near those of `split_text`: a document belongs to the split in
+  which its first character lies.
+
+  >>> split_documents(['a' * 18, 'b', 'c'])
+  {'train': ['aaaaaaaaaaaaaaaaaa'], 'validation': ['b'], 'test': ['c']}
+  """
+  *starts, total = itertools.accumulate(map(len, documents), initial=0)
+  found = {split: [] for split in SPLITS}
+  for start, document in zip(starts, documents):
+    number = sum(start >= cut for cut in cuts(total))
+    found[SPLITS[number]].append(document)
+  return found
+
+
 def load(
     name: str,
-    texts: Mapping[str, str],
+    texts: Mapping[str, str | Sequence[str]],
     config: Any,
     shard: pipeline.Shard,
     seed: int,
@@ -69,12 +113,16 @@ def load(
   Evaluation rows are windows side by side, so each token of a split but its
   first is a target once.
 
+  A split that is a list of documents is one text too, without gaps: a row may
+  hold several documents. `reset` marks their first tokens, so that nothing
+  passes from one document to the next, and these tokens are no targets.
+
   The characters of the vocabulary are those of the whole text, held-out parts
   included, as in nanoGPT: 65 for Tiny Shakespeare.
 
   Args:
     name: The name of the data set.
-    texts: The text of each split.
+    texts: The text of each split, or its documents.
     config: Has the fields in `FIELDS`.
     shard: The rows of this process.
     seed: Fixes the order of the training windows.
@@ -84,23 +132,35 @@ def load(
     UserValueError: If the text is too short.
   """
   length = config.sequence_length
-  if config.level == 'byte':
-    vocabulary = vocabularies.Vocabulary('byte')
-  else:
-    vocabulary = vocabularies.Vocabulary.of_text(''.join(texts.values()))
-  # Kept as small as possible: one byte a token up to 256 symbols.
-  small = np.min_scalar_type(max(0, len(vocabulary) - 1))
-  tokens = {
-      split: vocabulary.encode(text).astype(small)
+  documents = {
+      split: [text] if isinstance(text, str) else list(text)
       for split, text in texts.items()
   }
+  flat = {split: ''.join(pieces) for split, pieces in documents.items()}
+  vocabulary = make_vocabulary(config, documents)
+  tokens, starts = {}, {}
+  for split, pieces in documents.items():
+    tokens[split], starts[split] = encode(vocabulary, pieces)
   check_lengths(name, tokens, length)
   warn_of_little(name, tokens, length, shard.batch_size)
 
-  evaluated = {split: tokens[split] for split in ('validation', 'test')}
+  splits = {split: (tokens[split], starts[split]) for split in SPLITS}
   for split, parts in (joined or {}).items():
-    evaluated[split] = np.concatenate([tokens[part] for part in parts])
-  make_batches = stream_batches if config.contiguous else window_batches
+    splits[split] = (
+        np.concatenate([tokens[part] for part in parts]),
+        np.concatenate([starts[part] for part in parts]),
+    )
+  source = dict(
+      characters={split: len(text) for split, text in flat.items()},
+      sha256=hashlib.sha256(to_bytes(''.join(flat.values()))).hexdigest(),
+  )
+  if all(isinstance(text, str) for text in texts.values()):
+    splits = {split: (ids, None) for split, (ids, _) in splits.items()}
+  else:
+    source['documents'] = {name: len(u) for name, u in documents.items()}
+  make_batches = (
+      windows.stream_batches if config.contiguous else windows.window_batches
+  )
   return pipeline.Dataset(
       name=name,
       task='language_modelling',
@@ -112,17 +172,91 @@ def load(
       per_step=True,
       forecast=True,
       contiguous=config.contiguous,
-      train=make_batches(tokens['train'], length, shard, seed),
+      train=make_batches(*splits.pop('train'), length, shard, seed),
       evaluation={
-          split: eval_batches(ids, length, shard)
-          for split, ids in evaluated.items()
+          split: windows.eval_batches(*arrays, length, shard)
+          for split, arrays in splits.items()
       },
-      baselines=functools.partial(measure_baselines, texts, vocabulary),
-      source=dict(
-          characters={split: len(text) for split, text in texts.items()},
-          sha256=hashlib.sha256(''.join(texts.values()).encode()).hexdigest(),
+      baselines=functools.partial(
+          measure_baselines, flat, tokens, len(vocabulary)
       ),
+      bytes_per_token=bytes_per_token(
+          flat['test'], tokens['test'], starts['test'], vocabulary
+      ),
+      source=source,
   )
+
+
+def to_bytes(text: str) -> bytes:
+  """Returns a text as UTF-8; its surrogates are bytes, see `wikipedia`."""
+  return text.encode('utf-8', 'surrogateescape')
+
+
+def make_vocabulary(
+    config: Any, documents: Mapping[str, Sequence[str]]
+) -> vocabularies.Vocabulary:
+  """Returns the vocabulary that `config` asks for.
+
+  Args:
+    config: Has the fields in `FIELDS`.
+    documents: The documents of each split.
+
+  Raises:
+    UserError: If there is no tokenizer, or no library to read it.
+    UserValueError: If `data.tokenizer` is given without `data.level=bpe`.
+  """
+  if config.level != 'bpe':
+    if config.tokenizer:
+      raise errors.UserValueError(
+          f'data.tokenizer={config.tokenizer} needs data.level=bpe, got '
+          f'data.level={config.level}.'
+      )
+    if config.level == 'byte':
+      return vocabularies.Vocabulary('byte')
+    known = set().union(*itertools.chain(*documents.values()))
+    return vocabularies.Vocabulary('char', ''.join(sorted(known)))
+  if config.tokenizer:
+    path = pathlib.Path(filenames.absolute(config.tokenizer))
+    return vocabularies.Vocabulary('bpe', bpe.read(path))
+  learned = bpe.train(documents['train'], config.bpe_size)
+  return vocabularies.Vocabulary('bpe', learned)
+
+
+def encode(
+    vocabulary: vocabularies.Vocabulary, documents: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the tokens `[N]` of documents, and where each starts, bool `[N]`.
+
+  Tokens are kept as small as possible: one byte each up to 256 symbols.
+  """
+  small = np.min_scalar_type(max(0, len(vocabulary) - 1))
+  found = [vocabulary.encode(text).astype(small) for text in documents]
+  tokens = np.concatenate([np.zeros(0, small), *found])
+  starts = np.zeros(len(tokens), bool)
+  first = np.cumsum([0, *map(len, found)])[:-1]
+  starts[first[first < len(tokens)]] = True
+  return tokens, starts
+
+
+def bytes_per_token(
+    text: str,
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    vocabulary: vocabularies.Vocabulary,
+) -> float:
+  """Returns how many bytes of UTF-8 a target stands for, on average.
+
+  Args:
+    text: A split.
+    tokens: Its tokens `[N]`.
+    starts: Where its documents start `[N]`: these tokens are no targets.
+    vocabulary: How it was encoded.
+  """
+  if vocabulary.level == 'byte':
+    return 1.0
+  first = [len(to_bytes(vocabulary.decode([i]))) for i in tokens[starts]]
+  targets = len(tokens) - len(first)
+  return (len(to_bytes(text)) - sum(first)) / max(1, targets)
 
 
 def check_lengths(name: str, tokens: Mapping[str, np.ndarray], length: int):
@@ -154,79 +288,8 @@ def warn_of_little(name, tokens, length: int, batch_size: int):
     )
 
 
-def pairs(tokens: np.ndarray, positions: np.ndarray) -> pipeline.Batch:
-  """Returns the tokens at `positions` `[b, T]` and the next tokens, int32."""
-  return {
-      'inputs': tokens[positions].astype(np.int32),
-      'targets': tokens[positions + 1].astype(np.int32),
-  }
-
-
-def window_batches(
-    tokens: np.ndarray, length: int, shard: pipeline.Shard, seed: int
-) -> grain.MapDataset:
-  """Returns endless batches of windows at shuffled offsets."""
-
-  def batch(offsets):
-    return pairs(tokens, offsets[:, None] + np.arange(length))
-
-  return shard.shuffled(len(tokens) - length, seed).map(batch)
-
-
-def stream_batches(
-    tokens: np.ndarray, length: int, shard: pipeline.Shard, seed: int
-) -> grain.MapDataset:
-  """Returns endless batches whose rows continue those of the step before.
-
-  The text is cut into `B` streams of equal length, one for each row. A stream
-  holds `K` windows and up to `length - 1` spare tokens. Each epoch skips a
-  random number of the spare tokens at the start of the stream and the rest at
-  its end. Steps 1, K + 1, 2 K + 1, ... start the streams anew.
-
-  Raises:
-    UserValueError: If a stream is shorter than a window.
-  """
-  pipeline.check_seed(seed)
-  stream = (len(tokens) - 1) // shard.batch_size
-  windows = stream // length
-  if not windows:
-    raise errors.UserValueError(
-        f'The text is too short for data.contiguous: {len(tokens)} tokens in '
-        f'batch_size={shard.batch_size} streams leave {stream} for each, and '
-        f'data.sequence_length={length} needs {length} or more.'
-    )
-  spare = stream - windows * length
-
-  def batch(numbers):
-    steps, rows = np.divmod(numbers, shard.batch_size)
-    epoch, window = divmod(int(steps[0]), windows)
-    skipped = np.random.default_rng([seed, epoch]).integers(spare + 1)
-    starts = rows * stream + skipped + window * length
-    reset = np.zeros((len(rows), length), bool)
-    reset[:, 0] = window == 0
-    positions = starts[:, None] + np.arange(length)
-    return pairs(tokens, positions) | {'reset': reset}
-
-  return shard.train().map(batch)
-
-
-def eval_batches(
-    tokens: np.ndarray, length: int, shard: pipeline.Shard
-) -> grain.MapDataset:
-  """Returns the batches that predict `tokens[1:]` once, window by window."""
-
-  def batch(numbers):
-    positions = numbers[:, None] * length + np.arange(length)
-    mask = positions + 1 < len(tokens)
-    arrays = pairs(tokens, np.where(mask, positions, 0))
-    padded = {key: np.where(mask, ids, 0) for key, ids in arrays.items()}
-    return padded | {'mask': mask}
-
-  return shard.evaluate(-(-(len(tokens) - 1) // length)).map(batch)
-
-
 def measure_baselines(
-    texts: Mapping[str, str], vocabulary: vocabularies.Vocabulary
+    texts: Mapping[str, str], tokens: Mapping[str, np.ndarray], vocab_size: int
 ) -> dict[str, float]:
   """Returns what simple predictors reach on the test split, in bits per token.
 
@@ -236,14 +299,18 @@ def measure_baselines(
   `gzip_bits`: `8 * bytes / tokens` of `gzip -9` on the UTF-8 text, the smaller
   of two: the test split by itself, and the test split where gzip knows the last
   32 KiB of the train split, which is as far as it can look back.
+
+  Args:
+    texts: The text of each split.
+    tokens: The tokens of each split `[N]`.
+    vocab_size: The number of tokens that there are.
   """
-  train = vocabulary.encode(texts['train'])
-  test = vocabulary.encode(texts['test'])
-  counts = np.bincount(train, minlength=len(vocabulary)) + 1
+  train, test = tokens['train'], tokens['test']
+  counts = np.bincount(train, minlength=vocab_size) + 1
   bits = -np.log2(counts / counts.sum())
 
-  text = texts['test'].encode()
-  before = texts['train'].encode()[-(2**15) :]
+  text = to_bytes(texts['test'])
+  before = to_bytes(texts['train'])[-(2**15) :]
   # Deflate is gzip without its header, which the train split would already
   # have paid for.
   deflate = zlib.compressobj(9, wbits=-15, zdict=before)

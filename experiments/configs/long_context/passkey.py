@@ -1,0 +1,45 @@
+r"""Passkey retrieval: five digits, hidden in a text that says nothing.
+
+  python -m experiments.train \
+      --config=experiments/configs/long_context/passkey.py:mamba2 \
+      --workdir=runs/passkey
+
+The protocol of "Stuffed Mamba" (https://arxiv.org/abs/2410.07145), on bytes
+(`rnnzoo/data/synthetic/passkey.py`). The paper finetunes language models of up
+to 370M parameters on documents and reports "near-perfect" retrieval at 256K
+tokens; its accuracy by length is not known to us. Here a small model learns the
+task alone, from texts of 1,024 bytes, and is tested at up to 16 times that:
+`test_4096_accuracy` is the accuracy per digit at 4,096 bytes.
+
+Chance is 10 %. Nothing has been measured yet.
+"""
+
+from experiments.configs import default
+from rnnzoo import models
+
+PUBLISHED = []
+
+
+def get_config(layer: str = 'min_gru'):
+  """Returns the config: two layers of width 128, at most 5,000 steps."""
+  config = default.get_config()
+  config.model = default.model(models.ModelConfig(
+      layer=layer, num_layers=2, features=128, conv_kernel=4,
+  ))
+  default.use_data(config, 'passkey')
+  config.data.sequence_length = 1024
+  config.data.eval_examples = 200
+  config.data.test_lengths = (2048, 4096, 8192, 16_384)
+  config.data.test_examples = 200
+  config.total_steps = 5000
+  config.batch_size = 32
+  config.log_every = 50
+  config.eval_every = 250
+  config.save_every = 250
+  config.stop_at = dict(accuracy=0.999)
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.end_learning_rate = 1e-4
+  config.smoke_overrides.data = dict(
+      sequence_length=200, eval_examples=16, test_lengths=()
+  )
+  return config
