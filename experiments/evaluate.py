@@ -78,10 +78,11 @@ def main(argv):
         f'{dataset.name}, {_SPLIT.value}, step {run.step}: '
         f'{run.task.describe(means, dataset)}'
     )
-    if _SPLIT.value == 'test':  # They are those of the test split.
-      derived = run.task.derived(means, dataset)
-      for name, value in (derived | dataset.baselines()).items():
-        print(f'  {name.replace("_", " ")}: {value:.4f}')
+    for name, value in run.task.derived(means, dataset).items():
+      print(f'  {name.replace("_", " ")}: {value:.4f}')
+    if _SPLIT.value == 'test':  # Baselines are those of the test split.
+      for name, value in dataset.baselines().items():
+        print(f'  for comparison, {name.replace("_", " ")}: {value:.4f}')
   # The next token is asked for everywhere: there is nothing more to say.
   wants_details = (
       type(run.task).details is not base.Task.details and not dataset.forecast

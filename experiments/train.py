@@ -87,9 +87,9 @@ def main(argv):
     workdir = tasks.open_workdir(_WORKDIR.value, config, exports)
     multihost.check_shared(workdir)
     logging.info(
-        '%s, %d layers of width %d, on %s, %s.',
-        config.model.layer, config.model.num_layers, config.model.features,
-        describe(dataset), host.device_description(),
+        '%s, %s of width %d, on %s, %s.',
+        config.model.layer, counted(config.model.num_layers, 'layers'),
+        config.model.features, describe(dataset), host.device_description(),
     )
     summary = loop.train(task, dataset, config, workdir)
     if hosts.is_first():
@@ -117,10 +117,21 @@ def describe(dataset) -> str:
       tokens=dataset.vocab_size, inputs=dataset.in_features,
       classes=dataset.num_classes, outputs=dataset.out_features,
   )
-  words = [f'{size} {name}' for name, size in sizes.items() if size]
+  words = [counted(size, name) for name, size in sizes.items() if size]
   if dataset.image_shape:
     words.insert(0, f'images {" x ".join(map(str, dataset.image_shape))}')
   return f'{dataset.name} ({", ".join(words)})'
+
+
+def counted(number: int, names: str) -> str:
+  """Returns a number and what it counts.
+
+  >>> counted(2, 'layers'), counted(1, 'layers'), counted(1, 'classes')
+  ('2 layers', '1 layer', '1 class')
+  """
+  if number == 1:
+    names = names.removesuffix('es' if names == 'classes' else 's')
+  return f'{number} {names}'
 
 
 def report(summary, task, dataset, workdir):
@@ -137,7 +148,7 @@ def report(summary, task, dataset, workdir):
     if means:  # A summary may be older than data.test_lengths.
       print(f'  {split}: {task.describe(means, dataset)}')
   for name, value in dataset.baselines().items():
-    print(f'  {name.replace("_", " ")}: {value:.3f}')
+    print(f'  for comparison, {name.replace("_", " ")}: {value:.3f}')
   print(f'curve: {workdir / "curve.png"}')
 
 

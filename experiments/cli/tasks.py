@@ -94,7 +94,7 @@ def load_data(config, exports: Exports = NO_EXPORTS, **shard):
   try:
     return load()
   except errors.UserFileNotFoundError as missing:
-    directory = settings.data_directory(config.data) / 'fixtures'
+    directory = settings.fixture_directory(config.data)
     logging.warning(
         'SMOKE RUN ON GENERATED DATA: %s Small files of the same layout are '
         'written to %s; results say nothing about the real data.', missing,

@@ -44,6 +44,21 @@ def data_directory(config: Any = None) -> pathlib.Path:
   named = field(config, 'data_dir') or os.environ.get('RNNZOO_DATA_DIR')
   if named:
     return pathlib.Path(filenames.absolute(named))
+  return _cache()
+
+
+def fixture_directory(config: Any = None) -> pathlib.Path:
+  """Returns the directory for fixtures: `fixtures` in `config.data_dir`.
+
+  Without `config.data_dir` it is in the user's cache directory, and not in
+  `RNNZOO_DATA_DIR`, which others may share.
+  """
+  named = field(config, 'data_dir')
+  parent = pathlib.Path(filenames.absolute(named)) if named else _cache()
+  return parent / 'fixtures'
+
+
+def _cache() -> pathlib.Path:
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(filenames.absolute(cache)) / 'rnnzoo'
 
