@@ -78,9 +78,9 @@ def main(argv):
         f'{dataset.name}, {_SPLIT.value}, step {run.step}: '
         f'{run.task.describe(means, dataset)}'
     )
-    for name, value in run.task.derived(means, dataset).items():
-      print(f'  {name.replace("_", " ")}: {value:.4f}')
-    if _SPLIT.value == 'test':  # Baselines are those of the test split.
+    if _SPLIT.value == 'test':  # The following is known of the test split only.
+      for name, value in run.task.derived(means, dataset).items():
+        print(f'  {name.replace("_", " ")}: {value:.4f}')
       for name, value in dataset.baselines().items():
         print(f'  for comparison, {name.replace("_", " ")}: {value:.4f}')
   # The next token is asked for everywhere: there is nothing more to say.
