@@ -9,8 +9,8 @@ It holds no name of a directory of the machine. Its fields:
   did not lie in a clone of its repository; dirty code differs from its commit.
 * `device`, `hours`, `parameters`, `steps`, `best_step`.
 * `metric`, `value`, `unit`, `split`: the number to compare. If others have
-  published one, it is of the same metric and split; else it is the metric that
-  chooses the checkpoint, on the test split.
+  published one, it is of the same metric and split; else it is the first metric
+  of `stop_at`, or the one that chooses the checkpoint, on the test split.
 * `published`, `published_error`, `source`: that number, or `null`.
 * `values`: all metrics of the checkpoint that validation chose, by split.
 * `larger_is_better`: those metrics of `values` that should grow.
@@ -93,7 +93,8 @@ def make(
       if number.metric in values.get(number.split, {})
   ]
   metric, split = (
-      (alike[0].metric, alike[0].split) if alike else (task.best, 'test')
+      (alike[0].metric, alike[0].split) if alike
+      else (next(iter(config.stop_at), task.best), 'test')
   )
   first = found[0] if found else None
   file = f'{neutral(flag.filename)}:{flag.argument or layer}'
