@@ -26,6 +26,11 @@ _PAGES = {
 _FETCHED = {
     'experiments/configs/language/tiny_shakespeare.py': 'tiny_shakespeare'
 }
+# That a smoke run learns is tested elsewhere.
+_FEW_STEPS = [
+    f'--config.smoke_overrides.{name}'
+    for name in ('total_steps=4', 'eval_every=2', 'save_every=2')
+]
 
 
 def blocks_of(text):
@@ -97,7 +102,7 @@ class PagesTest(parameterized.TestCase):
       if fetched and not (settings.data_directory() / fetched).exists():
         return
     if 'experiments.train' in command:
-      command = [*command, '--config.smoke=True']
+      command = [*command, '--config.smoke=True', *_FEW_STEPS]
     # As a reader has it: one device, not the eight of the tests.
     env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     path = [str(_ROOT), env.get('PYTHONPATH')]

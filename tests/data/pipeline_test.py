@@ -194,7 +194,10 @@ class DatasetTest(parameterized.TestCase):
     for fields, message in (
         ({'sequence_length': 0}, 'data.sequence_length .* got 0'),
         ({'sequence_length': '8'}, "data.sequence_length .* got '8'"),
-        ({'level': 'chars'}, 'char, byte, got \'chars\'. Did you mean "char"'),
+        (
+            {'level': 'chars'},
+            'char, byte, bpe, got \'chars\'. Did you mean "char"',
+        ),
     ):
       with self.assertRaisesRegex(errors.UserValueError, message):
         data.load({'name': 'python_docs'} | fields, batch_size=1, seed=0)

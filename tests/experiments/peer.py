@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
-from rnnzoo.data.text import corpus
+from rnnzoo.data.text import windows
 from rnnzoo.training import sharding
 from rnnzoo.training.processes import multihost
 from rnnzoo.training.processes import peers
@@ -75,13 +75,13 @@ def read(devices):
   sizes = dict(data=-1, fsdp=1, model=1, sequence=1)
   mesh = sharding.make_mesh(sizes, devices)
   index, count = multihost.data_shard(mesh)
-  made, pairs = [], corpus.pairs
+  made, pairs = [], windows.pairs
 
   def counted(tokens, positions):
     made.append(len(positions))
     return pairs(tokens, positions)
 
-  with mock.patch.object(corpus, 'pairs', counted):
+  with mock.patch.object(windows, 'pairs', counted):
     dataset = data.load(
         BATCH, batch_size=8, seed=3, process_index=index, process_count=count
     )

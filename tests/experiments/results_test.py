@@ -76,7 +76,8 @@ class ResultsTest(parameterized.TestCase):
     config.eval_splits = ('validation', 'long')
     result = results.make(
         summary(**values), folder, config, tasks.LanguageModelling(),
-        types.SimpleNamespace(name='copying', unit='tokens'), flag,
+        types.SimpleNamespace(name='copying', unit='tokens', bytes_per_token=0),
+        flag,
         ('abc', False),
     )
     results.write(result, folder)

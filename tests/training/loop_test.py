@@ -432,8 +432,11 @@ class ConfigTest(parameterized.TestCase):
     then = dict(level='char', symbols='abc')
     checks.check_vocabulary(dict(then), then)
     checks.check_vocabulary(None, None)
-    for now in (dict(level='char', symbols='abd'), None):
-      with self.assertRaisesRegex(ValueError, "only the model 'a?b?c"):
+    for now, message in (
+        (dict(level='char', symbols='abd'), "only the model 'c'"),
+        (None, 'no text now, char'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
         checks.check_vocabulary(now, then)
 
 

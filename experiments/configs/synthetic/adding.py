@@ -39,7 +39,8 @@ def get_config(layer: str = 'lru'):
   config.optimizer.warmup_steps = 100
   config.optimizer.weight_decay = 0.01
   config.smoke_overrides.update(dict(
-      total_steps=30, batch_size=32, log_every=2, eval_every=30, save_every=30,
+      total_steps=30, batch_size=32, log_every=2, eval_every=15, save_every=15,
+      keep=3,
       data=dict(min_length=5, max_length=8, eval_examples=64),
       optimizer=dict(learning_rate=1e-2, warmup_steps=5),
   ))
