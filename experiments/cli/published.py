@@ -89,7 +89,8 @@ def find(
   """Returns the published numbers that a run stands beside.
 
   They are about the model and the data of the config file: there are none for a
-  run that changes these.
+  run that changes these. `--config.model.layer` does, as it leaves out what
+  `FILE:LAYER` sets beside the layer.
 
   Args:
     numbers: The numbers of the run's config file.
@@ -97,10 +98,9 @@ def find(
     overrides: The fields that the run changes.
     values: What the run has measured, by split and metric.
   """
-  same = ('model.layer', 'data.path', 'data.allow_changed')
   if any(
-      name not in same
-      and (name.startswith(('model.', 'data.')) or name in ('preset', 'task'))
+      name.startswith(('model.', 'data.')) and name != 'data.path'
+      or name in ('preset', 'task', 'init_from', 'smoke')
       for name in overrides
   ):
     return []

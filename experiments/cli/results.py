@@ -78,10 +78,11 @@ def make(
     commit: What `commit` returned when the run started.
 
   Raises:
-    UserError: If `PUBLISHED` of the config file is wrong.
+    UserError: If `PUBLISHED` of the config file is wrong, or the number to
+      compare is not finite.
   """
   rows = metrics_lib.read_metrics(workdir)
-  values = _values(summary, rows, config, task, dataset)
+  values = _values(summary, rows, config, task)
   layer = summary['model.layer']
   numbers = published_lib.of_file(flag.filename)
   overrides = overrides_of(flag)
@@ -96,8 +97,16 @@ def make(
       (alike[0].metric, alike[0].split) if alike
       else (next(iter(config.stop_at), task.best), 'test')
   )
+  if metric not in values.get(split, {}):
+    raise errors.UserError(
+        f'The {metric} on {split} is not a finite number, so there is no '
+        f'{FILE}. summary.json has what was measured.'
+    )
   first = found[0] if found else None
-  file = f'{neutral(flag.filename)}:{flag.argument or layer}'
+  file = neutral(flag.filename)
+  # `FILE` and `FILE:LAYER` are the same only if nothing else chose the layer.
+  if flag.argument or not {'model.layer', 'preset'} & overrides.keys():
+    file += f':{flag.argument or layer}'
   words = [f'--config.{name}={value}' for name, value in overrides.items()]
   overrides.pop('seed', None)
   return {
@@ -168,6 +177,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError(f'of an older form: it lacks {", ".join(missing)}')
     for name, field in _FIELDS.items():
       fields.check(name, result[name], field)
+    for name, text in result['overrides'].items():
+      fields.check(f'overrides.{name}', text, _TEXT)
     like = {split: {} for split in result['values']}
     records.check_tree(result['values'], like, 'values')
     for split, metrics in result['values'].items():
@@ -186,11 +197,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def _values(summary, rows, config, task, dataset):
+def _values(summary, rows, config, task):
   """Returns the metrics of the best checkpoint by split.
 
   Those of the splits that were evaluated during training are read from the
-  metrics, at the step of that checkpoint.
+  metrics, at the step of that checkpoint. What `Task.derived` computes is known
+  of the test splits only, and the summary has it.
   """
   at_best = {}
   for row in rows:
@@ -207,9 +219,6 @@ def _values(summary, rows, config, task, dataset):
         n: value for n, value in measured.items() if records.is_number(value)
     }
   values[first].setdefault(task.best, summary[f'best_eval_{task.best}'])
-  for of_split in values.values():
-    if 'loss' in of_split:
-      of_split |= task.derived(of_split, dataset)
   for name, value in summary.items():
     # `test_256_loss` is the loss on `test_256`, longer sequences.
     found = re.fullmatch(r'(test(?:_\d+)?)_(.+)', name)

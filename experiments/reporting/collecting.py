@@ -117,8 +117,8 @@ class Report:
     sections: By config.
     unnumbered: Configs without a result and without a published number.
     bare: Lines on runs that left only a `summary.json`.
-    problems: A line on each file that is damaged, of an older form, or of a run
-      on generated data.
+    problems: A line on each file that is left out: it is damaged, of an older
+      form, of a smoke run, of generated data, or does not go with another.
   """
 
   sections: tuple[Section, ...]
@@ -171,7 +171,7 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
   ]
   sections, unnumbered = [], []
   for config in sorted({*files, *(key[0] for key in groups)}):
-    numbers = []
+    numbers = None
     if config in files:
       try:
         numbers = published_lib.of_file(str(root / config))
@@ -184,7 +184,7 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
     seen = {row.published for row in rows}
     not_run = tuple(
         Row(config, '', n.layer, {}, n.metric, n.split, published=n)
-        for n in numbers if n not in seen
+        for n in numbers or () if n not in seen
     )
     if not rows and not not_run:
       unnumbered.append(config)
@@ -221,22 +221,41 @@ def _groups(directory, problems):
     key = (
         file, argument, result['layer'], tuple(result['overrides'].items()),
     )
-    groups.setdefault(key, []).append((result, path.parent))
+    runs = groups.setdefault(key, [])
+    for other, folder in runs:
+      wrong = [n for n in ('steps', 'parameters') if result[n] != other[n]]
+      if wrong or result['seed'] == other['seed']:
+        what = f'other {" and ".join(wrong)}' if wrong else 'the same seed'
+        problems.append(
+            f'{name} is left out: {_shown(folder / results.FILE, directory)} '
+            f'is of the same setting, with {what}.'
+        )
+        break
+    else:
+      runs.append((result, path.parent))
   return groups
 
 
 def _rows(config, runs, numbers) -> Iterator[Row]:
-  """Yields a row for each number that some runs of one setting have."""
+  """Yields a row for each number that some runs of one setting have.
+
+  Args:
+    config: The config file.
+    runs: `(result, folder)` of each.
+    numbers: The published numbers of the config file; `None` if there is no
+      such file any more, and only the results know the number.
+  """
   runs = sorted(runs, key=lambda run: run[0]['seed'])
   first = runs[0][0]
   measured = first['values']
   found = published_lib.find(
-      numbers, first['layer'], first['overrides'], measured
+      numbers or (), first['layer'], first['overrides'], measured
   )
-  # A config file may know more today than when the run ended.
-  wanted = [(n.metric, n.split, n) for n in found] or [
-      (first['metric'], first['split'], _recorded(first))
-  ]
+  # The config file counts: its numbers may have been corrected since the run.
+  wanted = [(n.metric, n.split, n) for n in found] or [(
+      first['metric'], first['split'],
+      _recorded(first) if numbers is None else None,
+  )]
   # What becomes of longer sequences is shown, even if nobody has published it.
   known = {split for _, split, _ in wanted}
   wanted += [
@@ -294,7 +313,7 @@ def _about(path: pathlib.Path) -> str:
   """Returns the first sentence of the docstring of a config file."""
   try:
     text = ast.get_docstring(ast.parse(path.read_text())) or ''
-  except (OSError, SyntaxError):
+  except (OSError, SyntaxError, ValueError):
     return ''
   return ' '.join(text.partition('\n\n')[0].split())
 

@@ -1,6 +1,7 @@
 """The report as a table in Markdown."""
 
 from collections.abc import Iterable
+import re
 
 from experiments.reporting import collecting
 from experiments.reporting import texts
@@ -50,5 +51,6 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-  """Returns text on one line that does not end its cell."""
-  return text.replace('\n', ' ').replace('|', '\\|')
+  """Returns text on one line, without HTML, that does not end its cell."""
+  text = re.sub(r'[\r\n]+', ' ', text)
+  return text.replace('|', '\\|').replace('<', '&lt;')

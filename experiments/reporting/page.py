@@ -104,7 +104,9 @@ def _section(section: collecting.Section) -> str:
   if curves:
     shown = name.replace('_', ' ').removeprefix('eval ')
     caption = f'{shown} on validation against the step of training'
-    if row := next((r for r, _ in curves if r.split in name), None):
+    if row := next(
+        (r for r, _ in curves if name == f'eval_{r.split}_{r.metric}'), None
+    ):
       caption = f'{row.metric} on {row.split} against the step of training'
     svg = chart.draw(
         [(row.name, points) for row, points in curves], caption,
@@ -197,8 +199,8 @@ def _details(row: collecting.Row) -> str:
 
 
 def _linked(text: str) -> str:
-  """Returns text with links."""
-  parts = re.split(r'(https?://[^\s,;)]+)', text)
+  """Returns text with links; a full stop that ends a sentence is in none."""
+  parts = re.split(r'(https?://[^\s,;)`]*[^\s,;)`.])', text)
   return ''.join(
       f'<a href="{_escape(part)}">{_escape(_short(part))}</a>' if i % 2
       else _escape(part)

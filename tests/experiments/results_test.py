@@ -91,6 +91,10 @@ class ResultsTest(parameterized.TestCase):
     # The numbers are those of the best step, not the best of all steps.
     self.assertEqual(result['values']['long'], dict(accuracy=0.4))
     self.assertEqual(result['values']['test_256'], dict(loss=3.0))
+    # Bits per byte, say, are known of the test split only.
+    self.assertEqual(
+        result['values']['validation'], dict(loss=1.0, accuracy=0.6)
+    )
     self.assertEqual(
         (result['metric'], result['split'], result['value']),
         ('loss', 'test', 1.2),
@@ -123,6 +127,28 @@ class ResultsTest(parameterized.TestCase):
     self.assertIsNone(result['published'])
     rate = self.make('other', '--config.optimizer.learning_rate=0.1')
     self.assertEqual(rate['published'], 1.5)
+    # `FILE:mamba` may set more than the layer, so this is another model, and
+    # its command line must not say `FILE:mamba`.
+    layer = self.make(
+        'layer', '--config.model.layer=mamba', **{'model.layer': 'mamba'}
+    )
+    self.assertIsNone(layer['published'])
+    self.assertIn('one.py --config.model.layer=mamba', layer['command'])
+
+  def test_no_finite_number(self):
+    with self.assertRaisesRegex(errors.UserError, 'loss on test is not a fin'):
+      self.make('run', test_loss=float('nan'), rows=ROWS[1:2])
+
+  def test_a_number_that_was_corrected(self):
+    self.assertEqual(self.make('run')['published'], 1.5)
+    self.config.write_text(CONFIG.partition('PUBLISHED')[0])
+    config_flag.load_module.cache_clear()
+    row, _ = collecting.collect(self.results, self.root).rows
+    self.assertIsNone(row.published)
+    # Only where the file is gone, the record is all that is known.
+    self.config.unlink()
+    row, _ = collecting.collect(self.results, self.root).rows
+    self.assertEqual(row.published.value, 1.5)
 
   def test_report(self):
     self.make('seed_0', test_loss=1.2)
@@ -168,6 +194,9 @@ class ResultsTest(parameterized.TestCase):
         ('kind', json.dumps(good | dict(hours='long'))),
         ('empty', json.dumps(good | dict(values={}))),
         ('number', json.dumps(good | dict(values=dict(test=3)))),
+        ('override', json.dumps(good | dict(overrides=dict(seed=[3])))),
+        ('same', json.dumps(good)),
+        ('steps', json.dumps(good | dict(steps=9, seed=1))),
         ('fixture', json.dumps(good | dict(fixture=True))),
         ('smoke', json.dumps(good | dict(smoke=True))),
     ):
@@ -178,12 +207,15 @@ class ResultsTest(parameterized.TestCase):
     (self.results / 'bare/summary.json').write_text(json.dumps(summary()))
     report = collecting.collect(self.results, self.root)
     self.assertLen(report.rows, 2 + 1)  # Those of the good one.
-    self.assertLen(report.problems, 8)
+    self.assertLen(report.problems, 11)
     for line, name, said in zip(report.problems, (
-        'cut', 'empty', 'fixture', 'kind', 'list', 'number', 'old', 'smoke',
+        'cut', 'empty', 'fixture', 'kind', 'list', 'number', 'old', 'override',
+        'same', 'smoke', 'steps',
     ), (
         'not JSON', 'damaged', 'generated data', 'hours must be a number',
-        'damaged', 'damaged', 'older form: it lacks values', 'a smoke run',
+        'damaged', 'damaged', 'older form: it lacks values',
+        'overrides.seed must be a string', 'with the same seed', 'a smoke run',
+        'with other steps',
     )):
       self.assertStartsWith(line, f'results/{name}/result.json is ')
       self.assertIn(said, line)
@@ -211,6 +243,13 @@ class ResultsTest(parameterized.TestCase):
     path.write_text(f'PUBLISHED = {text}\n')
     with self.assertRaisesRegex(errors.UserValueError, said):
       published.of_file(str(path))
+
+  def test_links_in_text(self):
+    html = page._inline('See `https://a.b/c` and https://arxiv.org/abs/12.34.')
+    self.assertEqual(html, (
+        'See <code><a href="https://a.b/c">a.b/c</a></code> and '
+        '<a href="https://arxiv.org/abs/12.34">arXiv\xa012.34</a>.'
+    ))
 
   def test_commit_of_no_repository(self):
     self.assertEqual(results.commit(), ('', None))
