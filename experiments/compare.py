@@ -13,6 +13,7 @@ from absl import app
 from absl import flags
 from experiments.cli import drivers
 from rnnzoo import errors
+from rnnzoo import tasks
 from rnnzoo.training import files
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import records
@@ -99,7 +100,10 @@ def chosen(run: Run) -> str:
 
 def line(run: Run, metric: str, points) -> tuple[str, ...]:
   """Returns the cells of a run: its best value, and the step of that."""
-  grows = metric.endswith('accuracy')
+  grows = any(
+      metric.endswith(f'_{name}')
+      for kind in tasks.TASKS.values() for name in kind.larger_is_better
+  )
   step, value = (max if grows else min)(points, key=lambda point: point[1])
   size = run.title.get('parameters')
   seconds = run.summary.get('seconds', summary_lib.busy_seconds(run.rows))
@@ -127,7 +131,7 @@ def draw(runs, points, metric: str, path: pathlib.Path) -> None:
       axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
     axes.plot(
         steps, curves.smooth(values) if is_noisy else values, style,
-        color=color, label=run.name,
+        color=color, label=run.name.replace('$', r'\$'),
         marker=None if is_noisy else 'o', markersize=3.5,
     )
   axes.set(xlabel='step', ylabel=metric.replace('_', ' '))
