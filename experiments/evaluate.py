@@ -21,6 +21,7 @@ from rnnzoo.tasks import base
 from rnnzoo.training import evaluation
 from rnnzoo.training import files
 from rnnzoo.training import sharding
+from rnnzoo.training import step as step_lib
 from rnnzoo.training.processes import host
 from rnnzoo.training.processes import multihost
 
@@ -83,9 +84,12 @@ def main(argv):
         print(f'  {name.replace("_", " ")}: {value:.4f}')
       for name, value in dataset.baselines().items():
         print(f'  for comparison, {name.replace("_", " ")}: {value:.4f}')
-  # The next token is asked for everywhere: there is nothing more to say.
+  # The next token is asked for everywhere: there is nothing more to say. And a
+  # prediction reads whole rows, which may be too long for the memory.
+  steps = dataset.split_lengths.get(_SPLIT.value, dataset.sequence_length)
   wants_details = (
-      type(run.task).details is not base.Task.details and not dataset.forecast
+      type(run.task).details is not base.Task.details
+      and not dataset.forecast and steps <= step_lib.SEGMENT_STEPS
   )
   if _PREDICTIONS.value or wants_details and jax.process_count() == 1:
     found = evaluation.predict(
