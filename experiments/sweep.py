@@ -22,6 +22,7 @@ import json
 import pathlib
 import shutil
 import sys
+import tempfile
 
 from absl import flags
 from experiments.cli import drivers
@@ -31,6 +32,7 @@ from experiments.reporting import texts
 from experiments.sweeping import points as points_lib
 from experiments.sweeping import rates
 from experiments.sweeping import running
+import jax
 from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training.processes import lock
@@ -69,6 +71,8 @@ _LR_STEPS = flags.DEFINE_integer(
 
 def main(argv):
   drivers.check_usage(argv, configs=_CONFIGS.value, workdir=_WORKDIR.value)
+  # The devices are for the runs: a TPU serves one process only.
+  jax.config.update('jax_platforms', 'cpu')
   ranged = rates.parse(_LR_RANGE.value) if _LR_RANGE.value else None
   grid = [*_GRID.value]
   if ranged:
@@ -87,7 +91,10 @@ def main(argv):
         copy(points, workdir, kept)
 
   with lock.hold(workdir):
-    if kept and not ranged:
+    if ranged:
+      rates.claim(points, workdir)
+    elif kept:
+      check_kept(points, kept)
       copy(points, kept, workdir)
     left = [point for point in points if not is_done(point, workdir)]
     say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
@@ -171,6 +178,25 @@ def table(points, workdir) -> str:
   )
 
 
+def check_kept(points, kept) -> None:
+  """Checks before the first run that its records can be kept.
+
+  Raises:
+    UserValueError: If the record of another run is where one of these goes.
+    OSError: If nothing can be written there.
+  """
+  kept.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=kept):
+    pass
+  for point in points:
+    path = kept / point.directory / results.FILE
+    if path.exists() and not running.is_done(point, kept):
+      raise errors.UserValueError(
+          f'{path} is of a run of other fields or steps, or damaged. Remove '
+          'it, or use another --results.'
+      )
+
+
 def copy(points, source, target) -> None:
   """Copies the records of finished runs that `target` lacks, in the same tree.
 
@@ -188,7 +214,8 @@ def copy(points, source, target) -> None:
     if point.seed == 0:
       names += ['metrics.jsonl', 'curve.png']
     for name in (*names, results.FILE):  # Last, as the sign that all is there.
-      shutil.copyfile(origin / name, place / name)
+      if (origin / name).exists():  # Somebody may have kept the result alone.
+        shutil.copyfile(origin / name, place / name)
 
 
 if __name__ == '__main__':

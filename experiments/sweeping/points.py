@@ -64,6 +64,12 @@ def make(
     UserError: If a file, a field or a value is wrong.
   """
   axes = [_axis(text) for text in grid]
+  names = [name for name, _ in axes]
+  for name in names:
+    if names.count(name) > 1:  # The last one would win.
+      raise errors.UserValueError(
+          f'--grid must not set {name} twice; --lr_range sets its fields too.'
+      )
   points = []
   for config in files_and_layers(configs):
     for values in itertools.product(*(values for _, values in axes)):
@@ -115,8 +121,13 @@ def files_and_layers(configs: str) -> list[str]:
 
 def _axis(text: str) -> tuple[str, list[str]]:
   name, equals, values = text.partition('=')
-  # A comma inside brackets belongs to a value.
-  several = re.split(r',(?![^(\[{]*[)\]}])', values)
+  several, depth = [''], 0
+  for letter in values:
+    depth += (letter in '([{') - (letter in ')]}')
+    if letter == ',' and not depth:  # Others belong to a value.
+      several.append('')
+    else:
+      several[-1] += letter
   if not (name and equals and all(several)):
     raise errors.UserValueError(
         '--grid must be FIELD=VALUE,VALUE such as '

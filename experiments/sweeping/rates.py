@@ -6,17 +6,21 @@ third to a tenth of that rate.
 """
 
 from collections.abc import Sequence
+import json
 import pathlib
 
 from experiments.cli import results
 from experiments.sweeping import points as points_lib
 import numpy as np
 from rnnzoo import errors
+from rnnzoo.training import files
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import records
 from rnnzoo.training.metrics import curves
 
 PLOT = 'learning_rate.png'
+# The fields of the test that a workdir is for.
+_CLAIM = 'range.json'
 
 
 def parse(text: str) -> tuple[float, float]:
@@ -108,6 +112,38 @@ def draw(
         f'{rates[best]:.2g} ({point.directory / PLOT})'
     )
   return lines
+
+
+def claim(
+    points: Sequence[points_lib.Point], workdir: pathlib.Path
+) -> None:
+  """Notes in the workdir of each run which test it is for.
+
+  Raises:
+    UserValueError: If a workdir has another run, whose losses would be drawn
+      against the wrong rates; or if a run is a smoke run, whose overrides
+      choose its rate.
+  """
+  for point in points:
+    wanted = dict(point.overrides)
+    if wanted.get('smoke') == 'True':
+      raise errors.UserValueError(
+          '--lr_range does not go with smoke=True, which sets the rate too. '
+          'Use a small --lr_steps.'
+      )
+    directory = workdir / point.directory
+    path = directory / _CLAIM
+    try:
+      found = json.loads(path.read_text())
+    except (OSError, ValueError):
+      found = None
+    if found != wanted and (directory / 'config.json').exists():
+      raise errors.UserValueError(
+          f'{directory} has a run that is no range test of these rates and '
+          'fields. Use another --workdir.'
+      )
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, json.dumps(wanted, indent=2) + '\n')
 
 
 def is_done(point: points_lib.Point, workdir: pathlib.Path) -> bool:

@@ -53,26 +53,28 @@ def run(
   """
   waiting, running, failed = list(points), {}, []
   with signals.caught() as stop:
-    while running or (waiting and not stop.signum):
-      while waiting and len(running) < jobs and not stop.signum:
-        point = waiting.pop(0)
-        running[point] = start(point, workdir)
-        say(f'started: {point.directory}')
-      if stop.signum:
-        for process in running.values():
-          process.send_signal(signal.SIGTERM)  # Has no effect after the end.
-        _wait(running.values())
-      for point, process in [*running.items()]:
-        if process.poll() is None:
-          continue
-        del running[point]
-        if process.returncode == 0:
-          say(f'done: {point.directory}')
-        elif not stop.signum:
-          failed.append(f'{point.directory}: {last_line(point, workdir)}')
-          say(f'failed: {failed[-1]}')
-        ended()
-      time.sleep(0.1)
+    try:
+      while running or (waiting and not stop.signum):
+        while waiting and len(running) < jobs and not stop.signum:
+          point = waiting.pop(0)
+          running[point] = start(point, workdir)
+          say(f'started: {point.directory}')
+        if stop.signum:
+          _stop(running.values())
+        for point, process in [*running.items()]:
+          if process.poll() is None:
+            continue
+          del running[point]
+          if process.returncode == 0:
+            say(f'done: {point.directory}')
+          elif not stop.signum:
+            failed.append(f'{point.directory}: {last_line(point, workdir)}')
+            say(f'failed: {failed[-1]}')
+          ended()
+        time.sleep(0.1)
+    except Exception:  # Such as a full disk.
+      _stop(running.values())
+      raise
     if stop.signum:
       raise Stopped(stop.signum)
   return failed
@@ -112,6 +114,9 @@ def last_line(point: points_lib.Point, workdir: pathlib.Path) -> str:
   return (text.strip().splitlines() or ['it printed nothing'])[-1]
 
 
-def _wait(processes):
+def _stop(processes):
+  """Lets runs save and end."""
+  for process in processes:
+    process.send_signal(signal.SIGTERM)  # Has no effect after the end.
   for process in processes:
     process.wait()

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -57,6 +59,67 @@ class PointsTest(parameterized.TestCase):
     self.assertLen(done.stderr.splitlines(), 1)
     self.assertIn(said, done.stderr)
     self.assertFalse(workdir.exists())
+
+  def test_a_comma_in_brackets(self):
+    grid = ['model.layer_options={"a": {"b": 1}, "c": (2, 3)},{"d": [4]}']
+    self.assertEqual(
+        points._axis(grid[0])[1],
+        ['{"a": {"b": 1}, "c": (2, 3)}', '{"d": [4]}'],
+    )
+    with self.assertRaisesRegex(errors.UserValueError, 'keep twice'):
+      points.make(TINY, ['keep=1', 'keep=2,3'], 1)
+
+  def test_records_of_other_runs_are_not_replaced(self):
+    sweep = commands.imported('experiments.sweep')
+    kept = commands.temporary_directory(self) / 'kept'
+    found = points.make(TINY, [], 1)
+    sweep.check_kept(found, kept)  # Nothing is there yet.
+    path = kept / found[0].directory / results.FILE
+    path.parent.mkdir(parents=True)
+    path.write_text('{')
+    with self.assertRaisesRegex(errors.UserValueError, 'use another --results'):
+      sweep.check_kept(found, kept)
+    with self.assertRaises(OSError):
+      sweep.check_kept(found, path)
+
+  def test_a_range_test_of_other_rates(self):
+    """The losses of the first must not be drawn against the second's rates."""
+    workdir = commands.temporary_directory(self)
+    make = lambda *grid, high=1.0: points.make(
+        TINY, [*grid, *rates.grid(0.1, high, 30)], 1
+    )
+    for _ in range(2):  # The same command goes on.
+      rates.claim(make(), workdir)
+      (workdir / make()[0].directory / 'config.json').write_text('{}')
+    for other in (make(high=2.0), make('batch_size=16')):
+      with self.assertRaisesRegex(errors.UserValueError, 'another --workdir'):
+        rates.claim(other, workdir)
+    with self.assertRaisesRegex(errors.UserValueError, 'smoke=True'):
+      rates.claim(make('smoke=True'), workdir)
+
+  def test_an_error_of_the_sweep_stops_the_runs(self):
+    started = []
+
+    def start(point, workdir):
+      seconds = '0' if point.seed == 0 else '60'
+      started.append(subprocess.Popen(['sleep', seconds]))
+      return started[-1]
+
+    def ended():
+      raise OSError('The disk is full.')
+
+    with mock.patch.object(running, 'start', start):
+      with self.assertRaisesRegex(OSError, 'full'):
+        running.run(points.make(TINY, [], 2), '', 2, str, ended)
+    self.assertEqual(
+        [process.returncode for process in started], [0, -signal.SIGTERM]
+    )
+
+  def test_the_best_value_of_a_metric_that_grows(self):
+    compare = commands.imported('experiments.compare')
+    run = compare.Run('run', {}, dict(seconds=1), [])
+    cells = compare.line(run, 'eval_possible', [(1, 0.25), (2, 0.5)])
+    self.assertEqual(cells[3:5], ('0.5', '2'))
 
   def test_wrong_rates(self):
     for text in ('1e-3', '1,1e-3', '0,1', '1e-3,inf', 'low,high'):
