@@ -73,6 +73,11 @@ class SequenceAutoencoder(SequenceModel):
         blocks.make_linear(config, rngs) for _ in range(2)
     ])
 
+  @property
+  def causal(self) -> bool:
+    """`False`: what is given back depends on the whole sequence."""
+    return False
+
   def decode(
       self, code: jax.Array, length: int, *, train: bool = False
   ) -> jax.Array:
