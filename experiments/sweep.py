@@ -12,7 +12,8 @@ save first.
 
 The means and standard errors are printed, and kept in `sweep.json`.
 `--results=DIR` copies the records of each run to DIR, for `experiments.report`.
-A run that has its records there is done, also on another machine.
+A run that has its records there is done, also on another machine. A record of
+other fields there is an error: nothing is replaced.
 
 `--lr_range=1e-5,1e-1` is another kind of sweep: one short run of each config,
 whose learning rate grows, and a plot of the loss against the rate.
@@ -163,7 +164,7 @@ def table(points, workdir) -> str:
     row = collecting.Row(
         config='', task=first['data'], layer=first['layer'], overrides={},
         metric=metric, split=split, unit=first['unit'],
-        values={s: r['values'][split][metric] for s, r in by_seed.items()},
+        values={seed: result['value'] for seed, result in by_seed.items()},
         runs=tuple(by_seed.values()),
     )
     lines.append((

@@ -266,6 +266,8 @@ def _rows(config, runs, numbers) -> Iterator[Row]:
     having = [
         run for run in runs if metric in run[0]['values'].get(split, {})
     ]
+    if not having:  # A loss on longer sequences may be infinite.
+      continue
     yield Row(
         config, first['data'], first['layer'], first['overrides'],
         metric, split, first['unit'] if metric == first['metric'] else '',

@@ -56,6 +56,7 @@ def grid(low: float, high: float, steps: int) -> list[str]:
           'save_every': steps,
           'sample_characters': 0,
           'must_beat_gzip': False,
+          'on_nan': 'stop',  # A rollback would lower the rate.
       }.items()
   ]
 

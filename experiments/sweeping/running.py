@@ -68,7 +68,10 @@ def run(
           if process.returncode == 0:
             say(f'done: {point.directory}')
           elif not stop.signum:
-            failed.append(f'{point.directory}: {last_line(point, workdir)}')
+            why = last_line(point, workdir)
+            if process.returncode < 0:  # Such as SIGKILL, for want of memory.
+              why = f'{signal.Signals(-process.returncode).name} after: {why}'
+            failed.append(f'{point.directory}: {why}')
             say(f'failed: {failed[-1]}')
           ended()
         time.sleep(0.1)

@@ -180,6 +180,15 @@ class ResultsTest(parameterized.TestCase):
     self.assertEqual({line.count(' | ') for line in lines if '---' not in line},
                      {10})
 
+  def test_a_loss_that_is_infinite_on_longer_sequences(self):
+    for seed, loss in enumerate((3.0, float('inf'))):
+      self.make(
+          f'seed_{seed}', f'--config.optimizer.learning_rate={seed + 1}',
+          test_256_loss=loss, test_256_accuracy=0.5,
+      )
+    rows = collecting.collect(self.results, self.root).rows
+    self.assertEqual([r.mean for r in rows if r.split == 'test_256'], [3.0])
+
   def test_equal_within_the_errors(self):
     self.make('run', test_loss=1.505)
     row, *_ = collecting.collect(self.results, self.root).rows
