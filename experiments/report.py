@@ -4,11 +4,12 @@ r"""Writes all results beside the published numbers, as one HTML page.
 
 It reads every `result.json` below `--results`, draws the curves from
 `metrics.jsonl` beside it, and takes the published numbers from the config
-files. Published numbers without a run are listed as not run. Smoke runs and
-runs on generated data are left out.
+files. Published numbers without a run are listed as not run.
 
-A file that is damaged or of an older form is named in a line on stderr and on
-the page; the others are shown. The exit code is then 1.
+Left out are files that are damaged or of an older form, smoke runs, runs on
+generated data, and a second record of the same setting and seed. Each is named
+in a line on stderr and on the page, and the exit code is then 1. The others are
+shown.
 """
 
 import pathlib

@@ -42,7 +42,7 @@ def document(report: collecting.Report) -> str:
       '<p class="lead">Every row is one setting. Ours is the mean over the '
       'seeds ± the standard error, measured with the checkpoint that '
       'validation chose. “Equal” means that the difference is not larger than '
-      'both errors together.</p>',
+      'the root of the sum of the squares of both errors.</p>',
       _tiles(report), _filters(report), '</header><main>',
       *map(_section, report.sections),
       *(
