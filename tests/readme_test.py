@@ -103,6 +103,8 @@ class PagesTest(parameterized.TestCase):
         return
     if 'experiments.train' in command:
       command = [*command, '--config.smoke=True', *_FEW_STEPS]
+    if '--grid=smoke=True' in command:
+      command = [*command, *(w.replace('config.', 'grid=') for w in _FEW_STEPS)]
     # As a reader has it: one device, not the eight of the tests.
     env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     path = [str(_ROOT), env.get('PYTHONPATH')]
