@@ -7,8 +7,8 @@ A recurrent model may fail beyond the lengths that it was trained on: its state
 grows or fills up, and the loss rises. "Stuffed Mamba"
 (https://arxiv.org/abs/2410.07145) calls this state collapse. The model reads a
 part of its data, again and again without a reset, in chunks that hand on the
-carry, so memory does not grow with the length. `--text='\n'` repeats another
-text instead.
+carry, so memory does not grow with the length. `--text=` repeats another text
+instead, such as that of the paper, new lines: in bash `--text=$'\n'`.
 
 Written are a JSON file and, beside it, a plot: the mean loss by position, and
 the mean, the variance and the norm of the states, layer by layer. A bin of

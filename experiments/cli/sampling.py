@@ -25,6 +25,8 @@ def start_of_text(run: restoring.Run) -> str:
   vocabulary = run.vocabulary
   if vocabulary.level == 'char' and '\n' not in vocabulary.symbols:
     return vocabulary.symbols[0]
+  if vocabulary.level == 'bpe' and not len(vocabulary.encode('\n')):
+    return vocabulary.decode([0])  # The tokenizer drops white space.
   return '\n'
 
 

@@ -156,6 +156,21 @@ def decode(text: str, ids: np.ndarray) -> str:
   return parsed(text).decode(ids.tolist(), skip_special_tokens=False)
 
 
+def size_in_bytes(text: str, token: int) -> int:
+  """Returns how many bytes of UTF-8 a token stands for.
+
+  >>> learned = train(['ab' * 9], 257)
+  >>> size_in_bytes(learned, encode(learned, 'ab')[0])
+  2
+  """
+  tokenizer = parsed(text)
+  if isinstance(tokenizer.decoder, _library().decoders.ByteLevel):
+    # A token may be a part of a character, which `decode` replaces. Each
+    # character of its name is a byte.
+    return len(tokenizer.id_to_token(int(token)))
+  return len(decode(text, np.array([token])).encode('utf-8'))
+
+
 def decoder(text: str) -> Any:
   """Returns a function from the next id to the characters that it completes."""
   stream = _library().decoders.DecodeStream(skip_special_tokens=False)

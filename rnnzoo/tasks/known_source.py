@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from rnnzoo import errors
 from rnnzoo.tasks import language
 from rnnzoo.training import losses
 
@@ -24,6 +25,14 @@ class KnownSource(language.LanguageModelling):
 
   name: ClassVar[str] = 'known_source'
   larger_is_better: ClassVar[tuple[str, ...]] = ('accuracy', 'possible')
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.loss_chunk:
+      raise errors.UserValueError(
+          'loss_chunk must be 0 for known_source, which compares all '
+          f'probabilities at once, got {self.loss_chunk}.'
+      )
 
   @classmethod
   def batch_shapes(cls, config):

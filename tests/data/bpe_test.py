@@ -97,6 +97,15 @@ class BPETest(absltest.TestCase):
     self.assertEqual(found['byte'].bytes_per_token, 1)
     self.assertGreater(found['bpe'].bytes_per_token, 1.2)
 
+  def test_bytes_of_first_tokens_that_are_parts_of_characters(self):
+    content = ''.join(f'日{number:03}|' for number in range(400))
+    dataset = self.load(content, separator='|', bpe_size=256)
+    # Three bytes of the first character, of which two are targets.
+    batches = list(dataset.eval_batches('test'))
+    targets = sum(int(batch['mask'].sum()) for batch in batches)
+    self.assertEqual(targets, 20 * 6)
+    self.assertEqual(dataset.bytes_per_token, 1)
+
   def test_a_finished_tokenizer(self):
     path = self.directory / 'tokenizer.json'
     path.write_text(bpe.train([STRANGE * 9], 260))

@@ -1,6 +1,7 @@
 """Passkeys and needles: the text, the answer in it, and its length."""
 
 import re
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -102,8 +103,10 @@ class NeedleTest(parameterized.TestCase):
     depths = []
     for text, answers in found:
       self.assertLessEqual(len(text), 2000)
-      if parts.haystack != 'text':  # Sentences may be long.
-        self.assertGreater(len(text), 2000 - 150)
+      # The next line or sentence did not fit.
+      self.assertGreater(
+          len(text), 2000 - (310 if parts.haystack == 'text' else 150)
+      )
       stated = re.findall(
           r'One of the special magic (\w+) for (\S+) is: (\S+)\.', text
       )
@@ -131,6 +134,16 @@ class NeedleTest(parameterized.TestCase):
         self.assertRegex(key, f'^{shape[parts.key]}$')
       depths.append(text.index(f' for {asked[0]} is: ') / len(text))
     self.assertGreater(np.ptp(depths), 0.2)
+
+  def test_no_line_of_the_haystack_answers_the_question(self):
+    with mock.patch.multiple(needle, _ADJECTIVES=['a', 'b'], _NOUNS=['c']):
+      for number in range(20):
+        rng = pipeline.generator(0, 'train', number)
+        made = needle.example(rng, 'multikey_2', 1500)
+        text = bytes([*made.inputs, made.targets[-1]]).decode()
+        key = re.search(r'magic number for (\S+) mentioned', text)[1]
+        self.assertEqual(text.count(f'magic numbers for {key} is'), 1)
+        self.assertGreater(text.count('magic numbers for '), 10)
 
   def test_the_texts_of_ruler(self):
     rng = pipeline.generator(0, 'train', 0)

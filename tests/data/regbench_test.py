@@ -114,6 +114,8 @@ class RegBenchTest(absltest.TestCase):
   def test_bad_fields(self):
     for fields, message in (
         (dict(min_words=5), 'data.min_words=5 is larger than data.max_words=4'),
+        # A sequence of one letter has no target.
+        (dict(min_words=1), 'data.min_words must be at least 2'),
         (dict(letters=3), 'data.letters must be at least 4'),
         (dict(max_states=3), 'data.max_states must be at least 4'),
     ):

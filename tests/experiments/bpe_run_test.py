@@ -1,6 +1,7 @@
 """A run by byte-pair encoding: text, scores, and another tokenizer.json."""
 
 import json
+import types
 
 from absl.testing import absltest
 from experiments.cli import sampling
@@ -8,7 +9,9 @@ import numpy as np
 from rnnzoo import generation
 from rnnzoo import restoring
 from rnnzoo.data import bpe
+from rnnzoo.data import vocabulary as vocabularies
 from tests.experiments import commands
+import tokenizers
 
 
 class BPERunTest(absltest.TestCase):
@@ -64,6 +67,17 @@ class BPERunTest(absltest.TestCase):
         'experiments.generate', f'--workdir={workdir}', '--prompt=The'
     ).wait()  # It needs no file.
     self.assertEqual(generate.code, 0, generate)
+
+  def test_a_tokenizer_that_drops_new_lines_can_start_a_text(self):
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0, 'b': 1}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    run = types.SimpleNamespace(
+        vocabulary=vocabularies.Vocabulary('bpe', words.to_str())
+    )
+    prompt = sampling.start_of_text(run)
+    self.assertEqual(prompt, 'a')
+    tokens, _ = sampling.encode(run, [prompt])
+    self.assertEqual(tokens.tolist(), [[0]])
 
 
 if __name__ == '__main__':

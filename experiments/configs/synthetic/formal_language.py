@@ -59,7 +59,7 @@ def get_config(layer: str = 'min_lstm'):
   config.optimizer.options = dict(b2=0.999)
   if layer == 'slstm_block':
     config.model = default.model(models.PRESETS['slstm_parity'])
-    config.data.min_length = 2  # Three, with the question.
+    config.data.min_length = 2  # xLSTM's shortest have 3, with the question.
     config.total_steps = 20_000
     config.batch_size = 256
     config.eval_every = config.save_every = 1000

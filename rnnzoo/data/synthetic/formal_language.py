@@ -8,17 +8,17 @@ these add (majority). `data.language` is one of
 
   parity               a b string: whether the number of b is odd
   even_pairs           a b string: whether the number of ab and ba is odd
-  cycle_navigation     stay, left, right on a cycle of 5: the last position
+  cycle_navigation     left, stay, right on a cycle of 5: the last position
   modular_arithmetic   an expression of digits, + - *: its value modulo 5
-  majority             64 ids: the most frequent one (the largest of several)
-  majority_count       64 ids: how often the most frequent one occurs
+  majority             63 ids: the most frequent one (the largest of several)
+  majority_count       63 ids: how often the most frequent one occurs
   modular_arithmetic_brackets   with brackets and unary minus: its value
   solve_equation       such an expression, without *, with an x: the digit x
   bucket_sort          10 digits: the string in ascending order
   missing_duplicate    9 ids: a string and its beginning again: the next id
 
-The first six are regular, the next two deterministic context-free, the last two
-context-sensitive; without a bound on lengths the majorities are not regular.
+The first six are regular (the majorities only as long as lengths are bounded),
+the next two are deterministic context-free, and the last two context-sensitive.
 All tokens are uniform, except those of the two grammars with brackets.
 
 After the string of `n` tokens come as many question tokens as the answer has
@@ -29,12 +29,11 @@ papers train on lengths up to 40, and test on 40 to 256 (`test_256`).
 Expressions without brackets have odd lengths, and `n` even gives `n - 1`; an
 equation has at least 3 tokens.
 
-The alphabets are those of minRNN where it has the language (64 ids with the
-question token, 10 digits, 9 ids), and those of Deletang et al. elsewhere. In
-their `missing_duplicate` any one token of the two copies is missing; here it is
-minRNN's, except that minRNN draws the missing place once a batch, and here each
-example has its own. In xLSTM's form there is no question token: the model
-predicts the token that follows the string.
+The alphabets are those of minRNN where it has the language, and those of
+Deletang et al. elsewhere. In their `missing_duplicate` any one token of the two
+copies is missing; here it is minRNN's, except that minRNN draws the missing
+place once a batch, and here each example has its own. In xLSTM's form there is
+no question token: the model predicts the token that follows the string.
 """
 
 from collections.abc import Callable

@@ -23,11 +23,12 @@ uniform places.
 
 What differs from RULER: lengths are in bytes; the haystack is as long as fits
 (there it grows in steps of 5 or 25 lines, or of 500 words, and 128 tokens stay
-free); the text is the documentation of Python from a random line on, not Paul
-Graham's essays; the words are 1,600 pairs, not all of the library wonderwords;
-the answer follows the question and is scored byte by byte, the values alone. A
-model whose most probable bytes are all right answers in greedy decoding, too;
-several values then come in the order of the sentences.
+free); the text is the documentation of Python from a random sentence on, not
+Paul Graham's essays; the words are 1,600 pairs, not all of the library
+wonderwords, so no other needle may have a key that is asked for; the answer
+follows the question and is scored byte by byte, the values alone. A model whose
+most probable bytes are all right answers in greedy decoding, too; several
+values then come in the order of the needles in the text.
 """
 
 import functools
@@ -44,7 +45,7 @@ from rnnzoo.data.synthetic import questions
 from rnnzoo.data.text import python_docs
 
 # Raise it with every change of the examples that a seed gives.
-VERSION = 1
+VERSION = 2
 
 
 class Form(NamedTuple):
@@ -93,6 +94,7 @@ _QUESTION = (
     'provided text? The special magic {kind} for {query} mentioned in the '
     'provided text {are} '
 )
+_LONGEST = 300  # Bytes of a sentence of the haystack.
 _ADJECTIVES = (
     'able aged bold brave brief bright calm clean clever cold cool curly dark '
     'deep eager early fair fancy fast fierce fresh gentle glad grand great '
@@ -120,7 +122,10 @@ def _sentences() -> tuple[str, ...]:
   """Returns the haystack of the forms with a text, sentence by sentence."""
   text = ' '.join(' '.join(python_docs.read().values()).split())
   sentences = re.split(r'(?<=[.!?]) ', text)
-  return tuple(one for one in sentences if one.isascii())
+  # What is longer is a table or a program, and leaves no text to fit in.
+  return tuple(
+      one for one in sentences if one.isascii() and len(one) <= _LONGEST
+  )
 
 
 def example(
@@ -170,9 +175,13 @@ def _text(rng, length, haystack, key, value, keys, values, queries):
   if haystack == 'text':
     context = _in_text(rng, hidden, room)
   else:
-    line = lambda: _NOISE
-    if haystack == 'needles':
-      line = lambda: needle(_draw(rng, key), _draw(rng, value))
+    def line():
+      if haystack == 'noise':
+        return _NOISE
+      while (name := _draw(rng, key)) in names:
+        pass  # A question has one answer.
+      return needle(name, _draw(rng, value))
+
     context = _in_lines(rng, hidden, line, room)
   text = start + context + end
   places = []

@@ -46,11 +46,12 @@ FIELDS = dict(
     letters=fields.Field(
         int, low=MIN_SIZE, default=18, help='The number of letters.'
     ),
+    # The first letter of the second word is always a target that counts.
     min_words=fields.Field(
-        int, low=1, default=10, help='The smallest number of words.'
+        int, low=2, default=10, help='The smallest number of words.'
     ),
     max_words=fields.Field(
-        int, low=1, default=19, help='The largest number of words.'
+        int, low=2, default=19, help='The largest number of words.'
     ),
     max_word_length=fields.Field(
         int, low=1, default=49, help='The length of the longest words.'

@@ -254,7 +254,11 @@ def bytes_per_token(
   """
   if vocabulary.level == 'byte':
     return 1.0
-  first = [len(to_bytes(vocabulary.decode([i]))) for i in tokens[starts]]
+  if vocabulary.level == 'bpe':
+    size = functools.partial(bpe.size_in_bytes, vocabulary.symbols)
+  else:
+    size = lambda token: len(to_bytes(vocabulary.decode([token])))
+  first = [size(token) for token in tokens[starts]]
   targets = len(tokens) - len(first)
   return (len(to_bytes(text)) - sum(first)) / max(1, targets)
 
