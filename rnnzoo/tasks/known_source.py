@@ -28,9 +28,9 @@ class KnownSource(language.LanguageModelling):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.loss_chunk:
+    if self.loss_chunk > 0:  # The automatic choice is that of all targets.
       raise errors.UserValueError(
-          'loss_chunk must be 0 for known_source, which compares all '
+          'loss_chunk must be 0 or -1 for known_source, which compares all '
           f'probabilities at once, got {self.loss_chunk}.'
       )
 
