@@ -19,6 +19,11 @@ Expected: no number is known for this setting. The paper has plots: a linear RNN
 or Mamba needs more layers for longer words of A5, one layer of an RNN does not.
 mingru-scans 0.2.0 reports how many of 36 runs reach 99 % on S5 at 128 steps:
 minGRU 0, DeltaNet 0, GRU 0.
+
+Measured for parity, one seed (`experiments/results/synthetic/group_word`): GRU,
+LSTM, sLSTM and Gated DeltaNet learn it within 250 steps, a minute or two on two
+CPU cores. At 128 and 256 steps the three cells stay at 100 %; Gated DeltaNet
+falls to 87.5 and 69.7 %. The other groups and layers have not been run yet.
 """
 
 from experiments.configs import default
