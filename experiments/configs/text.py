@@ -7,6 +7,10 @@ The run reads four million characters, whatever the length of the text, and
 evaluates ten times on the whole validation part (5 % of the text). For a text
 of many megabytes, evaluate less often: `--config.eval_every=500`.
 
+Result (`experiments/results/text`): on Tiny Shakespeare as one file, 2.079 bits
+per character on the validation part, where gzip needs 3.149; 9.3 minutes of
+training on two CPU cores.
+
 To go bigger, in this order:
 
 * longer training, for a text of several megabytes:
