@@ -164,11 +164,7 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
   problems: list[str] = []
   groups = _groups(directory, problems)
   bare = tuple(_bare(directory, problems))
-  files = [
-      path.relative_to(root).as_posix()
-      for path in sorted((root / CONFIGS).rglob('*.py'))
-      if 'get_config' in path.read_text()
-  ]
+  files = config_files(root)
   sections, unnumbered = [], []
   for config in sorted({*files, *(key[0] for key in groups)}):
     numbers = None
@@ -201,6 +197,19 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
   return Report(
       tuple(sections), tuple(unnumbered), bare, tuple(sorted(problems))
   )
+
+
+def config_files(root: pathlib.Path = results.ROOT) -> list[str]:
+  """Returns the config files of a repository, relative to it.
+
+  >>> 'experiments/configs/quickstart.py' in config_files()
+  True
+  """
+  return [
+      path.relative_to(root).as_posix()
+      for path in sorted((root / CONFIGS).rglob('*.py'))
+      if 'get_config' in path.read_text()  # Written there, or imported.
+  ]
 
 
 def _groups(directory, problems):

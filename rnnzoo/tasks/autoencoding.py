@@ -34,9 +34,7 @@ class Autoencoding(base.Task):
 
   def forward(self, model, batch, carry, *, train, key):
     carry, code = model(
-        batch['inputs'], carry,
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
-        train=train, key=key,
+        batch['inputs'], carry, **base.side_inputs(batch), train=train, key=key
     )
     targets = batch['targets']
     logits = model.decode(code, targets.shape[1], train=train)
@@ -47,10 +45,7 @@ class Autoencoding(base.Task):
 
   def predict(self, model, batch):
     """Returns the most probable tokens."""
-    _, code = model(
-        batch['inputs'],
-        reset=batch.get('reset'), mask=batch.get('input_mask'),
-    )
+    _, code = model(batch['inputs'], **base.side_inputs(batch))
     logits = model.decode(code, batch['targets'].shape[1])
     return dict(prediction=logits.argmax(-1).astype(jnp.int32))
 

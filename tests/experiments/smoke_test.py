@@ -4,6 +4,7 @@ All runs are made in this process, which is much faster than commands.
 """
 
 import functools
+import pathlib
 import shutil
 from unittest import mock
 
@@ -11,6 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import config_flag
 from experiments.cli import tasks
+from experiments.reporting import collecting
 import jax
 import numpy as np
 from rnnzoo import data
@@ -18,15 +20,16 @@ from rnnzoo.training import loop
 from rnnzoo.training import sharding
 from tests.experiments import commands
 
-_CONFIGS = commands.ROOT / 'experiments/configs'
+_CONFIGS = commands.ROOT / collecting.CONFIGS
 
 
 def configs():
   """Returns the config files, by their place among the configs."""
   return [
-      path.relative_to(_CONFIGS).as_posix()
-      for path in sorted(_CONFIGS.rglob('*.py'))
-      if 'def get_config(' in path.read_text()
+      pathlib.PurePosixPath(file).relative_to(
+          collecting.CONFIGS.as_posix()
+      ).as_posix()
+      for file in collecting.config_files()
   ]
 
 
