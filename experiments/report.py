@@ -4,7 +4,8 @@ r"""Writes all results beside the published numbers, as one HTML page.
 
 It reads every `result.json` below `--results`, draws the curves from
 `metrics.jsonl` beside it, and takes the published numbers from the config
-files. Published numbers without a run are listed as not run.
+files. Published numbers without a run are listed as not run. The speed of
+training comes from `speedup_*.json`, see `experiments.benchmarks.speedup`.
 
 Left out are files that are damaged or of an older form, smoke runs, runs on
 generated data, and a second record of the same setting and seed. Each is named
@@ -21,6 +22,7 @@ from experiments.cli import results
 from experiments.reporting import collecting
 from experiments.reporting import markdown
 from experiments.reporting import page
+from experiments.reporting import speed
 from rnnzoo.training import files
 
 _RESULTS = drivers.define_path(
@@ -39,7 +41,8 @@ def main(argv):
   drivers.check_usage(argv)
   if not (_OUTPUT.value or _MARKDOWN.value):
     drivers.check_usage(argv, output=_OUTPUT.value)
-  report = collecting.collect(pathlib.Path(_RESULTS.value))
+  directory = pathlib.Path(_RESULTS.value)
+  report = speed.added(collecting.collect(directory), directory)
   for name, write in (
       (_OUTPUT.value, page.document), (_MARKDOWN.value, markdown.document)
   ):

@@ -129,7 +129,7 @@ def _section(section: collecting.Section) -> str:
       *(_row(row, colors.get(row.name, '')) for row in rows),
       '</tbody></table>',
   ]
-  if section.rows:
+  if any(row.runs for row in section.rows):
     parts += [
         '<details><summary>Commands, seeds and devices</summary><dl>',
         *map(_details, _first_of_each(section.rows)), '</dl></details>',
@@ -161,7 +161,7 @@ def _row(row: collecting.Row, color: str) -> str:
       f'<span class="verdict {verdict}"><i aria-hidden="true">'
       f'{_SIGNS[row.verdict]}</i> {texts.comparison(row)}</span>',
       str(len(row.values) or ''),
-      texts.hours(row) if row.values else '',
+      texts.hours(row) if row.runs else '',
   )
   first, *others = (
       f'data-label="{column}"{" class=empty" * (not cell)}>{cell}'

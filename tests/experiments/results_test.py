@@ -13,6 +13,7 @@ from experiments.cli import results
 from experiments.reporting import collecting
 from experiments.reporting import markdown
 from experiments.reporting import page
+from experiments.reporting import speed
 from ml_collections import ConfigDict
 from rnnzoo import errors
 from rnnzoo import tasks
@@ -189,6 +190,34 @@ class ResultsTest(parameterized.TestCase):
     rows = collecting.collect(self.results, self.root).rows
     self.assertEqual([r.mean for r in rows if r.split == 'test_256'], [3.0])
 
+  def test_speed_of_training(self):
+    self.make('run')
+    rows = [
+        dict(layer='nnx.RNN(GRUCell)', length=512, speedup=None),
+        dict(layer='MinGRU', length=512, speedup=200.0),
+        dict(layer='MinLSTM', length=512, speedup=3.0),
+    ]
+    record = dict(device='a GPU', jax='1.0', batch=8, features=4, rows=rows)
+    (self.results / 'speedup_gpu.json').write_text(json.dumps(record))
+    (self.results / 'speedup_old.json').write_text('[]')
+    (self.results / 'speedup_short.json').write_text('{"rows": [{}]}')
+    report = collecting.collect(self.results, self.root)
+    report = speed.added(report, self.results)
+    fast, slow = [r for r in report.rows if r.metric == 'speedup']
+    self.assertEqual((fast.layer, fast.verdict), ('min_gru', 'better'))
+    self.assertEqual((slow.gain, slow.verdict), (-232.0, 'worse'))
+    self.assertEqual(
+        [r.split for r in report.not_run if r.metric == 'speedup'],
+        ['T = 4096'] * 2,
+    )
+    self.assertEqual(
+        [p.split(' is ')[0] for p in report.problems],
+        ['speedup_old.json', 'speedup_short.json'],
+    )
+    html = page.document(report)
+    self.assertIn('8, 4 features, one layer, a GPU, JAX 1.0', html)
+    self.assertIn('worse by 2.3e+02', markdown.document(report))
+
   def test_equal_within_the_errors(self):
     self.make('run', test_loss=1.505)
     row, *_ = collecting.collect(self.results, self.root).rows
@@ -268,8 +297,10 @@ class CommittedTest(absltest.TestCase):
 
   def test_report_of_the_repository(self):
     """All records that are kept can be read, and are of configs that exist."""
-    report = collecting.collect(results.ROOT / 'experiments/results')
+    directory = results.ROOT / 'experiments/results'
+    report = speed.added(collecting.collect(directory), directory)
     self.assertEqual(report.problems, ())
+    self.assertNotEmpty([r for r in report.rows if r.metric == 'speedup'])
     self.assertNotEmpty(report.rows)
     for row in report.rows:
       self.assertTrue((results.ROOT / row.config).is_file(), row.config)
