@@ -228,7 +228,7 @@ def bucket_lengths(
   """
   step = 2 ** max(0, int(sequence_length // 32).bit_length() - 1)
   shares = np.arange(1, count) / count
-  ends = np.quantile(lengths, shares, method='higher').astype(np.int64)
+  ends = np.quantile(lengths, shares, method='inverted_cdf').astype(np.int64)
   ends = -(-ends // step) * step
   return np.unique(np.append(ends[ends < sequence_length], sequence_length))
 
