@@ -98,7 +98,7 @@ def task_and_shapes(config, exports=config_flag.NO_EXPORTS):
     task, dataset = tasks.make_task(config, exports)
     batch = {
         name: jax.ShapeDtypeStruct(part.shape, part.dtype)
-        for name, part in dataset.train_batch(1).items()
+        for name, part in dataset.each_shape()[-1].items()
     }
   return task, batch
 

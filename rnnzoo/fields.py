@@ -29,7 +29,7 @@ _KINDS = {
     str: 'a string',
     dict: 'a dictionary with strings as keys',
 }
-_ITEMS = {str: 'strings', int: 'integers'}
+_ITEMS = {str: 'strings', int: 'integers', float: 'numbers'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Field:
     above_low: Whether the number must be larger than `low`.
     below_high: Whether the number must be smaller than `high`.
     choices: All possible strings; any string if empty.
-    items: The kind of the members of a tuple, `str` or `int`. Limits hold for
-      each member.
+    items: The kind of the members of a tuple, `str`, `int` or `float`. Limits
+      hold for each member.
     optional: Whether `None` is possible.
     hint: A sentence that ends the message.
     default: The value where none is given; it is not checked.
@@ -182,8 +182,8 @@ def _wrong(value, field):
       return 'have no NUL character'
   if kind in (int, float):
     return _out_of_range(value, field)
-  if kind is tuple and field.items is int:
-    member = dataclasses.replace(field, kind=int)
+  if kind is tuple and field.items in (int, float):
+    member = dataclasses.replace(field, kind=field.items)
     wrong = [_out_of_range(item, member) for item in value]
     return next((f'{text} in every place' for text in wrong if text), None)
   return None

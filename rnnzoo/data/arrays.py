@@ -23,6 +23,7 @@ def from_arrays(
     batch_size: int,
     seed: int = 0,
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    buckets: int = 1,
     task: str | None = None,
     forecast: bool | None = None,
     process_index: int | tuple[int, ...] = 0,
@@ -53,7 +54,8 @@ def from_arrays(
   ========================  ================================================
 
   Args:
-    x: Vectors `[N, T, D]` of any real dtype, series `[N, T]` of floats (`D` is
+    x: Vectors `[N, T, D]` of any real dtype (integers of one or two bytes
+      become floats on the device), series `[N, T]` of floats (`D` is
       1), tokens `[N, T]` of integers, or images `[N, T, H, W, C]`: uint8, whose
       pixels a model divides by 255, or numbers that it takes as they are. Where
       lengths are unequal, a list of `N` arrays `[T_n, D]`, `[T_n]` or
@@ -74,6 +76,8 @@ def from_arrays(
       examples are in which split.
     splits: The shares of train, validation and test. With one label for each
       sequence, every split has the same share of each class.
+    buckets: Where lengths are unequal, the most lengths that batches may have:
+      rows of like lengths come together, and a batch is as long as they need.
     task: `'classification'` or `'regression'`, where the dtype of `y` would
       decide otherwise.
     forecast: Whether the targets of steps are inputs of later steps; a model of
@@ -93,6 +97,7 @@ def from_arrays(
         f'task must be one of {", ".join(TASKS)}, or None, got {task!r}.'
         + errors.suggest(str(task), TASKS)
     )
+  fields.check('buckets', buckets, examples.BUCKETS)
   shard = pipeline.Shard(batch_size, process_index, process_count)
   by_split = _by_split(x, y, lengths, dt)
   inputs, steps, gaps = conversion.inputs(
@@ -128,6 +133,7 @@ def from_arrays(
       task=task,
       unit='tokens' if tokens else 'time steps',
       sequence_length=inputs['train'].shape[1],
+      buckets=buckets,
       per_step=per_step,
       forecast=bool(forecast),
       vocab_size=1 + largest(inputs) if tokens else 0,

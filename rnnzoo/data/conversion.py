@@ -86,9 +86,10 @@ def inputs(
     dt: The lengths of the steps, if there are any.
 
   Returns:
-    The inputs: tokens `[N, T]` int32, vectors `[N, T, D]` float32 or images
-    `[N, T, H, W, C]` float32 or uint8, 0 where no step exists. Their lengths.
-    `dt` `[N, T]` float32, 0 where no step exists, or `None`.
+    The inputs: tokens `[N, T]` int32, vectors `[N, T, D]` float32 or small
+    integers (see `is_small`), or images `[N, T, H, W, C]` float32 or uint8, 0
+    where no step exists. Their lengths. `dt` `[N, T]` float32, 0 where no step
+    exists, or `None`.
   """
   found, steps, gaps = {}, {}, {}
   for split, value in values.items():
@@ -111,6 +112,10 @@ def inputs(
         'All splits of x must be tokens, vectors of one size, or images of one '
         f'size, all uint8 or none, got {forms}.'
     )
+  if len({u.dtype for u in found.values()}) > 1:  # Tokens become int32 below.
+    found = {
+        split: u if u.ndim == 2 else float32(u) for split, u in found.items()
+    }
   longest = max(u.shape[1] for u in found.values())
   for split, u in found.items():
     if u.shape[1] < longest:
@@ -133,7 +138,7 @@ def inputs(
 
 
 def _sequences(u, what):
-  """Returns integers `[N, T]`, floats `[N, T, ...]` or uint8 images."""
+  """Returns integers `[N, T]`, vectors or images as `inputs` does."""
   if u.ndim not in (2, 3, 5) or not u.size or u.dtype.kind == 'U':
     raise errors.UserValueError(
         f'{what} must be vectors [N, T, D], tokens [N, T] or images '
@@ -141,7 +146,8 @@ def _sequences(u, what):
     )
   if u.ndim == 2 and u.dtype.kind == 'f':
     u = u[..., None]
-  return u if u.ndim == 2 or is_bytes(u) else float32(u)
+  as_stored = u.ndim == 2 or u.ndim == 3 and is_small(u) or is_bytes(u)
+  return u if as_stored else float32(u)
 
 
 def _step_lengths(values, u, steps, what):
@@ -368,6 +374,11 @@ def _numbers(u, x, lengths, what):
 def is_bytes(u: np.ndarray) -> bool:
   """Whether these are images whose pixels are bytes."""
   return u.ndim == 5 and u.dtype == np.uint8
+
+
+def is_small(u: np.ndarray) -> bool:
+  """Whether these are integers of one or two bytes, less than a float32."""
+  return u.dtype.kind in 'iu' and u.dtype.itemsize <= 2
 
 
 def float32(u: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from rnnzoo import fields
 from rnnzoo.data import conversion
 from rnnzoo.data import pipeline
 
@@ -18,14 +19,23 @@ from rnnzoo.data import pipeline
 _SPLIT_SEED = 0
 _CHUNK = 1000
 
+# The field of a data set whose rows have unequal lengths.
+BUCKETS = fields.Field(
+    int, low=1, high=64, default=1,
+    help='The most lengths that batches may have. Rows of like lengths come '
+    'together, and a batch is as long as they need. Each length is a compiled '
+    'program. With 1, all batches are as long as the longest row.',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
   """The examples of one split, `N` of them.
 
   Attributes:
-    inputs: Tokens `[N, T]`, images `[N, T, H, W, C]`, or what `dataset` turns
-      into vectors `[N, T, D]`.
+    inputs: Tokens `[N, T]`, vectors `[N, T, D]`, images `[N, T, H, W, C]`, or
+      what `dataset` turns into these. Integers of one or two bytes go to the
+      device as they are.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
     lengths: How many steps of each example exist, `[N]`; `None` if all do.
@@ -93,13 +103,15 @@ def dataset(
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     sequence_length: int,
     per_step: bool = False,
+    buckets: int = 1,
     **attributes: Any,
 ) -> pipeline.Dataset:
   """Returns examples as a `Dataset`.
 
   Training takes every example once an epoch, in a shuffled order of its own.
-  Evaluation takes every example once, in order; rows that fill up the last
-  batch repeat the last example and do not count.
+  Evaluation takes every example once, in order or, with buckets, the short ones
+  first; rows that fill up the last batch repeat the last example and do not
+  count.
 
   Args:
     splits: `train` and the splits to evaluate. All have the same shapes.
@@ -109,60 +121,120 @@ def dataset(
       `[b, T, D]` or images `[b, T, H, W, C]`. If `None`, they are those.
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
+    buckets: The most lengths that batches may have, see `bucket_lengths`.
     **attributes: The other attributes of the `Dataset`.
   """
-  lengths = [part.lengths for part in splits.values()]
-  ragged = any(u is not None and u.min() < sequence_length for u in lengths)
+  lengths = {
+      name: np.full(len(part), sequence_length)
+      if part.lengths is None else part.lengths
+      for name, part in splits.items()
+  }
+  ragged = any(u.min() < sequence_length for u in lengths.values())
 
-  def batches(numbers, examples, training):
-    count = len(examples)
+  def batch(split, training, numbers, length=sequence_length):
+    examples, count = splits[split], len(splits[split])
+    rows = np.minimum(numbers, count - 1)
+    inputs = examples.inputs[rows]
+    inputs = transform(inputs) if transform else inputs
+    if not conversion.is_small(inputs):
+      inputs = _narrow(inputs)
+    targets = _narrow(examples.targets[rows])
+    arrays = dict(
+        inputs=inputs[:, :length],
+        targets=targets[:, :length] if per_step else targets,
+    )
+    if examples.dt is not None:
+      arrays['dt'] = examples.dt[rows, :length]
+    counted = numbers < count
+    mask = None if training else counted
+    if ragged:
+      exists = np.arange(length) < lengths[split][rows, None]
+      arrays['input_mask'] = exists
+      if per_step:
+        mask = exists & counted[:, None]
+    elif per_step and not training:
+      mask = np.repeat(counted[:, None], length, axis=1)
+    return arrays if mask is None else arrays | {'mask': mask}
 
-    def batch(numbers):
-      rows = np.minimum(numbers, count - 1)
-      inputs = examples.inputs[rows]
-      inputs = transform(inputs) if transform else inputs
-      targets = examples.targets[rows]
-      arrays = dict(inputs=_narrow(inputs), targets=_narrow(targets))
-      if examples.dt is not None:
-        arrays['dt'] = examples.dt[rows]
-      counted = numbers < count
-      mask = None if training else counted
-      if ragged:
-        lengths = np.full(len(rows), sequence_length)
-        if examples.lengths is not None:
-          lengths = examples.lengths[rows]
-        exists = np.arange(sequence_length) < lengths[:, None]
-        arrays['input_mask'] = exists
-        if per_step:
-          mask = exists & counted[:, None]
-      elif per_step and not training:
-        mask = np.repeat(counted[:, None], sequence_length, axis=1)
-      return arrays if mask is None else arrays | {'mask': mask}
-
-    return numbers.map(batch)
-
-  train = splits['train']
-  return pipeline.Dataset(
+  of = lambda split, training: functools.partial(batch, split, training)
+  given = dict(
       batch_size=shard.batch_size,
       sequence_length=sequence_length,
       per_step=per_step,
-      train=batches(shard.shuffled(len(train), seed), train, True),
-      evaluation={
-          name: batches(shard.evaluate(len(examples)), examples, False)
-          for name, examples in splits.items() if name != 'train'
-      },
       source=source(splits),
       **attributes,
   )
+  evaluated = [name for name in splits if name != 'train']
+  sizes = bucket_lengths(lengths['train'], sequence_length, buckets)
+  if len(sizes) == 1:
+    return pipeline.Dataset(
+        train=shard.shuffled(len(splits['train']), seed).map(of('train', True)),
+        evaluation={
+            name: shard.evaluate(len(splits[name])).map(of(name, False))
+            for name in evaluated
+        },
+        **given,
+    )
+
+  # ---- Rows of like lengths come together. ----
+  found = {name: np.searchsorted(sizes, u) for name, u in lengths.items()}
+  order = {
+      name: np.argsort(found[name], kind='stable') for name in evaluated
+  }
+
+  def eval_batch(split, numbers):
+    # The longest row of the whole batch is its last, perhaps of another shard.
+    count, end = len(order[split]), numbers[0] // shard.batch_size + 1
+    last = order[split][min(end * shard.batch_size, count) - 1]
+    rows = np.append(order[split], count)[np.minimum(numbers, count)]
+    return batch(split, False, rows, sizes[found[split][last]])
+
+  some = np.arange(shard.rows) % len(splits['train'])
+  return pipeline.Dataset(
+      train=shard.bucketed(found['train'], seed).map(
+          lambda pair: batch('train', True, pair[0], sizes[pair[1]])
+      ),
+      evaluation={
+          name: shard.evaluate(len(splits[name])).map(
+              functools.partial(eval_batch, name)
+          )
+          for name in evaluated
+      },
+      buckets={
+          int(size): functools.partial(batch, 'train', True, some, size)
+          for size in sizes
+      },
+      eval_order=order,
+      **given,
+  )
+
+
+def bucket_lengths(
+    lengths: np.ndarray, sequence_length: int, count: int
+) -> np.ndarray:
+  """Returns at most `count` lengths of batches, ascending.
+
+  Equally many rows belong to each. All but the last, which is
+  `sequence_length`, are multiples of a power of two, at most
+  `sequence_length / 32`: so the devices of `mesh.sequence` can share them.
+
+  >>> bucket_lengths(np.arange(500, 2001), 2000, 4)
+  array([ 896, 1280, 1632, 2000])
+
+  Args:
+    lengths: Those of the rows, `[N]`.
+    sequence_length: The longest that there may be.
+    count: How many.
+  """
+  step = 2 ** max(0, int(sequence_length // 32).bit_length() - 1)
+  shares = np.arange(1, count) / count
+  ends = np.quantile(lengths, shares, method='inverted_cdf').astype(np.int64)
+  ends = -(-ends // step) * step
+  return np.unique(np.append(ends[ends < sequence_length], sequence_length))
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-  """Returns integers as int32 and other numbers as float32.
-
-  Images of uint8 stay as they are: a quarter of the bytes goes to the device.
-  """
-  if conversion.is_bytes(values):
-    return values
+  """Returns integers as int32 and other numbers as float32."""
   whole = np.issubdtype(values.dtype, np.integer)
   return values.astype(np.int32 if whole else np.float32)
 

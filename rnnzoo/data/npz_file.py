@@ -17,6 +17,7 @@ from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo.data import arrays
 from rnnzoo.data import definition
+from rnnzoo.data import examples
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 
@@ -107,6 +108,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
         forecast=config.forecast,
         process_index=shard.process_index,
         process_count=shard.process_count,
+        buckets=config.buckets,
         name=NAME,
     )
   except errors.UserValueError as error:
@@ -136,6 +138,7 @@ DEFINITION = definition.Definition(
             str, default='',
             help='The file, with the arrays x, y, lengths and dt.',
         ),
+        buckets=examples.BUCKETS,
         task=fields.Field(
             str, choices=('', *arrays.TASKS), default='',
             help='The kind of task. If empty, the dtype of y decides.',

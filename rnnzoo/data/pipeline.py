@@ -9,6 +9,7 @@ the earlier batches.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import grain
@@ -29,6 +30,8 @@ ENDLESS = 2**53
 STREAMS = {'train': 0, 'validation': 1, 'test': 2}
 # Tokens in an evaluation batch of long rows, unless a training batch has more.
 LONG_BATCH_TOKENS = 2**17
+# The batches among which rows of like lengths are brought together.
+WINDOW = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,47 @@ class Shard:
     numbers = grain.MapDataset.range(count).seed(check_seed(seed)).shuffle()
     return self.take(numbers.repeat(ENDLESS // count + 1))
 
+  def bucketed(self, buckets: np.ndarray, seed: int) -> grain.MapDataset:
+    """Returns pairs: numbers `[b]` like those of `shuffled`, and a bucket.
+
+    Batches hold numbers of one bucket, as far as possible. Each epoch is a
+    permutation. A window of `WINDOW` batches, or of an epoch if that is less,
+    is sorted by bucket and cut into batches anew; where the cut is inside of a
+    bucket, the batch belongs to the larger one. The order of the batches in a
+    window is random.
+
+    Args:
+      buckets: The bucket of each example, `[N]`.
+      seed: Fixes the order.
+    """
+    seed, count = check_seed(seed), len(buckets)
+    size = max(1, min(WINDOW, count // self.batch_size))  # Batches of a window.
+    at_random = lambda number, n: generator(
+        seed, 'train', number
+    ).permutation(n)
+
+    @functools.lru_cache(2)  # A window may reach into the next epoch.
+    def epoch(number):
+      return at_random(2 * number, count)
+
+    @functools.lru_cache(2)
+    def window(number):
+      numbers = size * self.batch_size * number + np.arange(
+          size * self.batch_size
+      )
+      first, last = numbers[0] // count, numbers[-1] // count
+      rows = np.concatenate([epoch(i) for i in range(first, last + 1)])
+      rows = rows[numbers - first * count]
+      rows = rows[np.argsort(buckets[rows], kind='stable')]
+      return rows.reshape(size, -1)[at_random(2 * number + 1, size)]
+
+    def batch(index):
+      whole = window(index // size)[index % size]
+      held = whole.reshape(self.process_count, -1)[list(self.parts)].ravel()
+      return held, int(buckets[whole].max())
+
+    return grain.MapDataset.range(ENDLESS).map(batch)
+
   def evaluate(self, count: int) -> grain.MapDataset:
     """Returns arrays `[b]` that cover `range(count)` once, in order.
 
@@ -180,13 +224,15 @@ class Dataset:
   A batch is a dictionary of arrays with the rows first; `b` is the number of
   rows of this process:
 
-  - `inputs`: tokens `[b, T]` int32, vectors `[b, T, D]` float32, or images
-    `[b, T, H, W, C]`, float32 or uint8 (a model divides these by 255).
+  - `inputs`: tokens `[b, T]` of integers, vectors `[b, T, D]` or images
+    `[b, T, H, W, C]`, float32 or the integers of one or two bytes that are
+    stored: the model normalises these on the device.
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
     for each sequence, `[b]` int32 or `[b, K]` float32.
   - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
     it only where some targets do not count.
   - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
+    `T` may differ from batch to batch, see `buckets`.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
   - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
     where they are known (`tasks.KnownSource`).
@@ -199,9 +245,14 @@ class Dataset:
     batch_size: Rows of the global batch, over all processes.
     sequence_length: `T`, the length of the rows (selective copying adds the
       places of the answer to `config.sequence_length`).
+    buckets: By length, in ascending order, functions that make a batch of that
+      length, whose values mean nothing. Empty if all training batches have the
+      length `sequence_length`, which is the last one otherwise.
     train: The training batches; element i is the batch of step i + 1.
     evaluation: The batches of each evaluation split, by name. At the end of a
       run, all splits whose names start with `test` are evaluated.
+    eval_order: The number of each example in the order of the batches, for
+      the evaluation splits where that is not 0, 1, 2 and so on.
     split_lengths: The length of the rows of those splits where it is not
       `sequence_length`, by name: `{'test_256': 256}`. They show what a model
       does with sequences longer than those that it was trained on.
@@ -210,6 +261,10 @@ class Dataset:
     vocab_size: Number of token ids; 0 if the inputs are no tokens.
     in_features: Width `D` of the input vectors; 0 if the inputs are no vectors.
     image_shape: `(H, W, C)` of the input images; empty if there are none.
+    input_offset: What a model subtracts from inputs that are integers, and
+    input_scale: what it divides the difference by, to normalise vectors or
+      images: one number, or one for each channel. Empty means 0, and 1 (255 for
+      uint8 images).
     irregular: Whether the batches have `dt`. The layers of a model must take
       it, see `tasks.Task.bind`.
     num_classes: Number of classes of a classification, else 0.
@@ -240,11 +295,19 @@ class Dataset:
   sequence_length: int
   train: grain.MapDataset = dataclasses.field(repr=False)
   evaluation: Mapping[str, grain.MapDataset] = dataclasses.field(repr=False)
+  buckets: Mapping[int, Callable[[], Batch]] = dataclasses.field(
+      default_factory=dict, repr=False
+  )
+  eval_order: Mapping[str, np.ndarray] = dataclasses.field(
+      default_factory=dict, repr=False
+  )
   split_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
   unit: str = 'time steps'
   vocab_size: int = 0
   in_features: int = 0
   image_shape: tuple[int, ...] = ()
+  input_offset: tuple[float, ...] = ()
+  input_scale: tuple[float, ...] = ()
   irregular: bool = False
   num_classes: int = 0
   class_names: tuple[str, ...] = ()
@@ -276,6 +339,10 @@ class Dataset:
     assert batch is not None  # No filter leaves out a batch.
     return batch
 
+  def each_shape(self) -> list[Batch]:
+    """Returns one training batch of each shape, the longest last."""
+    return [make() for make in self.buckets.values()] or [self.train_batch(1)]
+
   def train_iterator(self, start_step: int = 1) -> grain.DatasetIterator:
     """Returns the endless iterator over the batches from `start_step` on.
 
@@ -292,7 +359,7 @@ class Dataset:
     """Returns the batches of a split, every target of it once.
 
     All batches have a `mask`, and all processes get equally many. They have
-    the shape of training batches, except those of `split_lengths`: their rows
+    a shape of training batches, except those of `split_lengths`: their rows
     have another length, and a batch may have fewer of them.
 
     Raises:

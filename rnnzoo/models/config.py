@@ -23,6 +23,7 @@ _DETAILS = dict(
     dropout=dict(low=0, high=1, below_high=True),
     vocab_size=dict(low=0),
     in_features=dict(low=0),
+    input_scale=dict(low=0, above_low=True),
     num_classes=dict(low=0),
     out_features=dict(low=0),
     embed_std=dict(low=0),
@@ -90,6 +91,11 @@ class ModelConfig:
     in_features: The size of an input vector; 0 if the inputs are no vectors.
     image_shape: The height, width and channels of an input image; empty if the
       inputs are no images.
+    input_offset: What is subtracted from inputs that are integers, vectors or
+      images: one number, or one for each channel. Empty means 0. The data set
+      decides. Floating inputs are taken as they are.
+    input_scale: What the difference is divided by, likewise. Empty means 255
+      for uint8 images, and otherwise 1.
     num_classes: The number of classes of a classifier.
     out_features: The number of values that a regressor predicts.
     pooling: How a classifier or a regressor gets one output for a sequence:
@@ -136,6 +142,8 @@ class ModelConfig:
   vocab_size: int = 0
   in_features: int = 0
   image_shape: tuple[int, ...] = ()
+  input_offset: tuple[float, ...] = ()
+  input_scale: tuple[float, ...] = ()
   num_classes: int = 0
   out_features: int = 0
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
@@ -163,6 +171,15 @@ class ModelConfig:
           'model.image_shape must be (height, width, channels), all positive, '
           f'or empty, got {fields.shown(shape)}.'
       )
+    for name in ('input_offset', 'input_scale'):
+      value = tuple(getattr(self, name))
+      object.__setattr__(self, name, value)
+      channels = shape[-1] if shape else self.in_features
+      if channels and len(value) not in (0, 1, channels):
+        raise errors.UserValueError(
+            f'model.{name} must be one number, or one for each of the '
+            f'{channels} channels, got {fields.shown(value)}.'
+        )
     if not all(name.strip() for name in self.layer.split(',')):
       raise errors.UserValueError(
           'model.layer must be the name of a layer, or several joined by '

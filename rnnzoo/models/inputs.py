@@ -133,16 +133,46 @@ def encode(
   Args:
     config: The model's config.
     encoder: See `make_encoder`.
-    inputs: See `check_numbers`. The pixels of uint8 images are divided by 255.
+    inputs: See `check_numbers`. Integers are normalised, see `normalize`.
     mask: Booleans `[...]`, or `None`.
   """
   # Padding may be NaN, so it is removed before the matmul.
-  x = base.masked(inputs.astype(config.dtype), mask)
+  x = base.masked(normalize(config, inputs).astype(config.dtype), mask)
   if config.image_shape:
     x = x.reshape(*x.shape[:-3], math.prod(config.image_shape))
-    if inputs.dtype == jnp.uint8:
-      x = x / 255
   return common.project(encoder, x)
+
+
+def normalize(config: ModelConfig, inputs: jax.Array) -> jax.Array:
+  """Returns integers as `(inputs - offset) / scale`, and floats as they are.
+
+  So the device gets what a data set stores, such as a byte for a pixel, and a
+  model takes both: what is stored, and what is normalised already.
+
+  >>> config = ModelConfig(in_features=2, input_scale=(255.0,))
+  >>> normalize(config, jnp.array([[255, 51]], jnp.uint8))
+  Array([[1. , 0.2]], dtype=float32)
+  >>> normalize(config, jnp.array([[1.0, 0.2]]))
+  Array([[1. , 0.2]], dtype=float32)
+
+  Args:
+    config: The model's config: `input_offset` and `input_scale`.
+    inputs: Vectors or images, the channels last.
+
+  Returns:
+    An array of the same shape, floating: float32 or wider where `inputs` are
+    integers.
+  """
+  if jnp.issubdtype(inputs.dtype, jnp.floating):
+    return inputs
+  offset, scale = config.input_offset, config.input_scale
+  if not scale and config.image_shape and inputs.dtype == jnp.uint8:
+    scale = (255.0,)
+  dtype = base.state_dtype(jnp.dtype(config.dtype))
+  x = inputs.astype(dtype)
+  if offset:
+    x = x - jnp.asarray(offset, dtype)
+  return x / jnp.asarray(scale, dtype) if scale else x
 
 
 def embed(config: ModelConfig, table: nnx.Embed, tokens) -> jax.Array:

@@ -122,7 +122,8 @@ class SequenceModel(nnx.Module):
 
     Args:
       inputs: Token ids `[B, T]`, vectors `[B, T, in_features]` or images
-        `[B, T, *image_shape]`. The pixels of uint8 images are divided by 255.
+        `[B, T, *image_shape]`. Integers of vectors and images are normalised,
+        see `inputs.normalize`.
       carry: The state after earlier steps; `initialize_carry` if `None`.
       reset: Booleans `[B, T]`, `True` on the first step of each sequence.
       mask: Booleans `[B, T]`, `False` on steps to skip.

@@ -116,7 +116,7 @@ class Task(abc.ABC):
     """
     task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
-    )
+    ).reading(dataset)
     if not task.outputs:
       raise errors.UserValueError(
           f'The kind of task is {self.name}, but {dataset.name} is a data set '
@@ -127,6 +127,15 @@ class Task(abc.ABC):
     if dataset.per_step and dataset.forecast:
       _check_causal(task, dataset)
     return task
+
+  def reading(self, dataset) -> 'Task':
+    """Returns this task with a model that normalises as the data set asks.
+
+    Old checkpoints know nothing of that, because their data sets did it.
+    """
+    return dataclasses.replace(self, model=self.model.replace(
+        input_offset=dataset.input_offset, input_scale=dataset.input_scale
+    ))
 
   @property
   @abc.abstractmethod

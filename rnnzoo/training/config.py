@@ -224,5 +224,11 @@ def check_fits(config, dataset):
           f'eval_splits: {dataset.name} has no split {split!r}, only '
           f'{", ".join(dataset.eval_splits)}.'
       )
+  if len(dataset.buckets) > 1 and config.steps_per_dispatch > 1:
+    raise errors.UserValueError(
+        f'steps_per_dispatch must be 1, got {config.steps_per_dispatch}: the '
+        'batches of one dispatch must have one length, and those of '
+        f'data.buckets have {len(dataset.buckets)}.'
+    )
   if config.stateful and not dataset.contiguous:
     raise errors.UserValueError('stateful needs data.contiguous=True.')

@@ -26,6 +26,7 @@ def evaluate_model(
     The mean of each metric over the targets that count, such as `loss`.
   """
   params, batch_stats = _everywhere(task, model, mesh)
+  task = task.reading(dataset)
   with jax.set_mesh(mesh):
     return mean_metrics(
         make_eval_step(task), mesh, params, batch_stats,
@@ -57,6 +58,7 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
         '--multihost.'
     )
   params, batch_stats = _everywhere(task, model, mesh)
+  task = task.reading(dataset)
 
   @jax.jit
   def step(params, batch_stats, batch):
@@ -69,6 +71,8 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
           step(params, batch_stats, sharding.global_batch(mesh, batch))
       )
       rows += _rows(found, batch)
+  if split in dataset.eval_order:
+    rows = [rows[i] for i in np.argsort(dataset.eval_order[split])]
   names = rows[0] if rows else ()
   return {name: _array([row[name] for row in rows]) for name in names}
 

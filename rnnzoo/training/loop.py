@@ -8,6 +8,7 @@ than one attempt only if it goes back to a checkpoint (`on_nan='rollback'`).
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -112,6 +113,8 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
   workdir = files.workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch_size(config.batch_size, mesh, config.accumulate_steps)
+  for batch in dataset.each_shape():  # Not only at a step that has it.
+    sharding.check_batch(mesh, batch)
   for split in dataset.split_lengths:  # Not only once training is over.
     sharding.check_batch(mesh, dataset.eval_batches(split)[0])
   task.warn_of_gathers(mesh.shape['sequence'])
@@ -341,14 +344,14 @@ class _Attempt:
     ):
       # ---- One batch and one dispatch. ----
       run.profiler.before(step - self.steps_at_once + 1, step)
-      with self.meter.input([m['loss'] for _, m in pending[-1:]]):
+      with self.meter.input([m['loss'] for _, m, _ in pending[-1:]]):
         batch = self._next(batches)
       if step == self.first + self.steps_at_once:
-        # The call below finds the program in JAX's cache.
-        memory.warn_of_step(self.compiled_step(state, batch))
-      self.meter.dispatch(batch)
+        self._compile(state, batch)
+      tokens = self._tokens(batch)
+      self.meter.dispatch(batch, tokens)
       state, metrics = self.train_step(state, batch)
-      pending.append((step, metrics))
+      pending.append((step, metrics, tokens))
       # The device is one step behind and no more: a signal is noticed soon.
       if len(pending) > 1:
         jax.block_until_ready(pending[-2])
@@ -405,6 +408,23 @@ class _Attempt:
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *several)
     return sharding.global_batch(mesh, stacked, stacked=True)
 
+  def _compile(self, state, batch):
+    """Compiles the step for each shape; JAX's cache keeps the programs."""
+    shapes = [
+        sharding.global_batch(self.run.mesh, make())
+        for make in self.run.dataset.buckets.values()
+    ]
+    for one in shapes or [batch]:
+      compiled = self.compiled_step(state, one)
+    memory.warn_of_step(compiled)  # The last one is the longest.
+
+  def _tokens(self, batch):
+    """Returns the tokens of all steps of a dispatch, padding included."""
+    if self.run.dataset.buckets:
+      return math.prod(batch['inputs'].shape[:2])
+    rows = self.config.batch_size * self.steps_at_once
+    return rows * self.run.dataset.sequence_length
+
   @contextlib.contextmanager
   def _pause(self):
     """Excludes what happens inside from the measured speed of training."""
@@ -415,7 +435,8 @@ class _Attempt:
     """Writes the metrics of the steps since the last flush.
 
     Args:
-      pending: `(step, metrics)` of these steps; what is written is removed.
+      pending: `(step, metrics, tokens)` of these steps; what is written is
+        removed.
       under_way: How many of the newest steps to leave for later.
 
     Raises:
@@ -430,14 +451,15 @@ class _Attempt:
       self.meter.all_done()
     measured = self.meter.read()
     newest = done[-1][0]
-    for last, values in fetched:
+    for last, values, _ in fetched:
       values = {name: np.atleast_1d(v) for name, v in values.items()}
       count = len(values['loss'])
       for i in range(count):
         one = {name: float(v[i]) for name, v in values.items()}
         self._record(last - count + 1 + i, one, newest, measured)
     self.progress.update(
-        newest, one['loss'], notes=throughput.describe(measured)
+        newest, one['loss'], tokens=sum(tokens for *_, tokens in done),
+        notes=throughput.describe(measured),
     )
 
   def _record(self, number, one, newest, measured):

@@ -89,7 +89,7 @@ def check_sequence_length(length: int, mesh):
     return
   if length % parts:
     raise errors.UserValueError(
-        f'sequences of {length} tokens (data.sequence_length or '
+        f'sequences of {length} tokens (data.sequence_length, data.buckets or '
         f'data.test_lengths) do not split into mesh.sequence={parts} equal '
         'segments.'
     )

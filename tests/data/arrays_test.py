@@ -133,9 +133,25 @@ class KindTest(parameterized.TestCase):
     series = data.from_arrays(tokens / 2, LABELS, batch_size=8)
     self.assertEqual(series.train_batch(1)['inputs'].shape, (8, T, 1))
     self.assertEqual((series.vocab_size, series.in_features), (0, 1))
-    images = rng().integers(256, size=(N, T, D)).astype(np.uint8)
-    dataset = data.from_arrays(images, LABELS, batch_size=8)
-    self.assertEqual(dataset.train_batch(1)['inputs'].dtype, np.float32)
+
+  @parameterized.parameters(
+      (np.uint8, np.uint8), (np.int16, np.int16), (np.int32, np.float32),
+      (bool, np.float32),
+  )
+  def test_vectors_of_small_integers_stay_as_they_are(self, given, expected):
+    x = rng().integers(100, size=(N, T, D)).astype(given)
+    dataset = data.from_arrays(
+        list(x), LABELS, lengths=np.full(N, T - 1), batch_size=8
+    )
+    found = dataset.train_batch(1)['inputs']
+    self.assertEqual(found.dtype, expected)
+    self.assertFalse(found[:, -1].any())
+    self.assertEqual(dataset.in_features, D)
+    mixed = data.from_arrays(
+        dict(train=x, validation=x / 2, test=x),
+        dict.fromkeys(('train', 'validation', 'test'), LABELS), batch_size=8,
+    )
+    self.assertEqual(mixed.train_batch(1)['inputs'].dtype, np.float32)
 
   @parameterized.parameters((1, np.uint8), (255, np.float32))
   def test_images(self, white, dtype):

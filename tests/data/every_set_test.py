@@ -45,6 +45,7 @@ CASES = {
         test_lengths=(900,), test_examples=10,
     ),
     'npz_file': dict(name='npz_file'),
+    'npz_file_buckets': dict(name='npz_file', buckets=3),
     'passkey': dict(
         name='passkey', sequence_length=400, eval_examples=10,
         test_lengths=(500,), test_examples=10,
@@ -130,11 +131,15 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.out_features > 0, dataset.task == 'regression')
     self.assertEqual(dataset.num_classes > 0, dataset.task == 'classification')
 
-    def form_of(length):
+    def form_of(length, inputs):
+      small = inputs.dtype in (np.uint8, np.int8, np.uint16, np.int16)
       steps = (ROWS, length)
-      form = dict(inputs=(steps, np.int32))
+      form = dict(inputs=(steps, inputs.dtype if small else np.int32))
       if not dataset.vocab_size:
-        form['inputs'] = ((*steps, dataset.in_features), np.float32)
+        form['inputs'] = (
+            (*steps, dataset.in_features),
+            inputs.dtype if small else np.float32,
+        )
       shape = steps if dataset.per_step else steps[:1]
       form['targets'] = (shape, np.int32)
       if dataset.out_features:
@@ -151,7 +156,11 @@ class EverySetTest(parameterized.TestCase):
         for batch in dataset.eval_batches(split)
     ]
     for length, batch in [(dataset.sequence_length, train), *evaluated]:
-      form = form_of(length)
+      inputs = batch['inputs']
+      if dataset.buckets:
+        length = inputs.shape[1]
+        self.assertIn(length, dataset.buckets)
+      form = form_of(length, inputs)
       self.assertContainsSubset(batch, form)
       for key, array in batch.items():
         self.assertEqual((array.shape, array.dtype), form[key], key)

@@ -45,7 +45,7 @@ class DigitsTest(parameterized.TestCase):
     found = []
     for split, share in (('validation', 0.2), ('test', 0.2)):
       x, y = rows(dataset, split)
-      index = [seen[(u * 16).astype(np.uint8).tobytes()] for u in x]
+      index = [seen[u.tobytes()] for u in x]
       np.testing.assert_array_equal(whole.targets[index], y)
       np.testing.assert_allclose(
           np.bincount(y), share * np.bincount(whole.targets), atol=2
@@ -53,14 +53,15 @@ class DigitsTest(parameterized.TestCase):
       found += index
     for step in range(1, 35):
       for x in dataset.train_batch(step)['inputs']:
-        found.append(seen[(x * 16).astype(np.uint8).tobytes()])
+        found.append(seen[x.tobytes()])
     self.assertEqual(set(found), set(range(1797)))
     self.assertLen(set(found[:719]), 719)
     self.assertNoCommonElements(found[:719], found[719:])
     other = self.load(seed=1)  # Runs with other seeds have the same splits.
     x = rows(dataset, 'test')[0]
     np.testing.assert_array_equal(rows(other, 'test')[0], x)
-    self.assertEqual((x.min(), x.max()), (0, 1))
+    self.assertEqual((x.min(), x.max(), x.dtype), (0, 16, np.uint8))
+    self.assertEqual(dataset.input_scale, (16,))
 
   def test_pixels_and_rows(self):
     pixels, images = self.load(), self.load(sequence='rows')
@@ -74,7 +75,7 @@ class DigitsTest(parameterized.TestCase):
     )
     x, y = (set_.train_batch(2)['inputs'] for set_ in (pixels, images))
     np.testing.assert_array_equal(x.reshape(32, 8, 8), y)
-    images = datasets.load_digits().images / 16
+    images = datasets.load_digits().images
     for image in y:
       self.assertTrue((image == images).all((1, 2)).any())
 
@@ -121,9 +122,8 @@ class SMNISTTest(parameterized.TestCase):
     ):
       found, targets = rows(dataset, split)
       np.testing.assert_array_equal(targets, y)
-      np.testing.assert_array_equal(
-          found, x.reshape(-1, 784, 1).astype(np.float32) / np.float32(255)
-      )
+      np.testing.assert_array_equal(found, x.reshape(-1, 784, 1))
+      self.assertEqual((found.dtype, dataset.input_scale), (np.uint8, (255,)))
     trained = {
         x.tobytes() for step in range(1, 29)
         for x in dataset.train_batch(step)['inputs']

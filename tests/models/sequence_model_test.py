@@ -195,9 +195,37 @@ class ContractTest(parameterized.TestCase):
     want = make(vectors=True, in_features=6)(images.reshape(B, T, 6) / 255)[1]
     for x in (images.astype(np.uint8), images / 255):
       small.assert_trees_close(model(x)[1], want)
-    # Only bytes are scaled.
+    # Without a scale in the config, only bytes are divided.
     self.assertGreater(float(jnp.abs(model(images)[1] - want).max()), 0.1)
     self.assertEqual(model(images[:, :0])[1].shape, (B, N))
+
+  @parameterized.parameters(
+      ('vectors', 'uint8', (), (16.0,)), ('vectors', 'int16', (), ()),
+      ('vectors', 'int16', (-5.0, 2.5, 0.0), (3.0, 100.0, 0.1)),
+      ('images', 'uint8', (122.6,), (61.0,)), ('images', 'int32', (), (9.0,)),
+  )
+  def test_integers_are_normalized(self, form, dtype, offset, scale):
+    shape = (3,) if form == 'vectors' else IMAGE
+    x = np.random.default_rng(0).integers(100, size=(B, T, *shape))
+    plain = make(**{form: True})
+    model = make(**{form: True}, input_offset=offset, input_scale=scale)
+    numbers = (x - np.array(offset or 0)) / np.array(scale or 1)
+    for reads in (plain, model):  # Both take floats as they are.
+      want = reads(numbers.astype(np.float32))[1]
+    small.assert_trees_close(small.jit(model)(x.astype(dtype))[1], want)
+    carry = None
+    for t in range(T):
+      carry, y = model.step(carry, x[:, t].astype(dtype))
+    small.assert_trees_close(y, want)
+
+  def test_bad_normalization(self):
+    for changes, message in (
+        (dict(input_scale=(0,)), 'scale must be positive in every place'),
+        (dict(input_scale='1'), "scale must be a tuple of numbers, got '1"),
+        (dict(input_offset=(1, 2)), 'offset must be .* of the 3 channels'),
+    ):
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        make(vectors=True, **changes)
 
   def test_dt_has_the_same_gradient_in_a_loop_over_depth(self):
     x, flags = timed_images()

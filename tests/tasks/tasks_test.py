@@ -75,6 +75,40 @@ class TrainingTest(parameterized.TestCase):
     _, y = model(x[:3])
     np.testing.assert_allclose(model(x[:3] / np.float32(255))[1], y, atol=1e-5)
 
+  def test_stored_integers_are_trained_and_restored(self):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3000, 3000, size=(N, T, D), dtype=np.int16)
+    y = (x[:, :, 0].mean(1) > 0).astype(int)
+    given = data.from_arrays(x, y, batch_size=16)
+    stored = dataclasses.replace(given, input_scale=(3000.0,))
+    floats = data.from_arrays(x / np.float32(3000), y, batch_size=16)
+    runs = []
+    for name, dataset in (('stored', stored), ('floats', floats)):
+      workdir = commands.temporary_directory(type(self)) / name
+      training.train(
+          small('classification'), dataset, workdir, total_steps=5,
+          eval_every=5, save_every=5, log_every=1, tensorboard=False,
+      )
+      losses_seen = commands.metrics(workdir, 'train_loss')
+      runs.append((restoring.restore_run(workdir), losses_seen))
+    (run, losses_seen), (older, expected) = runs
+    np.testing.assert_allclose(
+        list(losses_seen.values()), list(expected.values()), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        run.model(x[:9])[1], run.model(x[:9] / np.float32(3000))[1], atol=1e-5
+    )
+    # A run of before, whose data set gave floats, reads what is stored now.
+    self.assertEqual(older.task.model.input_scale, ())
+    mesh = sharding.make_mesh(dict(data=-1, fsdp=1, model=1, sequence=1))
+    for evaluate in (evaluation.evaluate_model, evaluation.predict):
+      found, wanted = (
+          evaluate(older.task, dataset, older.model, 'test', mesh)
+          for dataset in (stored, floats)
+      )
+      for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+
   def test_steps_of_uneven_length_are_trained_and_restored(self):
     given = arrays('regression', per_step=True, lengths=True)
     x, dt = given['x'], np.random.default_rng(1).exponential(size=(N, T))

@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -58,6 +59,16 @@ class ProgressTest(parameterized.TestCase):
       time.sleep(0.3)
     progress.update(2, 1.0)
     self.assertGreater(progress.tokens_per_second, 1000 / 0.3)
+    progress.close()
+
+  def test_batches_of_several_lengths(self):
+    progress = metrics.Progress(9, tokens_per_step=1000, file=io.StringIO())
+    with mock.patch('time.perf_counter', side_effect=[0, 2, 4]):
+      progress.update(0)
+      progress.update(4, 1.0, tokens=100)
+      self.assertEqual(progress.tokens_per_second, 50)
+      progress.update(8, 1.0, tokens=200)
+    self.assertEqual(progress.tokens_per_second, 75)
     progress.close()
 
   def test_log_lines_appear_above_the_bar(self):

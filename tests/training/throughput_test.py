@@ -113,6 +113,16 @@ class MeterTest(parameterized.TestCase):
     self.assertEqual(found['tokens_per_second_per_device'], 200)
     flops_of.assert_called_once_with(None)
 
+  def test_batches_of_several_lengths(self):
+    meter = self.make(peak=100.0, flops_of=lambda batch: 3 * batch)
+    for size in (50, 200, 50, 350):
+      meter.dispatch(size, size)
+      self.clock.pass_(1)
+      meter.done()
+    found = meter.read()  # Without the first step.
+    self.assertEqual(found['tokens_per_second_per_device'], 600 / 3 / 2)
+    self.assertEqual(found['model_flops_utilization'], 3 * 600 / 3 / 200)
+
   @parameterized.parameters(1, 3)
   def test_make_meter_on_known_hardware(self, steps):
     config = tiny.get_config()
@@ -130,7 +140,7 @@ class MeterTest(parameterized.TestCase):
       meter = throughput.make_meter(task, dataset, config, state)
     batch = dict.fromkeys(('inputs', 'targets'), jnp.zeros(shape, jnp.int32))
     meter.dispatch(batch)
-    self.assertEqual(meter._flops, steps * needed)
+    self.assertEqual(list(meter._flops.values()), [steps * needed])
     self.assertEqual(meter._peak, 197e12)
 
 

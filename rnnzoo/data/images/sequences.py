@@ -29,7 +29,9 @@ def dataset(
     white: int,
     order: np.ndarray | None = None,
 ) -> pipeline.Dataset:
-  """Returns images of the ten digits as a data set of sequences in [0, 1].
+  """Returns images of the ten digits as a data set of sequences.
+
+  The batches hold the stored bytes. The model divides them by `white`.
 
   The baselines are `majority_accuracy` and `centroid_accuracy`, see
   `examples.label_baselines`.
@@ -40,7 +42,7 @@ def dataset(
     shard: The rows of this process.
     seed: Fixes the order of the training images.
     sequence: `'pixels'` (`T = H W`, `D = 1`) or `'rows'` (`T = H`, `D = W`).
-    white: The largest value of a pixel, which becomes 1.
+    white: The largest value of a pixel, which becomes 1 in the model.
     order: Step t shows pixel `order[t]`; step t is pixel t if `None`.
   """
   height, width = splits['train'].inputs.shape[1:]
@@ -49,8 +51,7 @@ def dataset(
   def vectors(images):
     """Returns images `[n, H, W]` as sequences `[n, T, D]`."""
     x = images.reshape(len(images), *shape)
-    x = x if order is None else x[:, order]
-    return x.astype(np.float32) / np.float32(white)
+    return x if order is None else x[:, order]
 
   return examples.dataset(
       splits, shard, seed,
@@ -60,6 +61,7 @@ def dataset(
       unit=sequence,
       sequence_length=shape[0],
       in_features=shape[1],
+      input_scale=(float(white),),
       num_classes=len(DIGITS),
       class_names=DIGITS,
       baselines=functools.partial(

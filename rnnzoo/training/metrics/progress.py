@@ -101,13 +101,17 @@ class Progress:
   def __exit__(self, *_):
     self.close()
 
-  def update(self, step: int, loss=None, *, notes: Sequence[str] = ()) -> None:
+  def update(
+      self, step: int, loss=None, *, tokens: int | None = None,
+      notes: Sequence[str] = (),
+  ) -> None:
     """Moves to `step`; with a loss, shows loss, speed and time left.
 
     Args:
       step: Steps done, counted over the whole run.
       loss: The step's loss, a number or an array of one number. Reading it
         waits for the device, so do not pass it at every step.
+      tokens: Those of the steps since the last loss, where batches differ.
       notes: What else to show beside the loss, a few words each.
     """
     if loss is not None:
@@ -121,6 +125,11 @@ class Progress:
       latest = (now - self._mark[1]) / (step - self._mark[0])
       mean = self._seconds_per_step
       self._seconds_per_step = latest if mean is None else (latest + mean) / 2
+      if tokens and self._tokens_per_step:
+        latest = tokens / (step - self._mark[0])
+        self._tokens_per_step = (
+            latest if mean is None else (latest + self._tokens_per_step) / 2
+        )
       self._mark = step, now
       if self._tokens_per_step and self._seconds_per_step > 0:
         self.tokens_per_second = self._tokens_per_step / self._seconds_per_step

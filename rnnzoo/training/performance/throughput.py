@@ -46,19 +46,20 @@ class Meter:
     """Starts to measure.
 
     Args:
-      tokens_per_step: Tokens of a global batch.
+      tokens_per_step: Tokens of a global batch, see `dispatch`.
       steps_at_once: Steps of one dispatch.
       devices: How many devices share the tokens; by default all devices of all
         processes.
       peak: Operations that a device can do in a second; `None` if unknown.
       flops_of: Maps a batch to the operations that a dispatch of it needs, see
-        `performance.flops`; called once, and only if `peak` is known.
+        `performance.flops`; called once for each number of tokens, and only if
+        `peak` is known.
       clock: Returns seconds.
     """
     self._tokens, self._at_once = tokens_per_step, steps_at_once
     self._devices = devices or jax.device_count()
     self._peak, self._flops_of = peak, flops_of
-    self._flops = None  # The operations of a dispatch.
+    self._flops = {}  # The operations of a dispatch, by its tokens.
     self._clock = clock
     self._started = collections.deque()  # Start times of steps under way.
     self._last = None  # The time when the last step was known to be done.
@@ -67,7 +68,7 @@ class Meter:
   def _reset(self):
     self._since, self._paused = self._clock(), 0.0
     self._waited = self._reading = self._busy = 0.0
-    self._steps = 0
+    self._steps = self._done_tokens = self._done_flops = 0
 
   @contextlib.contextmanager
   def input(self, under_way=None):
@@ -91,16 +92,22 @@ class Meter:
     yield
     self._paused += self._clock() - start
 
-  def dispatch(self, batch) -> None:
-    """Notes that a step on this batch is dispatched to the device now."""
-    if self._flops is None and self._peak and self._flops_of:
-      self._flops = self._flops_of(batch)
-    self._started.append(self._clock())
+  def dispatch(self, batch, tokens: int | None = None) -> None:
+    """Notes that a step on this batch is dispatched to the device now.
+
+    Args:
+      batch: The batch, or several, stacked.
+      tokens: The tokens of all its steps; `None` means `tokens_per_step` each.
+    """
+    tokens = tokens or self._tokens * self._at_once
+    if tokens not in self._flops and self._peak and self._flops_of:
+      self._flops[tokens] = self._flops_of(batch)
+    self._started.append((self._clock(), tokens))
 
   def done(self) -> None:
     """Notes that the oldest step under way has been computed."""
     now = self._clock()
-    start = self._started.popleft()
+    start, tokens = self._started.popleft()
     if self._last is None:  # The first step includes the compilation.
       self._last = now
       self._reset()
@@ -108,6 +115,8 @@ class Meter:
     self._busy += now - max(start, self._last)
     self._last = now
     self._steps += self._at_once
+    self._done_tokens += tokens
+    self._done_flops += self._flops.get(tokens, 0)
 
   def all_done(self) -> None:
     """Notes that all steps under way have been computed."""
@@ -129,16 +138,16 @@ class Meter:
     elapsed = self._clock() - self._since - self._paused
     if not self._steps or elapsed <= 0:
       return {}
-    rate = self._steps / elapsed / self._devices
+    shared = elapsed * self._devices
     values = dict(
         input_wait=self._waited / elapsed,
         input_seconds=self._reading / self._steps,
         device_seconds=self._busy / self._steps,
-        tokens_per_second_per_device=self._tokens * rate,
+        tokens_per_second_per_device=self._done_tokens / shared,
     )
-    if self._flops:
+    if self._done_flops:
       values['model_flops_utilization'] = (
-          self._flops / self._at_once * rate / self._peak
+          self._done_flops / shared / self._peak
       )
     self._reset()
     return values

@@ -199,24 +199,25 @@ def check_shared(workdir, seconds: float = 30):
 
 
 def meeting(step):
-  """Returns a jitted function whose first call starts in all processes at once.
+  """Returns a jitted function; calls that compile start everywhere at once.
 
   Gloo fails if one process begins a collective 30 seconds after another, and
   processes may take different times to compile.
 
   Args:
-    step: A jitted function.
+    step: A jitted function, whose last argument is a batch. Nothing else may
+      have another shape than before.
   """
   if jax.process_count() == 1:
     return step
-  met = False
+  met = set()
 
   def run(*args):
-    nonlocal met
-    if not met:
+    shapes = tuple(u.shape for u in jax.tree.leaves(args[-1]))
+    if shapes not in met:
       step.lower(*args).compile()  # The call below finds it compiled.
       _meet()
-      met = True
+      met.add(shapes)
     return step(*args)
 
   return run
