@@ -20,11 +20,16 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import cifar10
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
+DATASETS = {
+    'cifar10': cifar10,
+    'smnist': smnist,
+    'tiny_shakespeare': tiny_shakespeare,
+}
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',

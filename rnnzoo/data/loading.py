@@ -10,6 +10,7 @@ from rnnzoo.data import definition as definitions
 from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
+from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import smnist
 from rnnzoo.data.synthetic import adding
@@ -31,6 +32,7 @@ from rnnzoo.data.text import wikipedia
 # A new data set is one file, and one line here.
 DATASETS = {
     'adding': adding.DEFINITION,
+    'cifar10': cifar10.DEFINITION,
     'copying': copying.DEFINITION,
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,

@@ -17,6 +17,9 @@ CASES = {
     'adding_of_one_length': dict(
         name='adding', min_length=12, max_length=12, eval_examples=30
     ),
+    'cifar10': dict(name='cifar10'),
+    'cifar10_rgb': dict(name='cifar10', color='rgb'),
+    'cifar10_rows': dict(name='cifar10', color='rgb', sequence='rows'),
     'copying': dict(name='copying', eval_examples=30),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),

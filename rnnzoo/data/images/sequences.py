@@ -1,6 +1,6 @@
-"""Grey images as sequences, and what simple classifiers reach on them."""
+"""Images as sequences, and what simple classifiers reach on them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 
 import numpy as np
@@ -19,6 +19,11 @@ FIELDS = dict(
 DIGITS = tuple(map(str, range(10)))
 
 
+def scaled(white: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function that maps pixels from 0 to `white` to [0, 1]."""
+  return lambda images: images.astype(np.float32) / np.float32(white)
+
+
 def dataset(
     name: str,
     splits: Mapping[str, examples.Examples],
@@ -26,31 +31,38 @@ def dataset(
     seed: int,
     *,
     sequence: str,
-    white: int,
+    normalize: Callable[[np.ndarray], np.ndarray],
     order: np.ndarray | None = None,
+    class_names: tuple[str, ...] = DIGITS,
 ) -> pipeline.Dataset:
-  """Returns images of the ten digits as a data set of sequences in [0, 1].
+  """Returns images with a label each as a data set of sequences.
 
   The baselines are `majority_accuracy` and `centroid_accuracy`, see
   `examples.label_baselines`.
 
   Args:
     name: The name of the data set.
-    splits: Images `[N, H, W]` uint8 and their labels.
+    splits: Images `[N, H, W]` or `[N, H, W, C]` uint8 and their labels.
     shard: The rows of this process.
     seed: Fixes the order of the training images.
-    sequence: `'pixels'` (`T = H W`, `D = 1`) or `'rows'` (`T = H`, `D = W`).
-    white: The largest value of a pixel, which becomes 1.
+    sequence: `'pixels'` (`T = H W`, `D = C`) or `'rows'` (`T = H`, `D = W C`);
+      `C` is 1 for grey images.
+    normalize: Turns images uint8 into float32 of the same first three axes,
+      `[n, H, W]` or `[n, H, W, C]`, see `scaled`.
     order: Step t shows pixel `order[t]`; step t is pixel t if `None`.
+    class_names: The names of the classes, for people.
   """
-  height, width = splits['train'].inputs.shape[1:]
-  shape = (height * width, 1) if sequence == 'pixels' else (height, width)
+  height, width, channels = (
+      *normalize(splits['train'].inputs[:1]).shape[1:], 1
+  )[:3]
+  shape = (height, width * channels)
+  if sequence == 'pixels':
+    shape = (height * width, channels)
 
   def vectors(images):
-    """Returns images `[n, H, W]` as sequences `[n, T, D]`."""
-    x = images.reshape(len(images), *shape)
-    x = x if order is None else x[:, order]
-    return x.astype(np.float32) / np.float32(white)
+    """Returns images as sequences `[n, T, D]` float32."""
+    x = normalize(images).reshape(len(images), *shape)
+    return x if order is None else x[:, order]
 
   return examples.dataset(
       splits, shard, seed,
@@ -60,10 +72,10 @@ def dataset(
       unit=sequence,
       sequence_length=shape[0],
       in_features=shape[1],
-      num_classes=len(DIGITS),
-      class_names=DIGITS,
+      num_classes=len(class_names),
+      class_names=class_names,
       baselines=functools.partial(
           examples.label_baselines, splits,
-          vectors=lambda images: images.reshape(len(images), -1) / white,
+          vectors=lambda images: normalize(images).reshape(len(images), -1),
       ),
   )
