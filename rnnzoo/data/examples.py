@@ -25,7 +25,8 @@ class Examples:
 
   Attributes:
     inputs: Tokens `[N, T]`, images `[N, T, H, W, C]`, or what `dataset` turns
-      into vectors `[N, T, D]`.
+      into vectors `[N, T, D]`. It need not lie in memory: anything that has a
+      length and takes indices `[n]` will do.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
     lengths: How many steps of each example exist, `[N]`; `None` if all do.
@@ -93,6 +94,7 @@ def dataset(
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     sequence_length: int,
     per_step: bool = False,
+    source: Mapping[str, Any] | None = None,
     **attributes: Any,
 ) -> pipeline.Dataset:
   """Returns examples as a `Dataset`.
@@ -109,6 +111,8 @@ def dataset(
       `[b, T, D]` or images `[b, T, H, W, C]`. If `None`, they are those.
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
+    source: What distinguishes the data from any other; if `None`, it is the
+      `digest`, which reads all of it.
     **attributes: The other attributes of the `Dataset`.
   """
   lengths = [part.lengths for part in splits.values()]
@@ -151,7 +155,7 @@ def dataset(
           name: batches(shard.evaluate(len(examples)), examples, False)
           for name, examples in splits.items() if name != 'train'
       },
-      source=source(splits),
+      source=digest(splits) if source is None else source,
       **attributes,
   )
 
@@ -167,7 +171,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
   return values.astype(np.int32 if whole else np.float32)
 
 
-def source(splits: Mapping[str, Examples]) -> dict[str, Any]:
+def digest(splits: Mapping[str, Examples]) -> dict[str, Any]:
   """Returns the sizes of the splits and the digest of their arrays."""
   found = hashlib.sha256()
   for name, examples in splits.items():

@@ -63,6 +63,7 @@ CASES = {
     'smnist': dict(name='smnist'),
     'smnist_permuted': dict(name='smnist', permutation='bit_reversal'),
     'smnist_rows': dict(name='smnist', sequence='rows'),
+    'speech_commands': dict(name='speech_commands', words=10, rate=8000),
     'text8': dict(name='text8', sequence_length=32),
     'text_bpe': dict(
         name='text_file', sequence_length=32, level='bpe', bpe_size=300

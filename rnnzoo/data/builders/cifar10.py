@@ -43,7 +43,9 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   name = NAME
   VERSION = tfds.core.Version(VERSION)
-  MANUAL_DOWNLOAD_INSTRUCTIONS = f'Put {ARCHIVE} from {ADDRESS} into manual_dir.'
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      f'Put {ARCHIVE} from {ADDRESS} into manual_dir.'
+  )
   # Whether the files must be the original ones.
   check_originals = True
 

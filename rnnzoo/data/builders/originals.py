@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import gzip
 import hashlib
 import io
 import pathlib
@@ -48,8 +49,12 @@ def members(
     UserError: If the archive is damaged.
   """
   try:
-    # As a stream: it is unpacked once, from its beginning to its end.
-    with tarfile.open(archive, 'r|gz') as files:
+    # As a stream, so that it is unpacked once. With its mode `r|gz`, tarfile
+    # would take a file that was cut short for a whole one.
+    with (
+        gzip.open(archive) as stream,
+        tarfile.open(fileobj=stream, mode='r|') as files,
+    ):
       for member in files:
         name = member.name.removeprefix('./')
         if member.isfile() and wanted(name):
