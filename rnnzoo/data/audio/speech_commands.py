@@ -68,7 +68,10 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   words = speech_commands.WORDS[: config.words]
   content = speech_commands.read(settings.data_directory(config), words)
   splits = {
-      part: examples.Examples(content.clips[part], content.labels[part])
+      part: examples.Examples(
+          content.clips[part],  # pyright: ignore[reportArgumentType]
+          content.labels[part],
+      )
       for part in speech_commands.PARTS
   }
   return examples.dataset(

@@ -95,8 +95,8 @@ def open_splits(
     for split in splits:
       details[split] = metadata[split]
       place = _path(builder, directory, split)
-      source = builder.as_data_source(  # pyright: ignore[reportCallIssue]
-          split
+      source = (
+          builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
       )
       found[split] = Opened(source, place, name, command)
   except Exception as error:

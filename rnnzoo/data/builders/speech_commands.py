@@ -93,7 +93,8 @@ class SpeechCommands(
       total += int(audio.sum(dtype=np.int64))
       squares += int((audio.astype(np.int64) ** 2).sum())
       yield number, {'audio': audio}
-    self.info.metadata[split] = dict(
+    metadata: Any = self.info.metadata  # From `_info`, so it is not None.
+    metadata[split] = dict(
         sum=total, squares=squares, sha256=digest.hexdigest()
     )
 

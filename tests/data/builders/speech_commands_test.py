@@ -234,30 +234,28 @@ class BuilderTest(absltest.TestCase):
     )
 
   def test_words_and_clips_are_read_only_when_needed(self):
-    def path(split):
-      return self.directory / (
-          f'speech_commands-{split}.array_record-00000-of-00001'
-      )
-
-    zero, yes = path('train_zero').read_bytes(), path('train_yes').read_bytes()
+    path = self.directory / (
+        'speech_commands-train_zero.array_record-00000-of-00001'
+    )
+    whole = path.read_bytes()
     try:
-      path('train_zero').write_bytes(b'')
-      content = speech_commands.read(self.data_dir, WORDS[:10])
-      self.assertLen(content.clips['train'], 80)
-      every = speech_commands.read(self.data_dir)
-      every.clips['train'][np.array([0])]
-      with self.assertRaisesRegex(
-          errors.UserError, 'train_zero.* cannot be read .*prepare it again: '
-      ) as caught:
-        every.clips['train'][np.array([104])]
-      self.assertNotIn('\n', str(caught.exception))
-      path('train_zero').unlink()
-      path('train_yes').write_bytes(yes[:2000])
-      with self.assertRaisesRegex(errors.UserError, 'cannot be read'):
-        speech_commands.read(self.data_dir).clips['train'][np.array([0])]
+      for content in (b'', whole[: len(whole) // 2], None):
+        path.unlink()
+        if content is not None:
+          path.write_bytes(content)
+        few = speech_commands.read(self.data_dir, WORDS[:10])
+        self.assertLen(few.clips['train'], 80)
+        clips = speech_commands.read(self.data_dir).clips['train']
+        clips[np.array([0])]
+        with self.assertRaisesRegex(
+            errors.UserError,
+            f'{path.name} of speech_commands cannot be read .* again: ',
+        ) as caught:
+          clips[np.array([0, 104])]
+        self.assertNotIn('\n', str(caught.exception))
+        path.touch()
     finally:
-      path('train_zero').write_bytes(zero)
-      path('train_yes').write_bytes(yes)
+      path.write_bytes(whole)
 
   def test_another_clip_is_another_data_set(self):
     content = speech_commands.read(self.data_dir)
