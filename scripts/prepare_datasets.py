@@ -8,7 +8,8 @@ a network, put the original file into a directory and add --manual_dir=DIR.
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
 
 prepares the four files of MNIST in DIR, which the message without --manual_dir
-lists with their address.
+lists with their address. In the same way, cifar10 and speech_commands are
+prepared from their original archives.
 """
 
 import pathlib
@@ -20,11 +21,18 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import cifar10
 from rnnzoo.data.builders import smnist
+from rnnzoo.data.builders import speech_commands
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
+DATASETS = {
+    'cifar10': cifar10,
+    'smnist': smnist,
+    'speech_commands': speech_commands,
+    'tiny_shakespeare': tiny_shakespeare,
+}
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',

@@ -35,7 +35,8 @@ class Examples:
   Attributes:
     inputs: Tokens `[N, T]`, vectors `[N, T, D]`, images `[N, T, H, W, C]`, or
       what `dataset` turns into these. Integers of one or two bytes go to the
-      device as they are.
+      device as they are. They need not lie in memory: anything that has a
+      length and takes indices `[n]` will do.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
     lengths: How many steps of each example exist, `[N]`; `None` if all do.
@@ -104,6 +105,7 @@ def dataset(
     sequence_length: int,
     per_step: bool = False,
     buckets: int = 1,
+    source: Mapping[str, Any] | None = None,
     **attributes: Any,
 ) -> pipeline.Dataset:
   """Returns examples as a `Dataset`.
@@ -122,6 +124,8 @@ def dataset(
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
     buckets: The most lengths that batches may have, see `bucket_lengths`.
+    source: What distinguishes the data from any other; if `None`, it is the
+      `digest`, which reads all of it.
     **attributes: The other attributes of the `Dataset`.
   """
   lengths = {
@@ -161,7 +165,7 @@ def dataset(
       batch_size=shard.batch_size,
       sequence_length=sequence_length,
       per_step=per_step,
-      source=source(splits),
+      source=digest(splits) if source is None else source,
       **attributes,
   )
   evaluated = [name for name in splits if name != 'train']
@@ -239,7 +243,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
   return values.astype(np.int32 if whole else np.float32)
 
 
-def source(splits: Mapping[str, Examples]) -> dict[str, Any]:
+def digest(splits: Mapping[str, Examples]) -> dict[str, Any]:
   """Returns the sizes of the splits and the digest of their arrays."""
   found = hashlib.sha256()
   for name, examples in splits.items():

@@ -10,6 +10,8 @@ from rnnzoo.data import definition as definitions
 from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
+from rnnzoo.data.audio import speech_commands
+from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import smnist
 from rnnzoo.data.synthetic import adding
@@ -31,6 +33,7 @@ from rnnzoo.data.text import wikipedia
 # A new data set is one file, and one line here.
 DATASETS = {
     'adding': adding.DEFINITION,
+    'cifar10': cifar10.DEFINITION,
     'copying': copying.DEFINITION,
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,
@@ -46,6 +49,7 @@ DATASETS = {
     'regbench': regbench.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,
     'smnist': smnist.DEFINITION,
+    'speech_commands': speech_commands.DEFINITION,
     'text8': wikipedia.TEXT8,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,

@@ -17,6 +17,9 @@ CASES = {
     'adding_of_one_length': dict(
         name='adding', min_length=12, max_length=12, eval_examples=30
     ),
+    'cifar10': dict(name='cifar10'),
+    'cifar10_rgb': dict(name='cifar10', color='rgb'),
+    'cifar10_rows': dict(name='cifar10', color='rgb', sequence='rows'),
     'copying': dict(name='copying', eval_examples=30),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
@@ -61,6 +64,7 @@ CASES = {
     'smnist': dict(name='smnist'),
     'smnist_permuted': dict(name='smnist', permutation='bit_reversal'),
     'smnist_rows': dict(name='smnist', sequence='rows'),
+    'speech_commands': dict(name='speech_commands', words=10, rate=8000),
     'text8': dict(name='text8', sequence_length=32),
     'text_bpe': dict(
         name='text_file', sequence_length=32, level='bpe', bpe_size=300

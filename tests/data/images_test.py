@@ -1,4 +1,4 @@
-"""Digits, and MNIST as it is read from a small fixture."""
+"""Digits, and MNIST and CIFAR-10 as they are read from small fixtures."""
 
 import os
 import pathlib
@@ -8,12 +8,17 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax.numpy as jnp
 import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
+from rnnzoo import models
+from rnnzoo.data.builders import cifar10 as cifar10_builder
 from rnnzoo.data.builders import smnist as builder
+from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import smnist
+from rnnzoo.models import inputs
 from sklearn import datasets
 
 
@@ -175,6 +180,73 @@ class SMNISTTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(errors.UserValueError, message):
         self.load(**fields)
+
+
+class Cifar10Test(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = pathlib.Path(
+        cls.enterClassContext(tempfile.TemporaryDirectory())
+    )
+    cifar10.write_fixture(cls.directory, None)
+    cls.arrays = cifar10_builder.read(cls.directory)
+
+  def load(self, **fields):
+    config = dict(name='cifar10', data_dir=str(self.directory)) | fields
+    return data.load(config, batch_size=30, seed=0)
+
+  def test_splits(self):
+    (images, labels), (test, test_labels) = self.arrays.values()
+    dataset = self.load(color='rgb')
+    self.assertEqual(
+        dataset.source['examples'], dict(train=270, validation=30, test=60)
+    )
+    for split, x, y in (
+        ('validation', images[270:], labels[270:]), ('test', test, test_labels)
+    ):
+      found, targets = rows(dataset, split)
+      np.testing.assert_array_equal(targets, y)
+      np.testing.assert_array_equal(found, x.reshape(len(x), 1024, 3))
+    seen = np.concatenate([dataset.train_batch(i + 1)['targets']
+                           for i in range(9)])
+    np.testing.assert_array_equal(np.sort(seen), np.sort(labels[:270]))
+    self.assertEqual(dataset.class_names[3], 'cat')
+
+  def test_normalisation(self):
+    """The model computes what the code of S4 does."""
+    x = self.arrays['test'][0][:30].astype(np.float64)
+    luma = 0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
+    wanted = dict(
+        grey=(luma[..., None] / 255 - 122.6 / 255) / (61 / 255),
+        rgb=(x / 255 - [0.4914, 0.4822, 0.4465]) / [0.247, 0.243, 0.261],
+    )
+    for color, error in (('grey', 0.5 / 61), ('rgb', 0)):  # Grey is rounded.
+      for sequence in ('pixels', 'rows'):
+        dataset = self.load(color=color, sequence=sequence)
+        found = dataset.eval_batches('test')[0]['inputs']
+        self.assertEqual(found.dtype, np.uint8)
+        model = models.ModelConfig(
+            in_features=dataset.in_features, input_scale=dataset.input_scale,
+            input_offset=dataset.input_offset,
+        )
+        np.testing.assert_allclose(
+            inputs.normalize(model, jnp.asarray(found)),
+            wanted[color].reshape(found.shape), atol=error + 1e-5,
+        )
+
+  @parameterized.parameters(('grey', 1), ('rgb', 3))
+  def test_pixels_and_rows(self, color, channels):
+    pixels = self.load(color=color)
+    lines = self.load(color=color, sequence='rows')
+    x, y = (u.train_batch(2)['inputs'] for u in (pixels, lines))
+    self.assertEqual(x.shape, (30, 1024, channels))
+    self.assertEqual(y.shape, (30, 32, 32 * channels))
+    np.testing.assert_array_equal(x.ravel(), y.ravel())
+    found = lines.baselines()
+    self.assertAlmostEqual(found['majority_accuracy'], 0.1)
+    self.assertEqual(found['centroid_accuracy'], 1)  # Bars are easy.
 
 
 class RealTest(absltest.TestCase):

@@ -1,6 +1,7 @@
 """Reading a data set that a builder wrote, with readable errors."""
 
 from collections.abc import Callable, Iterable
+import json
 import os
 import pathlib
 from typing import Any
@@ -32,6 +33,79 @@ def read(
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
+  directory, command = _prepared(data_dir, name, version, original)
+  place, found = directory, {}
+  try:
+    builder = _builder(directory)
+    for split in splits:
+      place = _path(builder, directory, split)
+      records = list(
+          builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+      )
+      for record in records:
+        _check_whole(record)
+      found[split] = convert(records)
+  # TFDS, protobuf and array_record each have their own errors for a file that
+  # was cut short, overwritten, or written in another format.
+  except Exception as error:
+    raise _damaged(place, name, command, error) from error
+  return found
+
+
+class Opened:
+  """The records of one split, each read when it is asked for."""
+
+  def __init__(self, source, path: pathlib.Path, name: str, command: str):
+    self._source, self._path = source, path
+    self._name, self._command = name, command
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns a record.
+
+    Raises:
+      UserError: If the file cannot be read.
+    """
+    try:
+      record = self._source[index]
+      _check_whole(record)
+      return record
+    except Exception as error:
+      raise _damaged(self._path, self._name, self._command, error) from error
+
+
+def open_splits(
+    data_dir: pathlib.Path,
+    name: str,
+    version: str,
+    splits: Iterable[str],
+    original: str,
+) -> tuple[dict[str, Opened], dict[str, Any]]:
+  """Returns the records of each split, unread, and its metadata, by split.
+
+  The arguments and the errors are those of `read`.
+  """
+  directory, command = _prepared(data_dir, name, version, original)
+  place, found, details = directory, {}, {}
+  try:
+    builder = _builder(directory)
+    metadata = json.loads((directory / 'metadata.json').read_text())
+    for split in splits:
+      details[split] = metadata[split]
+      place = _path(builder, directory, split)
+      source = (
+          builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+      )
+      found[split] = Opened(source, place, name, command)
+  except Exception as error:
+    raise _damaged(place, name, command, error) from error
+  return found, details
+
+
+def _prepared(data_dir, name, version, original):
+  """Returns the directory of a data set, and the command that prepares it."""
   directory = data_dir / name / version
   command = f'python scripts/prepare_datasets.py {name} --data_dir={data_dir}'
   if not (directory / 'dataset_info.json').exists():
@@ -40,31 +114,33 @@ def read(
         'Data that lies elsewhere: name its directory with '
         '--config.data.data_dir or $RNNZOO_DATA_DIR.'
     )
-  place, found = directory, {}
-  try:
-    features.check(directory)
-    builder = tfds.builder_from_directory(directory)
-    for split in splits:
-      (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
-      if os.path.abspath(place.parent) != os.path.abspath(directory):
-        raise ValueError('it does not lie beside the others')
-      records = list(
-          builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
-      )
-      for record in records:
-        # So a file that has lost its end may look.
-        if any(value is None for value in record.values()):
-          raise ValueError('it is cut short')
-      found[split] = convert(records)
-  # TFDS, protobuf and array_record each have their own errors for a file that
-  # was cut short, overwritten, or written in another format.
-  except Exception as error:
-    reason = first_line(error).replace(str(place), place.name)
-    raise errors.UserError(
-        f'{place} of {name} cannot be read ({reason}). Move the data away and '
-        f'prepare it again: {command}'
-    ) from error
-  return found
+  return directory, command
+
+
+def _builder(directory):
+  features.check(directory)
+  return tfds.builder_from_directory(directory)
+
+
+def _path(builder, directory, split) -> pathlib.Path:
+  (place,) = map(pathlib.Path, builder.info.splits[split].filepaths)
+  if os.path.abspath(place.parent) != os.path.abspath(directory):
+    raise ValueError('it does not lie beside the others')
+  return place
+
+
+def _check_whole(record):
+  # So a file that has lost its end may look.
+  if any(value is None for value in record.values()):
+    raise ValueError('it is cut short')
+
+
+def _damaged(place, name, command, error) -> errors.UserError:
+  reason = first_line(error).replace(str(place), place.name)
+  return errors.UserError(
+      f'{place} of {name} cannot be read ({reason}). Move the data away and '
+      f'prepare it again: {command}'
+  )
 
 
 def first_line(error: Exception) -> str:

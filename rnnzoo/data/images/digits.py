@@ -43,7 +43,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   """
   splits = examples.split(read(), SHARES)
   return sequences.dataset(
-      'digits', splits, shard, seed, sequence=config.sequence, white=16
+      'digits', splits, shard, seed,
+      sequence=config.sequence, scale=(16.0,),
   )
 
 

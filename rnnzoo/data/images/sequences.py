@@ -1,6 +1,6 @@
-"""Grey images as sequences, and what simple classifiers reach on them."""
+"""Images as sequences, and what simple classifiers reach on them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 
 import numpy as np
@@ -26,32 +26,50 @@ def dataset(
     seed: int,
     *,
     sequence: str,
-    white: int,
+    scale: tuple[float, ...],
+    offset: tuple[float, ...] = (),
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
     order: np.ndarray | None = None,
+    class_names: tuple[str, ...] = DIGITS,
 ) -> pipeline.Dataset:
-  """Returns images of the ten digits as a data set of sequences.
+  """Returns images with a label each as a data set of sequences.
 
-  The batches hold the stored bytes. The model divides them by `white`.
+  The batches hold bytes. The model subtracts `offset` and divides by `scale`.
 
   The baselines are `majority_accuracy` and `centroid_accuracy`, see
   `examples.label_baselines`.
 
   Args:
     name: The name of the data set.
-    splits: Images `[N, H, W]` uint8 and their labels.
+    splits: Images `[N, H, W]` or `[N, H, W, C]` uint8 and their labels.
     shard: The rows of this process.
     seed: Fixes the order of the training images.
-    sequence: `'pixels'` (`T = H W`, `D = 1`) or `'rows'` (`T = H`, `D = W`).
-    white: The largest value of a pixel, which becomes 1 in the model.
+    sequence: `'pixels'` (`T = H W`, `D = C`) or `'rows'` (`T = H`, `D = W C`);
+      `C` is 1 for grey images.
+    scale: What becomes 1 above `offset`: one number, or one for each channel.
+    offset: What becomes 0, likewise; 0 if empty.
+    convert: Turns images into others of the same height and width, uint8.
     order: Step t shows pixel `order[t]`; step t is pixel t if `None`.
+    class_names: The names of the classes, for people.
   """
-  height, width = splits['train'].inputs.shape[1:]
-  shape = (height * width, 1) if sequence == 'pixels' else (height, width)
+  convert = convert or (lambda images: images)
+  height, width, channels = (
+      *convert(splits['train'].inputs[:1]).shape[1:], 1
+  )[:3]
+  shape = (height, width * channels)
+  if sequence == 'pixels':
+    shape = (height * width, channels)
+  elif channels > 1:
+    scale, offset = scale * width, offset * width
 
   def vectors(images):
-    """Returns images `[n, H, W]` as sequences `[n, T, D]`."""
-    x = images.reshape(len(images), *shape)
+    """Returns images as sequences `[n, T, D]` uint8."""
+    x = convert(images).reshape(len(images), *shape)
     return x if order is None else x[:, order]
+
+  def normalized(images):
+    x = vectors(images).astype(np.float32) - np.float32(offset or 0)
+    return (x / np.float32(scale)).reshape(len(images), -1)
 
   return examples.dataset(
       splits, shard, seed,
@@ -61,11 +79,11 @@ def dataset(
       unit=sequence,
       sequence_length=shape[0],
       in_features=shape[1],
-      input_scale=(float(white),),
-      num_classes=len(DIGITS),
-      class_names=DIGITS,
+      input_scale=scale,
+      input_offset=offset,
+      num_classes=len(class_names),
+      class_names=class_names,
       baselines=functools.partial(
-          examples.label_baselines, splits,
-          vectors=lambda images: images.reshape(len(images), -1) / white,
+          examples.label_baselines, splits, vectors=normalized
       ),
   )

@@ -69,7 +69,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   order = PERMUTATIONS[config.permutation]() if config.permutation else None
   return sequences.dataset(
       'smnist', splits, shard, seed,
-      sequence=config.sequence, white=255, order=order,
+      sequence=config.sequence, scale=(255.0,), order=order,
   )
 
 

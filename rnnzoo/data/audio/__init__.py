@@ -1,0 +1,1 @@
+"""Recordings of sound as sequences of samples, one data set a file."""
