@@ -7,8 +7,8 @@ a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
 
-prepares the four files of MNIST in DIR, which the message without --manual_dir
-lists with their address.
+prepares the four files of MNIST in DIR. So it is with aan and imdb. Without
+--manual_dir, a message lists the files and their address.
 """
 
 import pathlib
@@ -20,11 +20,18 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import aan
+from rnnzoo.data.builders import imdb
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
+DATASETS = {
+    'aan': aan,
+    'imdb': imdb,
+    'smnist': smnist,
+    'tiny_shakespeare': tiny_shakespeare,
+}
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',

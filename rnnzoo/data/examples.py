@@ -24,11 +24,12 @@ class Examples:
   """The examples of one split, `N` of them.
 
   Attributes:
-    inputs: Tokens `[N, T]`, images `[N, T, H, W, C]`, or what `dataset` turns
-      into vectors `[N, T, D]`.
+    inputs: Tokens `[N, T]`, pairs of tokens `[N, T, 2]`, images
+      `[N, T, H, W, C]`, or what `dataset` turns into vectors `[N, T, D]`.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
-    lengths: How many steps of each example exist, `[N]`; `None` if all do.
+    lengths: How many steps of each example exist, `[N]`, or `[N, 2]` of pairs;
+      `None` if all do.
     dt: How long each step lasts, `[N, T]` float32; `None` if all last equally
       long.
   """
@@ -105,8 +106,9 @@ def dataset(
     splits: `train` and the splits to evaluate. All have the same shapes.
     shard: The rows of this process.
     seed: Fixes the order of the training examples.
-    transform: Turns the inputs of a batch into tokens `[b, T]`, vectors
-      `[b, T, D]` or images `[b, T, H, W, C]`. If `None`, they are those.
+    transform: Turns the inputs of a batch into tokens `[b, T]`, pairs of tokens
+      `[b, T, 2]`, vectors `[b, T, D]` or images `[b, T, H, W, C]`. If `None`,
+      they are those.
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
     **attributes: The other attributes of the `Dataset`.
@@ -131,7 +133,9 @@ def dataset(
         lengths = np.full(len(rows), sequence_length)
         if examples.lengths is not None:
           lengths = examples.lengths[rows]
-        exists = np.arange(sequence_length) < lengths[:, None]
+        steps = np.arange(sequence_length)
+        steps = steps.reshape(-1, *(1,) * (lengths.ndim - 1))
+        exists = steps < lengths[:, None]
         arrays['input_mask'] = exists
         if per_step:
           mask = exists & counted[:, None]

@@ -181,12 +181,14 @@ class Dataset:
   rows of this process:
 
   - `inputs`: tokens `[b, T]` int32, vectors `[b, T, D]` float32, or images
-    `[b, T, H, W, C]`, float32 or uint8 (a model divides these by 255).
+    `[b, T, H, W, C]`, float32 or uint8 (a model divides these by 255). For
+    matching, pairs of tokens `[b, T, 2]`.
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
     for each sequence, `[b]` int32 or `[b, K]` float32.
   - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
     it only where some targets do not count.
-  - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
+  - `input_mask` `[b, T]` bool (`[b, T, 2]` for pairs): which steps exist, where
+    lengths are unequal.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
   - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
     where they are known (`tasks.KnownSource`).

@@ -47,6 +47,8 @@ class Task(abc.ABC):
   best_mode: ClassVar[str] = 'min'
   # The metrics that should grow; all others should fall.
   larger_is_better: ClassVar[tuple[str, ...]] = ('accuracy',)
+  # How many sequences a row of a batch holds, see `models.PairClassifier`.
+  sequences: ClassVar[int] = 1
   # What each metric is measured in, for plots.
   units: ClassVar[Mapping[str, str]] = {}
 
