@@ -212,6 +212,7 @@ class Dataset:
     vocab_size: Number of token ids; 0 if the inputs are no tokens.
     in_features: Width `D` of the input vectors; 0 if the inputs are no vectors.
     image_shape: `(H, W, C)` of the input images; empty if there are none.
+    sequences: How many sequences an example has: 2 for pairs.
     irregular: Whether the batches have `dt`. The layers of a model must take
       it, see `tasks.Task.bind`.
     num_classes: Number of classes of a classification, else 0.
@@ -247,6 +248,7 @@ class Dataset:
   vocab_size: int = 0
   in_features: int = 0
   image_shape: tuple[int, ...] = ()
+  sequences: int = 1
   irregular: bool = False
   num_classes: int = 0
   class_names: tuple[str, ...] = ()

@@ -217,8 +217,8 @@ def write_fixture_files(directory: pathlib.Path):
         others = rng.choice(('the', 'film', 'was', '<br />', 'café'), length)
         text = ' '.join(np.stack([others, own], 1).ravel().tolist())
         content = text.encode('utf-8')
-        rating = dict(neg=2, pos=9, unsup=0)[label]
-        info = tarfile.TarInfo(f'{FOLDER}/{split}/{label}/{number}_{rating}.txt')
+        name = f'{number}_{dict(neg=2, pos=9, unsup=0)[label]}.txt'
+        info = tarfile.TarInfo(f'{FOLDER}/{split}/{label}/{name}')
         info.size = len(content)
         archive.addfile(info, io.BytesIO(content))
 

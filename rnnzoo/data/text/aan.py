@@ -38,6 +38,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       splits, known, shard, seed,
       name='aan',
       task='matching',
+      sequences=2,
       class_names=('no citation', 'citation'),
   )
 

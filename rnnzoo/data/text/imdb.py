@@ -33,7 +33,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   # TFDS is slow to load, and few data sets need it.
   from rnnzoo.data.builders import imdb
 
-  read, length = imdb.read(settings.data_directory(config)), config.sequence_length
+  read = imdb.read(settings.data_directory(config))
+  length = config.sequence_length
   known = characters.Characters.of_chunks(
       read['train'].chunks, config.min_frequency, length, config.append_eos
   )
@@ -67,8 +68,8 @@ DEFINITION = definition.Definition(
         characters.data_fields(4096, min_frequency=15),
         validation=fields.Field(
             str, choices=('train', 'test'), default='train',
-            help='What chooses the checkpoint: a tenth of the training reviews, '
-            'or the test reviews, as in the pipelines of S4 and S5.',
+            help='The reviews that choose the checkpoint: a tenth of the '
+            'training reviews, or the test reviews, as S4 and S5 do.',
         ),
     ),
     load=load,
