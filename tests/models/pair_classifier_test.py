@@ -33,21 +33,15 @@ class PairClassifierTest(parameterized.TestCase):
     model = make(layer='lru', bidirectional=bidirectional)
     tokens, mask, lengths = pairs()
     carry, logits = model(tokens, mask=mask)
-    # Both sequences by themselves, cut to their lengths, in a classifier with
-    # the same parameters.
-    tower = small.make(
-        models.SequenceClassifier, num_classes=N, num_layers=1, layer='lru',
-        bidirectional=bidirectional, pooling='none',
-    )
-    for name in ('embed', 'backbone', 'norm'):
-      setattr(tower, name, getattr(model, name))
-    tower.head = lambda x: x  # The features.
+    # The mean of the features of each sequence by itself, cut to its length.
+    def features(row, which):
+      tokens_of_one = tokens[row : row + 1, : lengths[row, which], which]
+      _, x = model.backbone(model.embed(tokens_of_one))
+      return np.asarray(model.norm(x))[0].mean(0)
+
     weights = lambda m: (np.asarray(m.kernel[...]), np.asarray(m.bias[...]))
     (w1, b1), (w2, b2) = weights(model.hidden), weights(model.head)
     self.assertEqual(w1.shape, (4 * 8, 8))
-    features = lambda row, which: np.asarray(tower.norm(tower.backbone(
-        tower.embed(tokens[row : row + 1, : lengths[row, which], which])
-    )[1]))[0].mean(0)
     for row in range(B):
       u, v = features(row, 0), features(row, 1)
       x = np.concatenate([u, v, u - v, u * v]) @ w1 + b1
@@ -66,7 +60,7 @@ class PairClassifierTest(parameterized.TestCase):
       _, logits = model(tokens, mask=mask, train=True)
       return (logits**2).sum(), (logits, nnx.state(model, nnx.BatchStat))
 
-    run = small.jit(jax.value_and_grad(run, has_aux=True, allow_int=True))
+    run = small.jit(jax.value_and_grad(run, has_aux=True))
     expected = run(params, tokens, mask)
     other = np.where(mask, tokens, (tokens + 1) % V)
     self.assertTrue((other != tokens).any((0, 1)).all())
@@ -120,7 +114,7 @@ class PairClassifierTest(parameterized.TestCase):
       model.step(None, tokens[:, :, 0])
     with self.assertRaisesRegex(ValueError, '`mask` must be pairs'):
       model(tokens, mask=mask[..., 0])
-    with self.assertRaisesRegex(ValueError, 'ids from 0 to 15, got 16'):
+    with self.assertRaisesRegex(ValueError, 'ids from 0 to 15, got'):
       model(tokens + V)
 
 

@@ -19,6 +19,13 @@ was one of a grid of powers of 2; 0.001 is ours. The warm-up starts at 0, there
 at 1e-7. Other layers stand in the blocks of that LRU, unless there is a preset
 such as `s5_text`, whose optimiser still is that of the LRU.
 
+A search for the learning rate:
+
+  python -m experiments.sweep \
+      --configs=experiments/configs/lra/text.py:lru \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 \
+      --workdir=runs/text_rates
+
 `PUBLISHED` has test accuracies from table 3 of the LRU paper: its own, its runs
 of S4D and S5, and what it quotes from the papers of S4, S4D and S5. Those of S4
 and S5, and so the quoted ones, are the best over the test reviews. Measured

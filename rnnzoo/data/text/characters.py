@@ -49,12 +49,12 @@ class Characters:
   Token 0 is padding, 1 an unknown character and, with `end`, 2 the end of a
   document. The characters follow, in the order of their code points.
 
-  >>> characters = Characters.of_chunks([(b'abba', [[4]])], 2, length=4)
+  >>> characters = Characters.of_chunks([(b'abba', [[4]])], 2, length=5)
   >>> characters.symbols, len(characters)
-  ('a', 4)
-  >>> tokens, lengths = characters.encode(b'abcba', [[2], [3]], length=4)
+  ('ab', 5)
+  >>> tokens, lengths = characters.encode(b'abcba', [[2], [3]], length=5)
   >>> tokens.tolist(), lengths.tolist()
-  ([[[3, 1, 2, 0]], [[1, 1, 3, 2]]], [[3], [4]])
+  ([[[3, 4, 2, 0, 0]], [[1, 4, 3, 2, 0]]], [[3], [4]])
 
   Attributes:
     symbols: The characters.
@@ -119,8 +119,9 @@ class Characters:
     sizes = np.asarray(sizes)
     points, counts = _cut(text, sizes, length - self.end)
     known = vocabularies.code_points(self.symbols)
-    table = np.full(max(points, default=0) + 1, UNKNOWN, self.dtype)
-    reached = known < len(table)
+    size = int(points.max(initial=0)) + 1
+    table = np.full(size, UNKNOWN, self.dtype)
+    reached = known < size
     table[known[reached]] = self.first + np.flatnonzero(reached)
     tokens = np.full((len(counts), length), PADDING, self.dtype)
     tokens[np.arange(length) < counts[:, None]] = table[points]
