@@ -6,7 +6,6 @@ import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data.builders import aan
@@ -84,7 +83,6 @@ class BuilderTest(parameterized.TestCase):
     dataset = self.load(sequence_length=20, append_eos=False)
     batch = dataset.train_batch(1)
     self.assertEqual(batch['inputs'].shape, (16, 20, 2))
-    self.assertEqual(batch['inputs'].dtype, np.int32)
     self.assertTrue(batch['input_mask'].all((1, 2)).any())
     with self.assertRaisesRegex(errors.UserValueError, 'at most 4000'):
       self.load(sequence_length=4001)
