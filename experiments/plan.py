@@ -108,11 +108,15 @@ def report(result) -> str:
   memory, limit = result['memory'], result['limit']
   mesh = ' x '.join(f'{k} {v}' for k, v in result['mesh'].items())
   rows, length = result['batch'][:2]
+  sequences = result['tokens'] // (rows * length)  # 2 for pairs.
+  size = f'{rows} x {length}'
+  if sequences > 1:
+    size = f'{rows} x {sequences} x {length}'
   lines = [
       f'# {result["config"]} on {result["target"]}: {result["verdict"]}',
       '',
       f'{result["parameters"]:,} parameters ({result["layer"]}, '
-      f'{result["dtype"]}), batches of {rows} x {length} tokens, on '
+      f'{result["dtype"]}), batches of {size} tokens, on '
       f'{result["devices"]} x {result["kind"]} ({mesh}): '
       f'{result["rows_per_device"]} rows a device.',
       '',

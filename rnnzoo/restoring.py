@@ -59,9 +59,9 @@ def restore(
 ) -> nnx.Module:
   """Restores the model of a run.
 
-  The model is the one that the run trained: a `models.LanguageModel`, a
-  `models.SequenceClassifier` or a `models.SequenceRegressor`. It is called like
-  any model of `rnnzoo.models`: `carry, y = model(inputs)`, then
+  The model is the one that the run trained, such as a `models.LanguageModel`
+  or a `models.SequenceClassifier`. It is called like any model of
+  `rnnzoo.models`: `carry, y = model(inputs)`, then
   `carry, y = model.step(carry, next_input)`.
   `restore_run` gives the vocabulary and the config too.
 

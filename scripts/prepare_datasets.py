@@ -7,9 +7,9 @@ a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
 
-prepares the four files of MNIST in DIR, which the message without --manual_dir
-lists with their address. In the same way, cifar10 and speech_commands are
-prepared from their original archives.
+prepares the four files of MNIST in DIR. So it is with aan, cifar10, imdb and
+speech_commands. Without --manual_dir, a message lists the files and their
+address.
 """
 
 import pathlib
@@ -21,14 +21,18 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import aan
 from rnnzoo.data.builders import cifar10
+from rnnzoo.data.builders import imdb
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import speech_commands
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
 DATASETS = {
+    'aan': aan,
     'cifar10': cifar10,
+    'imdb': imdb,
     'smnist': smnist,
     'speech_commands': speech_commands,
     'tiny_shakespeare': tiny_shakespeare,

@@ -33,13 +33,14 @@ class Examples:
   """The examples of one split, `N` of them.
 
   Attributes:
-    inputs: Tokens `[N, T]`, vectors `[N, T, D]`, images `[N, T, H, W, C]`, or
-      what `dataset` turns into these. Integers of one or two bytes go to the
-      device as they are. They need not lie in memory: anything that has a
-      length and takes indices `[n]` will do.
+    inputs: Tokens `[N, T]`, pairs of tokens `[N, T, 2]`, vectors `[N, T, D]`,
+      images `[N, T, H, W, C]`, or what `dataset` turns into these. Integers of
+      one or two bytes go to the device as they are. They need not lie in
+      memory: anything that has a length and takes indices `[n]` will do.
     targets: `[N]` int, `[N, K]` float; or for each step `[N, T]` int,
       `[N, T, K]` float.
-    lengths: How many steps of each example exist, `[N]`; `None` if all do.
+    lengths: How many steps of each example exist, `[N]`, or `[N, 2]` of pairs;
+      `None` if all do.
     dt: How long each step lasts, `[N, T]` float32; `None` if all last equally
       long.
   """
@@ -119,8 +120,9 @@ def dataset(
     splits: `train` and the splits to evaluate. All have the same shapes.
     shard: The rows of this process.
     seed: Fixes the order of the training examples.
-    transform: Turns the inputs of a batch into tokens `[b, T]`, vectors
-      `[b, T, D]` or images `[b, T, H, W, C]`. If `None`, they are those.
+    transform: Turns the inputs of a batch into tokens `[b, T]`, pairs of tokens
+      `[b, T, 2]`, vectors `[b, T, D]` or images `[b, T, H, W, C]`. If `None`,
+      they are those.
     sequence_length: `T`.
     per_step: Whether there is a target for each step.
     buckets: The most lengths that batches may have, see `bucket_lengths`.
@@ -152,7 +154,9 @@ def dataset(
     counted = numbers < count
     mask = None if training else counted
     if ragged:
-      exists = np.arange(length) < lengths[split][rows, None]
+      until = lengths[split][rows, None]
+      steps = np.arange(length).reshape(-1, *(1,) * (until.ndim - 2))
+      exists = steps < until
       arrays['input_mask'] = exists
       if per_step:
         mask = exists & counted[:, None]
@@ -169,7 +173,11 @@ def dataset(
       **attributes,
   )
   evaluated = [name for name in splits if name != 'train']
-  sizes = bucket_lengths(lengths['train'], sequence_length, buckets)
+  # A pair is as long as the longer of its two.
+  longest = {
+      name: u.reshape(len(u), -1).max(axis=1) for name, u in lengths.items()
+  }
+  sizes = bucket_lengths(longest['train'], sequence_length, buckets)
   if len(sizes) == 1:
     return pipeline.Dataset(
         train=shard.shuffled(len(splits['train']), seed).map(of('train', True)),
@@ -181,7 +189,7 @@ def dataset(
     )
 
   # ---- Rows of like lengths come together. ----
-  found = {name: np.searchsorted(sizes, u) for name, u in lengths.items()}
+  found = {name: np.searchsorted(sizes, u) for name, u in longest.items()}
   order = {
       name: np.argsort(found[name], kind='stable') for name in evaluated
   }

@@ -25,6 +25,8 @@ from rnnzoo.data.synthetic import needle
 from rnnzoo.data.synthetic import passkey
 from rnnzoo.data.synthetic import regbench
 from rnnzoo.data.synthetic import selective_copying
+from rnnzoo.data.text import aan
+from rnnzoo.data.text import imdb
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
 from rnnzoo.data.text import tiny_shakespeare
@@ -32,6 +34,7 @@ from rnnzoo.data.text import wikipedia
 
 # A new data set is one file, and one line here.
 DATASETS = {
+    'aan': aan.DEFINITION,
     'adding': adding.DEFINITION,
     'cifar10': cifar10.DEFINITION,
     'copying': copying.DEFINITION,
@@ -39,6 +42,7 @@ DATASETS = {
     'enwik8': wikipedia.ENWIK8,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
+    'imdb': imdb.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
     'mad': mad.DEFINITION,
     'mqar': mqar.DEFINITION,

@@ -226,13 +226,14 @@ class Dataset:
 
   - `inputs`: tokens `[b, T]` of integers, vectors `[b, T, D]` or images
     `[b, T, H, W, C]`, float32 or the integers of one or two bytes that are
-    stored: the model normalises these on the device.
+    stored: the model normalises these on the device. For matching, pairs of
+    tokens `[b, T, 2]`.
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
     for each sequence, `[b]` int32 or `[b, K]` float32.
   - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
     it only where some targets do not count.
-  - `input_mask` `[b, T]` bool: which steps exist, where lengths are unequal.
-    `T` may differ from batch to batch, see `buckets`.
+  - `input_mask` `[b, T]` bool (`[b, T, 2]` for pairs): which steps exist, where
+    lengths are unequal. `T` may differ from batch to batch, see `buckets`.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
   - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
     where they are known (`tasks.KnownSource`).
@@ -265,6 +266,7 @@ class Dataset:
     input_scale: what it divides the difference by, to normalise vectors or
       images: one number, or one for each channel. Empty means 0, and 1 (255 for
       uint8 images).
+    sequences: How many sequences an example has: 2 for pairs.
     irregular: Whether the batches have `dt`. The layers of a model must take
       it, see `tasks.Task.bind`.
     num_classes: Number of classes of a classification, else 0.
@@ -308,6 +310,7 @@ class Dataset:
   image_shape: tuple[int, ...] = ()
   input_offset: tuple[float, ...] = ()
   input_scale: tuple[float, ...] = ()
+  sequences: int = 1
   irregular: bool = False
   num_classes: int = 0
   class_names: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from rnnzoo.models.classifier import SequenceClassifier as SequenceClassifier
 from rnnzoo.models.config import ModelConfig as ModelConfig
 from rnnzoo.models.language_model import LanguageModel as LanguageModel
 from rnnzoo.models.language_model import OutputMap as OutputMap
+from rnnzoo.models.pair_classifier import PairClassifier as PairClassifier
 from rnnzoo.models.presets import PRESETS as PRESETS
 from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
 from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry

@@ -303,11 +303,20 @@ def make_head(
   )
 
 
-def make_linear(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
-  """Returns a linear map with a bias from `config.features` to as many."""
+def make_linear(
+    config: ModelConfig, rngs: nnx.Rngs, *, parts: int = 1
+) -> nnx.Linear:
+  """Returns a linear map with a bias to `config.features`.
+
+  Args:
+    config: The model's config.
+    rngs: The source of the initial parameters.
+    parts: How many vectors of `config.features` numbers are its input.
+  """
   features = config.features
   return _linear(
-      features, features, jnp.dtype(config.param_dtype), rngs, into='hidden'
+      parts * features, features, jnp.dtype(config.param_dtype), rngs,
+      into='hidden',
   )
 
 

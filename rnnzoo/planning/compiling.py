@@ -71,7 +71,7 @@ def plan(
       kind=mesh.devices.flat[0].device_kind,
       mesh=dict(mesh.shape),
       rows_per_device=_shard(batch['inputs'])[0],
-      tokens=math.prod(batch['inputs'].shape[:2]),
+      tokens=task.sequences * math.prod(batch['inputs'].shape[:2]),
       batch=list(batch['inputs'].shape),
       parameters=state_lib.count_parameters(state['params']),
       dtype=dtype,
@@ -182,9 +182,10 @@ def _kept(task, config, state, batch):
   shapes = {u.shape for u in jax.tree.leaves(state['params'])}
   rows, mesh = batch['inputs'].shape[0], batch['inputs'].sharding.mesh.shape
   parts = mesh['data'] * mesh['fsdp'] * mesh['sequence']
+  batched = {rows, task.sequences * rows}
   return sum(
       u.size * u.dtype.itemsize // parts // config.accumulate_steps
-      for u in residuals if u.shape not in shapes and rows in u.shape
+      for u in residuals if u.shape not in shapes and batched & {*u.shape}
   )
 
 

@@ -14,11 +14,12 @@ from rnnzoo.tasks.base import Task
 from rnnzoo.tasks.classification import Classification
 from rnnzoo.tasks.known_source import KnownSource
 from rnnzoo.tasks.language import LanguageModelling
+from rnnzoo.tasks.matching import Matching
 from rnnzoo.tasks.registry import TASKS
 from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
 
 __all__ = [
     'Autoencoding', 'Classification', 'KnownSource', 'LanguageModelling',
-    'Regression', 'TASKS', 'Task', 'find',
+    'Matching', 'Regression', 'TASKS', 'Task', 'find',
 ]

@@ -47,6 +47,8 @@ class Task(abc.ABC):
   best_mode: ClassVar[str] = 'min'
   # The metrics that should grow; all others should fall.
   larger_is_better: ClassVar[tuple[str, ...]] = ('accuracy',)
+  # How many sequences an example has, see `models.PairClassifier`.
+  sequences: ClassVar[int] = 1
   # What each metric is measured in, for plots.
   units: ClassVar[Mapping[str, str]] = {}
 
@@ -117,7 +119,7 @@ class Task(abc.ABC):
     task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
     ).reading(dataset)
-    if not task.outputs:
+    if not task.outputs or dataset.sequences != task.sequences:
       raise errors.UserValueError(
           f'The kind of task is {self.name}, but {dataset.name} is a data set '
           f'for {dataset.task}.'

@@ -8,6 +8,7 @@ from rnnzoo.tasks import base
 from rnnzoo.tasks import classification
 from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
+from rnnzoo.tasks import matching
 from rnnzoo.tasks import regression
 
 Tasks = Mapping[str, type[base.Task]]
@@ -17,6 +18,7 @@ TASKS: dict[str, type[base.Task]] = {
     'classification': classification.Classification,
     'known_source': known_source.KnownSource,
     'language_modelling': language.LanguageModelling,
+    'matching': matching.Matching,
     'regression': regression.Regression,
 }
 

@@ -306,7 +306,9 @@ class _Attempt:
     self.progress = metrics_lib.Progress(
         config.total_steps,
         initial=first,
-        tokens_per_step=config.batch_size * run.dataset.sequence_length,
+        tokens_per_step=throughput.tokens_per_step(
+            run.task, run.dataset, config
+        ),
         unit=run.dataset.unit,
     )
     self.start_time = time.monotonic()

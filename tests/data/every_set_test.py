@@ -13,6 +13,7 @@ from rnnzoo.data.synthetic import mad
 
 # Small sizes, and forms of a data set that have code of their own.
 CASES = {
+    'aan': dict(name='aan', sequence_length=50),
     'adding': dict(name='adding', eval_examples=30),
     'adding_of_one_length': dict(
         name='adding', min_length=12, max_length=12, eval_examples=30
@@ -31,6 +32,10 @@ CASES = {
     'group_word': dict(
         name='group_word', eval_examples=30, test_lengths=(40,),
         test_examples=10,
+    ),
+    'imdb': dict(name='imdb', sequence_length=50),
+    'imdb_published': dict(
+        name='imdb', sequence_length=50, validation='test', append_eos=False
     ),
     'induction_heads': dict(
         name='induction_heads', eval_examples=30, test_lengths=(64,),
@@ -133,12 +138,17 @@ class EverySetTest(parameterized.TestCase):
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
     self.assertEqual(dataset.out_features > 0, dataset.task == 'regression')
-    self.assertEqual(dataset.num_classes > 0, dataset.task == 'classification')
+    self.assertEqual(
+        dataset.num_classes > 0, dataset.task in ('classification', 'matching')
+    )
 
     def form_of(length, inputs):
       small = inputs.dtype in (np.uint8, np.int8, np.uint16, np.int16)
       steps = (ROWS, length)
-      form = dict(inputs=(steps, inputs.dtype if small else np.int32))
+      pairs = (2,) * (dataset.task == 'matching')
+      form = dict(
+          inputs=((*steps, *pairs), inputs.dtype if small else np.int32)
+      )
       if not dataset.vocab_size:
         form['inputs'] = (
             (*steps, dataset.in_features),
@@ -150,7 +160,8 @@ class EverySetTest(parameterized.TestCase):
         form['targets'] = ((*shape, dataset.out_features), np.float32)
       form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
       form['mask'] = (shape, np.bool_)
-      form['input_mask'] = form['reset'] = (steps, np.bool_)
+      form['input_mask'] = ((*steps, *pairs), np.bool_)
+      form['reset'] = (steps, np.bool_)
       return form
 
     train = dataset.train_batch(3)

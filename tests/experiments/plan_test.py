@@ -69,6 +69,11 @@ class ReportTest(parameterized.TestCase):
     self.assertIn('1. model.remat=full: recompute.\n2. Or less.\n', text)
     self.assertNotIn('estimate', text)
 
+  def test_pairs(self):
+    self.assertIn('batches of 32 x 2048 tokens', plan.report(compiled()))
+    text = plan.report(compiled(batch=[64, 40, 2], tokens=64 * 2 * 40))
+    self.assertIn('batches of 64 x 2 x 40 tokens', text)
+
   @parameterized.parameters(compiled, a_result)
   def test_columns_line_up(self, make):
     lines = plan.report(make(required=20 * _GIB)).splitlines()

@@ -107,10 +107,11 @@ def tiny(name):
   return nnx.merge(graphdef, state)
 
 
-def build(config):
-  make = models.LanguageModel
-  if config.num_classes:
-    make = models.SequenceClassifier
+def build(config, make=None):
+  if not make:
+    make = models.LanguageModel
+    if config.num_classes:
+      make = models.SequenceClassifier
   return nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
 
 
@@ -157,9 +158,13 @@ class PresetsTest(parameterized.TestCase):
       ('lru_scifar', {}, 6 * 1_314_432 + 4 * 512 + 2 * 512 + 513 * 10),
       ('lru_listops', dict(vocab_size=18),
        6 * 165_248 + 18 * 128 + 2 * 128 + 129 * 10),
+      # 98 tokens, and a head for pairs.
+      ('lru_retrieval', dict(vocab_size=98),
+       6 * 165_248 + 98 * 128 + 2 * 128 + 513 * 128 + 129 * 2,
+       models.PairClassifier),
   )
-  def test_parameter_counts(self, name, changes, count):
-    model = build(models.PRESETS[name].replace(**changes))
+  def test_parameter_counts(self, name, changes, count, make=None):
+    model = build(models.PRESETS[name].replace(**changes), make)
     self.assertEqual(size(model), count)
 
   def test_counting_one_block_for_each_position_is_enough(self):

@@ -1,5 +1,6 @@
-"""Tests of the kinds of task `autoencoding` and `known_source`."""
+"""Tests of the kinds of task `autoencoding`, `known_source` and `matching`."""
 
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -16,6 +17,7 @@ from rnnzoo import training
 from rnnzoo.training import evaluation
 from rnnzoo.training import sharding
 from rnnzoo.training import step as step_lib
+from rnnzoo.training.performance import throughput
 from tests.experiments import commands
 
 SMALL = models.ModelConfig(
@@ -102,6 +104,75 @@ class AutoencodingTest(absltest.TestCase):
     self.assertRegex(
         task.sentence(summary, dataset), r'accuracy of the tokens: test \d'
     )
+
+
+class MatchingTest(absltest.TestCase):
+
+  def load(self):
+    directory = commands.temporary_directory(self)
+    config = dict(name='aan', data_dir=str(directory), sequence_length=40)
+    data.find('aan').write_fixture(directory, config)
+    return data.load(config, batch_size=16, seed=0)
+
+  def test_it_is_trained_and_restored(self):
+    dataset = self.load()
+    task = tasks.Matching(SMALL.replace(vocab_size=0))
+    summary, run, _ = train(self, task, dataset)
+    self.assertIsInstance(run.model, models.PairClassifier)
+    self.assertEqual(
+        run.data['characters'], dataset.source['characters']
+    )
+    mesh = sharding.make_mesh(dict(data=-1, fsdp=1, model=1, sequence=1))
+    found = evaluation.predict(run.task, dataset, run.model, 'test', mesh)
+    self.assertLen(found['target'], 60)
+    lengths = [
+        int(exists.sum())
+        for batch in dataset.eval_batches('test')
+        for exists, counts in zip(
+            batch['input_mask'], batch['mask'], strict=True
+        ) if counts
+    ]
+    self.assertEqual(found['length'].tolist(), lengths)
+    text = '\n'.join(run.task.details(found, dataset))
+    self.assertIn('no citation', text)
+    self.assertIn('accuracy by length', text)
+    self.assertIn('accuracy: validation', task.sentence(summary, dataset))
+    self.assertEqual(
+        throughput.tokens_per_step(task, dataset, types.SimpleNamespace(
+            batch_size=16
+        )),
+        16 * 2 * 40,
+    )
+
+  def test_devices_share_pairs_and_time(self):
+    dataset = self.load()
+    task = tasks.Matching(SMALL.replace(layer='lru')).bind(dataset)
+    model = task.build(nnx.Rngs(0))
+    means = [
+        evaluation.evaluate_model(
+            task, dataset, model, 'test', sharding.make_mesh(
+                dict(data=data, fsdp=1, model=1, sequence=sequence),
+                jax.devices()[: data * sequence],
+            ),
+        )
+        for data, sequence in ((1, 1), (2, 2))
+    ]
+    for metric, value in means[0].items():
+      self.assertAlmostEqual(means[1][metric], value, places=5)
+
+  def test_pairs_are_for_this_kind_only(self):
+    pairs = self.load()
+    rows = data.from_arrays(
+        np.zeros((40, 5), int), np.arange(40) % 2, batch_size=8
+    )
+    for kind, dataset in (
+        (tasks.Matching, rows), (tasks.Classification, pairs),
+        (tasks.LanguageModelling, pairs),
+    ):
+      with self.assertRaisesRegex(
+          errors.UserValueError, f'{kind.name}, but {dataset.name} is a data'
+      ):
+        kind(SMALL).bind(dataset)
 
 
 class KnownSourceTest(absltest.TestCase):

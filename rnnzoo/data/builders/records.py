@@ -1,4 +1,4 @@
-"""Reading a data set that a builder wrote, with readable errors."""
+"""Writing a data set by its builder and reading it, with readable errors."""
 
 from collections.abc import Callable, Iterable
 import json
@@ -141,6 +141,38 @@ def _damaged(place, name, command, error) -> errors.UserError:
       f'{place} of {name} cannot be read ({reason}). Move the data away and '
       f'prepare it again: {command}'
   )
+
+
+def write(
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
+    data_dir: pathlib.Path,
+    manual_dir: pathlib.Path,
+) -> pathlib.Path:
+  """Prepares a data set, unless it is there already.
+
+  Args:
+    builder_class: Its builder.
+    data_dir: Where data sets lie; made if missing.
+    manual_dir: The directory with the original files.
+
+  Returns:
+    The directory of the data set.
+
+  Raises:
+    UserError: If a file cannot be read or written.
+  """
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  try:
+    builder = builder_class(data_dir=data_dir, file_format='array_record')
+    builder.download_and_prepare(download_config=config)
+  except errors.UserError:
+    raise
+  except OSError as error:
+    raise errors.UserError(
+        f'{builder_class.name} could not be prepared in {data_dir} from '
+        f'{manual_dir}: {first_line(error)}.'
+    ) from error
+  return pathlib.Path(builder.data_dir)
 
 
 def first_line(error: Exception) -> str:

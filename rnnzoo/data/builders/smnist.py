@@ -109,16 +109,7 @@ def prepare(
     )
   for name in NAMES:
     find(manual_dir, name)
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  try:
-    builder = builder_class(data_dir=data_dir, file_format='array_record')
-    builder.download_and_prepare(download_config=config)
-  except OSError as error:
-    raise errors.UserError(
-        f'{NAME} could not be prepared in {data_dir} from {manual_dir}: '
-        f'{records.first_line(error)}.'
-    ) from error
-  return pathlib.Path(builder.data_dir)
+  return records.write(builder_class, data_dir, manual_dir)
 
 
 def find(directory: pathlib.Path, name: str) -> pathlib.Path:

@@ -172,6 +172,11 @@ def describe(values: dict[str, float]) -> list[str]:
   return parts
 
 
+def tokens_per_step(task, dataset, config) -> int:
+  """Returns how many steps of time a global batch holds."""
+  return config.batch_size * task.sequences * dataset.sequence_length
+
+
 def make_meter(task, dataset, config, state) -> Meter:
   """Returns the meter of a run.
 
@@ -195,7 +200,7 @@ def make_meter(task, dataset, config, state) -> Meter:
     return count * flops.of_training_step(task, shapes, one, platform=platform)
 
   return Meter(
-      tokens_per_step=config.batch_size * dataset.sequence_length,
+      tokens_per_step=tokens_per_step(task, dataset, config),
       steps_at_once=count,
       peak=found and found.peak(task.model.dtype),
       flops_of=flops_of,
