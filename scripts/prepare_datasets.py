@@ -6,9 +6,16 @@ downloads the text and writes it where `experiments.train` looks for it. Without
 a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
+  python scripts/prepare_datasets.py listops_release --manual_dir=DIR
 
-prepares the four files of MNIST in DIR, which the message without --manual_dir
-lists with their address.
+prepare the original files in DIR, which the message without --manual_dir lists
+with their address.
+
+  python scripts/prepare_datasets.py listops
+
+generates the data with all CPU cores, or with --workers=N processes; the data
+is the same for any N. --seed=N gives other data. After a stop, the same command
+goes on.
 """
 
 import pathlib
@@ -20,11 +27,20 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import listops
+from rnnzoo.data.builders import listops_release
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
+# Those that are made of files, and those that are generated.
+FROM_FILES = {
+    'listops_release': listops_release,
+    'smnist': smnist,
+    'tiny_shakespeare': tiny_shakespeare,
+}
+GENERATED = {'listops': listops}
+DATASETS = dict(sorted((FROM_FILES | GENERATED).items()))
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -36,6 +52,16 @@ _MANUAL_DIR = flags.DEFINE_string(
     'manual_dir',
     '',
     'A directory with the original files, to download nothing.',
+)
+_WORKERS = flags.DEFINE_integer(
+    'workers',
+    0,
+    'The processes that generate data; 0 means one for each CPU core.',
+    lower_bound=0,
+)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'The seed of generated data.', lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 
 
@@ -53,7 +79,17 @@ def prepare(name: str):
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
-  directory = DATASETS[name].prepare(data_dir, manual_dir)
+  if name in FROM_FILES:
+    directory = FROM_FILES[name].prepare(data_dir, manual_dir)
+  elif manual:
+    raise errors.UserValueError(
+        f'{name} is generated and reads no --manual_dir. The data sets that '
+        f'are made of files are {", ".join(FROM_FILES)}.'
+    )
+  else:
+    directory = GENERATED[name].prepare(
+        data_dir, seed=_SEED.value, workers=_WORKERS.value
+    )
   for split, content in DATASETS[name].describe(data_dir).items():
     print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())

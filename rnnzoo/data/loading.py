@@ -23,6 +23,7 @@ from rnnzoo.data.synthetic import needle
 from rnnzoo.data.synthetic import passkey
 from rnnzoo.data.synthetic import regbench
 from rnnzoo.data.synthetic import selective_copying
+from rnnzoo.data.text import listops
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
 from rnnzoo.data.text import tiny_shakespeare
@@ -37,6 +38,7 @@ DATASETS = {
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
+    'listops': listops.DEFINITION,
     'mad': mad.DEFINITION,
     'mqar': mqar.DEFINITION,
     'needle': needle.DEFINITION,
