@@ -33,14 +33,14 @@ from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-# Those that are made of files, and those that are generated.
-FROM_FILES = {
+DATASETS = {
+    'listops': listops,
     'listops_release': listops_release,
     'smnist': smnist,
     'tiny_shakespeare': tiny_shakespeare,
 }
-GENERATED = {'listops': listops}
-DATASETS = dict(sorted((FROM_FILES | GENERATED).items()))
+# Those that --seed and --workers are for.
+GENERATED = ('listops',)
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -79,17 +79,10 @@ def prepare(name: str):
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
-  if name in FROM_FILES:
-    directory = FROM_FILES[name].prepare(data_dir, manual_dir)
-  elif manual:
-    raise errors.UserValueError(
-        f'{name} is generated and reads no --manual_dir. The data sets that '
-        f'are made of files are {", ".join(FROM_FILES)}.'
-    )
-  else:
-    directory = GENERATED[name].prepare(
-        data_dir, seed=_SEED.value, workers=_WORKERS.value
-    )
+  options = {}
+  if name in GENERATED:
+    options = dict(seed=_SEED.value, workers=_WORKERS.value)
+  directory = DATASETS[name].prepare(data_dir, manual_dir, **options)
   for split, content in DATASETS[name].describe(data_dir).items():
     print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())

@@ -154,6 +154,7 @@ def _chunk(seed, rules, trees, number):
 
 def prepare(
     data_dir: pathlib.Path,
+    manual_dir: pathlib.Path | None = None,
     *,
     seed: int = 0,
     workers: int = 0,
@@ -166,6 +167,7 @@ def prepare(
 
   Args:
     data_dir: Where data sets lie; made if missing.
+    manual_dir: Must be None: no files are read.
     seed: Decides all expressions.
     workers: The number of processes; 0 means one for each CPU core.
     builder_class: The builder, which knows the rules.
@@ -176,6 +178,11 @@ def prepare(
   Raises:
     UserError: If it cannot be written, or is there with another seed.
   """
+  if manual_dir is not None:
+    raise errors.UserValueError(
+        f'{NAME} is generated and takes no --manual_dir. The files of the Long '
+        f'Range Arena make {NAME}_release.'
+    )
   chunk_dir = data_dir / NAME / f'chunks_of_seed_{seed}'
   try:
     builder = builder_class(data_dir=data_dir, file_format='array_record')
