@@ -34,7 +34,7 @@ class Facts(NamedTuple):
   labels: np.ndarray
 
 
-def facts(rules: listops_trees.Rules = listops_trees.Rules()) -> Facts:
+def facts(rules: listops_trees.Rules) -> Facts:
   """Returns the exact facts of the rules.
 
   >>> round(facts(listops_trees.Rules(max_depth=2, above=2)).kept, 12)
@@ -42,15 +42,36 @@ def facts(rules: listops_trees.Rules = listops_trees.Rules()) -> Facts:
   """
   shares = distribution(rules)
   shares[:, : rules.above + 1] = 0
-  lengths = np.arange(rules.below)
   kept, of_length = shares.sum(), shares.sum(0) / shares.sum()
-  mean = of_length @ lengths
+  numbers = np.arange(rules.below)
+  mean = of_length @ numbers
   median = int(np.searchsorted(np.cumsum(of_length), 0.5))
   return Facts(
       float(kept), float(mean),
-      math.sqrt(of_length @ (lengths - mean) ** 2),
+      math.sqrt(of_length @ (numbers - mean) ** 2),
       median, float(of_length[median]), shares.sum(1) / kept,
   )
+
+
+def lengths(rules: listops_trees.Rules) -> np.ndarray:
+  """Returns the probability of each length alone, float64 `[below]`.
+
+  It takes a tenth of the time of `distribution`.
+  """
+  below = rules.below
+  node = np.zeros(below)
+  node[1] = 1
+  for _ in range(rules.max_depth - 1):
+    operators = np.zeros(below)
+    size = rules.max_args * below  # No sum of lengths wraps around.
+    transformed = np.fft.rfft(node, size)
+    sums = sum(
+        transformed**k for k in range(2, rules.max_args + 1)
+    ) / (rules.max_args - 1)
+    operators[2:] = np.fft.irfft(sums, size)[: below - 2]
+    node = rules.operator_share * operators
+    node[1] += 1 - rules.operator_share
+  return node
 
 
 def distribution(rules: listops_trees.Rules) -> np.ndarray:

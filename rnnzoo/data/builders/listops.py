@@ -122,8 +122,7 @@ class ListOps(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     with bar, contextlib.closing(made):
       for chunk in made:
         drawn, kept = drawn + self.trees, kept + len(chunk['labels'])
-        ends = np.cumsum(chunk['lengths'])[:-1]
-        parts = np.split(chunk['tokens'], ends)
+        parts = np.split(chunk['tokens'], np.cumsum(chunk['lengths']))[:-1]
         for row, label in zip(parts, chunk['labels'].tolist(), strict=True):
           digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
           if digest not in seen:

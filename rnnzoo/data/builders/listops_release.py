@@ -203,7 +203,6 @@ def write_fixture_files(directory: pathlib.Path):
   expressions = zip(
       np.split(found.tokens, np.cumsum(found.lengths)[:-1]),
       found.labels.tolist(),
-      strict=True,
   )
   for split, name in FILES.items():
     with (directory / name).open('w', encoding='utf-8', newline='') as file:

@@ -65,7 +65,7 @@ class _Level(NamedTuple):
 
 
 def sample(
-    rng: np.random.Generator, count: int, rules: Rules = Rules()
+    rng: np.random.Generator, count: int, rules: Rules
 ) -> Expressions:
   """Draws `count` trees and returns those that the rules keep.
 
@@ -73,13 +73,15 @@ def sample(
   >>> found = sample(np.random.default_rng(0), 20, rules)
   >>> first = found.tokens[: found.lengths[0]]
   >>> print(*(TOKENS[token] for token in first), '=', found.labels[0])
+  SM 2 7 2 SM 7 6 1 8 0 2 6 X X = 1
   """
   levels, lengths = _draw_shapes(rng, count, rules)
   kept = (lengths > rules.above) & (lengths < rules.below)
-  levels, values = _draw_values(rng, _only(levels, kept))
+  levels = _only(levels, kept)
+  tokens = [_draw_tokens(rng, level) for level in levels]
+  sizes, labels = _evaluate(levels, tokens)
   lengths = lengths[kept].astype(np.int32)
-  sizes, labels = _evaluate(levels, values)
-  return Expressions(_write(levels, values, sizes), lengths, labels)
+  return Expressions(_write(levels, tokens, sizes), lengths, labels)
 
 
 def _draw_shapes(rng, count, rules):
@@ -119,20 +121,17 @@ def _only(levels, kept):
   ]
 
 
-def _draw_values(rng, levels):
-  """Returns the levels, and the token of each node of each level, uint8."""
-  values = []
-  for level in levels:
-    drawn = rng.integers(0, DIGITS, len(level.tree), np.uint8)
-    drawn[level.is_operator] = DIGITS + rng.integers(
-        0, OPERATORS, len(level.arguments), np.uint8
-    )
-    values.append(drawn)
-  return levels, values
+def _draw_tokens(rng, level):
+  """Returns the token of each node of a level, uint8."""
+  tokens = rng.integers(0, DIGITS, len(level.tree), np.uint8)
+  tokens[level.is_operator] = DIGITS + rng.integers(
+      0, OPERATORS, len(level.arguments), np.uint8
+  )
+  return tokens
 
 
 def _evaluate(levels, tokens):
-  """Returns how many tokens each node stands for, by level, and the labels."""
+  """Returns how many tokens each node has, by level, and the labels."""
   sizes = []
   below_sizes = below_values = np.zeros(0, np.int64)
   for level, token in zip(levels[::-1], tokens[::-1], strict=True):
