@@ -13,9 +13,8 @@ with their address.
 
   python scripts/prepare_datasets.py listops
 
-generates the data with all CPU cores, or with --workers=N processes; the data
-is the same for any N. --seed=N gives other data. After a stop, the same command
-goes on.
+generates the data with --workers processes; the data is the same for any number
+of them. --seed=N gives other data. After a stop, the same command goes on.
 """
 
 import pathlib
@@ -56,7 +55,8 @@ _MANUAL_DIR = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
     'workers',
     0,
-    'The processes that generate data; 0 means one for each CPU core.',
+    'The number of processes that generate data; 0 means one for each CPU '
+    'core, up to 8.',
     lower_bound=0,
 )
 _SEED = flags.DEFINE_integer(

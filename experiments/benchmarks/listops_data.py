@@ -29,7 +29,8 @@ _DATA_DIR = drivers.define_path(
     'data_dir', None, 'Where to generate the data set; it stays there.'
 )
 _WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'The number of processes; 0 means one for each CPU core.',
+    'workers', 0,
+    'The number of processes; 0 means one for each CPU core, up to 8.',
     lower_bound=0,
 )
 _SHORT = flags.DEFINE_bool(

@@ -13,7 +13,8 @@ part.
   python -m experiments.sweep --configs=experiments/configs/lra/listops.py:lru \
       --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 --workdir=runs/rates
 
-Another layer after the file takes the place of LRU in the same model.
+`:s4`, `:s4d` and `:s5` have the models of their authors, and any other layer
+takes the place of LRU in its model. All are trained as LRU is.
 """
 
 from experiments.configs import default
@@ -39,7 +40,7 @@ PUBLISHED = [
     _accuracy('s5', 0.622, None, f'{_LRU}: number of the S5 paper'),
     _accuracy(
         'attention', 0.3637, None,
-        'https://github.com/google-research/long-range-arena',
+        'https://github.com/google-research/long-range-arena: Transformer',
     ),
 ]
 
@@ -49,7 +50,10 @@ def get_config(layer: str = 'lru'):
   config = default.get_config()
   default.use_data(config, 'listops')
   # The model and the optimiser.
-  config.model = default.model(models.PRESETS['lru_listops'])
+  presets = models.PRESETS
+  config.model = default.model(
+      presets.get(f'{layer}_listops', presets['lru_listops'])
+  )
   default.use_layer(config, layer)
   config.total_steps = 80_000
   config.batch_size = 32

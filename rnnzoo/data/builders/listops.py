@@ -34,6 +34,8 @@ GENERATOR = 1
 TREES = 12_500
 # Expressions in a record: a record for each would take seconds to read.
 RECORD = 1000
+# A worker takes seconds to start, and memory: by default there are no more.
+MOST_WORKERS = 8
 # Small trees, to try out programs.
 FIXTURE_RULES = listops_trees.Rules(
     max_depth=3, max_args=4, above=4, below=25
@@ -168,7 +170,7 @@ def prepare(
     data_dir: Where data sets lie; made if missing.
     manual_dir: Must be None: no files are read.
     seed: Decides all expressions.
-    workers: The number of processes; 0 means one for each CPU core.
+    workers: The number of processes; 0 means one for each CPU core, up to 8.
     builder_class: The builder, which knows the rules.
 
   Returns:
@@ -185,7 +187,8 @@ def prepare(
   chunk_dir = data_dir / NAME / f'chunks_of_seed_{seed}'
   try:
     builder = builder_class(data_dir=data_dir, file_format='array_record')
-    builder.seed, builder.workers = seed, workers or os.cpu_count() or 1
+    builder.seed = seed
+    builder.workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     builder.chunk_dir = chunk_dir
     directory = pathlib.Path(builder.data_dir)
     if (directory / 'metadata.json').exists():
