@@ -6,10 +6,18 @@ downloads the text and writes it where `experiments.train` looks for it. Without
 a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
+  python scripts/prepare_datasets.py listops_release --manual_dir=DIR
 
 prepares the four files of MNIST in DIR. So it is with aan, cifar10, imdb and
 speech_commands. Without --manual_dir, a message lists the files and their
 address.
+prepare the original files in DIR, which the message without --manual_dir lists
+with their address.
+
+  python scripts/prepare_datasets.py listops
+
+generates the data with --workers processes; the data is the same for any number
+of them. --seed=N gives other data. After a stop, the same command goes on.
 """
 
 import pathlib
@@ -24,6 +32,8 @@ from rnnzoo.data import settings
 from rnnzoo.data.builders import aan
 from rnnzoo.data.builders import cifar10
 from rnnzoo.data.builders import imdb
+from rnnzoo.data.builders import listops
+from rnnzoo.data.builders import listops_release
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import speech_commands
 from rnnzoo.data.builders import tiny_shakespeare
@@ -37,6 +47,13 @@ DATASETS = {
     'speech_commands': speech_commands,
     'tiny_shakespeare': tiny_shakespeare,
 }
+    'listops': listops,
+    'listops_release': listops_release,
+    'smnist': smnist,
+    'tiny_shakespeare': tiny_shakespeare,
+}
+# Those that --seed and --workers are for.
+GENERATED = ('listops',)
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -48,6 +65,17 @@ _MANUAL_DIR = flags.DEFINE_string(
     'manual_dir',
     '',
     'A directory with the original files, to download nothing.',
+)
+_WORKERS = flags.DEFINE_integer(
+    'workers',
+    0,
+    'The number of processes that generate data; 0 means one for each CPU '
+    'core, up to 8.',
+    lower_bound=0,
+)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'The seed of generated data.', lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 
 
@@ -65,7 +93,10 @@ def prepare(name: str):
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
-  directory = DATASETS[name].prepare(data_dir, manual_dir)
+  options = {}
+  if name in GENERATED:
+    options = dict(seed=_SEED.value, workers=_WORKERS.value)
+  directory = DATASETS[name].prepare(data_dir, manual_dir, **options)
   for split, content in DATASETS[name].describe(data_dir).items():
     print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())

@@ -27,6 +27,7 @@ from rnnzoo.data.synthetic import regbench
 from rnnzoo.data.synthetic import selective_copying
 from rnnzoo.data.text import aan
 from rnnzoo.data.text import imdb
+from rnnzoo.data.text import listops
 from rnnzoo.data.text import python_docs
 from rnnzoo.data.text import text_file
 from rnnzoo.data.text import tiny_shakespeare
@@ -44,6 +45,7 @@ DATASETS = {
     'group_word': group_word.DEFINITION,
     'imdb': imdb.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
+    'listops': listops.DEFINITION,
     'mad': mad.DEFINITION,
     'mqar': mqar.DEFINITION,
     'needle': needle.DEFINITION,

@@ -41,6 +41,8 @@ CASES = {
         name='induction_heads', eval_examples=30, test_lengths=(64,),
         test_examples=10,
     ),
+    'listops': dict(name='listops', max_length=24),
+    'listops_release': dict(name='listops', source='release', max_length=24),
     **{
         f'mad_{task}': dict(
             name='mad', task=task, train_examples=40, eval_examples=30

@@ -40,6 +40,22 @@ class BenchmarksTest(parameterized.TestCase):
     self.assertTrue(record['rows'] or record['checks'])
     self.assertIn('jax', record)
 
+  def test_listops_is_what_its_rules_say(self):
+    directory = commands.temporary_directory(self)
+    command = commands.Command(
+        'experiments.benchmarks.listops_data', '--short', '--workers=1',
+        f'--data_dir={directory}', f'--out={directory / "result.json"}',
+    )
+    done = command.wait()
+    self.assertEqual(done.code, 0, done.stdout + done.stderr)
+    record = json.loads((directory / 'result.json').read_text())
+    self.assertEqual(
+        record['expressions'], dict(train=600, validation=100, test=100)
+    )
+    self.assertLen(record['rows'], 13)
+    for row in record['rows']:
+      self.assertLess(abs(row['deviation']), 4.5, row)
+
   def test_a_long_sequence_is_shared(self):
     out = commands.temporary_directory(self) / 'result.json'
     done = commands.Command(

@@ -215,6 +215,7 @@ class ScriptTest(absltest.TestCase):
     spec.loader.exec_module(script)
     for function, arguments, message in (
         (script.main, [], 'Name one or more of aan, '),
+        (script.main, [], 'Name one or more of listops, '),
         (script.main, ['mnist'], "There is no data set 'mnist'. Name"),
         (script.parse_flags, ['--manual_dirr=x'], "'manual_dirr'"),
     ):

@@ -1,0 +1,73 @@
+r"""ListOps of the Long Range Arena: nested lists of 501 to 1,999 tokens.
+
+  python scripts/prepare_datasets.py listops
+  python -m experiments.train \
+      --config=experiments/configs/lra/listops.py:lru --workdir=runs/listops
+
+The first command generates the data by the published rules; with
+`listops_release` and `--config.data.source=release` it is the data of the Long
+Range Arena. The model and the training are those of table 9 of the paper on
+LRU. The paper does not print the learning rate: choose it on the validation
+part.
+
+  python -m experiments.sweep --configs=experiments/configs/lra/listops.py:lru \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 --workdir=runs/rates
+
+`:s4`, `:s4d` and `:s5` have the models of their authors, and any other layer
+takes the place of LRU in its model. All are trained as LRU is.
+"""
+
+from experiments.configs import default
+from rnnzoo import models
+
+_LRU = 'https://arxiv.org/abs/2303.06349, table 3'
+
+
+def _accuracy(layer, value, error, source):
+  return dict(
+      layer=layer, metric='accuracy', value=value, error=error, split='test',
+      source=source,
+  )
+
+
+# The errors are standard errors of three seeds.
+PUBLISHED = [
+    _accuracy('lru', 0.602, 0.008, _LRU),
+    _accuracy('s4', 0.596, None, f'{_LRU}: number of the S4 papers'),
+    _accuracy('s4d', 0.602, 0.003, f'{_LRU}: trained there'),
+    _accuracy('s4d', 0.605, None, f'{_LRU}: number of the S4D paper'),
+    _accuracy('s5', 0.585, 0.003, f'{_LRU}: trained there'),
+    _accuracy('s5', 0.622, None, f'{_LRU}: number of the S5 paper'),
+    _accuracy(
+        'attention', 0.3637, None,
+        'https://github.com/google-research/long-range-arena: Transformer',
+    ),
+]
+
+
+def get_config(layer: str = 'lru'):
+  """Returns the config: six blocks of width 128, 80,000 steps."""
+  config = default.get_config()
+  default.use_data(config, 'listops')
+  # The model and the optimiser.
+  presets = models.PRESETS
+  config.model = default.model(
+      presets.get(f'{layer}_listops', presets['lru_listops'])
+  )
+  default.use_layer(config, layer)
+  config.total_steps = 80_000
+  config.batch_size = 32
+  config.optimizer.update(dict(
+      name='adamw', options={}, learning_rate=1e-3, end_learning_rate=1e-7,
+      warmup_steps=8000, weight_decay=0.05, recurrent_rate_factor=0.5, clip=0.0,
+  ))
+  config.log_every = 50
+  config.eval_every = 2000
+  config.save_every = 2000
+  config.smoke_overrides.update(dict(
+      total_steps=100, batch_size=32, log_every=10, eval_every=50,
+      save_every=50, model=dict(num_layers=1, features=32),
+      data=dict(max_length=24),
+      optimizer=dict(learning_rate=1e-2, warmup_steps=10),
+  ))
+  return config
