@@ -17,6 +17,7 @@ def read(
     splits: Iterable[str],
     original: str,
     convert: Callable[[list[dict[str, Any]]], Any],
+    arguments: str = '',
 ) -> dict[str, Any]:
   """Returns what `convert` makes of the records of each split.
 
@@ -27,13 +28,17 @@ def read(
     splits: The splits to read.
     original: A sentence on how to prepare it, with `{command}` in it.
     convert: Called with the records of a split.
+    arguments: What follows `scripts/prepare_datasets.py`; `name` if empty.
 
   Raises:
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
   directory = data_dir / name / version
-  command = f'python scripts/prepare_datasets.py {name} --data_dir={data_dir}'
+  command = (
+      f'python scripts/prepare_datasets.py {arguments or name} '
+      f'--data_dir={data_dir}'
+  )
   if not (directory / 'dataset_info.json').exists():
     raise errors.UserFileNotFoundError(
         f'{name} is not in {data_dir}. {original.format(command=command)} '
