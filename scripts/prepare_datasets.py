@@ -6,9 +6,17 @@ downloads the text and writes it where `experiments.train` looks for it. Without
 a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
+  python scripts/prepare_datasets.py pathfinder_release --manual_dir=DIR
 
-prepares the four files of MNIST in DIR, which the message without --manual_dir
-lists with their address.
+prepare the original files in DIR, which the message without --manual_dir lists
+with their address.
+
+  python scripts/prepare_datasets.py pathfinder
+
+generates the data with all CPU cores, or with --workers=N processes; the data
+is the same for any N. --seed=N gives other data. After a stop, the same command
+goes on. --size=128 makes Path-X of Pathfinder, and --num_images=N makes fewer
+images or more.
 """
 
 import pathlib
@@ -20,11 +28,22 @@ from absl import logging
 from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo.data import settings
+from rnnzoo.data.builders import pathfinder
+from rnnzoo.data.builders import pathfinder_release
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import tiny_shakespeare
 import tensorflow_datasets as tfds
 
-DATASETS = {'smnist': smnist, 'tiny_shakespeare': tiny_shakespeare}
+DATASETS = {
+    'pathfinder': pathfinder,
+    'pathfinder_release': pathfinder_release,
+    'smnist': smnist,
+    'tiny_shakespeare': tiny_shakespeare,
+}
+# Those that --seed and --workers are for.
+GENERATED = ('pathfinder',)
+# Those that --size is for.
+SIZED = ('pathfinder', 'pathfinder_release')
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -36,6 +55,24 @@ _MANUAL_DIR = flags.DEFINE_string(
     'manual_dir',
     '',
     'A directory with the original files, to download nothing.',
+)
+_WORKERS = flags.DEFINE_integer(
+    'workers',
+    0,
+    'The processes that generate data; 0 means one for each CPU core.',
+    lower_bound=0,
+)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'The seed of generated data.', lower_bound=0,
+    upper_bound=2**32 - 1,
+)
+_SIZE = flags.DEFINE_integer(
+    'size', 32, 'The height and the width of the images of Pathfinder: '
+    f'{", ".join(map(str, pathfinder.SIZES))}.',
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    'num_images', pathfinder.NUM_IMAGES,
+    'The number of images of Pathfinder in all splits, a multiple of 20.',
 )
 
 
@@ -53,8 +90,14 @@ def prepare(name: str):
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
-  directory = DATASETS[name].prepare(data_dir, manual_dir)
-  for split, content in DATASETS[name].describe(data_dir).items():
+  options, sized = {}, {}
+  if name in GENERATED:
+    options |= dict(seed=_SEED.value, workers=_WORKERS.value)
+  if name in SIZED:
+    sized = dict(size=_SIZE.value)
+    options |= sized | dict(num_images=_NUM_IMAGES.value)
+  directory = DATASETS[name].prepare(data_dir, manual_dir, **options)
+  for split, content in DATASETS[name].describe(data_dir, **sized).items():
     print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())
   print(f'{name} is in {directory} ({size:,} bytes)')

@@ -4,8 +4,8 @@ r"""Generates Pathfinder 32 and some of Path-X, and measures what comes of it.
 
 The record has the time and the bytes of both, what all 200,000 images of Path-X
 would take, the balance of the classes, and what simple classifiers reach on the
-test split: 50 % is chance. Beside it lies a contact sheet: images of both sizes,
-positive ones on the left, negative ones on the right.
+test split: 50 % is chance. Beside it lies a contact sheet with images of both
+sizes, positive ones on the left, negative ones on the right.
 
 With `--seconds=N` the command ends after about N seconds; the same command goes
 on. Times are summed over all parts.

@@ -11,6 +11,7 @@ from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 from rnnzoo.data.images import digits
+from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
 from rnnzoo.data.synthetic import adding
 from rnnzoo.data.synthetic import copying
@@ -42,6 +43,7 @@ DATASETS = {
     'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,
     'passkey': passkey.DEFINITION,
+    'pathfinder': pathfinder.DEFINITION,
     'python_docs': python_docs.DEFINITION,
     'regbench': regbench.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,

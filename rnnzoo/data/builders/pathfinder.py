@@ -176,6 +176,7 @@ def builder_of(size: int, num_images: int, seed: int) -> type[Pathfinder]:
 
 def prepare(
     data_dir: pathlib.Path,
+    manual_dir: pathlib.Path | None = None,
     *,
     size: int = 32,
     num_images: int = NUM_IMAGES,
@@ -190,6 +191,7 @@ def prepare(
 
   Args:
     data_dir: Where data sets lie; made if missing.
+    manual_dir: Must be None: no files are read.
     size: The height and the width of an image, one of `SIZES`.
     num_images: The number of images, a multiple of 20: 80 % train, 10 %
       validate and 10 % test.
@@ -203,6 +205,11 @@ def prepare(
     UserError: If an argument is wrong, the data set cannot be written, or it is
       there with other images.
   """
+  if manual_dir is not None:
+    raise errors.UserValueError(
+        f'{NAME} is generated and takes no --manual_dir. The files of the Long '
+        f'Range Arena make {NAME}_release.'
+    )
   check_size('--size', size)
   if num_images < 20 or num_images % 20:
     raise errors.UserValueError(

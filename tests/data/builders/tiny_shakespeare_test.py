@@ -214,7 +214,7 @@ class ScriptTest(absltest.TestCase):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for function, arguments, message in (
-        (script.main, [], 'Name one or more of smnist, tiny'),
+        (script.main, [], 'smnist, tiny_shakespeare.'),
         (script.main, ['mnist'], "There is no data set 'mnist'. Name"),
         (script.parse_flags, ['--manual_dirr=x'], "'manual_dirr'"),
     ):
