@@ -156,10 +156,10 @@ def _linear_accuracy(train, train_labels, test, labels):
 
 
 def contact_sheet(data_dir: pathlib.Path) -> Image.Image:
-  """Returns images of the test splits, positive ones on the left."""
+  """Returns some training images, positive ones on the left."""
   lines = []
   for size, rows in _ROWS.items():
-    images, labels = pathfinder.read(data_dir, size)['test']
+    images, labels = pathfinder.read(data_dir, size)['train']
     halves = []
     for label in (1, 0):
       tiles = images[labels == label][: rows * _COLUMNS]

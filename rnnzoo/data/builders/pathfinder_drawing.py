@@ -17,8 +17,9 @@ These rules of drawing are ours, as no publication states them:
   has the weight `cos(min(continuity * d, 90 degrees))**2`, or 0 if the dash
   would come too close to anything.
 - Two dashes that do not follow each other in a contour are at least
-  `2 * margin + thickness` apart, from axis to axis. Those that do are at most
-  `2 * margin` apart. So distance alone tells contours apart.
+  `2 * margin + thickness` apart, from axis to axis, measured at points of the
+  later one that are at most a margin apart. Those that do follow each other are
+  at most `2 * margin` apart. So distance alone tells contours apart.
 - The two long contours start `seed_distance` apart, at a random point that is
   at least `2 * seed_distance` from the border. They grow in turns. If one
   cannot go on, both are drawn anew.
@@ -70,7 +71,7 @@ class Rules:
     seed_distance: The distance of the starts of the long contours.
     continuity: How straight contours are.
     contrasts: The brightness of long and of short contours; dots have 1.
-    padding: The border that stays empty.
+    padding: The border that dashes leave empty.
   """
 
   size: int
@@ -445,36 +446,37 @@ def _add_distractors(rules, seed, numbers, scene):
   ).reshape(len(numbers), rules.distractors, TRIALS, each)
   for contour in range(rules.distractors):
     begin = 2 * rules.contour_length + contour * length
+    part = slice(begin, begin + length)
     left = np.arange(len(numbers))
     for trial in range(TRIALS):
-      some = uniforms[left, contour, trial]
-      drawn = some[:, : 3 * STARTS].reshape(-1, STARTS, 3)
-      tails, angles = rules.size * drawn[..., :2], _pick(drawn[..., 2], 360)
-      old = scene.tails[left, :begin], scene.angles[left, :begin]
-      fits = _fits(rules, margins[left], tails, angles, *old)
-      first, rows = fits.argmax(1), np.arange(len(left))
-      chain = [(tails[rows, first], angles[rows, first])]
-      good = fits[rows, first]
+      rows, drawn = left, uniforms[left, contour, trial]
+      starts = drawn[:, : 3 * STARTS].reshape(-1, STARTS, 3)
+      tails, angles = rules.size * starts[..., :2], _pick(starts[..., 2], 360)
+      fits = _fits(
+          rules, margins[rows], tails, angles, scene.tails[rows, :begin],
+          scene.angles[rows, :begin],
+      )
+      rows, first = np.flatnonzero(fits.any(1)), fits.argmax(1)
+      tails = tails[rows, first[rows]][:, None]
+      angles = angles[rows, first[rows]][:, None]
+      rows, drawn = left[rows], drawn[rows]
       for dash in range(1, length):
-        (tail, angle), before = chain[-1], chain[:-1]
-        at = 3 * STARTS + _EXTEND * (dash - 1)
         # All dashes but the last one keep their distance.
         known = [
-            np.concatenate([whole, *(u[i][:, None] for u in before)], 1)
-            for i, whole in enumerate(old)
+            np.concatenate([whole[rows, :begin], chain[:, :-1]], 1)
+            for whole, chain in ((scene.tails, tails), (scene.angles, angles))
         ]
-        *new, fits = _extend(
-            rules, margins[left],
-            tail + rules.dash_length * _direction(angle), angle,
-            some[:, at : at + _EXTEND], *known,
+        last = angles[:, -1]
+        at = 3 * STARTS + _EXTEND * (dash - 1)
+        tail, angle, fits = _extend(
+            rules, margins[rows],
+            tails[:, -1] + rules.dash_length * _direction(last), last,
+            drawn[:, at : at + _EXTEND], *known,
         )
-        chain.append(tuple(new))
-        good &= fits
-      rows, part = left[good], slice(begin, begin + length)
-      scene.tails[rows, part] = np.stack([u for u, _ in chain], 1)[good]
-      scene.angles[rows, part] = np.stack([u for _, u in chain], 1)[good]
+        tails = np.concatenate([tails, tail[:, None]], 1)[fits]
+        angles = np.concatenate([angles, angle[:, None]], 1)[fits]
+        rows, drawn = rows[fits], drawn[fits]
+      scene.tails[rows, part], scene.angles[rows, part] = tails, angles
       scene.contours[rows, part] = 2 + contour
-      left = left[~good]
-      if not len(left):
-        break
+      left = np.setdiff1d(left, rows)
   return scene

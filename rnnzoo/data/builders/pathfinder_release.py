@@ -220,6 +220,8 @@ def prepare(
   try:
     builder = OneSize(data_dir=data_dir, file_format='array_record')
     builder.download_and_prepare(download_config=config)
+  except errors.UserError:
+    raise
   except OSError as error:
     raise errors.UserError(
         f'{full_name(size)} could not be prepared in {data_dir} from '
