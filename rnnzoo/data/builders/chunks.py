@@ -5,7 +5,7 @@ number of processes, and those that are in files need not be made again.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent import futures
 from concurrent.futures import process
 import multiprocessing
@@ -28,7 +28,7 @@ def make(
     directory: pathlib.Path,
     key: str,
     workers: int = 1,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
   """Yields `function(number)` for each number, in order.
 
   Every chunk is kept in a file, complete or not at all. A later call reads the
