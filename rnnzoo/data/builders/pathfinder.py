@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.data.builders import chunks
+from rnnzoo.data.builders import pathfinder_contours
 from rnnzoo.data.builders import pathfinder_drawing
 from rnnzoo.data.builders import records
 import tensorflow_datasets as tfds
@@ -25,7 +26,7 @@ import tqdm
 
 NAME = 'pathfinder'
 VERSION = '1.0.0'
-SIZES = tuple(pathfinder_drawing.RULES)
+SIZES = tuple(pathfinder_contours.RULES)
 NUM_IMAGES = 200_000
 SPLITS = {'train': 8, 'validation': 1, 'test': 1}  # Tenths of all images.
 # Raise it with every change of the images that a seed gives.
@@ -78,13 +79,13 @@ def labels_of(seed: int, number: int) -> np.ndarray:
   Of the images 0 and 1, of 2 and 3 and so on, one is positive. So all splits
   are balanced.
   """
-  rng = pathfinder_drawing.generator(seed, number, 'labels')
+  rng = pathfinder_contours.generator(seed, number, 'labels')
   first = (rng.random(CHUNK // 2) < 0.5).astype(np.uint8)
   return np.stack([first, 1 - first], 1).reshape(-1)
 
 
 def draw_chunk(
-    rules: pathfinder_drawing.Rules, seed: int, num_images: int, number: int
+    rules: pathfinder_contours.Rules, seed: int, num_images: int, number: int
 ) -> dict[str, np.ndarray]:
   """Returns the images and the labels of a chunk, a function of its number.
 
@@ -139,7 +140,7 @@ class Pathfinder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _parts(self):
     """Yields numbers and the chunks; a chunk of two splits is two parts."""
-    rules = pathfinder_drawing.RULES[self.size]
+    rules = pathfinder_contours.RULES[self.size]
     made = chunks.make(
         functools.partial(draw_chunk, rules, self.seed, self.num_images),
         range(-(-self.num_images // CHUNK)),

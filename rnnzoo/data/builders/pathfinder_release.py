@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from rnnzoo import errors
 from rnnzoo.data.builders import pathfinder
-from rnnzoo.data.builders import pathfinder_drawing
+from rnnzoo.data.builders import pathfinder_contours
 from rnnzoo.data.builders import records
 import tensorflow_datasets as tfds
 import tqdm
@@ -245,7 +245,7 @@ def write_fixture_files(
     directory: pathlib.Path, size: int, count: int, level: str = LEVEL
 ):
   """Writes generated images in the layout of the release, in two folders."""
-  rules = pathfinder_drawing.RULES[size]
+  rules = pathfinder_contours.RULES[size]
   made = pathfinder.draw_chunk(rules, 1, count, 0)
   folder = directory / pathfinder.full_name(size) / level
   (folder / 'metadata').mkdir(parents=True)

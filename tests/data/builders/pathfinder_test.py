@@ -15,10 +15,11 @@ from PIL import Image
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data.builders import pathfinder
+from rnnzoo.data.builders import pathfinder_contours as contours
 from rnnzoo.data.builders import pathfinder_drawing as drawing
 from rnnzoo.data.builders import pathfinder_release as release
 
-EASY = drawing.RULES[16]
+EASY = contours.RULES[16]
 
 
 def dots(scene, rules, image):
@@ -45,8 +46,8 @@ class DrawingTest(parameterized.TestCase):
 
   @parameterized.parameters((16, 40), (32, 12), (128, 6))
   def test_a_walk_over_dashes_leads_from_dot_to_dot_or_not(self, size, count):
-    rules, labels = drawing.RULES[size], np.arange(count) % 2
-    scene = drawing.compose(rules, 0, range(count), labels)
+    rules, labels = contours.RULES[size], np.arange(count) % 2
+    scene = contours.compose(rules, 0, range(count), labels)
     for image in range(count):
       points = dots(scene, rules, image)
       shift = points[:, None, :, None] - points[None, :, None]
@@ -70,13 +71,13 @@ class DrawingTest(parameterized.TestCase):
       self.assertLess(points.max(), size - edge)
 
   def test_the_published_numbers(self):
-    rules = drawing.RULES[32]
+    rules = contours.RULES[32]
     self.assertEqual(
         (rules.dash_length, rules.marker_radius, rules.contour_length,
          rules.distractor_length, rules.distractors, rules.padding),
         (2, 1.5, 14, 4, 5, 1),
     )
-    scene = drawing.compose(rules, 0, range(20), np.zeros(20, int))
+    scene = contours.compose(rules, 0, range(20), np.zeros(20, int))
     counts = np.stack([np.bincount(u[u >= 0], minlength=7)
                        for u in scene.contours])
     self.assertTrue((counts[:, :2] == 14).all())
@@ -87,7 +88,7 @@ class DrawingTest(parameterized.TestCase):
     labels = np.arange(20) % 2
     images = drawing.draw(EASY, 3, range(20), labels)
     self.assertEqual((images.shape, images.dtype), ((20, 16, 16), np.uint8))
-    scene = drawing.compose(EASY, 3, range(20), labels)
+    scene = contours.compose(EASY, 3, range(20), labels)
     dashes = drawing.render(EASY, scene._replace(
         markers=np.full_like(scene.markers, 8)
     ))
@@ -100,12 +101,12 @@ class DrawingTest(parameterized.TestCase):
       disc = np.min([np.hypot(y - v, x - u) for v, u in markers], 0)
       self.assertTrue((image[disc < 1] == 255).all())  # Radius 1.5, less 0.5.
     # One long dash on a row of pixels: it covers half of each of them.
-    scene = drawing.Scene(
+    scene = contours.Scene(
         np.array([[[8.5, 4.0]]], np.float32), np.zeros((1, 1), np.int32),
         np.zeros((1, 1), np.int32), np.ones(1, np.float32),
         np.full((1, 2, 2), 2, np.float32),
     )
-    rules = drawing.Rules(
+    rules = contours.Rules(
         16, dash_length=8, contrasts=(1.5, 2), marker_radius=0.5
     )
     image = drawing.render(rules, scene)[0]
