@@ -19,6 +19,7 @@ _REQUIRES = [
     'numpy>=2.0',
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12.8',
+    'pillow>=9.2',  # Matplotlib needs it, too.
     'requests>=2.31',
     'tensorflow-datasets>=4.9.10',
     'tqdm>=4.66',

@@ -8,16 +8,16 @@ a network, put the original file into a directory and add --manual_dir=DIR.
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
   python scripts/prepare_datasets.py listops_release --manual_dir=DIR
 
-prepares the four files of MNIST in DIR. So it is with aan, cifar10, imdb and
-speech_commands. Without --manual_dir, a message lists the files and their
-address.
 prepare the original files in DIR, which the message without --manual_dir lists
-with their address.
+with their address. So it is with aan, cifar10, imdb, pathfinder_release and
+speech_commands.
 
-  python scripts/prepare_datasets.py listops
+  python scripts/prepare_datasets.py listops pathfinder
 
-generates the data with --workers processes; the data is the same for any number
-of them. --seed=N gives other data. After a stop, the same command goes on.
+generates the data with all CPU cores, or with --workers=N processes; the data
+is the same for any N. --seed=N gives other data. After a stop, the same command
+goes on. --size=128 makes Path-X of Pathfinder, and --num_images=N makes fewer
+images or more.
 """
 
 import pathlib
@@ -34,6 +34,8 @@ from rnnzoo.data.builders import cifar10
 from rnnzoo.data.builders import imdb
 from rnnzoo.data.builders import listops
 from rnnzoo.data.builders import listops_release
+from rnnzoo.data.builders import pathfinder
+from rnnzoo.data.builders import pathfinder_release
 from rnnzoo.data.builders import smnist
 from rnnzoo.data.builders import speech_commands
 from rnnzoo.data.builders import tiny_shakespeare
@@ -43,17 +45,18 @@ DATASETS = {
     'aan': aan,
     'cifar10': cifar10,
     'imdb': imdb,
+    'listops': listops,
+    'listops_release': listops_release,
+    'pathfinder': pathfinder,
+    'pathfinder_release': pathfinder_release,
     'smnist': smnist,
     'speech_commands': speech_commands,
     'tiny_shakespeare': tiny_shakespeare,
 }
-    'listops': listops,
-    'listops_release': listops_release,
-    'smnist': smnist,
-    'tiny_shakespeare': tiny_shakespeare,
-}
 # Those that --seed and --workers are for.
-GENERATED = ('listops',)
+GENERATED = ('listops', 'pathfinder')
+# Those that --size is for.
+SIZED = ('pathfinder', 'pathfinder_release')
 
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
@@ -70,12 +73,20 @@ _WORKERS = flags.DEFINE_integer(
     'workers',
     0,
     'The number of processes that generate data; 0 means one for each CPU '
-    'core, up to 8.',
+    'core.',
     lower_bound=0,
 )
 _SEED = flags.DEFINE_integer(
     'seed', 0, 'The seed of generated data.', lower_bound=0,
     upper_bound=2**32 - 1,
+)
+_SIZE = flags.DEFINE_integer(
+    'size', 32, 'The height and the width of the images of Pathfinder: '
+    f'{", ".join(map(str, pathfinder.SIZES))}.',
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    'num_images', pathfinder.NUM_IMAGES,
+    'The number of images of Pathfinder in all splits, a multiple of 20.',
 )
 
 
@@ -93,11 +104,14 @@ def prepare(name: str):
   data_dir = settings.data_directory({'data_dir': _DATA_DIR.value})
   manual = _MANUAL_DIR.value
   manual_dir = pathlib.Path(filenames.absolute(manual)) if manual else None
-  options = {}
+  options, sized = {}, {}
   if name in GENERATED:
-    options = dict(seed=_SEED.value, workers=_WORKERS.value)
+    options |= dict(seed=_SEED.value, workers=_WORKERS.value)
+  if name in SIZED:
+    sized = dict(size=_SIZE.value)
+    options |= sized | dict(num_images=_NUM_IMAGES.value)
   directory = DATASETS[name].prepare(data_dir, manual_dir, **options)
-  for split, content in DATASETS[name].describe(data_dir).items():
+  for split, content in DATASETS[name].describe(data_dir, **sized).items():
     print(f'{name} {split}: {content}')
   size = sum(path.stat().st_size for path in directory.iterdir())
   print(f'{name} is in {directory} ({size:,} bytes)')

@@ -13,6 +13,7 @@ from rnnzoo.data import settings
 from rnnzoo.data.audio import speech_commands
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
+from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
 from rnnzoo.data.synthetic import adding
 from rnnzoo.data.synthetic import copying
@@ -51,6 +52,7 @@ DATASETS = {
     'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,
     'passkey': passkey.DEFINITION,
+    'pathfinder': pathfinder.DEFINITION,
     'python_docs': python_docs.DEFINITION,
     'regbench': regbench.DEFINITION,
     'selective_copying': selective_copying.DEFINITION,

@@ -60,6 +60,8 @@ CASES = {
         name='passkey', sequence_length=400, eval_examples=10,
         test_lengths=(500,), test_examples=10,
     ),
+    'pathfinder': dict(name='pathfinder'),
+    'pathfinder_release': dict(name='pathfinder', source='release'),
     'python_docs': dict(name='python_docs', sequence_length=400),
     'regbench': dict(
         name='regbench', max_words=11, train_examples=40, eval_examples=30

@@ -69,6 +69,26 @@ class BenchmarksTest(parameterized.TestCase):
     name = 'megabytes_per_device'
     self.assertLess(split[name], whole[name] / 2)
 
+  def test_pathfinder(self):
+    directory = commands.temporary_directory(self)
+    out = directory / 'result.json'
+    done = commands.Command(
+        'experiments.benchmarks.pathfinder_data', f'--out={out}',
+        f'--data_dir={directory}', '--pathfinder=40', '--pathx=20',
+        '--workers=1',
+    ).wait()
+    self.assertEqual(done.code, 0, done.stdout + done.stderr)
+    record = json.loads(out.read_text())
+    for name, count in (('pathfinder32', 40), ('pathfinder128', 20)):
+      row = record[name]
+      self.assertEqual(sum(row['images'].values()), count)
+      self.assertEqual(sum(row['positive'].values()), count // 2)
+      self.assertEqual(row['different_images'], count)
+      self.assertGreater(row['cpu_seconds'], 0)
+    whole = record['projected_pathfinder128']
+    self.assertEqual(whole['bytes_in_memory'], 200_000 * 128**2)
+    self.assertTrue(out.with_suffix('.png').exists())
+
   def test_what_the_scan_is_measured_against_is_the_scan(self):
     operands = np.random.default_rng(0).random((3, 2, 9, 4), np.float32)
     scan = lambda a, x: ops.linear_scan(a, x)[1]

@@ -18,6 +18,7 @@ def read(
     splits: Iterable[str],
     original: str,
     convert: Callable[[list[dict[str, Any]]], Any],
+    arguments: str = '',
 ) -> dict[str, Any]:
   """Returns what `convert` makes of the records of each split.
 
@@ -28,6 +29,7 @@ def read(
     splits: The splits to read.
     original: A sentence on how to prepare it, with `{command}` in it.
     convert: Called with the records of a split.
+    arguments: What follows `scripts/prepare_datasets.py`; `name` if empty.
 
   Raises:
     UserFileNotFoundError: If it was never prepared, saying how to.
@@ -107,7 +109,10 @@ def open_splits(
 def _prepared(data_dir, name, version, original):
   """Returns the directory of a data set, and the command that prepares it."""
   directory = data_dir / name / version
-  command = f'python scripts/prepare_datasets.py {name} --data_dir={data_dir}'
+  command = (
+      f'python scripts/prepare_datasets.py {arguments or name} '
+      f'--data_dir={data_dir}'
+  )
   if not (directory / 'dataset_info.json').exists():
     raise errors.UserFileNotFoundError(
         f'{name} is not in {data_dir}. {original.format(command=command)} '

@@ -214,8 +214,7 @@ class ScriptTest(absltest.TestCase):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for function, arguments, message in (
-        (script.main, [], 'Name one or more of aan, '),
-        (script.main, [], 'Name one or more of listops, '),
+        (script.main, [], 'speech_commands, tiny_shakespeare.'),
         (script.main, ['mnist'], "There is no data set 'mnist'. Name"),
         (script.parse_flags, ['--manual_dirr=x'], "'manual_dirr'"),
     ):
