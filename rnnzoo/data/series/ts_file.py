@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from rnnzoo import errors
 
+_DATA = '@data'
+
 
 class Problem(NamedTuple):
   """What a file holds.
@@ -54,11 +56,13 @@ def read(path: pathlib.Path) -> Problem:
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
   except OSError as error:
     raise errors.UserError(f'Cannot read {path}: {error.strerror}.') from error
-  header, first = _header(path, lines)
+  header = _header(path, lines)
   names = tuple(header['classlabel'].split()[1:])
   series, labels = [], []
-  for number, line in enumerate(lines[first:], first + 1):
-    if not line.strip() or line.startswith('#'):
+  in_header = True
+  for number, line in enumerate(lines, 1):
+    if in_header or not line.strip() or line.startswith('#'):
+      in_header = in_header and line.strip().lower() != _DATA
       continue
     try:
       *channels, label = line.split(':')
@@ -76,12 +80,12 @@ def read(path: pathlib.Path) -> Problem:
   return Problem(series, labels, names or tuple(sorted(set(labels))))
 
 
-def _header(path, lines) -> tuple[dict[str, str], int]:
-  """Returns the header by name, and the index of the first line of data."""
+def _header(path, lines) -> dict[str, str]:
+  """Returns the lines before the data by name, checked."""
   header = {}
-  for i, line in enumerate(lines):
+  for line in lines:
     name, _, value = line.strip().partition(' ')
-    if name.lower() == '@data':
+    if line.strip().lower() == _DATA:
       break
     if name.startswith('@'):
       header[name[1:].lower()] = value.strip()
@@ -99,7 +103,7 @@ def _header(path, lines) -> tuple[dict[str, str], int]:
         f'{path} has no classes: @classLabel must be true, followed by the '
         f'names of the classes, got {header.get("classlabel", "")!r}.'
     )
-  return header, i + 1
+  return header
 
 
 def _array(channels: list[str], dimensions: str | None) -> np.ndarray:

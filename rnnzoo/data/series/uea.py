@@ -8,8 +8,8 @@ A problem is read from one of two forms:
   class. BasicMotions and JapaneseVowels come with the package aeon; its files
   are found where it is installed, and it is not imported.
 * `NAME.npz`, all series together with several random splits: `x` `[N, T, D]`,
-  `y` `[N]`, and for each seed of a split `test_SEED` and `val_SEED`, the indices
-  of its parts. The rest is for training. The papers on LinOSS and Log-NCDE use
+  `y` `[N]`, and for each split `test_SEED` and `val_SEED`, the indices of these
+  parts. The rest is for training. The papers on LinOSS and Log-NCDE use
   splits into 70, 15 and 15 % with the seeds 2345, 3456, 4567, 5678 and 6789. A
   file that lacks series gives a smaller training part than theirs.
 
