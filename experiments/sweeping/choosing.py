@@ -11,6 +11,7 @@ import pathlib
 from experiments.cli import config_flag
 from experiments.cli import results
 from experiments.sweeping import points as points_lib
+from experiments.sweeping import running
 from rnnzoo import errors
 from rnnzoo import tasks
 
@@ -68,10 +69,9 @@ def choose(group: Points, workdir: pathlib.Path) -> points_lib.Point | None:
   """
   found = []
   for point in group:
-    try:
-      result = results.read(workdir / point.directory / results.FILE)
-    except errors.UserError:
+    if not running.is_done(point, workdir):
       return None
+    result = results.read(workdir / point.directory / results.FILE)
     exports = config_flag.exports_of(point.config)
     task = tasks.find(result['task'], exports.tasks)
     values = result['values'][point.eval_split]

@@ -142,18 +142,21 @@ class ChoosingTest(parameterized.TestCase):
     found = points.make(f'{DIGITS}:lru,gru', grid, 2)
     first = [point for point in found if point.seed == 0]
     by_file = {
-        f'workdir/{point.directory}/result.json': numbers
+        f'workdir/{point.directory}/result.json': (point, numbers)
         for point, numbers in zip(first, measured, strict=True)
     }
 
     def read(path):
-      numbers = by_file[str(path)]
+      point, numbers = by_file[str(path)]
       if not numbers:
         raise errors.UserFileNotFoundError('There is none.')
-      return dict(task='classification', values=dict(
-          validation=dict(zip(('accuracy', 'loss'), numbers)),
-          test=dict(accuracy=1 - numbers[0], loss=0.0),
-      ))
+      return dict(
+          task='classification', steps=point.total_steps,
+          overrides=dict(point.overrides), values=dict(
+              validation=dict(zip(('accuracy', 'loss'), numbers)),
+              test=dict(accuracy=1 - numbers[0], loss=0.0),
+          ),
+      )
 
     with mock.patch.object(results, 'read', read):
       left, chosen = choosing.with_chosen(
