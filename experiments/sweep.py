@@ -15,6 +15,9 @@ The means and standard errors are printed, and kept in `sweep.json`.
 A run that has its records there is done, also on another machine. A record of
 other fields there is an error: nothing is replaced.
 
+`--select=optimizer.learning_rate` trains all seeds but the first with the value
+of that field alone which was best on validation with the first seed.
+
 `--lr_range=1e-5,1e-1` is another kind of sweep: one short run of each config,
 whose learning rate grows, and a plot of the loss against the rate.
 """
@@ -30,6 +33,7 @@ from experiments.cli import drivers
 from experiments.cli import results
 from experiments.reporting import collecting
 from experiments.reporting import texts
+from experiments.sweeping import choosing
 from experiments.sweeping import points as points_lib
 from experiments.sweeping import rates
 from experiments.sweeping import running
@@ -49,6 +53,11 @@ _SEEDS = flags.DEFINE_integer(
 _GRID = flags.DEFINE_multi_string(
     'grid', [],
     'The values of a field, FIELD=VALUE,VALUE; one value sets it in all runs.',
+)
+_SELECT = flags.DEFINE_string(
+    'select', None,
+    'A field of --grid: the first seed tries its values, and the other seeds '
+    'run with the one that is best on validation.',
 )
 _JOBS = flags.DEFINE_integer(
     'jobs', 1, 'How many runs at a time.', lower_bound=1
@@ -81,15 +90,25 @@ def main(argv):
   points = points_lib.make(
       _CONFIGS.value, grid, 1 if ranged else _SEEDS.value
   )
+  select, chosen = None, []
+  if _SELECT.value:
+    if ranged:
+      raise errors.UserValueError('--select does not go with --lr_range.')
+    select = choosing.check(points, _SELECT.value)
   workdir = pathlib.Path(_WORKDIR.value)
   is_done = rates.is_done if ranged else running.is_done
   kept = pathlib.Path(_RESULTS.value) if _RESULTS.value else None
 
   def ended():
     if not ranged:
-      collect(points, workdir)
+      collect(points, workdir, chosen)
       if kept:
         copy(points, workdir, kept)
+
+  def train(points):
+    left = [point for point in points if not is_done(point, workdir)]
+    say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
+    return running.run(left, workdir, _JOBS.value, say, ended)
 
   with lock.hold(workdir):
     if ranged:
@@ -97,9 +116,14 @@ def main(argv):
     elif kept:
       check_kept(points, kept)
       copy(points, kept, workdir)
-    left = [point for point in points if not is_done(point, workdir)]
-    say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
-    failed = running.run(left, workdir, _JOBS.value, say, ended)
+    if select:
+      failed = train([point for point in points if point.seed == 0])
+      points, chosen = choosing.with_chosen(points, select, workdir)
+      for point in chosen:
+        say(f'chosen: {point.setting}')
+      failed += train([point for point in points if point.seed > 0])
+    else:
+      failed = train(points)
     if ranged:
       print(*rates.draw(points, workdir, *ranged), sep='\n')
       return
@@ -128,11 +152,16 @@ def found(points, workdir) -> dict[pathlib.PurePosixPath, dict]:
   return settings
 
 
-def collect(points, workdir) -> None:
-  """Writes `sweep.json`: for each setting, the mean and its standard error."""
-  rows = []
+def collect(points, workdir, chosen=()) -> None:
+  """Writes `sweep.json`: for each setting, the mean and its standard error.
+
+  The settings of `chosen` runs are marked.
+  """
+  rows, best = [], {point.setting for point in chosen}
   for setting, by_seed in found(points, workdir).items():
     row = dict(setting=str(setting), seeds={}, runs=len(by_seed))
+    if setting in best:
+      row['chosen'] = True
     for seed, result in by_seed.items():
       row |= {
           name: result[name] for name in (

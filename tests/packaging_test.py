@@ -22,7 +22,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
     'cuda', 'dev', 'digits', 'export', 'tensorboard', 'test', 'tf',
-    'tokenizers', 'tpu',
+    'timeseries', 'tokenizers', 'tpu',
 )
 
 

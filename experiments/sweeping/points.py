@@ -25,6 +25,7 @@ class Point(NamedTuple):
     seed: The seed.
     setting: The directory of all seeds of this setting, below the workdir.
     total_steps: The step at which it ends.
+    eval_split: The split that chooses its best checkpoint.
     overrides: What its result records of `words`, as pairs.
   """
 
@@ -33,6 +34,7 @@ class Point(NamedTuple):
   seed: int
   setting: pathlib.PurePosixPath
   total_steps: int
+  eval_split: str
   overrides: tuple[tuple[str, str], ...]
 
   @property
@@ -90,6 +92,7 @@ def make(
       points += [
           Point(
               config, words, seed, setting, resolved.total_steps,
+              resolved.eval_splits[0],
               tuple(results.overrides_of(flag).items()),
           )
           for seed in range(seeds)

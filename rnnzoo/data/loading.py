@@ -15,6 +15,7 @@ from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
+from rnnzoo.data.series import uea
 from rnnzoo.data.synthetic import adding
 from rnnzoo.data.synthetic import copying
 from rnnzoo.data.synthetic import formal_language
@@ -61,6 +62,7 @@ DATASETS = {
     'text8': wikipedia.TEXT8,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
+    'uea': uea.DEFINITION,
 }
 
 
@@ -110,7 +112,7 @@ def load(
       set. A field that is missing or `None` has its default.
     batch_size: Rows of the global batch, over all processes.
     seed: Fixes the training batches; evaluation batches of real data do not
-      depend on it.
+      depend on it, but for the splits of `uea` that go with the seed.
     process_index: Which rows of each batch to give, see `pipeline.Shard`.
     process_count: Number of processes that share a batch.
     datasets: More definitions by name.

@@ -30,7 +30,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: If the file is damaged or lacks an array.
   """
-  found = _load(path)
+  found = read_arrays(path)
   split_names = [f'x_{split}' for split in arrays.SPLITS]
   if ('x' in found) == any(name in found for name in split_names):
     raise errors.UserValueError(
@@ -73,8 +73,12 @@ def _check_rest(path, found, splits):
       )
 
 
-def _load(path) -> dict[str, np.ndarray]:
-  """Returns all arrays of a file."""
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns all arrays of a file.
+
+  Raises:
+    UserValueError: If it is no such file, is damaged or holds objects.
+  """
   names = ()
   try:
     with np.load(path, allow_pickle=False) as file:

@@ -16,7 +16,8 @@ FREE_FIELDS = (
     'mesh', 'whole_axes', 'log_every', 'eval_every', 'save_every', 'keep',
     'tensorboard', 'data.data_dir', 'data.allow_changed',
     'data.test_lengths', 'data.test_examples', 'profile_steps', 'loss_chunk',
-    'smoke_overrides', 'stop_at', 'on_nan', 'nan_limit', 'nan_rate_factor',
+    'smoke_overrides', 'stop_at', 'patience', 'on_nan', 'nan_limit',
+    'nan_rate_factor',
 )
 # Names of files: two that mean the same file are equal.
 PATH_FIELDS = ('data.path', 'data.tokenizer', 'init_from')

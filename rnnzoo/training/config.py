@@ -47,6 +47,12 @@ FIELDS = {
         "metrics, such as {'accuracy': 0.99}. A loss or an error must fall to "
         'its value.',
     ),
+    'patience': fields.Field(
+        int, low=0, default=0,
+        help='End the run once this number of evaluations in a row were no '
+        'better than the best one before, by the metric that chooses the best '
+        'checkpoint. 0 means never.',
+    ),
     'accumulate_steps': _count(
         default=1,
         help='The number of parts of a batch that are run one after another. '

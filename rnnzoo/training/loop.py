@@ -28,6 +28,7 @@ from rnnzoo.training import records
 from rnnzoo.training import recovery
 from rnnzoo.training import sharding
 from rnnzoo.training import starting
+from rnnzoo.training import stopping
 from rnnzoo.training import summary as summary_lib
 from rnnzoo.training.performance import profiling
 from rnnzoo.training.performance import throughput
@@ -153,11 +154,12 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
         meta=make_meta(task, dataset, config),
     )
     if config.stop_at:
-      _check_metrics(run, config.stop_at)
+      stopping.check_metrics(run, config.stop_at)
     state, history = starting.start(run)
     first = int(memory.fetch(state['step']))
     path = workdir / 'summary.json'
-    is_done = first >= config.total_steps or _has_reached(run, first)
+    is_done = first >= config.total_steps
+    is_done = is_done or bool(stopping.reason(run, history, first))
     found = records.read_summary(path) if is_done else None
     if multihost.agreed(bool(found)):
       logging.info('Already trained to step %d.', first)
@@ -193,50 +195,6 @@ def make_meta(task, dataset, config) -> dict[str, Any]:
       vocabulary=dataset.vocabulary and dataset.vocabulary.to_json(),
       data=dataset.source,
   )
-
-
-def _check_metrics(run, names) -> None:
-  """Raises `UserValueError` if the task has no metric of one of the names."""
-  functional = run.task.functional
-  batch = run.dataset.eval_batches(run.config.eval_splits[0])[0]
-  known = jax.eval_shape(
-      evaluation.make_eval_step(run.task),
-      functional.params, functional.batch_stats,
-      sharding.global_batch(run.mesh, batch),
-  )
-  known = sorted(known.keys() - {'weight'})
-  for name in names:
-    if name not in known:
-      raise errors.UserValueError(
-          f'stop_at: {run.task.name} has no metric {name!r}, only '
-          f'{", ".join(known)}.{errors.suggest(name, known)}'
-      )
-
-
-def _has_reached(run, step) -> bool:
-  """Whether the metrics of a step are as good as `config.stop_at` asks."""
-  if not run.config.stop_at:
-    return False
-  rows = metrics_lib.read_metrics(run.workdir)
-  rows = [row for row in rows if row['step'] == step]
-  asked = [
-      (metric, f'{prefix}{metric}', value)
-      for metric, value in run.config.stop_at.items()
-      for prefix in _prefixes(run.config).values()
-  ]
-  return multihost.agreed(all(
-      any(
-          run.task.is_as_good(metric, found, value)
-          for _, found in records.numbers(rows, name)
-      )
-      for metric, name, value in asked
-  ))
-
-
-def _prefixes(config) -> dict[str, str]:
-  """Returns what the names of metrics start with, by split."""
-  first, *others = config.eval_splits
-  return {first: 'eval_'} | {name: f'eval_{name}_' for name in others}
 
 
 def _recover(run, bad):
@@ -337,7 +295,7 @@ class _Attempt:
     if self._lacks_evaluation():
       metric = self._evaluate(state, self.first)
       self._save(self.first, state, metric, is_last=False)
-    if _has_reached(run, self.first):
+    if stopping.reason(run, self.history, self.first):
       return
     self.start_time = time.monotonic()
     for step in range(
@@ -364,8 +322,8 @@ class _Attempt:
       # ---- Metrics. ----
       due = lambda every: step % every == 0 or step == config.total_steps
       # All processes stop after the same step.
-      stopping = run.largest(run.stop.signum or 0)
-      if due(config.eval_every) or stopping:
+      signum = run.largest(run.stop.signum or 0)
+      if due(config.eval_every) or signum:
         self._flush(pending)
       elif (step - self.steps_at_once) % config.log_every == 0:
         # One step late: its numbers are ready, and the device does not wait.
@@ -373,18 +331,20 @@ class _Attempt:
 
       # ---- Evaluation. ----
       metric = None
-      if due(config.eval_every) and not stopping:
+      if due(config.eval_every) and not signum:
         with self._pause():
           try:
             metric = self._evaluate(state, step)
           except signals.Interrupted as interrupted:
             # The resumed run evaluates this step, see `_lacks_evaluation`.
-            stopping = interrupted.signum
+            signum = interrupted.signum
 
-      reached = metric is not None and _has_reached(run, step)
+      reason = ''
+      if metric is not None:
+        reason = stopping.reason(run, self.history, step)
 
       # ---- Checkpoint. ----
-      if due(config.save_every) or metric is not None or stopping:
+      if due(config.save_every) or metric is not None or signum:
         self._flush(pending)
         with self._pause():
           if not memory.fetch(self.is_sound(state)):
@@ -393,12 +353,12 @@ class _Attempt:
             )
           self._save(
               step, state, metric,
-              is_last=stopping or reached or step == config.total_steps,
+              is_last=signum or reason or step == config.total_steps,
           )
-      if stopping:
-        raise signals.Interrupted(stopping, step)
-      if reached:
-        logging.info('Stopped at step %d: stop_at is reached.', step)
+      if signum:
+        raise signals.Interrupted(signum, step)
+      if reason:
+        logging.info('Stopped at step %d: %s.', step, reason)
         return
 
   def _next(self, batches):
@@ -499,7 +459,7 @@ class _Attempt:
     run = self.run
     params = state.get('ema', state['params'])
     values, texts = {}, []
-    for split, prefix in _prefixes(self.config).items():
+    for split, prefix in stopping.prefixes(self.config).items():
       means = run.means(params, state['batch_stats'], split, step)
       values |= {f'{prefix}{name}': v for name, v in means.items()}
       texts.append(f'{split} {run.task.describe(means, run.dataset)}')

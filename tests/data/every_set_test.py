@@ -86,6 +86,9 @@ CASES = {
         name='text_file', sequence_length=32, contiguous=True
     ),
     'tiny_shakespeare': dict(name='tiny_shakespeare', sequence_length=32),
+    # Without the seed of the split, it goes with that of the run.
+    'uea': dict(name='uea', split_seed=2345),
+    'uea_ts': dict(name='uea', problem='JapaneseVowels', time=False),
 }
 EACH = tuple((name, config) for name, config in CASES.items())
 ROWS = 8

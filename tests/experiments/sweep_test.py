@@ -1,6 +1,7 @@
 """Sweeps: which runs, what is left of them, and comparisons of runs."""
 
 import json
+import pathlib
 import signal
 import subprocess
 from unittest import mock
@@ -8,6 +9,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import results
+from experiments.sweeping import choosing
 from experiments.sweeping import points
 from experiments.sweeping import rates
 from experiments.sweeping import running
@@ -127,6 +129,75 @@ class PointsTest(parameterized.TestCase):
         rates.parse(text)
 
 
+class ChoosingTest(parameterized.TestCase):
+
+  def choose(self, measured, grid=('keep=1,2,3',)):
+    """Returns what is left of a sweep of two layers and two seeds.
+
+    Args:
+      measured: For each run of the first seed its accuracy and loss on
+        validation, or `None` if it has no result.
+      grid: As for `points.make`.
+    """
+    found = points.make(f'{DIGITS}:lru,gru', grid, 2)
+    first = [point for point in found if point.seed == 0]
+    by_file = {
+        f'workdir/{point.directory}/result.json': (point, numbers)
+        for point, numbers in zip(first, measured, strict=True)
+    }
+
+    def read(path):
+      point, numbers = by_file[str(path)]
+      if not numbers:
+        raise errors.UserFileNotFoundError('There is none.')
+      return dict(
+          task='classification', steps=point.total_steps,
+          overrides=dict(point.overrides), values=dict(
+              validation=dict(zip(('accuracy', 'loss'), numbers)),
+              test=dict(accuracy=1 - numbers[0], loss=0.0),
+          ),
+      )
+
+    with mock.patch.object(results, 'read', read):
+      left, chosen = choosing.with_chosen(
+          found, 'keep', pathlib.Path('workdir')
+      )
+    self.assertContainsSubset(first, left)
+    return [str(p.directory) for p in left if p.seed], [
+        str(p.setting) for p in chosen
+    ]
+
+  def test_the_best_on_validation(self):
+    later, chosen = self.choose(
+        # The highest accuracy; of equal ones the lower loss, then the first.
+        [(0.5, 0.1), (0.7, 0.9), (0.6, 0.2), (0.5, 0.3), (0.5, 0.2), (0.5, 0.2)]
+    )
+    best = [f'images/digits/{layer}/keep=2' for layer in ('lru', 'gru')]
+    self.assertSameElements(chosen, best)
+    self.assertEqual(later, [f'{setting}/seed_1' for setting in best])
+
+  def test_nothing_is_chosen_where_a_run_is_missing(self):
+    later, _ = self.choose([None, (0.9, 0), (0.9, 0), *3 * [(0.5, 0)]])
+    self.assertEqual(later, ['images/digits/gru/keep=1/seed_1'])
+
+  def test_another_field_has_choices_of_its_own(self):
+    later, _ = self.choose(
+        [(0.1, 0), (0.2, 0), (0.4, 0), (0.3, 0)] * 2,
+        ['log_every=1,2', 'keep=1,2'],
+    )
+    place = 'images/digits/lru/log_every='
+    self.assertEqual(
+        later[:2], [f'{place}1,keep=2/seed_1', f'{place}2,keep=1/seed_1']
+    )
+
+  def test_a_field_without_several_values(self):
+    for grid in ([], ['keep=1']):
+      with self.assertRaisesRegex(errors.UserValueError, 'keep=VALUE,VALUE'):
+        choosing.check(points.make(DIGITS, grid, 2), 'keep')
+    found = points.make(DIGITS, ['keep=1,2'], 2)
+    self.assertEqual(choosing.check(found, 'config.keep'), 'keep')
+
+
 class SweepTest(absltest.TestCase):
 
   def sweep(self, *words, layer='min_gru'):
@@ -214,6 +285,30 @@ class SweepTest(absltest.TestCase):
     ).wait()
     self.assertEqual(wrong.code, 1)
     self.assertIn('has no eval_lss, only ', wrong.stderr)
+
+  def test_a_rate_is_chosen_and_the_other_seeds_run_with_it(self):
+    words = [
+        '--seeds=2', '--grid=total_steps=16',
+        '--grid=optimizer.learning_rate=0.0,1e-2',
+        '--select=optimizer.learning_rate', '--jobs=2',
+    ]
+    done = self.sweep(*words).wait()
+    self.assertEqual(done.code, 0, done)
+    place = 'tests/experiments/tiny/min_gru/learning_rate='
+    self.assertIn(f'chosen: {place}1e-2', done.stderr)
+    runs = self.workdir.glob(f'{place}*/seed_*/{results.FILE}')
+    self.assertSameElements(
+        [str(run.parent.relative_to(self.workdir)) for run in runs],
+        [f'{place}0.0/seed_0', f'{place}1e-2/seed_0', f'{place}1e-2/seed_1'],
+    )
+    rows = json.loads((self.workdir / 'sweep.json').read_text())['rows']
+    self.assertEqual(
+        [(row.get('chosen', False), row['runs']) for row in rows],
+        [(False, 1), (True, 2)],
+    )
+    again = self.sweep(*words).wait()
+    self.assertNotIn('started', again.stderr)
+    self.assertEqual(again.stdout, done.stdout)
 
   def test_a_failed_run_and_a_range_of_rates(self):
     failed = self.sweep('--grid=data.path=none.txt').wait()

@@ -1,0 +1,1 @@
+"""Time series that were measured, one data set a file."""
