@@ -30,6 +30,7 @@ PRESETS = dict(
     lru_scifar=_lra(512, 384, 0.1, 0.9, 0.999, in_features=3, num_classes=10),
     lru_listops=_lra(128, 256, 0.0, 0.0, 0.99, num_classes=10),
     lru_text=_lra(256, 192, 0.1, 0.5, 0.9, num_classes=2),
+    lru_retrieval=_lra(128, 256, 0.1, 0.5, 0.9, num_classes=2),
     lru_pathfinder=_lra(
         192, 256, 0.0, 0.9, 0.999, in_features=1, num_classes=2,
         bidirectional=True,
