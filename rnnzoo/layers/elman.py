@@ -1,5 +1,6 @@
 """Elman network, the simple RNN (Elman, 1990)."""
 
+from collections.abc import Callable
 import math
 
 from flax import nnx
@@ -11,7 +12,9 @@ from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
 from rnnzoo.layers import state_space
 
-ACTIVATIONS = dict(tanh=jnp.tanh, relu=jax.nn.relu, none=lambda u: u)
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
+    tanh=jnp.tanh, relu=jax.nn.relu, none=lambda u: u
+)
 HIDDEN_INITIALIZATIONS = dict(
     orthogonal=nnx.initializers.orthogonal,
     glorot_normal=nnx.initializers.glorot_normal,

@@ -166,7 +166,7 @@ class SettingsTest(parameterized.TestCase):
     rate = optimizers.make_schedule(config.optimizer, config.total_steps)
     np.testing.assert_allclose(
         [float(rate(step)) for step in (0, 9000, 18_000, 99_000, 180_000)],
-        [1e-7, 0.00200005, 0.004, 0.00200005, 1e-7], rtol=1e-4,
+        [1e-7, 0.00200005, 0.004, 0.00200005, 1e-7], rtol=2e-3,
     )
 
   def test_steps_of_s5_are_epochs(self):
