@@ -4,6 +4,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments.benchmarks import lra_plans
 from experiments.configs import default
 from experiments.configs.lra import ablation
 from experiments.configs.lra import settings
@@ -183,6 +184,24 @@ class SettingsTest(parameterized.TestCase):
     self.assertGreater(block_size(task), 0)
     with self.assertRaisesRegex(errors.UserValueError, 'Did you mean "pathx"'):
       settings.use(default.get_config(), 'path_x', 'lru')
+
+  def test_plans_round_batches_up_and_count_both_documents(self):
+    config, shapes = lra_plans.cell('retrieval', 'lru', 8)
+    self.assertEqual(config.batch_size, 2 * 64)
+    self.assertEqual(shapes['inputs'].shape, (128, 4000))
+    config, shapes = lra_plans.cell('scifar', 's5', 8)
+    self.assertEqual(shapes['inputs'].shape, (56, 1024, 3))
+    self.assertNotIn('input_mask', shapes)
+    row = dict(
+        task='text', layer='lru', target='h200x1', verdict='fits',
+        hours_at_best=1.23, hours_at_worst=2.0,
+    )
+    refused = dict(
+        row, layer='gru', verdict='does not fit', hours_at_best=None
+    )
+    text = lra_plans.table([row, refused])
+    self.assertIn('| `lru` | - | - | 1.2 to 2.0 | - | - | - |', text)
+    self.assertIn('| `gru` | - | - | does not fit | - | - | - |', text)
 
   def test_numbers_of_the_ablation_are_of_its_rows(self):
     self.assertEqual(
