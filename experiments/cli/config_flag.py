@@ -240,7 +240,7 @@ def _check_fields(config, overrides):
     # absl knows only those options in a dictionary that have a value.
     parent, _, name = field.rpartition('.')
     hint = ''
-    if parent in known and parent.endswith(('options', 'stop_at')):
+    if parent in known and parent.endswith(('groups', 'options', 'stop_at')):
       hint = (
           f' An entry is added with --config.{parent}=\'{{"{name}": ...}}\'.'
       )

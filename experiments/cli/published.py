@@ -7,6 +7,9 @@ A config file may define `PUBLISHED`, a list of dictionaries:
            error=None, source='https://arxiv.org/abs/2410.01201, table 3'),
   ]
 
+`layer` is the argument of the config file, `FILE:min_gru`. It is the layer of
+the model where the run was started without an argument.
+
 `error` is what the source gives beside its value, `None` if it gives nothing.
 An accuracy is a fraction, at most 1.
 """
@@ -32,7 +35,7 @@ class Number(NamedTuple):
   """A published number.
 
   Attributes:
-    layer: A name, or a pattern, as in `config.model.layer`.
+    layer: The argument of the config file; or else the layer of the model.
     metric: Such as `loss` or `accuracy`, in the units of the task.
     value: The number.
     error: Its error as published, or `None`.
@@ -80,6 +83,25 @@ def _number(row: Any, name: str) -> Number:
   return Number(**row)
 
 
+def name_of(
+    argument: str, layer: str, overrides: Iterable[str]
+) -> str:
+  """Returns what numbers and reports call the model of a run.
+
+  >>> name_of('lru_ring', 'lru', {}), name_of('', 'lru', {})
+  ('lru_ring', 'lru')
+  >>> name_of('lru_ring', 'gru', {'model.layer': 'gru'})
+  'gru'
+
+  Args:
+    argument: That of the config file, '' for none.
+    layer: The layer of the model.
+    overrides: The fields that the command line set.
+  """
+  chosen = not {'model.layer', 'preset'}.isdisjoint(overrides)
+  return layer if chosen or not argument else argument
+
+
 def find(
     numbers: Iterable[Number],
     layer: str,
@@ -94,7 +116,7 @@ def find(
 
   Args:
     numbers: The numbers of the run's config file.
-    layer: The layer of the run.
+    layer: What `name_of` returns.
     overrides: The fields that the run changes.
     values: What the run has measured, by split and metric.
   """

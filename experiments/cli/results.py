@@ -86,7 +86,10 @@ def make(
   layer = summary['model.layer']
   numbers = published_lib.of_file(flag.filename)
   overrides = overrides_of(flag)
-  found = published_lib.find(numbers, layer, overrides, values)
+  found = published_lib.find(
+      numbers, published_lib.name_of(flag.argument, layer, overrides),
+      overrides, values,
+  )
   # Layers of a file without published numbers of their own are compared with
   # the others: by the same metric.
   alike = found or [

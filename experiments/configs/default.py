@@ -98,7 +98,10 @@ def use_data(config: ConfigDict, name: str, datasets=None) -> ConfigDict:
 
 
 def use_layer(config: ConfigDict, layer: str, **options) -> ConfigDict:
-  """Changes the layer of a config in place; options of the old one go.
+  """Changes the layer of a config in place.
+
+  The options of the old layer go, and so do the groups of parameters, which
+  have the names of its parameters.
 
   Args:
     config: The config.
@@ -111,6 +114,7 @@ def use_layer(config: ConfigDict, layer: str, **options) -> ConfigDict:
   if layer != config.model.layer or options:
     config.model.layer = layer
     config.model.layer_options = ConfigDict(options)
+    config.optimizer.groups = ConfigDict()
   return config
 
 

@@ -257,8 +257,11 @@ def _rows(config, runs, numbers) -> Iterator[Row]:
   runs = sorted(runs, key=lambda run: run[0]['seed'])
   first = runs[0][0]
   measured = first['values']
+  name = published_lib.name_of(
+      first['config'].partition(':')[2], first['layer'], first['overrides']
+  )
   found = published_lib.find(
-      numbers or (), first['layer'], first['overrides'], measured
+      numbers or (), name, first['overrides'], measured
   )
   # The config file counts: its numbers may have been corrected since the run.
   wanted = [(n.metric, n.split, n) for n in found] or [(
@@ -278,7 +281,7 @@ def _rows(config, runs, numbers) -> Iterator[Row]:
     if not having:  # A loss on longer sequences may be infinite.
       continue
     yield Row(
-        config, first['data'], first['layer'], first['overrides'],
+        config, first['data'], name, first['overrides'],
         metric, split, first['unit'] if metric == first['metric'] else '',
         {r['seed']: r['values'][split][metric] for r, _ in having},
         number,

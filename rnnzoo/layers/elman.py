@@ -1,22 +1,41 @@
 """Elman network, the simple RNN (Elman, 1990)."""
 
+from collections.abc import Callable
+import math
+
 from flax import nnx
+import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
 from rnnzoo.layers import recurrences
+from rnnzoo.layers import state_space
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
+    tanh=jnp.tanh, relu=jax.nn.relu, none=lambda u: u
+)
+HIDDEN_INITIALIZATIONS = dict(
+    orthogonal=nnx.initializers.orthogonal,
+    glorot_normal=nnx.initializers.glorot_normal,
+)
 
 
 class Elman(recurrences.RecurrentCell):
   r"""A simple recurrent network.
 
   .. math::
-      h_t = \tanh(W x_t + b + U h_{t-1})
+      h_t &= f(W x_t + b + U h_{t-1}), \qquad f = \tanh \\
+      y_t &= h_t \quad \text{or, if projected,} \quad C h_t + D \odot x_t
 
   The state is `H` numbers a sequence. The layer is sequential over time. A
   token costs `H (D + H)` multiplications, of which `H D` are computed for all
-  tokens at once.
+  tokens at once. A projection costs `D H` more, for all tokens at once.
+
+  The options make it the dense RNN that the LRU is compared with (Orvieto et
+  al., 2023, https://arxiv.org/abs/2303.06349): `activation` `relu`, `tanh` or
+  `none`, `hidden_init='glorot_normal'`, `use_bias=False` and
+  `use_projection=True`.
 
   Example::
 
@@ -30,7 +49,7 @@ class Elman(recurrences.RecurrentCell):
   Attributes:
     in_features: Size `D` of an input.
     hidden_features: Size `H` of the state.
-    out_features: `H`.
+    out_features: `H`, or `D` if the output is projected.
   """
 
   def __init__(
@@ -38,6 +57,10 @@ class Elman(recurrences.RecurrentCell):
       in_features: int,
       hidden_features: int | None = None,
       *,
+      activation: str = 'tanh',
+      hidden_init: str = 'orthogonal',
+      use_bias: bool = True,
+      use_projection: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -47,19 +70,39 @@ class Elman(recurrences.RecurrentCell):
     Args:
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the state; `D` if `None`.
+      activation: The function `f`: `tanh`, `relu` or `none`.
+      hidden_init: Initial U: `orthogonal`, or `glorot_normal` with variance
+        1 / H.
+      use_bias: Whether there is a `b`.
+      use_projection: Whether the output is `C h + D x`, with a matrix C and a
+        vector D. They start as in the LRU, with variances 1 / H and 1.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If an option is unknown.
     """
-    self.in_features = in_features
-    self.hidden_features = self.out_features = hidden_features or in_features
+    choices = state_space.check_choice
+    choices('activation', activation, ACTIVATIONS)
+    choices('hidden_init', hidden_init, HIDDEN_INITIALIZATIONS)
+    self.in_features = d = in_features
+    self.hidden_features = h = hidden_features or in_features
+    self.out_features = d if use_projection else h
+    self.activation = activation
     self.dtype = dtype
     self.input = linear_maps.cell_input(
-        1, in_features, self.hidden_features, param_dtype, rngs
+        1, d, h, param_dtype, rngs, use_bias=use_bias
     )
     self.hidden = linear_maps.cell_hidden(
-        1, self.hidden_features, False, param_dtype, rngs
+        1, h, False, param_dtype, rngs, HIDDEN_INITIALIZATIONS[hidden_init]()
     )
+    if use_projection:
+      normal = lambda *s: jax.random.normal(rngs.params(), s, param_dtype)
+      self.C = nnx.Param(normal(h, d) / math.sqrt(h), axes=('hidden', 'embed'))
+      self.D = nnx.Param(normal(d), axes=(None,))
+    else:
+      self.C = None
 
   @property
   def state_shape(self) -> tuple[int, ...]:
@@ -71,5 +114,20 @@ class Elman(recurrences.RecurrentCell):
 
   def update(self, carry, projected, dtype):
     hidden = common.project(self.hidden, carry.astype(dtype), carry.dtype)
-    h = jnp.tanh(projected + hidden)[:, 0]
+    h = ACTIVATIONS[self.activation](projected + hidden)[:, 0]
     return h, h
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    carry, h = super().__call__(x, carry, reset=reset, mask=mask)
+    return carry, self._read(h, x, mask)
+
+  def step(self, carry, x, *, reset=None, mask=None):
+    carry, h = super().step(carry, x, reset=reset, mask=mask)
+    return carry, self._read(h, x, mask)
+
+  def _read(self, h, x, mask):
+    """Maps states `[..., H]` and inputs `[..., D]` to outputs."""
+    if self.C is None:
+      return h
+    skip = common.scaled(base.masked(x, mask).astype(h.dtype), self.D[...])
+    return base.masked(common.product(h, self.C[...]) + skip, mask)

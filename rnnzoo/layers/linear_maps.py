@@ -7,7 +7,8 @@ from rnnzoo.layers import initializers
 
 
 def cell_input(
-    gates, in_features, hidden_features, param_dtype, rngs, bias=None
+    gates, in_features, hidden_features, param_dtype, rngs, bias=None,
+    use_bias=True,
 ):
   """Makes the map `[D] -> [G, H]` from the input to the gates of a cell.
 
@@ -18,6 +19,7 @@ def cell_input(
     param_dtype: Dtype of the parameters.
     rngs: Source of the initial parameters.
     bias: Initial bias of each gate; zeros if `None`.
+    use_bias: Whether there is a bias.
 
   Returns:
     An `nnx.LinearGeneral`, Glorot uniform.
@@ -26,6 +28,7 @@ def cell_input(
   return nnx.LinearGeneral(
       in_features,
       (gates, hidden_features),
+      use_bias=use_bias,
       kernel_init=_per_gate(nnx.initializers.glorot_uniform(), gates),
       bias_init=lambda key, shape, dtype: values.astype(dtype).reshape(shape),
       kernel_metadata=dict(axes=('embed', None, 'hidden')),
@@ -35,13 +38,27 @@ def cell_input(
   )
 
 
-def cell_hidden(gates, hidden_features, use_bias, param_dtype, rngs):
-  """Makes the map `[H] -> [G, H]` from state to gates, orthogonal a gate."""
+def cell_hidden(
+    gates, hidden_features, use_bias, param_dtype, rngs, init=None
+):
+  """Makes the map `[H] -> [G, H]` from state to gates.
+
+  Args:
+    gates: `G`.
+    hidden_features: `H`.
+    use_bias: Whether there is a bias, of zeros.
+    param_dtype: Dtype of the parameters.
+    rngs: Source of the initial parameters.
+    init: Initialiser of the matrix of each gate; orthogonal if `None`.
+
+  Returns:
+    An `nnx.LinearGeneral`.
+  """
   return nnx.LinearGeneral(
       hidden_features,
       (gates, hidden_features),
       use_bias=use_bias,
-      kernel_init=_per_gate(nnx.initializers.orthogonal(), gates),
+      kernel_init=_per_gate(init or nnx.initializers.orthogonal(), gates),
       kernel_metadata=dict(axes=('state', None, 'hidden'), recurrent=True),
       bias_metadata=dict(axes=(None, 'hidden'), recurrent=True),
       param_dtype=param_dtype,

@@ -9,6 +9,16 @@ from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.layers import recurrences
+from rnnzoo.layers import state_space
+
+# Values of the option `parametrization`: what the parameters of lambda are.
+PARAMETRIZATIONS = ('stable', 'polar', 'cartesian')
+
+
+def _from_polar(rate, phase):
+  """Returns `exp(-rate + i phase)`."""
+  modulus = jnp.exp(-rate)
+  return jax.lax.complex(modulus * jnp.cos(phase), modulus * jnp.sin(phase))
 
 
 class LRU(recurrences.TimedRecurrence):
@@ -24,6 +34,11 @@ class LRU(recurrences.TimedRecurrence):
   the variance of its input. The state is `N` complex numbers a sequence. A
   token costs `4 D N` multiplications.
 
+  Two other parametrisations are rows of the paper's ablation. Neither keeps
+  :math:`|\lambda| < 1` during training. `polar`: :math:`\lambda = \exp(-\nu +
+  i \theta)`. `cartesian`: the parameters are the real and the imaginary part of
+  :math:`\lambda`. The initial values are the same for all three.
+
   The defaults are those in the text of the paper. Its experiments choose the
   ring and the phase by task (`r_min` 0.9, `r_max` 0.999 for images, `max_phase`
   pi / 10 for sequences of 16k). The paper trains `nu_log`, `theta_log`,
@@ -33,7 +48,8 @@ class LRU(recurrences.TimedRecurrence):
   A call takes `dt` `[B, T]`, and `step` takes `dt` `[B]`: the length of each
   step. The state decays by :math:`\lambda^{dt}`, so a step of 2 equals a step
   without input followed by a step with it. :math:`\gamma` does not depend on
-  `dt`, so with uneven steps it no longer preserves the variance.
+  `dt`, so with uneven steps it no longer preserves the variance. With
+  `cartesian`, the phase of the power is taken from :math:`(-\pi, \pi]`.
 
   Example::
 
@@ -63,6 +79,7 @@ class LRU(recurrences.TimedRecurrence):
       r_max: float = 1.0,
       max_phase: float = 2 * math.pi,
       use_gamma: bool = True,
+      parametrization: str = 'stable',
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -77,26 +94,42 @@ class LRU(recurrences.TimedRecurrence):
       max_phase: Largest initial phase of `lambda`, in radians.
       use_gamma: Whether inputs are scaled by `gamma`; without it
         `exp(gamma_log)` is 1 (the paper's "ring" ablation).
+      parametrization: `stable`, `polar` or `cartesian`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for those that set
         the decays.
       rngs: Source of the initial parameters.
 
     Raises:
-      ValueError: If the radii or the phase are out of range.
+      ValueError: If the radii or the phase are out of range, or the
+        parametrisation is unknown.
     """
+    state_space.check_choice(
+        'parametrization', parametrization, PARAMETRIZATIONS
+    )
     if not max_phase > 0:
       raise ValueError(f'`max_phase` must be positive, got {max_phase}.')
     self.in_features = self.out_features = d = in_features
     self.state_features = n = state_features or in_features
+    self.parametrization = parametrization
     self.dtype = dtype
     decay_dtype = base.state_dtype(param_dtype)
     nu_log = initializers.ring(r_min, r_max)(rngs.params(), (n,), decay_dtype)
     # Not 0, where the logarithm of the phase diverges.
-    phase = jax.random.uniform(rngs.params(), (n,), decay_dtype, 1e-6, 1)
+    phase = max_phase * jax.random.uniform(
+        rngs.params(), (n,), decay_dtype, 1e-6, 1
+    )
     diagonal = lambda u: nnx.Param(u, axes=('hidden',), recurrent=True)
-    self.nu_log = diagonal(nu_log)
-    self.theta_log = diagonal(jnp.log(max_phase * phase))
+    if parametrization == 'stable':
+      self.nu_log = diagonal(nu_log)
+      self.theta_log = diagonal(jnp.log(phase))
+    elif parametrization == 'polar':
+      self.nu = diagonal(jnp.exp(nu_log))
+      self.theta = diagonal(phase)
+    else:
+      lambda_ = _from_polar(jnp.exp(nu_log), phase)
+      self.Lambda_re = diagonal(lambda_.real)
+      self.Lambda_im = diagonal(lambda_.imag)
     if use_gamma:
       # 1 - |lambda|^2 without cancellation where |lambda| is close to 1.
       self.gamma_log = diagonal(
@@ -119,14 +152,7 @@ class LRU(recurrences.TimedRecurrence):
 
   def recurrence(self, x, dt=None):
     dtype = base.state_dtype(x.dtype)
-    rate = jnp.exp(self.nu_log[...].astype(dtype))
-    phase = jnp.exp(self.theta_log[...].astype(dtype))
-    if dt is not None:
-      rate, phase = rate * dt[..., None], phase * dt[..., None]
-    modulus = jnp.exp(-rate)
-    lambda_ = jax.lax.complex(
-        modulus * jnp.cos(phase), modulus * jnp.sin(phase)
-    )
+    lambda_ = self._decay(dtype, dt)
     scale = 1.0
     if self.gamma_log is not None:
       scale = jnp.exp(self.gamma_log[...].astype(dtype))[:, None]
@@ -135,6 +161,22 @@ class LRU(recurrences.TimedRecurrence):
         preferred_element_type=dtype,
     )
     return lambda_, jax.lax.complex(into(self.B_re), into(self.B_im))
+
+  def _decay(self, dtype, dt):
+    """Returns lambda `[N]`, or its powers `[..., N]` for steps `dt` `[...]`."""
+    of = lambda parameter: parameter[...].astype(dtype)
+    if self.parametrization == 'stable':
+      rate, phase = jnp.exp(of(self.nu_log)), jnp.exp(of(self.theta_log))
+    elif self.parametrization == 'polar':
+      rate, phase = of(self.nu), of(self.theta)
+    else:
+      real, imag = of(self.Lambda_re), of(self.Lambda_im)
+      if dt is None:
+        return jax.lax.complex(real, imag)
+      rate, phase = -jnp.log(jnp.hypot(real, imag)), jnp.arctan2(imag, real)
+    if dt is not None:
+      rate, phase = rate * dt[..., None], phase * dt[..., None]
+    return _from_polar(rate, phase)
 
   def readout(self, h, x):
     out = lambda part, c: jnp.einsum(

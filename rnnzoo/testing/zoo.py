@@ -116,6 +116,10 @@ VARIANTS = dict(
         4, key_features=2, value_features=1, conv_kernel=2, activation='elu',
         allow_negative_eigenvalues=True, dtype=jnp.bfloat16, rngs=rngs,
     ),
+    elman_dense=lambda rngs: layers.Elman(
+        6, 5, activation='relu', hidden_init='glorot_normal', use_bias=False,
+        use_projection=True, rngs=rngs,
+    ),
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
     ),
@@ -139,6 +143,12 @@ VARIANTS = dict(
     ),
     lru_without_gamma=lambda rngs: layers.LRU(
         6, 5, use_gamma=False, r_min=0.5, max_phase=0.3, rngs=rngs
+    ),
+    lru_polar=lambda rngs: layers.LRU(
+        6, 5, parametrization='polar', use_gamma=False, rngs=rngs
+    ),
+    lru_cartesian=lambda rngs: layers.LRU(
+        6, 5, parametrization='cartesian', rngs=rngs
     ),
     lru_bfloat16_parameters=lambda rngs: layers.LRU(
         6, 5, param_dtype=jnp.bfloat16, rngs=rngs

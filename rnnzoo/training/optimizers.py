@@ -3,6 +3,7 @@
 The papers of this field train the parameters that set the recurrence with their
 own learning rate and without weight decay. As usual, biases, scales of norms
 and other vectors, also one vector for each head, have no weight decay either.
+`optimizer.groups` makes other rules, see `groups.py`.
 
 For parameters of any dtype, the sums of an optimiser are float32 at least: in
 bfloat16 a sum stops growing once a term is less than 1/256 of it.
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from rnnzoo import errors
 from rnnzoo import fields
+from rnnzoo.training import groups
 from rnnzoo.training import state as state_lib
 
 OPTIMIZERS = dict(
@@ -31,31 +33,38 @@ OPTIMIZERS = dict(
     lion=optax.lion,
     sgd=optax.sgd,
 )
-# `schedule(peak, end, warmup_steps, total_steps)` is a function of the step.
+
+
+def _warmup(start, peak, warmup):
+  return optax.linear_schedule(
+      start if warmup else peak, peak, max(warmup, 1)
+  )
+
+
+# `schedule(start, peak, end, warmup_steps, total_steps)` is a function of the
+# step. Without warm-up it starts at the peak.
 SCHEDULES = dict(
-    constant=lambda peak, end, warmup, total: optax.linear_schedule(
-        0.0 if warmup else peak, peak, max(warmup, 1)
+    constant=lambda start, peak, end, warmup, total: _warmup(
+        start, peak, warmup
     ),
-    cosine=lambda peak, end, warmup, total: optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else peak, peak, warmup, max(total, warmup + 1), end
+    cosine=lambda start, peak, end, warmup, total: (
+        optax.warmup_cosine_decay_schedule(
+            start if warmup else peak, peak, warmup, max(total, warmup + 1), end
+        )
     ),
     # Between them the logarithm of the rate is linear, up or down.
-    exponential=lambda peak, end, warmup, total: optax.join_schedules(
+    exponential=lambda start, peak, end, warmup, total: optax.join_schedules(
         [
-            optax.linear_schedule(
-                0.0 if warmup else peak, peak, max(warmup, 1)
-            ),
+            _warmup(start, peak, warmup),
             optax.exponential_decay(
                 peak, max(total - warmup, 1), end / peak if peak else 1.0
             ),
         ],
         [warmup],
     ),
-    linear=lambda peak, end, warmup, total: optax.join_schedules(
+    linear=lambda start, peak, end, warmup, total: optax.join_schedules(
         [
-            optax.linear_schedule(
-                0.0 if warmup else peak, peak, max(warmup, 1)
-            ),
+            _warmup(start, peak, warmup),
             optax.linear_schedule(peak, end, max(total - warmup, 1)),
         ],
         [warmup],
@@ -76,9 +85,14 @@ FIELDS = dict(
         float, low=0, default=1e-4,
         help='The learning rate after total_steps.',
     ),
+    start_learning_rate=fields.Field(
+        float, low=0, default=0.0,
+        help='The learning rate before the warm-up.',
+    ),
     warmup_steps=fields.Field(
         int, low=0, default=100,
-        help='The number of steps in which the learning rate rises from 0.',
+        help='The number of steps in which the learning rate goes from '
+        'start_learning_rate to learning_rate.',
     ),
     schedule=fields.Field(
         str, choices=tuple(SCHEDULES), default='cosine',
@@ -93,6 +107,13 @@ FIELDS = dict(
     recurrent_rate_factor=fields.Field(
         float, low=0, default=1.0,
         help='Multiplies the learning rate of recurrent parameters.',
+    ),
+    groups=fields.Field(
+        dict, default={},
+        help='Groups of parameters with a learning rate and a weight decay of '
+        "their own, such as {'slow': {'parameters': ('B_*', 'norm'), "
+        "'rate_factor': 0.25, 'decay': False}}; a group 'rest' is that of all "
+        'others.',
     ),
     clip=fields.Field(
         float, low=0, hint='With 0 nothing is clipped.', default=1.0,
@@ -161,8 +182,8 @@ class Optimizer(NamedTuple):
 def make_schedule(config, total_steps: int):
   """Returns the learning rate as a function of the number of updates made."""
   return SCHEDULES[config.schedule](
-      config.learning_rate, config.end_learning_rate, config.warmup_steps,
-      total_steps,
+      config.start_learning_rate, config.learning_rate,
+      config.end_learning_rate, config.warmup_steps, total_steps,
   )
 
 
@@ -170,6 +191,7 @@ def check(config):
   """Raises `UserValueError` if a value of the part `optimizer` is wrong."""
   for name, field in FIELDS.items():
     fields.check(f'optimizer.{name}', getattr(config, name), field)
+  groups.check(config.groups)
   if config.schedule == 'exponential' and not (
       config.learning_rate and config.end_learning_rate
   ):
@@ -201,10 +223,7 @@ def make_optimizer(
   """Builds the gradient transformation.
 
   Args:
-    config: Fields `name`, `learning_rate`, `end_learning_rate`, `warmup_steps`,
-      `schedule`, `weight_decay`, `recurrent_rate_factor`, `clip` (limit of the
-      global norm, 0 for none), `options` (keyword arguments of the optax
-      function) and `freeze` (prefixes of parameter paths such as `embed`).
+    config: What `FIELDS` describes.
     total_steps: Length of the schedule.
     axes: Logical axis names of every parameter.
     recurrent: A bool for each parameter: whether it sets the recurrence.
@@ -213,7 +232,8 @@ def make_optimizer(
     The optimiser.
 
   Raises:
-    UserValueError: On a wrong value or an unknown option.
+    UserValueError: On a wrong value, an unknown option, or a group or prefix
+      without a parameter.
   """
   check(config)
   make = OPTIMIZERS[config.name]
@@ -224,6 +244,10 @@ def make_optimizer(
       lambda path, a, r: not r and is_matrix(path, a),
       axes, recurrent, is_leaf=is_axes,
   )
+  factors = jax.tree.map(
+      lambda r: config.recurrent_rate_factor if r else 1.0, recurrent
+  )
+  decayed, factors = groups.override(config.groups, decayed, factors)
   if 'weight_decay' in allowed:
     options |= dict(weight_decay=config.weight_decay, mask=decayed)
   parts: list[optax.GradientTransformation] = [
@@ -231,10 +255,9 @@ def make_optimizer(
   ]
   if config.clip:
     parts.insert(0, optax.clip_by_global_norm(config.clip))
-  if config.recurrent_rate_factor != 1:
-    parts.append(
-        optax.masked(optax.scale(config.recurrent_rate_factor), recurrent)
-    )
+  for factor in sorted(set(jax.tree.leaves(factors)) - {1}):
+    chosen = jax.tree.map(lambda f, factor=factor: f == factor, factors)
+    parts.append(optax.masked(optax.scale(factor), chosen))
   frozen = frozen_parameters(recurrent, tuple(config.freeze))
   return _in_float32(optax.chain(*parts), frozen)
 

@@ -137,7 +137,9 @@ class History:
       return config
     config = config.copy_and_resolve_references()
     with config.ignore_type():  # Rates may be given as integers.
-      for name in ('learning_rate', 'end_learning_rate'):
+      for name in (
+          'start_learning_rate', 'learning_rate', 'end_learning_rate'
+      ):
         config.optimizer[name] *= self.rate
     return config
 

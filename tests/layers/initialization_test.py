@@ -48,6 +48,41 @@ class InitializationTest(parameterized.TestCase):
         rtol=1e-3,
     )
 
+  def test_lru_starts_from_one_spectrum_in_all_parametrizations(self):
+    make = lambda name: layers.LRU(
+        2, 50, r_min=0.4, r_max=0.9, parametrization=name, rngs=nnx.Rngs(0)
+    )
+    stable, polar, cartesian = map(make, ('stable', 'polar', 'cartesian'))
+    want = np.exp(
+        -np.exp(stable.nu_log[...]) + 1j * np.exp(stable.theta_log[...])
+    )
+    found = np.exp(-polar.nu[...] + 1j * polar.theta[...])
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    found = cartesian.Lambda_re[...] + 1j * cartesian.Lambda_im[...]
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    for layer in (polar, cartesian):
+      for name in ('gamma_log', 'B_re', 'B_im', 'C_re', 'C_im', 'D'):
+        np.testing.assert_array_equal(
+            getattr(layer, name)[...], getattr(stable, name)[...]
+        )
+    with self.assertRaisesRegex(ValueError, "'cartesian'.*got 'log'"):
+      make('log')
+
+  def test_the_dense_rnn_starts_on_the_unit_disk(self):
+    layer = layers.Elman(
+        256, 256, hidden_init='glorot_normal', use_bias=False,
+        use_projection=True, rngs=nnx.Rngs(0),
+    )
+    # The circular law: a Gaussian matrix of variance 1 / H.
+    radius = np.abs(np.linalg.eigvals(layer.hidden.kernel[...][:, 0]))
+    self.assertBetween(radius.max(), 0.9, 1.1)
+    # A quarter of the eigenvalues lies within half of the radius.
+    self.assertAlmostEqual(np.mean(radius < 0.5), 0.25, delta=0.05)
+    self.assertIsNone(layer.input.bias)
+    self.assertAlmostEqual(float(layer.C[...].var()) * 256, 1, delta=0.05)
+    with self.assertRaisesRegex(ValueError, "'relu'.*got 'gelu'"):
+      layers.Elman(2, activation='gelu', rngs=nnx.Rngs(0))
+
   def test_lru_gamma_keeps_the_variance(self):
     # Proposition 3: without gamma the state would have 24 times this energy.
     layer = layers.LRU(2, _MANY, r_min=0.9, r_max=0.999, rngs=nnx.Rngs(0))

@@ -10,6 +10,9 @@ from rnnzoo import testing
 
 _TIMED = dict(
     lru=lambda **k: layers.LRU(4, 5, **k, rngs=nnx.Rngs(0)),
+    lru_cartesian=lambda **k: layers.LRU(
+        4, 5, parametrization='cartesian', **k, rngs=nnx.Rngs(0)
+    ),
     s4d=lambda **k: layers.S4D(4, 6, **k, rngs=nnx.Rngs(0)),
     s4d_bilinear=lambda **k: layers.S4D(
         4, 6, init='real', discretization='bilinear', **k, rngs=nnx.Rngs(0)
@@ -83,7 +86,8 @@ class IrregularTimeTest(parameterized.TestCase):
       self.assertGreater(np.abs(np.asarray(d_dt)[used]).min(), 0)
 
   @parameterized.named_parameters(
-      ('lru', 'lru', 0), ('s4d', 's4d', 1), ('s5', 's5', 1)
+      ('lru', 'lru', 0), ('lru_cartesian', 'lru_cartesian', 0),
+      ('s4d', 's4d', 1), ('s5', 's5', 1)
   )
   def test_a_step_of_two_equals_two_steps(self, name, held):
     # A hold: of zero before the token (LRU), or of the token (ZOH).

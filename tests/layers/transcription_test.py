@@ -22,6 +22,20 @@ def elman(p, x, h):
   return h, ys
 
 
+def dense_rnn(p, x, h, f=lambda u: u):
+  """Orvieto et al. (2023), arXiv 2303.06349, section 2, without biases."""
+  ys = []
+  for x_t in x:
+    h = f(x_t @ p['input/kernel'][:, 0] + h @ p['hidden/kernel'][:, 0])
+    ys.append(h @ p['C'] + p['D'] * x_t)
+  return h, ys
+
+
+def dense_rnn_relu(p, x, h):
+  """The same with max(u, 0)."""
+  return dense_rnn(p, x, h, f=lambda u: np.where(u > 0, u, 0))
+
+
 def gru(p, x, h):
   """Cho et al. (2014), with the reset after the product as in cuDNN."""
   w, u = p['input/kernel'], p['hidden/kernel']
@@ -63,12 +77,30 @@ def lstm(p, x, carry):
 
 def lru(p, x, h):
   """Orvieto et al. (2023), arXiv 2303.06349, appendix A."""
-  lambda_ = np.exp(-np.exp(p['nu_log']) + 1j * np.exp(p['theta_log']))
+  return linear_unit(
+      np.exp(-np.exp(p['nu_log']) + 1j * np.exp(p['theta_log'])),
+      np.exp(p['gamma_log']), p, x, h,
+  )
+
+
+def lru_polar(p, x, h):
+  """The same, exp(-nu + i theta) without gamma: a row of table 2."""
+  return linear_unit(np.exp(-p['nu'] + 1j * p['theta']), 1, p, x, h)
+
+
+def lru_cartesian(p, x, h):
+  """The same, lambda by its two parts, with gamma."""
+  return linear_unit(
+      p['Lambda_re'] + 1j * p['Lambda_im'], np.exp(p['gamma_log']), p, x, h
+  )
+
+
+def linear_unit(lambda_, gamma, p, x, h):
   b = p['B_re'] + 1j * p['B_im']
   c = p['C_re'] + 1j * p['C_im']
   ys = []
   for x_t in x:
-    h = lambda_ * h + np.exp(p['gamma_log']) * (x_t @ b.T)
+    h = lambda_ * h + gamma * (x_t @ b.T)
     ys.append((h @ c.T).real + p['D'] * x_t)
   return h, ys
 
@@ -109,15 +141,28 @@ def min_lstm_unnormalized(p, x, h):
   return h, ys
 
 
+_DENSE = dict(
+    hidden_init='glorot_normal', use_bias=False, use_projection=True
+)
+
+
 class TranscriptionTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
       ('elman', elman, layers.Elman, {}),
+      ('dense_rnn', dense_rnn, layers.Elman,
+       dict(_DENSE, activation='none', hidden_features=3)),
+      ('dense_rnn_relu', dense_rnn_relu, layers.Elman,
+       dict(_DENSE, activation='relu')),
       ('gru', gru, layers.GRU, {}),
       ('gru_reset_before', gru_reset_before, layers.GRU,
        dict(reset_after=False)),
       ('lstm', lstm, layers.LSTM, {}),
       ('lru', lru, layers.LRU, dict(r_min=0.4, r_max=0.9)),
+      ('lru_polar', lru_polar, layers.LRU,
+       dict(parametrization='polar', use_gamma=False)),
+      ('lru_cartesian', lru_cartesian, layers.LRU,
+       dict(parametrization='cartesian', r_max=0.9)),
       ('min_gru', min_gru_, layers.MinGRU, dict(expansion_factor=1.5)),
       ('min_gru_plain', min_gru_plain, layers.MinGRU,
        dict(activation_fn=min_gru.identity, use_projection=True)),

@@ -33,9 +33,10 @@ RECURRENT = dict(
 def make(total_steps=10, axes=AXES, recurrent=RECURRENT, **fields):
   config = ConfigDict(dict(
       dict(
-          name='sgd', learning_rate=0.5, end_learning_rate=0.1, warmup_steps=0,
-          schedule='constant', weight_decay=0.0, recurrent_rate_factor=1.0,
-          clip=0.0, options={}, freeze=(),
+          name='sgd', start_learning_rate=0.0, learning_rate=0.5,
+          end_learning_rate=0.1, warmup_steps=0, schedule='constant',
+          weight_decay=0.0, recurrent_rate_factor=1.0, groups={}, clip=0.0,
+          options={}, freeze=(),
       ),
       **fields,
   ))
@@ -83,6 +84,57 @@ class OptimizersTest(parameterized.TestCase):
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
     self.assertEqual(bool((updates[name] != 0).all()), decayed)
+
+  def test_groups_have_their_own_rate_and_weight_decay(self):
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    groups = dict(
+        # A module, and a whole path.
+        slow=dict(parameters=('norm', 'stacks.*dec*'), rate_factor=0.25),
+        still=dict(parameters=('table',), decay=False),
+    )
+    tx = make(
+        name='adamw', weight_decay=0.5, recurrent_rate_factor=0.1, groups=groups
+    )
+    self.assertEqual(
+        update(tx, zeros),
+        dict(decay=[-0.0625], scale=[-0.0625], kernel=[-0.25], table=[0]),
+    )
+    groups['rest'] = dict(rate_factor=3)
+    # As a config keeps it: in the order of the alphabet.
+    tx = make(name='adamw', weight_decay=0.5, groups=ConfigDict(groups))
+    self.assertEqual(
+        update(tx, zeros),
+        dict(decay=[-0.0625], scale=[-0.0625], kernel=[-0.75], table=[0]),
+    )
+    groups = dict(fast=dict(parameters=('kernel',), rate_factor=2))
+    found = update(make(recurrent_rate_factor=0.5, groups=groups))
+    self.assertEqual(
+        found, dict(decay=[-0.25], scale=[-0.5], kernel=[-1], table=[-0.5])
+    )
+
+  @parameterized.parameters(
+      (dict(parameters=('kernl',)), 'no parameter matches .kernl.*"kernel"'),
+      (dict(parameters=('scale', 'B_*')), r"no parameter matches 'B_\*'"),
+      (dict(parameter=('scale',)), 'groups.slow.parameter.*"parameters"'),
+      (dict(rate_factor=1.0), 'groups.slow has no `parameters`'),
+      (dict(parameters=('scale',), rate_factor=-1.0), 'rate_factor must not'),
+      (dict(parameters='scale'), 'parameters must be a tuple of strings'),
+      (('scale',), 'groups.slow must be a dictionary'),
+  )
+  def test_wrong_groups_raise(self, group, message):
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      make(groups=dict(slow=group))
+
+  def test_a_parameter_is_in_one_group(self):
+    groups = dict(
+        slow=dict(parameters=('scale',)), still=dict(parameters=('norm',))
+    )
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'norm.scale is in slow and in still'
+    ):
+      make(groups=groups)
+    with self.assertRaisesRegex(errors.UserValueError, 'rest must have no'):
+      make(groups=dict(rest=dict(parameters=('norm',))))
 
   def test_clip_limits_the_global_norm(self):
     grads = jax.tree.map(lambda p: 100 * p, PARAMS)
@@ -154,11 +206,19 @@ class OptimizersTest(parameterized.TestCase):
   def test_learning_rates_of_the_schedules(self, name, warmup, expected):
     config = ConfigDict(dict(
         schedule=name, learning_rate=0.5, end_learning_rate=0.1,
-        warmup_steps=warmup,
+        warmup_steps=warmup, start_learning_rate=0.0,
     ))
     schedule = optimizers.make_schedule(config, 10)
     found = [float(schedule(count)) for count in (0, 4, 10)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    config.start_learning_rate = 0.2
+    schedule = optimizers.make_schedule(config, 10)
+    found = [float(schedule(count)) for count in (0, 2, 4, 10)]
+    if warmup:
+      expected = [0.2, 0.35, *expected[1:]]
+    np.testing.assert_allclose(
+        [found[0], *found[1:2] * bool(warmup), *found[2:]], expected, rtol=1e-6
+    )
 
   @parameterized.parameters(
       (dict(name='admw'), 'Did you mean "adamw"'),

@@ -36,6 +36,7 @@ def _s4(
 PRESETS = dict(
     s4_listops=_s4(256, 4, 'post', num_classes=10),
     s4_text=_s4(256, 4, 'pre', num_classes=2),
+    s4_retrieval=_s4(256, 4, 'pre', num_classes=2),
     s4_image=_s4(512, 64, 'post', dropout=0.1, in_features=1, num_classes=10),
     s4_pathfinder=_s4(256, 64, 'pre', in_features=1, num_classes=2),
     s4_pathx=_s4(
@@ -44,6 +45,7 @@ PRESETS = dict(
     ),
     s4d_listops=_s4(256, 4, 'post', 's4d', num_classes=10),
     s4d_text=_s4(256, 4, 'pre', 's4d', num_classes=2),
+    s4d_retrieval=_s4(256, 4, 'pre', 's4d', num_classes=2),
     s4d_image=_s4(
         512, 64, 'post', 's4d', dropout=0.1, in_features=1, num_classes=10
     ),

@@ -35,6 +35,9 @@ PRESETS = dict(
     s5_text=_s5(
         256, 192, 12, 'lecun_normal', 0.1, gate='half_glu2', num_classes=2
     ),
+    s5_retrieval=_s5(
+        128, 256, 16, 'trunc_standard_normal', 0.0, num_classes=2
+    ),
     s5_image=_s5(
         512, 384, 3, 'lecun_normal', 0.1, in_features=1, num_classes=10,
         options=dict(clip_eigs=True),

@@ -1,0 +1,217 @@
+"""The settings of the Long Range Arena: every cell builds and is traced."""
+
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments.benchmarks import lra_plans
+from experiments.configs import default
+from experiments.configs.lra import ablation
+from experiments.configs.lra import settings
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rnnzoo import errors
+from rnnzoo import tasks
+from rnnzoo.training import config as training_config
+from rnnzoo.training import groups
+from rnnzoo.training import optimizers
+
+LAYERS = (*settings.LRU_ABLATION, 's5', 's4', 's4d', 'min_gru', 'mamba')
+# Alphabets of the data sets whose inputs are tokens.
+VOCABULARIES = dict(listops=18, text=135, retrieval=98)
+B, T = 2, 8
+
+
+def cell(task, layer, **fields):
+  """Returns a config and its task, without data."""
+  config = settings.use(default.get_config(), task, layer)
+  config.model.vocab_size = VOCABULARIES.get(task, 0)
+  config.model.update(fields)
+  training_config.check(config)
+  return config, tasks.find('classification').from_config(config)
+
+
+def block_size(task):
+  """Returns the number of parameters of a block."""
+  backbone = jax.tree.leaves(task.functional.params['backbone'])
+  return sum(leaf.size for leaf in backbone) // task.model.num_layers
+
+
+def by_name(tree):
+  """Returns the leaves of a block of a model by the name of the parameter."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+      '.'.join(str(key.key) for key in path[-2:]): leaf for path, leaf in leaves
+  }
+
+
+class SettingsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*settings.TASKS)
+  def test_every_cell_builds_and_is_traced(self, name):
+    for layer in LAYERS:
+      with self.subTest(layer):
+        config, task = cell(name, layer, num_layers=1)
+        functional = task.functional
+        optimizers.make_optimizer(
+            config.optimizer, config.total_steps, axes=functional.axes,
+            recurrent=functional.recurrent,
+        )
+        inputs = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        if config.model.in_features:
+          inputs = jax.ShapeDtypeStruct(
+              (B, T, config.model.in_features), jnp.float32
+          )
+        batch = dict(
+            inputs=inputs, targets=jax.ShapeDtypeStruct((B,), jnp.int32),
+            input_mask=jax.ShapeDtypeStruct((B, T), jnp.bool),
+        )
+        loss, _ = jax.eval_shape(
+            task.loss_fn(train=True), functional.params,
+            functional.batch_stats, batch, None, jax.random.key(0),
+        )
+        self.assertEqual((loss.shape, loss.dtype), ((), jnp.float32))
+        self.assertGreater(config.total_steps, config.optimizer.warmup_steps)
+
+  @parameterized.parameters(
+      ('scifar', 1_314_432), ('listops', 165_248), ('retrieval', 165_248),
+      ('text', 329_536), ('pathfinder', 272_064),
+  )
+  def test_a_block_of_the_lru_has_the_size_of_the_paper(self, name, size):
+    config, task = cell(name, 'lru')
+    self.assertEqual(config.model.num_layers, 6)
+    self.assertEqual(config.model.bidirectional, name == 'pathfinder')
+    if config.model.bidirectional:  # The number is of one direction.
+      _, task = cell(name, 'lru', bidirectional=False)
+    self.assertEqual(block_size(task), size)
+
+  def test_rows_of_the_ablation_differ_in_one_thing(self):
+    at = lambda layer: cell('scifar', layer)[0].model
+    row = lambda layer: (
+        at(layer).layer, at(layer).layer_options.get('parametrization'),
+        at(layer).layer_options.get('use_gamma', True),
+        at(layer).layer_options.r_min, at(layer).layer_options.r_max,
+    )
+    self.assertEqual(
+        [row(layer) for layer in settings.LRU_ABLATION if 'lru' in layer],
+        [
+            ('lru', 'cartesian', False, 0.0, 1.0),
+            ('lru', 'polar', False, 0.0, 1.0),
+            ('lru', None, False, 0.0, 1.0),
+            ('lru', None, False, 0.9, 0.99),
+            ('lru', None, True, 0.9, 0.999),
+        ],
+    )
+    for layer in settings.LRU_ABLATION:
+      self.assertEqual(
+          at(layer).to_dict() | dict(layer='', layer_options={}),
+          at('lru').to_dict() | dict(layer='', layer_options={}),
+      )
+    self.assertLess(
+        cell('pathx', 'lru')[0].model.layer_options.max_phase, 0.32
+    )
+    self.assertNotIn(
+        'max_phase', cell('pathx', 'lru_ring')[0].model.layer_options
+    )
+
+  @parameterized.parameters(
+      *(layer for layer in settings.LRU_ABLATION if 'lru' in layer), 's4', 's4d'
+  )
+  def test_recurrent_parameters_are_slow_and_all_others_decay(self, layer):
+    config, task = cell('listops', layer, num_layers=1)
+    recurrent = task.functional.recurrent
+    decayed, factors = groups.override(
+        config.optimizer.groups,
+        jax.tree.map(lambda _: False, recurrent),
+        jax.tree.map(lambda _: 0.0, recurrent),
+    )
+    slow = 0.5 if 'lru' in layer else 0.1
+    want = jax.tree.map(lambda r: slow if r else 1.0, recurrent)
+    self.assertEqual(factors, want)
+    self.assertEqual(decayed, jax.tree.map(lambda r: not r, recurrent))
+
+  # Rate and decay of B, C, log_step and D, by the words of S5's scripts.
+  @parameterized.parameters(
+      ('standard', (0.25, False), (1, True), (0.25, False), (1, True)),
+      ('standard, dt_global', (0.25, False), (1, True), (1, True), (1, True)),
+      ('BandCdecay', (0.25, True), (1, True), (0.25, False), (1, True)),
+      ('BfastandCdecay', (1, True), (1, True), (0.25, False), (1, True)),
+      ('noBCdecay', (0.25, False), (0.25, False), (0.25, False),
+       (0.25, False)),
+  )
+  def test_groups_of_s5(self, name, b, c, log_step, d):
+    row = (*settings.S5['text'][:5], name, 0)
+    with mock.patch.dict(settings.S5, text=row):
+      config, task = cell('text', 's5', num_layers=1)
+    recurrent = task.functional.recurrent
+    rules = groups.override(
+        config.optimizer.groups, recurrent,
+        jax.tree.map(lambda _: 0.0, recurrent),
+    )
+    decayed, factors = map(by_name, rules)
+    found = lambda one: (factors[one], decayed[one])
+    for part in ('re', 'im'):
+      self.assertEqual(found(f'layer.Lambda_{part}'), (0.25, False))
+      self.assertEqual(found(f'layer.B_{part}'), b)
+      self.assertEqual(found(f'layer.C_{part}'), c)
+      self.assertEqual(found(f'layer.C2_{part}'), c)
+    self.assertEqual(found('layer.log_step'), log_step)
+    self.assertEqual(found('layer.D'), d)
+    self.assertEqual(found('norm.scale'), (0.25, False))
+    self.assertEqual(found('gate.kernel'), (1, True))
+    self.assertEqual(found('gate.bias'), (1, True))
+
+  def test_the_rate_of_the_lru_rises_from_1e_7_and_falls_to_it(self):
+    config, _ = cell('scifar', 'lru')
+    rate = optimizers.make_schedule(config.optimizer, config.total_steps)
+    np.testing.assert_allclose(
+        [float(rate(step)) for step in (0, 9000, 18_000, 99_000, 180_000)],
+        [1e-7, 0.00200005, 0.004, 0.00200005, 1e-7], rtol=2e-3,
+    )
+
+  def test_steps_of_s5_are_epochs(self):
+    config, _ = cell('image', 's5')
+    # 900 batches of 50 in 45,000 images.
+    self.assertEqual(config.total_steps, 250 * 900)
+    self.assertEqual(config.optimizer.warmup_steps, 900)
+    self.assertAlmostEqual(config.optimizer.learning_rate, 0.0045)
+
+  def test_any_layer_stands_in_the_block_of_the_lru(self):
+    config, task = cell('listops', 'gru', num_layers=1)
+    self.assertEqual((config.model.gate, config.model.norm), ('glu', 'batch'))
+    self.assertEqual(config.optimizer.recurrent_rate_factor, 0.5)
+    self.assertGreater(block_size(task), 0)
+    with self.assertRaisesRegex(errors.UserValueError, 'Did you mean "pathx"'):
+      settings.use(default.get_config(), 'path_x', 'lru')
+
+  def test_plans_round_batches_up_and_count_both_documents(self):
+    config, shapes = lra_plans.cell('retrieval', 'lru', 8)
+    self.assertEqual(config.batch_size, 2 * 64)
+    self.assertEqual(shapes['inputs'].shape, (128, 4000))
+    config, shapes = lra_plans.cell('scifar', 's5', 8)
+    self.assertEqual(shapes['inputs'].shape, (56, 1024, 3))
+    self.assertNotIn('input_mask', shapes)
+    row = dict(
+        task='text', layer='lru', target='h200x1', verdict='fits',
+        hours_at_best=1.23, hours_at_worst=2.0,
+    )
+    refused = dict(
+        row, layer='gru', verdict='does not fit', hours_at_best=None
+    )
+    text = lra_plans.table([row, refused])
+    self.assertIn('| `lru` | - | - | 1.2 to 2.0 | - | - | - |', text)
+    self.assertIn('| `gru` | - | - | does not fit | - | - | - |', text)
+
+  def test_numbers_of_the_ablation_are_of_its_rows(self):
+    self.assertEqual(
+        [*ablation.PERCENT, 'lru'], [*settings.LRU_ABLATION]
+    )
+    self.assertLen(ablation.numbers('listops'), 7)
+    self.assertEqual(ablation.numbers('pathx'), [])
+    for row in ablation.numbers('pathfinder'):
+      self.assertBetween(row['value'], 0.6, 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
