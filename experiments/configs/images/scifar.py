@@ -13,6 +13,7 @@ the same paper S4D 91.5 % (0.2) and S5 88.8 % (0.1). The papers of S4, S4D and
 S5 have 91.1 %, 89.9 % and 90.1 %. Nothing has been measured yet.
 """
 
+from experiments.configs.lra import ablation
 from experiments.configs.lra import image
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
@@ -27,11 +28,11 @@ PUBLISHED = [
         ('s4d', 0.899, None, f'{_LRU}, of the paper of S4D'),
         ('s5', 0.901, None, f'{_LRU}, of the paper of S5'),
     )
-]
+] + ablation.numbers('scifar')
 
 
 def get_config(layer: str = 'lru'):
   """Returns the config of `lra/image.py`, in colour."""
-  config = image.get_config(layer)
+  config = image.get_config(layer, 'scifar')
   config.data.color = 'rgb'
   return config

@@ -7,12 +7,16 @@ r"""Image of the Long Range Arena: CIFAR-10 in grey, read pixel by pixel.
 DIRECTORY holds `cifar-10-binary.tar.gz`. 45,000 images train, 5,000 choose the
 checkpoint, and the usual 10,000 test. A sequence has 1,024 steps of one number.
 
-Write `:s5`, `:s4` or `:s4d` after the file for the models of their official
-code; `:lru` is that of table 9 of the LRU paper, which has colour images
-(`images/scifar.py`). Another layer stands in the block of the LRU. Learning
-rates and numbers of steps are those of the sources, too, with these exceptions:
-the LRU paper states a rate (0.004) only for its ablations; one epoch of warm-up
-is ours for S5, and so are the settings of other layers.
+The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
+`:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
+`settings.py`, which says what they differ in from the papers. The LRU paper
+prints its learning rate for colour images (`images/scifar.py`) only: choose it
+on the validation part.
+
+  python -m experiments.sweep \
+      --configs=experiments/configs/lra/image.py:lru \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
+      --workdir=runs/image_rates
 
 Published accuracies on the test part: S4 88.65 %, S4D 88.19 %, S5 88.00 %, and
 42.44 % of a Transformer in the paper of the arena. None is known for the LRU on
@@ -20,7 +24,7 @@ grey images. Nothing has been measured yet.
 """
 
 from experiments.configs import default
-from rnnzoo import models
+from experiments.configs.lra import settings
 
 PUBLISHED = [
     dict(layer=layer, metric='accuracy', value=value, error=None, split='test',
@@ -32,44 +36,22 @@ PUBLISHED = [
     )
 ]
 EPOCH = 900  # Steps: 45,000 images in batches of 50.
-PRESETS = dict(lru='lru_scifar', s4='s4_image', s4d='s4d_image', s5='s5_image')
-OTHER = dict(
-    total_steps=200 * EPOCH, warmup_steps=20 * EPOCH, learning_rate=1e-3,
-    weight_decay=0.05,
-)
-TRAINING = dict(
-    lru=OTHER | dict(
-        learning_rate=4e-3, recurrent_rate_factor=0.25, end_learning_rate=1e-7
-    ),
-    s4=OTHER | dict(learning_rate=1e-2, recurrent_rate_factor=0.1),
-    s4d=OTHER | dict(learning_rate=1e-2, recurrent_rate_factor=0.1),
-    s5=dict(
-        total_steps=250 * EPOCH, warmup_steps=EPOCH, learning_rate=4.5e-3,
-        recurrent_rate_factor=1 / 4.5, weight_decay=0.07,
-    ),
-)
 
 
-def get_config(layer: str = 'lru'):
-  """Returns the config: six layers of width 512, 180,000 steps or more."""
+def get_config(layer: str = 'lru', task: str = 'image'):
+  """Returns the config.
+
+  Args:
+    layer: The layer, or a row of the ablation.
+    task: `image`, or `scifar` in colour.
+  """
   config = default.get_config()
   default.use_data(config, 'cifar10')
-  config.batch_size = 50
+  settings.use(config, task, layer)
   config.log_every = 100
   config.eval_every = EPOCH
   config.save_every = EPOCH
   config.keep = 1
-
-  # The model and its optimiser.
-  model = models.PRESETS[PRESETS.get(layer, 'lru_scifar')]
-  if layer not in PRESETS:
-    model = model.replace(layer=layer, layer_options={})
-  config.model = default.model(model)
-  training = dict(TRAINING.get(layer, OTHER))
-  config.total_steps = training.pop('total_steps')
-  config.optimizer.update(
-      dict(end_learning_rate=0.0, clip=0.0, options=dict(b2=0.999)) | training
-  )
 
   config.smoke_overrides.update(dict(
       total_steps=100, batch_size=32, log_every=10, eval_every=50,

@@ -6,19 +6,22 @@ r"""ListOps of the Long Range Arena: nested lists of 501 to 1,999 tokens.
 
 The first command generates the data by the published rules; with
 `listops_release` and `--config.data.source=release` it is the data of the Long
-Range Arena. The model and the training are those of table 9 of the paper on
-LRU. The paper does not print the learning rate: choose it on the validation
-part.
+Range Arena.
 
-  python -m experiments.sweep --configs=experiments/configs/lra/listops.py:lru \
-      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 --workdir=runs/rates
+The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
+`:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
+`settings.py`, which says what they differ in from the papers. The LRU paper
+does not print the learning rate: choose it on the validation part.
 
-`:s4`, `:s4d` and `:s5` have the models of their authors, and any other layer
-takes the place of LRU in its model. All are trained as LRU is.
+  python -m experiments.sweep \
+      --configs=experiments/configs/lra/listops.py:lru \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
+      --workdir=runs/listops_rates
 """
 
 from experiments.configs import default
-from rnnzoo import models
+from experiments.configs.lra import ablation
+from experiments.configs.lra import settings
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
 
@@ -42,25 +45,15 @@ PUBLISHED = [
         'attention', 0.3637, None,
         'https://github.com/google-research/long-range-arena: Transformer',
     ),
+    *ablation.numbers('listops'),
 ]
 
 
 def get_config(layer: str = 'lru'):
-  """Returns the config: six blocks of width 128, 80,000 steps."""
+  """Returns the config."""
   config = default.get_config()
   default.use_data(config, 'listops')
-  # The model and the optimiser.
-  presets = models.PRESETS
-  config.model = default.model(
-      presets.get(f'{layer}_listops', presets['lru_listops'])
-  )
-  default.use_layer(config, layer)
-  config.total_steps = 80_000
-  config.batch_size = 32
-  config.optimizer.update(dict(
-      name='adamw', options={}, learning_rate=1e-3, end_learning_rate=1e-7,
-      warmup_steps=8000, weight_decay=0.05, recurrent_rate_factor=0.5, clip=0.0,
-  ))
+  settings.use(config, 'listops', layer)
   config.log_every = 50
   config.eval_every = 2000
   config.save_every = 2000

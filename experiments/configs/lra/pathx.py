@@ -9,19 +9,22 @@ Two dots in an image are the ends of one dashed contour, or they are not. The
 first command generates 200,000 images by the published rules; with
 `pathfinder_release` for `pathfinder` and `--config.data.source=release` they
 are those of the Long Range Arena, on which the published numbers were measured.
-The model and the training are those of table 9 of the paper on LRU. Its small
-first phases, up to pi / 10, are what lets LRU learn this task. The paper does
-not print the learning rate: choose it on the validation part.
+The small first phases of `:lru`, up to pi / 10, are what lets it learn this
+task.
+
+The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
+`:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
+`settings.py`, which says what they differ in from the papers. The LRU paper
+does not print the learning rate: choose it on the validation part.
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/pathx.py:lru \
-      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 --workdir=runs/rates
-
-Another layer after the file takes the place of LRU in the same model.
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
+      --workdir=runs/pathx_rates
 """
 
 from experiments.configs import default
-from rnnzoo import models
+from experiments.configs.lra import settings
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
 
@@ -45,20 +48,11 @@ PUBLISHED = [
 
 
 def get_config(layer: str = 'lru'):
-  """Returns the config: six two-way blocks of width 128, 250,000 steps."""
+  """Returns the config."""
   config = default.get_config()
   default.use_data(config, 'pathfinder')
   config.data.size = 128
-  # The model and the optimiser.
-  config.model = default.model(models.PRESETS['lru_pathx'])
-  default.use_layer(config, layer)
-  config.total_steps = 250_000
-  config.batch_size = 32
-  config.optimizer.update(dict(
-      name='adamw', options={}, learning_rate=1e-3, end_learning_rate=1e-7,
-      warmup_steps=25_000, weight_decay=0.05, recurrent_rate_factor=0.25,
-      clip=0.0,
-  ))
+  settings.use(config, 'pathx', layer)
   config.log_every = 100
   config.eval_every = 2500
   config.save_every = 2500

@@ -11,28 +11,27 @@ Anthology Network. DIRECTORY holds `new_aan_pairs.train.tsv`, `.eval.tsv` and
 chooses the checkpoint.
 
 The same blocks read both papers, and the head of S5 compares their features,
-see `models.PairClassifier`. A batch of 64 pairs has 128 rows.
+see `models.PairClassifier`. A batch of 64 pairs has 128 rows. The head of the
+LRU is not known.
 
-`:lru` is the LRU of its paper (https://arxiv.org/abs/2303.06349, table 9):
-100,000 steps of 64 pairs. The paper does not print the learning rate, which was
-one of a grid of powers of 2; 0.001 is ours. The warm-up starts at 0, there at
-1e-7. Its head is not known. Other layers stand in the blocks of that LRU,
-unless there is a preset such as `s5_retrieval`.
-
-A search for the learning rate:
+The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
+`:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
+`settings.py`, which says what they differ in from the papers. The LRU paper
+does not print the learning rate: choose it on the validation part.
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/retrieval.py:lru \
-      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
       --workdir=runs/retrieval_rates
 
-`PUBLISHED` has test accuracies from table 3 of the LRU paper: its own, its runs
-of S4D and S5, and what it quotes from the papers of S4, S4D and S5. Measured
-here: nothing yet.
+`PUBLISHED` has test accuracies of the LRU paper: its own, its ablation, its
+runs of S4D and S5, and what it quotes from the papers of S4, S4D and S5.
+Measured here: nothing yet.
 """
 
 from experiments.configs import default
-from rnnzoo import models
+from experiments.configs.lra import ablation
+from experiments.configs.lra import settings
 
 _TABLE = 'https://arxiv.org/abs/2303.06349, table 3'
 PUBLISHED = [
@@ -48,7 +47,7 @@ PUBLISHED = [
         ('s4d', 0.895, None, ', quoted'),
         ('s5', 0.914, None, ', quoted'),
     )
-]
+] + ablation.numbers('retrieval')
 
 
 def get_config(layer: str = 'lru'):
@@ -56,19 +55,7 @@ def get_config(layer: str = 'lru'):
   config = default.get_config()
   default.use_data(config, 'aan')
 
-  lru = models.PRESETS['lru_retrieval']
-  config.model = default.model(models.PRESETS.get(
-      f'{layer}_retrieval', lru.replace(layer=layer, layer_options={})
-  ))
-  config.total_steps = 100_000
-  config.batch_size = 64
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.end_learning_rate = 1e-7
-  config.optimizer.warmup_steps = 10_000
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.recurrent_rate_factor = 0.5
-  config.optimizer.clip = 0.0
-  config.optimizer.options = dict(b2=0.999)
+  settings.use(config, 'retrieval', layer)
 
   config.log_every = 50
   config.eval_every = 2500

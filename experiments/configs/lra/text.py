@@ -13,27 +13,25 @@ of the 25,000 training reviews, so 22,500 train.
 `--config.data.validation=test` trains on all 25,000 and chooses by the test
 reviews, as they do. What the LRU paper does is not known.
 
-`:lru` is the LRU of its paper (https://arxiv.org/abs/2303.06349, table 9):
-50,000 steps of 32 reviews. The paper does not print the learning rate, which
-was one of a grid of powers of 2; 0.001 is ours. The warm-up starts at 0, there
-at 1e-7. Other layers stand in the blocks of that LRU, unless there is a preset
-such as `s5_text`, whose optimiser still is that of the LRU.
-
-A search for the learning rate:
+The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
+`:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
+`settings.py`, which says what they differ in from the papers. The LRU paper
+does not print the learning rate: choose it on the validation part.
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/text.py:lru \
-      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3 \
+      --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
       --workdir=runs/text_rates
 
-`PUBLISHED` has test accuracies from table 3 of the LRU paper: its own, its runs
-of S4D and S5, and what it quotes from the papers of S4, S4D and S5. Those of S4
-and S5, and so the quoted ones, are the best over the test reviews. Measured
-here: nothing yet.
+`PUBLISHED` has test accuracies of the LRU paper: its own, its ablation, its
+runs of S4D and S5, and what it quotes from the papers of S4, S4D and S5. Those
+of S4 and S5, and so the quoted ones, are the best over the test reviews.
+Measured here: nothing yet.
 """
 
 from experiments.configs import default
-from rnnzoo import models
+from experiments.configs.lra import ablation
+from experiments.configs.lra import settings
 
 _TABLE = 'https://arxiv.org/abs/2303.06349, table 3'
 PUBLISHED = [
@@ -49,7 +47,7 @@ PUBLISHED = [
         ('s4d', 0.862, None, ', quoted; chosen by the test split'),
         ('s5', 0.893, None, ', quoted; chosen by the test split'),
     )
-]
+] + ablation.numbers('text')
 
 
 def get_config(layer: str = 'lru'):
@@ -57,19 +55,7 @@ def get_config(layer: str = 'lru'):
   config = default.get_config()
   default.use_data(config, 'imdb')
 
-  lru = models.PRESETS['lru_text']
-  config.model = default.model(models.PRESETS.get(
-      f'{layer}_text', lru.replace(layer=layer, layer_options={})
-  ))
-  config.total_steps = 50_000
-  config.batch_size = 32
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.end_learning_rate = 1e-7
-  config.optimizer.warmup_steps = 5000
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.recurrent_rate_factor = 0.1
-  config.optimizer.clip = 0.0
-  config.optimizer.options = dict(b2=0.999)
+  settings.use(config, 'text', layer)
 
   config.log_every = 50
   config.eval_every = 1000

@@ -35,7 +35,9 @@ def read(
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
-  directory, command = _prepared(data_dir, name, version, original)
+  directory, command = _prepared(
+      data_dir, name, version, original, arguments or name
+  )
   place, found = directory, {}
   try:
     builder = _builder(directory)
@@ -89,7 +91,7 @@ def open_splits(
 
   The arguments and the errors are those of `read`.
   """
-  directory, command = _prepared(data_dir, name, version, original)
+  directory, command = _prepared(data_dir, name, version, original, name)
   place, found, details = directory, {}, {}
   try:
     builder = _builder(directory)
@@ -106,12 +108,11 @@ def open_splits(
   return found, details
 
 
-def _prepared(data_dir, name, version, original):
+def _prepared(data_dir, name, version, original, arguments):
   """Returns the directory of a data set, and the command that prepares it."""
   directory = data_dir / name / version
   command = (
-      f'python scripts/prepare_datasets.py {arguments or name} '
-      f'--data_dir={data_dir}'
+      f'python scripts/prepare_datasets.py {arguments} --data_dir={data_dir}'
   )
   if not (directory / 'dataset_info.json').exists():
     raise errors.UserFileNotFoundError(
