@@ -36,15 +36,15 @@ _LIMIT = flags.DEFINE_float(
     'The largest fraction of the time that may go to data.',
 )
 _SHORT = flags.DEFINE_bool(
-    'short', False, 'Train a narrow model and apply no limit, as a quick trial.'
+    'short', False,
+    'Train small models for few steps and apply no limit, as a quick trial.'
 )
 _OUT = drivers.define_path(
     'out', 'experiments/results/input_wait_cpu.json',
     'The JSON file of the results.',
 )
 
-# Rows of the set `tokens`, whose lengths are much like those of ListOps.
-_ROWS = 2000
+# The lengths of rows of tokens are much like those of ListOps.
 _LENGTHS = (500, 2000)
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -104,17 +104,17 @@ SETS: dict[str, tuple[Callable, int]] = {
     'tokens, one length': (lambda: tokens(1), 40),
     'tokens, 8 lengths': (lambda: tokens(8), 40),
 }
+_SHORT_SETS = ('smnist, rows', 'tokens, one length')
 
 
-def write_tokens(path: pathlib.Path):
+def write_tokens(path: pathlib.Path, count: int, low: int, high: int):
   """Writes rows of tokens and their classes for the set `npz_file`."""
   rng = np.random.default_rng(0)
-  low, high = _LENGTHS
-  # The mean is about that of ListOps, 1,062.
-  lengths = np.ceil(low + (high - low) * rng.beta(1.2, 2, _ROWS)).astype(int)
+  # The mean is about that of ListOps, 1,062 for 500 and 2,000.
+  lengths = np.ceil(low + (high - low) * rng.beta(1.2, 2, count)).astype(int)
   np.savez(
-      path, lengths=lengths, y=rng.integers(0, 10, _ROWS),
-      x=rng.integers(0, 15, (_ROWS, high)).astype(np.uint8),
+      path, lengths=lengths, y=rng.integers(0, 10, count),
+      x=rng.integers(0, 15, (count, high)).astype(np.uint8),
   )
 
 
@@ -124,15 +124,17 @@ def measure_set(name: str) -> dict:
   The first line has the first steps, which are slower.
   """
   config, steps = SETS[name][0](), SETS[name][1]
+  count, limits = 2000, _LENGTHS
   if _SHORT.value:
-    steps = 6
+    config.smoke = True  # A fixture will do.
+    steps, count, limits = 6, 100, (5, 20)
   config.total_steps = config.eval_every = config.save_every = steps
   config.log_every = steps // 3
   config.tensorboard = False
   with tempfile.TemporaryDirectory() as directory:
     if config.data.name == 'npz_file':
       config.data.path = str(pathlib.Path(directory, 'tokens.npz'))
-      write_tokens(pathlib.Path(config.data.path))
+      write_tokens(pathlib.Path(config.data.path), count, *limits)
     parameters, rows = measure(config)
   mean = {
       name: float(np.mean([row[name] for row in rows[1:]]))
@@ -154,14 +156,14 @@ def measure(config):
           config.batch_size * dataset.train_batch(i)['inputs'].shape[1]
           for i in range(step + 1, line['step'] + 1)
       ]
-      tokens, step = float(np.mean(sizes)), line['step']
+      size, step = float(np.mean(sizes)), line['step']
       rate = line['tokens_per_second_per_device']
       rows.append(dict(
-          step=step, seconds=tokens / rate, tokens_per_second=rate,
-          tokens_a_step=tokens,
+          step=step, seconds=size / rate, tokens_per_second=rate,
+          tokens_a_step=size,
           device_seconds=line['device_seconds'],
           input_ms=1e3 * line['input_seconds'],
-          input_share=line['input_seconds'] * rate / tokens,
+          input_share=line['input_seconds'] * rate / size,
           input_wait=line['input_wait'],
       ))
   return summary['parameters'], rows
@@ -181,7 +183,8 @@ def main(argv):
   total = sum(row['seconds'] for row in rows)
   share = sum(row['input_ms'] for row in rows) / 1e3 / total
   print(f'Input: {share:.3%} of the time.\n')
-  sets = [measure_set(name) for name in SETS]
+  names = _SHORT_SETS if _SHORT.value else SETS
+  sets = [measure_set(name) for name in names]
   timing.print_table(sets, _SET_COLUMNS)
   timing.write(
       dict(

@@ -135,9 +135,9 @@ def dataset(
       if part.lengths is None else part.lengths
       for name, part in splits.items()
   }
-  ragged = any(u.min() < sequence_length for u in lengths.values())
+  ragged = any((u < sequence_length).any() for u in lengths.values())
 
-  def batch(split, training, numbers, length=sequence_length):
+  def batch(split, training, numbers, length):
     examples, count = splits[split], len(splits[split])
     rows = np.minimum(numbers, count - 1)
     inputs = examples.inputs[rows]
@@ -164,60 +164,49 @@ def dataset(
       mask = np.repeat(counted[:, None], length, axis=1)
     return arrays if mask is None else arrays | {'mask': mask}
 
-  of = lambda split, training: functools.partial(batch, split, training)
-  given = dict(
-      batch_size=shard.batch_size,
-      sequence_length=sequence_length,
-      per_step=per_step,
-      source=digest(splits) if source is None else source,
-      **attributes,
-  )
-  evaluated = [name for name in splits if name != 'train']
   # A pair is as long as the longer of its two.
   longest = {
       name: u.reshape(len(u), -1).max(axis=1) for name, u in lengths.items()
   }
   sizes = bucket_lengths(longest['train'], sequence_length, buckets)
-  if len(sizes) == 1:
-    return pipeline.Dataset(
-        train=shard.shuffled(len(splits['train']), seed).map(of('train', True)),
-        evaluation={
-            name: shard.evaluate(len(splits[name])).map(of(name, False))
-            for name in evaluated
-        },
-        **given,
-    )
-
-  # ---- Rows of like lengths come together. ----
   found = {name: np.searchsorted(sizes, u) for name, u in longest.items()}
-  order = {
-      name: np.argsort(found[name], kind='stable') for name in evaluated
+  order = {  # With one length it is that of the examples.
+      name: np.argsort(u, kind='stable')
+      for name, u in found.items() if name != 'train'
   }
 
   def eval_batch(split, numbers):
     # The longest row of the whole batch is its last, perhaps of another shard.
     count, end = len(order[split]), numbers[0] // shard.batch_size + 1
     last = order[split][min(end * shard.batch_size, count) - 1]
-    rows = np.append(order[split], count)[np.minimum(numbers, count)]
+    rows = order[split][np.minimum(numbers, count - 1)]
+    rows = np.where(numbers < count, rows, count)
     return batch(split, False, rows, sizes[found[split][last]])
 
-  some = np.arange(shard.rows) % len(splits['train'])
+  count, several = len(splits['train']), len(sizes) > 1
+  if several:
+    numbers = shard.bucketed(found['train'], seed)
+  else:
+    numbers = shard.shuffled(count, seed).map(lambda rows: (rows, 0))
+  some = np.arange(shard.rows) % count
   return pipeline.Dataset(
-      train=shard.bucketed(found['train'], seed).map(
+      batch_size=shard.batch_size,
+      sequence_length=sequence_length,
+      per_step=per_step,
+      train=numbers.map(
           lambda pair: batch('train', True, pair[0], sizes[pair[1]])
       ),
       evaluation={
-          name: shard.evaluate(len(splits[name])).map(
-              functools.partial(eval_batch, name)
-          )
-          for name in evaluated
+          name: shard.evaluate(len(u)).map(functools.partial(eval_batch, name))
+          for name, u in order.items()
       },
       buckets={
           int(size): functools.partial(batch, 'train', True, some, size)
-          for size in sizes
+          for size in sizes if several
       },
-      eval_order=order,
-      **given,
+      eval_order=order if several else {},
+      source=digest(splits) if source is None else source,
+      **attributes,
   )
 
 

@@ -99,6 +99,10 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(done.wait().code, 0, done)
     record = json.loads(out.read_text())
     self.assertBetween(record['input_share'], 0, 1)
+    self.assertLen(record['sets'], 2)
+    for row in record['sets']:
+      self.assertBetween(row['input_wait'], 0, 1)
+      self.assertLess(row['input_wait'], row['input_share'] + 0.01)
     self.assertIn(' parameters\n', done.stdout)
 
   def test_profile_steps(self):

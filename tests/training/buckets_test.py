@@ -48,41 +48,7 @@ def make_task(layer='lru', **fields):
   )
 
 
-class BucketsTest(parameterized.TestCase):
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.directory = commands.temporary_directory(cls)
-    cls.dataset, cls.whole = load(), cls.directory / 'whole'
-    cls.seen = []  # Lengths that are compiled, and then tokens of batches.
-    init, dispatch = loop._Attempt.__init__, throughput.Meter.dispatch
-
-    def watched(attempt, *args):
-      init(attempt, *args)
-      step = attempt.compiled_step
-      attempt.compiled_step = lambda state, batch: (
-          cls.seen.append(batch['inputs'].shape[1]) or step(state, batch)
-      )
-
-    def dispatching(meter, batch, tokens):
-      cls.seen.append(tokens)
-      dispatch(meter, batch, tokens)
-
-    with (
-        mock.patch.object(loop._Attempt, '__init__', watched),
-        mock.patch.object(throughput.Meter, 'dispatch', dispatching),
-    ):
-      training.train(make_task(), cls.dataset, cls.whole, **SETTINGS)
-
-  def test_every_length_is_compiled_first_and_counted(self):
-    sizes = list(self.dataset.buckets)
-    self.assertLen(sizes, 3)
-    self.assertEqual(self.seen[:3], sizes)
-    self.assertEqual(self.seen[3:], [
-        self.dataset.train_batch(step)['inputs'].size for step in range(1, 13)
-    ])
-    self.assertEqual(set(self.seen[3:]), {ROWS * size for size in sizes})
+class NoRunTest(parameterized.TestCase):
 
   def one_device(self):
     return sharding.make_mesh(
@@ -121,6 +87,67 @@ class BucketsTest(parameterized.TestCase):
       for a, b in zip(one[name], other[name], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
+  def test_several_steps_at_once_need_one_length(self):
+    settings = SETTINGS | dict(steps_per_dispatch=2, log_every=2)
+    with self.assertRaisesRegex(
+        errors.UserValueError, r'^steps_per_dispatch must be 1, got 2: .* 3\.$'
+    ):
+      training.train(
+          make_task(), load(), commands.temporary_directory(self), **settings
+      )
+
+  def test_a_plan_is_of_the_longest(self):
+    path = commands.temporary_directory(self) / 'my.npz'
+    given = arrays()
+    lengths = np.array([len(u) for u in given['x']])
+    whole = np.zeros((N, T), int)
+    for row, u in zip(whole, given['x'], strict=True):
+      row[: len(u)] = u
+    np.savez(path, x=whole, y=given['y'], lengths=lengths)
+    config = default.get_config()
+    config.batch_size = ROWS
+    config.data = default.data('npz_file')
+    config.data.update(path=str(path), buckets=3)
+    _, batch = plan.task_and_shapes(config)
+    self.assertEqual(batch['inputs'].shape, (ROWS, lengths.max()))
+
+
+class RunTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = commands.temporary_directory(cls)
+    cls.dataset, cls.whole = load(), cls.directory / 'whole'
+    cls.seen = []  # Lengths that are compiled, and then tokens of batches.
+    init, dispatch = loop._Attempt.__init__, throughput.Meter.dispatch
+
+    def watched(attempt, *args):
+      init(attempt, *args)
+      step = attempt.compiled_step
+      attempt.compiled_step = lambda state, batch: (
+          cls.seen.append(batch['inputs'].shape[1]) or step(state, batch)
+      )
+
+    def dispatching(meter, batch, tokens):
+      cls.seen.append(tokens)
+      dispatch(meter, batch, tokens)
+
+    with (
+        mock.patch.object(loop._Attempt, '__init__', watched),
+        mock.patch.object(throughput.Meter, 'dispatch', dispatching),
+    ):
+      training.train(make_task(), cls.dataset, cls.whole, **SETTINGS)
+
+  def test_every_length_is_compiled_first_and_counted(self):
+    sizes = list(self.dataset.buckets)
+    self.assertLen(sizes, 3)
+    self.assertEqual(self.seen[:3], sizes)
+    self.assertEqual(self.seen[3:], [
+        self.dataset.train_batch(step)['inputs'].size for step in range(1, 13)
+    ])
+    self.assertEqual(set(self.seen[3:]), {ROWS * size for size in sizes})
+
   def test_a_run_that_is_stopped_goes_on_inside_of_an_epoch(self):
     workdir = self.directory / 'stopped'
 
@@ -158,30 +185,6 @@ class BucketsTest(parameterized.TestCase):
       training.train(
           make_task(), odd, self.directory / 'odd', **SETTINGS, mesh=mesh
       )
-
-  def test_several_steps_at_once_need_one_length(self):
-    settings = SETTINGS | dict(steps_per_dispatch=2, log_every=2)
-    with self.assertRaisesRegex(
-        errors.UserValueError, r'^steps_per_dispatch must be 1, got 2: .* 3\.$'
-    ):
-      training.train(
-          make_task(), load(), self.directory / 'several', **settings
-      )
-
-  def test_a_plan_is_of_the_longest(self):
-    path = self.directory / 'my.npz'
-    given = arrays()
-    lengths = np.array([len(u) for u in given['x']])
-    whole = np.zeros((N, T), int)
-    for row, u in zip(whole, given['x'], strict=True):
-      row[: len(u)] = u
-    np.savez(path, x=whole, y=given['y'], lengths=lengths)
-    config = default.get_config()
-    config.batch_size = ROWS
-    config.data = default.data('npz_file')
-    config.data.update(path=str(path), buckets=3)
-    _, batch = plan.task_and_shapes(config)
-    self.assertEqual(batch['inputs'].shape, (ROWS, lengths.max()))
 
 
 if __name__ == '__main__':
