@@ -158,8 +158,6 @@ class PairClassifier(SequenceModel):
     axis = 1 + times
 
     def rows(name, u):
-      if u is None:
-        return None
       u = u if isinstance(u, jax.Array) else np.asarray(u)
       if u.ndim <= axis or u.shape[axis] != 2:
         form = ', '.join(['B', 'T'][:axis])
@@ -173,7 +171,9 @@ class PairClassifier(SequenceModel):
     inputs = rows('inputs', inputs)
     if carry is None:
       carry = self.initialize_carry(len(inputs) // 2)
-    return inputs, carry, {name: rows(name, u) for name, u in flags.items()}
+    return inputs, carry, {
+        name: None if u is None else rows(name, u) for name, u in flags.items()
+    }
 
   def _finish(self, x, carry, reset, mask):
     """Returns the carry and the logits of features of `2 B` rows."""

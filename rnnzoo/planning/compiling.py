@@ -173,12 +173,14 @@ def _kept(task, config, state, batch):
   """
   loss = task.loss_fn(train=True)
 
-  def backward(params, batch):
+  def backward(params, batch_stats, batch):
     key = jax.random.key(0, impl='rbg')
-    run = lambda p: loss(p, state['batch_stats'], batch, None, key)[0]
+    run = lambda p: loss(p, batch_stats, batch, None, key)[0]
     return jax.vjp(run, params)[1]
 
-  residuals = jax.tree.leaves(jax.eval_shape(backward, state['params'], batch))
+  residuals = jax.tree.leaves(jax.eval_shape(
+      backward, state['params'], state['batch_stats'], batch
+  ))
   shapes = {u.shape for u in jax.tree.leaves(state['params'])}
   rows, mesh = batch['inputs'].shape[0], batch['inputs'].sharding.mesh.shape
   parts = mesh['data'] * mesh['fsdp'] * mesh['sequence']

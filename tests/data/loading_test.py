@@ -85,7 +85,7 @@ class FieldsTest(parameterized.TestCase):
       ('tiny_shakespear', 'Did you mean "tiny_shakespeare"'),
       ('mnist', 'Did you mean "smnist"'),
       (3, 'data.name must be a string, got 3'),
-      ('', 'data.name must be one of adding, copying'),
+      ('', 'data.name must be one of aan, '),
   )
   def test_unknown_names(self, name, message):
     with self.assertRaisesRegex(errors.UserValueError, message):

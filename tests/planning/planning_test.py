@@ -4,9 +4,15 @@ from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import plan as plan_lib
 from experiments.configs import default
+import jax
+import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import models
 from rnnzoo import planning
+from rnnzoo import tasks
+from rnnzoo.planning import compiling
 from rnnzoo.planning import targets
+from rnnzoo.training import sharding
 from rnnzoo.training.performance import hardware
 
 GIB = 2**30
@@ -42,6 +48,38 @@ class TargetTest(parameterized.TestCase):
   def test_unknown_hardware_is_none(self):
     self.assertIsNone(hardware.find('cpu'))
     self.assertIsNone(hardware.find('NVIDIA H2000'))
+
+
+class KeptTest(absltest.TestCase):
+
+  def test_pairs_keep_as_much_as_twice_the_rows(self):
+    config = default.get_config()
+    model = models.ModelConfig(
+        layer='lru', num_layers=1, features=8, norm='batch', gate='glu',
+        mlp='none', vocab_size=5, num_classes=2,
+    )
+    mesh = sharding.make_mesh(
+        dict(data=1, fsdp=1, model=1, sequence=1), jax.devices()[:1]
+    )
+
+    def kept(task, rows, shape):
+      state = dict(
+          params=task.functional.params,
+          batch_stats=task.functional.batch_stats,
+      )
+      batch = dict(
+          inputs=jax.ShapeDtypeStruct(shape, jnp.int32),
+          input_mask=jax.ShapeDtypeStruct(shape, bool),
+          targets=jax.ShapeDtypeStruct((rows,), jnp.int32),
+      )
+      return compiling._kept(
+          task, config, state, compiling._placed(batch, mesh)
+      )
+
+    pairs = kept(tasks.Matching(model), 16, (16, 100, 2))
+    rows = kept(tasks.Classification(model), 32, (32, 100))
+    self.assertGreater(rows, 32 * 100 * 8 * 4)
+    self.assertAlmostEqual(pairs / rows, 1, delta=0.05)
 
 
 def a_result(**memory):

@@ -175,13 +175,13 @@ def _files(
               f'{source} is not the original file, whose SHA-256 is {DIGEST}. '
               f'Get it from {ADDRESS}'
           )
-    with tarfile.open(source, 'r|gz') as archive:
+    with tarfile.open(source, 'r:gz') as archive:
       for member in archive:
         if member.isfile() and _PLACES.fullmatch(member.name):
           file = archive.extractfile(member)
           assert file is not None  # It is a file.
           yield member.name, file.read()
-  except (tarfile.TarError, EOFError, zlib.error) as error:
+  except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
     raise errors.UserError(
         f'{source} cannot be read: {records.first_line(error)}.'
     ) from error
