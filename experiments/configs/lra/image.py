@@ -49,6 +49,9 @@ TRAINING = dict(
     ),
 )
 
+# Options of a layer in a smoke run, if it has them.
+SMALL = dict(state_features=16, blocks=1)
+
 
 def get_config(layer: str = 'lru'):
   """Returns the config: six layers of width 512, 180,000 steps or more."""
@@ -76,4 +79,8 @@ def get_config(layer: str = 'lru'):
       save_every=50, keep=3, data=dict(sequence='rows'),
       optimizer=dict(learning_rate=1e-2, warmup_steps=10),
   ))
+  config.smoke_overrides.model.layer_options = {
+      name: value for name, value in SMALL.items()
+      if name in config.model.layer_options
+  }
   return config
