@@ -22,6 +22,8 @@ from rnnzoo import models
 PUBLISHED = []
 # Options of the layers other than S5.
 OPTIONS = dict(lru=dict(state_features=128, r_min=0.9, r_max=0.999))
+# Options of a layer in a smoke run, if it has them.
+SMALL = dict(state_features=16, blocks=1)
 EPOCH = 5_300  # Steps: about 85,000 clips in batches of 16.
 
 
@@ -50,9 +52,13 @@ def get_config(layer: str = 's5'):
   ))
 
   config.smoke_overrides.update(dict(
-      total_steps=60, batch_size=8, eval_every=30, save_every=30, keep=3,
+      total_steps=40, batch_size=8, eval_every=20, save_every=20, keep=3,
       model=dict(num_layers=1, features=16, dropout=0.0),
       data=dict(words=10, rate=8000),
       optimizer=dict(learning_rate=1e-2, warmup_steps=5),
   ))
+  config.smoke_overrides.model.layer_options = {
+      name: value for name, value in SMALL.items()
+      if name in config.model.layer_options
+  }
   return config

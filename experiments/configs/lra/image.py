@@ -37,6 +37,9 @@ PUBLISHED = [
 ]
 EPOCH = 900  # Steps: 45,000 images in batches of 50.
 
+# Options of a layer in a smoke run, if it has them.
+SMALL = dict(state_features=16, blocks=1)
+
 
 def get_config(layer: str = 'lru', task: str = 'image'):
   """Returns the config.
@@ -58,4 +61,8 @@ def get_config(layer: str = 'lru', task: str = 'image'):
       save_every=50, keep=3, data=dict(sequence='rows'),
       optimizer=dict(learning_rate=1e-2, warmup_steps=10),
   ))
+  config.smoke_overrides.model.layer_options = {
+      name: value for name, value in SMALL.items()
+      if name in config.model.layer_options
+  }
   return config
