@@ -165,12 +165,10 @@ class Pathfinder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def builder_of(size: int, num_images: int, seed: int) -> type[Pathfinder]:
   """Returns the builder of images of one size."""
-  values = dict(size=size, num_images=num_images, seed=seed)
-
   class OneSize(Pathfinder, skip_registration=True):
     name = full_name(size)
-    locals().update(values)
 
+  OneSize.size, OneSize.num_images, OneSize.seed = size, num_images, seed
   return OneSize
 
 

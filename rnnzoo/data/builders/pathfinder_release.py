@@ -209,12 +209,11 @@ def prepare(
         f'{NAME} needs --manual_dir=DIR, the directory with the folder '
         f'{pathfinder.full_name(size)}/{LEVEL} of {ADDRESS}'
     )
-  values = dict(size=size, num_images=num_images)
 
   class OneSize(PathfinderRelease, skip_registration=True):
     name = full_name(size)
-    locals().update(values)
 
+  OneSize.size, OneSize.num_images = size, num_images
   # One file for each split, as the reader wants it.
   config = tfds.download.DownloadConfig(manual_dir=manual_dir, num_shards=1)
   try:
