@@ -6,8 +6,6 @@ import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 
 from absl.testing import absltest
@@ -16,6 +14,7 @@ from experiments.benchmarks import readme
 from rnnzoo import layers
 from rnnzoo.data import settings
 from tests.experiments import commands
+from tests.experiments import hosts_test
 
 _ROOT = readme.ROOT
 _PAGES = {
@@ -105,16 +104,12 @@ class PagesTest(parameterized.TestCase):
       command = [*command, '--config.smoke=True', *_FEW_STEPS]
     if '--grid=smoke=True' in command:
       command = [*command, *(w.replace('config.', 'grid=') for w in _FEW_STEPS)]
-    # As a reader has it: one device, not the eight of the tests.
-    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-    path = [str(_ROOT), env.get('PYTHONPATH')]
-    env['PYTHONPATH'] = os.pathsep.join(filter(None, path))
-    done = subprocess.run(
-        [sys.executable, *command[1:]],
-        cwd=directory, env=env, text=True, timeout=600,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )
-    self.assertEqual(done.returncode, 0, f'{command}\n{done.stdout}')
+    # Forked, which saves the imports. As a reader has it: one device, not the
+    # eight of the tests. Programs of several processes are not kept on disk.
+    done = commands.Command(
+        command[2], *command[3:], cwd=directory, xla_flags=hosts_test.QUICKLY
+    ).wait(timeout=600)
+    self.assertEqual(done.code, 0, done)
 
   @parameterized.parameters(*_PAGES)
   def test_files_and_links_exist(self, name):
