@@ -27,8 +27,10 @@ Half of that text thus chooses the checkpoint.
 
 Result of minGRU (`experiments/results/language/tiny_shakespeare`): 1.497 nats
 there, best at the last step; on TFDS's test split 1.570. 127 minutes on two CPU
-cores, 9 GB of memory. For comparison, nanoGPT's Transformer of 6 layers reaches
-1.4697.
+cores, 9 GB of memory. minLSTM, computed in bfloat16
+(`--config.model.dtype=bfloat16`), which is quicker on CPUs that have it: 1.501,
+test 1.577, 65 minutes beside other work. For comparison, nanoGPT's Transformer
+of 6 layers reaches 1.4697.
 """
 
 from experiments.configs import default

@@ -82,14 +82,8 @@ class BuilderTest(parameterized.TestCase):
     self.prepare()
     dataset = self.load(sequence_length=60, append_eos=False)
     batch = dataset.train_batch(1)
-<<<<<<< ours
-    self.assertEqual(batch['inputs'].shape, (16, 20, 2))
-    self.assertNotIn('input_mask', batch)  # All texts fill their rows.
-    self.assertTrue((batch['inputs'] > 2).all())
-=======
     self.assertEqual(batch['inputs'].shape, (16, 60, 2))
     self.assertTrue(batch['input_mask'].all((1, 2)).any())
->>>>>>> theirs
     with self.assertRaisesRegex(errors.UserValueError, 'at most 4000'):
       self.load(sequence_length=4001)
 
