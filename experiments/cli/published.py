@@ -31,6 +31,13 @@ _FIELDS = dict(
 )
 
 
+# Fields of the model and of the data that do not make them others.
+_SAME_NUMBERS = (
+    'data.data_dir', 'data.path', 'model.dtype', 'model.remat',
+    'model.scan_layers',
+)
+
+
 class Number(NamedTuple):
   """A published number.
 
@@ -111,8 +118,8 @@ def find(
   """Returns the published numbers that a run stands beside.
 
   They are about the model and the data of the config file: there are none for a
-  run that changes these. `--config.model.layer` does, as it leaves out what
-  `FILE:LAYER` sets beside the layer.
+  run that changes these, beyond how they are computed. `--config.model.layer`
+  does, as it leaves out what `FILE:LAYER` sets beside the layer.
 
   Args:
     numbers: The numbers of the run's config file.
@@ -121,7 +128,7 @@ def find(
     values: What the run has measured, by split and metric.
   """
   if any(
-      name.startswith(('model.', 'data.')) and name != 'data.path'
+      name.startswith(('model.', 'data.')) and name not in _SAME_NUMBERS
       or name in ('preset', 'task', 'init_from', 'smoke')
       for name in overrides
   ):

@@ -128,6 +128,8 @@ class ResultsTest(parameterized.TestCase):
     self.assertIsNone(result['published'])
     rate = self.make('other', '--config.optimizer.learning_rate=0.1')
     self.assertEqual(rate['published'], 1.5)
+    half = self.make('half', '--config.model.dtype=bfloat16')
+    self.assertEqual(half['published'], 1.5)
     # `FILE:mamba` may set more than the layer, so this is another model, and
     # its command line must not say `FILE:mamba`.
     layer = self.make(
