@@ -6,7 +6,8 @@ r"""ListOps of the Long Range Arena: nested lists of 501 to 1,999 tokens.
 
 The first command generates the data by the published rules; with
 `listops_release` and `--config.data.source=release` it is the data of the Long
-Range Arena.
+Range Arena. With `--config.data.buckets=8` rows of like lengths come together,
+so that little is padded; the batches are then not quite at random.
 
 The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
 `:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in

@@ -36,6 +36,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   }
   return characters.dataset(
       splits, known, shard, seed,
+      buckets=config.buckets,
       name='aan',
       task='matching',
       sequences=2,

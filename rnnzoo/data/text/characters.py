@@ -39,6 +39,7 @@ def data_fields(
           help='End every document with a token of its own. It takes the place '
           'of the last character of a document that fills its row.',
       ),
+      buckets=examples.BUCKETS,
   )
 
 

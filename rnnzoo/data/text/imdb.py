@@ -47,6 +47,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
     splits |= examples.split(train, SHARES)
   return characters.dataset(
       splits, known, shard, seed,
+      buckets=config.buckets,
       name='imdb',
       task='classification',
       class_names=('negative', 'positive'),

@@ -28,6 +28,7 @@ FIELDS = dict(
         help='The length of the rows. Longer expressions are cut, which '
         'changes the task; there are none in the full data.',
     ),
+    buckets=examples.BUCKETS,
 )
 
 
@@ -58,6 +59,7 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   }
   return examples.dataset(
       splits, shard, seed,
+      buckets=config.buckets,
       name='listops',
       task='classification',
       unit='tokens',
