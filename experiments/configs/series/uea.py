@@ -28,8 +28,8 @@ Different here:
   validation part of the first split, for all splits.
 - The files at hand hold the validation and test parts of all five splits whole,
   but only about three quarters of each training part.
-- Batch norms have a scale and a bias, and there is dropout before the first
-  block. Mamba has a gate of its own, and no GLU.
+- Batch norms have a scale and a bias. There is dropout before the first block,
+  and a batch norm after the last one. Mamba has a gate of its own, and no GLU.
 
 The seed of a run chooses the split too: 0 is 2345, 1 is 3456, and so on. One
 command chooses the rate and trains all five:
