@@ -73,7 +73,7 @@ def _has_stalled(run, rows, step) -> bool:
   found = {n: value for n, value in found.items() if n <= step}
   choose = max if task.best_mode == 'max' else min
   # Of equal ones the first is the best, as for checkpoints.
-  best = choose(sorted(found), key=found.get)
+  best = choose(sorted(found), key=lambda n: found[n])
   return sum(n > best for n in found) >= run.config.patience
 
 

@@ -19,16 +19,17 @@ is tested.
 
 Different here:
 
-- Two blocks of width 64 and states of size 64. The papers choose among 2, 4 or
-  6 blocks, widths of 16, 64 or 128 and states of 16, 64 or 256.
+- Two blocks of width 64 and states of size 64, in Mamba 16 for each of its 128
+  channels. The papers choose among 2, 4 or 6 blocks, widths of 16, 64 or 128
+  and states of 16, 64 or 256.
 - At most 3,000 steps, validation every 100; the papers make up to 100,000 and
   validate every 1,000. Both end after 10 validations without a gain.
 - The learning rate is the best of theirs (1e-3, 1e-4 and 1e-5) on the
   validation part of the first split, for all splits.
 - The files at hand hold the validation and test parts of all five splits whole,
   but only about three quarters of each training part.
-- Batch norms have a scale and a bias, and there is dropout before the first
-  block. Mamba has a gate of its own, and no GLU.
+- Batch norms have a scale and a bias. There is dropout before the first block,
+  and a batch norm after the last one. Mamba has a gate of its own, and no GLU.
 
 The seed of a run chooses the split too: 0 is 2345, 1 is 3456, and so on. One
 command chooses the rate and trains all five:
@@ -52,10 +53,10 @@ from experiments.configs import default
 from rnnzoo import models
 
 PUBLISHED = []  # None known for this protocol.
-# Options of the layers: states of size 64.
+# Options of the layers.
 OPTIONS = dict(
     lru=dict(state_features=64),
-    mamba=dict(state_features=64),
+    mamba=dict(state_features=16),
     s5=dict(state_features=64),
 )
 # Mamba has a gate of its own.
@@ -112,6 +113,7 @@ def get_config(layer: str = 'lru', problem: str = 'JapaneseVowels'):
   config.optimizer.options = dict(b2=0.999)
   config.smoke_overrides.update(dict(
       total_steps=60, batch_size=16, log_every=10, eval_every=30,
-      save_every=30, keep=3, optimizer=dict(learning_rate=1e-2),
+      save_every=30, keep=3, model=dict(num_layers=1, features=16),
+      optimizer=dict(learning_rate=1e-2),
   ))
   return config

@@ -17,7 +17,7 @@ The numbers are those of the archive: as in these papers, nothing is
 standardised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import importlib.util
 import pathlib
 from typing import Any
@@ -188,9 +188,7 @@ def _published(files, config, seed):
   )
 
 
-def with_time(
-    x: Mapping[str, Sequence[np.ndarray]],
-) -> dict[str, list[np.ndarray]]:
+def with_time(x: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
   """Puts a channel of time before the others, from 0 to less than 1.
 
   >>> with_time(dict(train=[np.ones((2, 1)), np.ones((4, 1))]))['train'][0]
@@ -198,10 +196,10 @@ def with_time(
          [0.25, 1.  ]])
 
   Args:
-    x: Series `[T_n, D]` by split.
+    x: By split, arrays `[T_n, D]`.
 
   Returns:
-    Series `[T_n, 1 + D]`, by split.
+    By split, arrays `[T_n, 1 + D]`.
   """
   longest = max(len(u) for part in x.values() for u in part)
   time = np.arange(longest)[:, None] / longest
