@@ -1,22 +1,26 @@
-"""The settings of the Long Range Arena: every cell builds and is traced."""
+"""The configs of the Long Range Arena: every cell builds and is traced."""
 
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.benchmarks import lra_plans
+from experiments.cli import config_flag
 from experiments.configs import default
 from experiments.configs.lra import ablation
 from experiments.configs.lra import settings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo import tasks
 from rnnzoo.training import config as training_config
 from rnnzoo.training import groups
 from rnnzoo.training import optimizers
+from tests.experiments import commands
 
+_CONFIGS = commands.ROOT / 'experiments' / 'configs'
 LAYERS = (*settings.LRU_ABLATION, 's5', 's4', 's4d', 'min_gru', 'mamba')
 # Alphabets of the data sets whose inputs are tokens.
 VOCABULARIES = dict(listops=18, text=135, retrieval=98)
@@ -25,11 +29,14 @@ B, T = 2, 8
 
 def cell(task, layer, **fields):
   """Returns a config and its task, without data."""
-  config = settings.use(default.get_config(), task, layer)
+  directory = 'images' if task == 'scifar' else 'lra'
+  file = _CONFIGS / directory / f'{task}.py'
+  config = config_flag.load_module(str(file)).get_config(layer)
   config.model.vocab_size = VOCABULARIES.get(task, 0)
   config.model.update(fields)
   training_config.check(config)
-  return config, tasks.find('classification').from_config(config)
+  kind = tasks.find(data.find(config.data.name).task)
+  return config, kind.from_config(config)
 
 
 def block_size(task):
@@ -58,14 +65,13 @@ class SettingsTest(parameterized.TestCase):
             config.optimizer, config.total_steps, axes=functional.axes,
             recurrent=functional.recurrent,
         )
-        inputs = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        of, steps = jax.ShapeDtypeStruct, (B, T) + (2,) * (task.sequences - 1)
+        inputs = of(steps, jnp.int32)
         if config.model.in_features:
-          inputs = jax.ShapeDtypeStruct(
-              (B, T, config.model.in_features), jnp.float32
-          )
+          inputs = of((*steps, config.model.in_features), jnp.float32)
         batch = dict(
-            inputs=inputs, targets=jax.ShapeDtypeStruct((B,), jnp.int32),
-            input_mask=jax.ShapeDtypeStruct((B, T), jnp.bool),
+            inputs=inputs, input_mask=of(steps, jnp.bool),
+            targets=of((B,), jnp.int32),
         )
         loss, _ = jax.eval_shape(
             task.loss_fn(train=True), functional.params,
