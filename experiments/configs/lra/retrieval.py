@@ -62,8 +62,8 @@ def get_config(layer: str = 'lru'):
   config.save_every = 2500
   config.keep = 1
   config.smoke_overrides.update(dict(
-      total_steps=60, batch_size=16, log_every=10, eval_every=30,
-      save_every=30, keep=3,
+      total_steps=100, batch_size=16, log_every=10, eval_every=50,
+      save_every=50, keep=3,
       model=dict(num_layers=1, features=16),
       data=dict(sequence_length=64),
       optimizer=dict(learning_rate=1e-2, warmup_steps=5),
