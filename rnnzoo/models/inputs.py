@@ -150,10 +150,10 @@ def normalize(config: ModelConfig, inputs: jax.Array) -> jax.Array:
   model takes both: what is stored, and what is normalised already.
 
   >>> config = ModelConfig(in_features=2, input_scale=(255.0,))
-  >>> normalize(config, jnp.array([[255, 51]], jnp.uint8))
-  Array([[1. , 0.2]], dtype=float32)
-  >>> normalize(config, jnp.array([[1.0, 0.2]]))
-  Array([[1. , 0.2]], dtype=float32)
+  >>> normalize(config, jnp.array([[255, 0]], jnp.uint8))
+  Array([[1., 0.]], dtype=float32)
+  >>> normalize(config, jnp.array([[1.0, 0.0]]))
+  Array([[1., 0.]], dtype=float32)
 
   Args:
     config: The model's config: `input_offset` and `input_scale`.

@@ -55,7 +55,7 @@ def by_name(tree):
 
 class SettingsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*settings.TASKS)
+  @parameterized.parameters(*settings.NAMES)
   def test_every_cell_builds_and_is_traced(self, name):
     for layer in LAYERS:
       with self.subTest(layer):

@@ -77,12 +77,16 @@ class HistoryTest(parameterized.TestCase):
 
   def test_rates(self):
     config = loop_test.make_config()
-    config.optimizer = dict(learning_rate=2, end_learning_rate=0.1)
+    config.optimizer = dict(
+        start_learning_rate=0.4, learning_rate=2, end_learning_rate=0.1
+    )
     config.lock()
     history = recovery.History().roll_back(4, 9, 0.25)
     self.assertEqual(
         history.adjust(config).optimizer.to_dict(),
-        dict(learning_rate=0.5, end_learning_rate=0.025),
+        dict(
+            start_learning_rate=0.1, learning_rate=0.5, end_learning_rate=0.025
+        ),
     )
     self.assertEqual(config.optimizer.learning_rate, 2)
 

@@ -192,6 +192,7 @@ class StepTest(parameterized.TestCase):
             name='sgd', learning_rate=1.0, end_learning_rate=1.0,
             warmup_steps=0, schedule='constant', weight_decay=0.0,
             recurrent_rate_factor=1.0, clip=1.0, options={}, freeze=('b',),
+            start_learning_rate=0.0, groups={},
         )),
         1, axes=dict(w=(), b=()), recurrent=dict(w=False, b=False),
     )

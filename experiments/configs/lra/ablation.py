@@ -8,7 +8,7 @@ stands where the paper says that a row does not leave chance.
 
 from typing import Any
 
-TASKS = ('scifar', 'listops', 'text', 'retrieval', 'pathfinder', 'pathx')
+COLUMNS = ('scifar', 'listops', 'text', 'retrieval', 'pathfinder', 'pathx')
 PERCENT = dict(
     dense_relu=(
         (69.7, 0.2), (37.6, 8.0), (88.0, 0.1), (88.5, 0.1), None, None
@@ -41,9 +41,9 @@ def numbers(task: str) -> list[dict[str, Any]]:
   'lru_polar'
 
   Args:
-    task: One of `TASKS`.
+    task: One of `COLUMNS`.
   """
-  column = TASKS.index(task)
+  column = COLUMNS.index(task)
   return [
       dict(
           layer=layer, metric='accuracy', value=round(row[column][0] / 100, 4),

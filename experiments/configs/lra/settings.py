@@ -147,7 +147,7 @@ OWN_BLOCKS = dict(
 )
 
 # Tasks with a preset of their own, and those that borrow a row of a table.
-TASKS = (
+NAMES = (
     'scifar', 'image', 'listops', 'text', 'retrieval', 'pathfinder', 'pathx'
 )
 _LIKE_LRU = dict(image='scifar')
@@ -159,7 +159,7 @@ def use(config: ConfigDict, task: str, layer: str) -> ConfigDict:
 
   Args:
     config: The config, changed in place.
-    task: One of `TASKS`.
+    task: One of `NAMES`.
     layer: A layer of the zoo, or a row of `LRU_ABLATION`.
 
   Returns:
@@ -168,10 +168,10 @@ def use(config: ConfigDict, task: str, layer: str) -> ConfigDict:
   Raises:
     UserValueError: If there is no such task.
   """
-  if task not in TASKS:
+  if task not in NAMES:
     raise errors.UserValueError(
         f'settings.use: there is no task {task!r}.'
-        f'{errors.suggest(task, TASKS)} The tasks are {", ".join(TASKS)}.'
+        f'{errors.suggest(task, NAMES)} The tasks are {", ".join(NAMES)}.'
     )
   config.optimizer.name = 'adamw'
   config.optimizer.schedule = 'cosine'
