@@ -55,7 +55,8 @@ _OUT = drivers.define_path(
 
 _VOCAB_SIZE = 64
 _OPTIMIZER = ConfigDict(dict(
-    name='adamw', start_learning_rate=0.0, groups={}, learning_rate=1e-2, end_learning_rate=1e-3, warmup_steps=0,
+    name='adamw', start_learning_rate=0.0, learning_rate=1e-2,
+    end_learning_rate=1e-3, warmup_steps=0, groups={},
     schedule='constant', weight_decay=0.1, recurrent_rate_factor=1.0, clip=1.0,
     options={}, freeze=(),
 ))

@@ -1,9 +1,12 @@
 """Tests of `--config`: arguments, fields that choose others, and exports."""
 
+import pathlib
+
 from absl import app
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import config_flag
+from experiments.reporting import collecting
 from rnnzoo import errors
 from tests.experiments import commands
 
@@ -82,10 +85,9 @@ class ConfigFlagTest(parameterized.TestCase):
         parse('quickstart.py', *words)
 
   def test_every_config_runs_without_an_argument(self):
-    for path in sorted(CONFIGS.rglob('*.py')):
-      if not path.name.startswith('_'):
-        config = parse(path.relative_to(CONFIGS))
-        self.assertGreater(config.total_steps, 0, path)
+    for path in collecting.config_files():
+      config = parse(pathlib.Path(path).relative_to(collecting.CONFIGS))
+      self.assertGreater(config.total_steps, 0, path)
 
   @parameterized.parameters('LAYERS', 'DATASETS', 'TASKS')
   def test_bad_exports(self, name):
