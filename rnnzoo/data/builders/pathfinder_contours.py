@@ -122,7 +122,10 @@ class Scene(NamedTuple):
 
 
 def compose(
-    rules: Rules, seed: int, numbers: Sequence[int], labels: np.ndarray
+    rules: Rules,
+    seed: int,
+    numbers: Sequence[int] | np.ndarray,
+    labels: np.ndarray,
 ) -> Scene:
   """Returns what is to be seen in images, see `pathfinder_drawing.draw`."""
   numbers = np.asarray(numbers)

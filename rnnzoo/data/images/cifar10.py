@@ -36,12 +36,8 @@ def grey(images: np.ndarray) -> np.ndarray:
 
 
 # Mean and standard deviation as in the code of S4, times 255 for colours.
-COLORS = dict(
-    grey=dict(offset=(122.6,), scale=(61.0,), convert=grey),
-    rgb=dict(
-        offset=(125.307, 122.961, 113.8575), scale=(62.985, 61.965, 66.555)
-    ),
-)
+OFFSETS = dict(grey=(122.6,), rgb=(125.307, 122.961, 113.8575))
+SCALES = dict(grey=(61.0,), rgb=(62.985, 61.965, 66.555))
 
 
 def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
@@ -64,7 +60,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   return sequences.dataset(
       'cifar10', splits, shard, seed,
       sequence=config.sequence, class_names=cifar10.CLASSES,
-      **COLORS[config.color],
+      offset=OFFSETS[config.color], scale=SCALES[config.color],
+      convert=grey if config.color == 'grey' else None,
   )
 
 
@@ -82,7 +79,7 @@ DEFINITION = definition.Definition(
     fields=dict(
         sequences.FIELDS,
         color=fields.Field(
-            str, choices=tuple(COLORS), default='grey',
+            str, choices=tuple(SCALES), default='grey',
             help='What a pixel is: one number (grey) or three (rgb).',
         ),
     ),

@@ -68,8 +68,8 @@ def dataset(
     return x if order is None else x[:, order]
 
   def normalized(images):
-    x = vectors(images).astype(np.float32) - np.float32(offset or 0)
-    return (x / np.float32(scale)).reshape(len(images), -1)
+    low, size = np.array(offset or 0, np.float32), np.array(scale, np.float32)
+    return ((vectors(images) - low) / size).reshape(len(images), -1)
 
   return examples.dataset(
       splits, shard, seed,
