@@ -1,4 +1,4 @@
-"""The accuracies of the ablation in the LRU paper, on all six tasks.
+"""Published accuracies: the ablation in the LRU paper, on all six tasks.
 
 https://arxiv.org/abs/2303.06349, tables 1, 2, 6 and 7: percent on the test
 split, and the standard error of three seeds. The rows are the layers of
@@ -45,10 +45,26 @@ def numbers(task: str) -> list[dict[str, Any]]:
   """
   column = COLUMNS.index(task)
   return [
-      dict(
-          layer=layer, metric='accuracy', value=round(row[column][0] / 100, 4),
-          error=round(row[column][1] / 100, 4), split='test',
-          source='https://arxiv.org/abs/2303.06349, ablation',
+      accuracy(
+          layer, *(round(number / 100, 4) for number in row[column]),
+          'https://arxiv.org/abs/2303.06349, ablation',
       )
       for layer, row in PERCENT.items() if row[column]
   ]
+
+
+def accuracy(
+    layer: str, value: float, error: float | None, source: str
+) -> dict[str, Any]:
+  """Returns an accuracy on the test split as a row of `PUBLISHED`.
+
+  Args:
+    layer: The layer, or a row of the ablation.
+    value: A fraction.
+    error: The standard error; `None` if the source gives none.
+    source: Where it was published.
+  """
+  return dict(
+      layer=layer, metric='accuracy', value=value, error=error, split='test',
+      source=source,
+  )

@@ -26,23 +26,15 @@ from experiments.configs.lra import settings
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
 
-
-def _accuracy(layer, value, error, source):
-  return dict(
-      layer=layer, metric='accuracy', value=value, error=error, split='test',
-      source=source,
-  )
-
-
 # The errors are standard errors of three seeds.
 PUBLISHED = [
-    _accuracy('lru', 0.602, 0.008, _LRU),
-    _accuracy('s4', 0.596, None, f'{_LRU}: number of the S4 papers'),
-    _accuracy('s4d', 0.602, 0.003, f'{_LRU}: trained there'),
-    _accuracy('s4d', 0.605, None, f'{_LRU}: number of the S4D paper'),
-    _accuracy('s5', 0.585, 0.003, f'{_LRU}: trained there'),
-    _accuracy('s5', 0.622, None, f'{_LRU}: number of the S5 paper'),
-    _accuracy(
+    ablation.accuracy('lru', 0.602, 0.008, _LRU),
+    ablation.accuracy('s4', 0.596, None, f'{_LRU}: number of the S4 papers'),
+    ablation.accuracy('s4d', 0.602, 0.003, f'{_LRU}: trained there'),
+    ablation.accuracy('s4d', 0.605, None, f'{_LRU}: number of the S4D paper'),
+    ablation.accuracy('s5', 0.585, 0.003, f'{_LRU}: trained there'),
+    ablation.accuracy('s5', 0.622, None, f'{_LRU}: number of the S5 paper'),
+    ablation.accuracy(
         'attention', 0.3637, None,
         'https://github.com/google-research/long-range-arena: Transformer',
     ),

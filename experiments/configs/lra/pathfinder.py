@@ -27,23 +27,15 @@ from experiments.configs.lra import settings
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
 
-
-def _accuracy(layer, value, error, source):
-  return dict(
-      layer=layer, metric='accuracy', value=value, error=error, split='test',
-      source=source,
-  )
-
-
 # The errors are standard errors of three seeds.
 PUBLISHED = [
-    _accuracy('lru', 0.951, 0.001, _LRU),
-    _accuracy('s4', 0.942, None, f'{_LRU}: number of the S4 papers'),
-    _accuracy('s4d', 0.942, 0.003, f'{_LRU}: trained there'),
-    _accuracy('s4d', 0.931, None, f'{_LRU}: number of the S4D paper'),
-    _accuracy('s5', 0.957, 0.001, f'{_LRU}: trained there'),
-    _accuracy('s5', 0.953, None, f'{_LRU}: number of the S5 paper'),
-    _accuracy(
+    ablation.accuracy('lru', 0.951, 0.001, _LRU),
+    ablation.accuracy('s4', 0.942, None, f'{_LRU}: number of the S4 papers'),
+    ablation.accuracy('s4d', 0.942, 0.003, f'{_LRU}: trained there'),
+    ablation.accuracy('s4d', 0.931, None, f'{_LRU}: number of the S4D paper'),
+    ablation.accuracy('s5', 0.957, 0.001, f'{_LRU}: trained there'),
+    ablation.accuracy('s5', 0.953, None, f'{_LRU}: number of the S5 paper'),
+    ablation.accuracy(
         'attention', 0.7140, None,
         'https://github.com/google-research/long-range-arena',
     ),

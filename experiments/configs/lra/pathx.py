@@ -24,26 +24,19 @@ does not print the learning rate: choose it on the validation part.
 """
 
 from experiments.configs import default
+from experiments.configs.lra import ablation
 from experiments.configs.lra import settings
 
 _LRU = 'https://arxiv.org/abs/2303.06349, table 3'
 
-
-def _accuracy(layer, value, error, source):
-  return dict(
-      layer=layer, metric='accuracy', value=value, error=error, split='test',
-      source=source,
-  )
-
-
 # The errors are standard errors of three seeds.
 PUBLISHED = [
-    _accuracy('lru', 0.942, 0.004, _LRU),
-    _accuracy('s4', 0.964, None, f'{_LRU}: number of the S4 papers'),
-    _accuracy('s4d', 0.975, 0.0, f'{_LRU}: trained there'),
-    _accuracy('s4d', 0.919, None, f'{_LRU}: number of the S4D paper'),
-    _accuracy('s5', 0.960, 0.001, f'{_LRU}: trained there'),
-    _accuracy('s5', 0.986, None, f'{_LRU}: number of the S5 paper'),
+    ablation.accuracy('lru', 0.942, 0.004, _LRU),
+    ablation.accuracy('s4', 0.964, None, f'{_LRU}: number of the S4 papers'),
+    ablation.accuracy('s4d', 0.975, 0.0, f'{_LRU}: trained there'),
+    ablation.accuracy('s4d', 0.919, None, f'{_LRU}: number of the S4D paper'),
+    ablation.accuracy('s5', 0.960, 0.001, f'{_LRU}: trained there'),
+    ablation.accuracy('s5', 0.986, None, f'{_LRU}: number of the S5 paper'),
 ]
 
 

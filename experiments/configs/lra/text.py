@@ -35,10 +35,7 @@ from experiments.configs.lra import settings
 
 _TABLE = 'https://arxiv.org/abs/2303.06349, table 3'
 PUBLISHED = [
-    dict(
-        layer=layer, metric='accuracy', value=value, error=error, split='test',
-        source=_TABLE + source,
-    )
+    ablation.accuracy(layer, value, error, _TABLE + source)
     for layer, value, error, source in (
         ('lru', 0.894, 0.001, ''),
         ('s4d', 0.864, 0.000, ', their run'),
@@ -54,9 +51,7 @@ def get_config(layer: str = 'lru'):
   """Returns the config."""
   config = default.get_config()
   default.use_data(config, 'imdb')
-
   settings.use(config, 'text', layer)
-
   config.log_every = 50
   config.eval_every = 1000
   config.save_every = 1000

@@ -7,8 +7,6 @@ is no line of names. A text is written as Python writes bytes, `b'...'`.
 """
 
 from collections.abc import Iterator
-import contextlib
-import io
 import pathlib
 import tempfile
 
@@ -149,8 +147,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir)
-    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir)
 
 

@@ -105,7 +105,7 @@ def prepare(
         f'It is at {ADDRESS}'
     )
   find(manual_dir)
-  return originals.prepare(builder_class, data_dir, manual_dir)
+  return records.write(builder_class, data_dir, manual_dir)
 
 
 def find(directory: pathlib.Path) -> pathlib.Path:
@@ -228,7 +228,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_archive(manual_dir)
-    with originals.quiet():
+    with records.quiet():
       prepare(data_dir, manual_dir, _Fixture)
 
 
@@ -264,17 +264,11 @@ def read(
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
-
-  def joined(chunks):
-    images = np.concatenate([chunk['images'] for chunk in chunks])
-    labels = np.concatenate([chunk['labels'] for chunk in chunks])
-    return images, labels.astype(np.int32)
-
   return records.read(
       data_dir, NAME, VERSION, FILES,
       'To prepare it: {command} --manual_dir=DIR, where DIR has the file '
       f'{ARCHIVE} from {ADDRESS}.',
-      convert=joined,
+      convert=records.images_and_labels,
   )
 
 

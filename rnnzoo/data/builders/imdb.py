@@ -5,18 +5,16 @@ This one reads the original archive, or the folder that is in it.
 """
 
 from collections.abc import Iterator
-import contextlib
-import hashlib
 import io
 import pathlib
 import re
 import tarfile
 import tempfile
-import zlib
 
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.data.builders import documents
+from rnnzoo.data.builders import originals
 from rnnzoo.data.builders import records
 import tensorflow_datasets as tfds
 
@@ -167,24 +165,11 @@ def _files(
         for path in (source / split / label).glob('*.txt'):
           yield path.relative_to(source).as_posix(), path.read_bytes()
     return
-  try:
-    if check:
-      with source.open('rb') as file:
-        if hashlib.file_digest(file, 'sha256').hexdigest() != DIGEST:
-          raise errors.UserValueError(
-              f'{source} is not the original file, whose SHA-256 is {DIGEST}. '
-              f'Get it from {ADDRESS}'
-          )
-    with tarfile.open(source, 'r:gz') as archive:
-      for member in archive:
-        if member.isfile() and _PLACES.fullmatch(member.name):
-          file = archive.extractfile(member)
-          assert file is not None  # It is a file.
-          yield member.name, file.read()
-  except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-    raise errors.UserError(
-        f'{source} cannot be read: {records.first_line(error)}.'
-    ) from error
+  if check:
+    originals.check_digest(source, DIGEST)
+  yield from originals.members(
+      source, lambda name: _PLACES.fullmatch(name) is not None
+  )
 
 
 class _Fixture(IMDB, skip_registration=True):
@@ -197,8 +182,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir)
-    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir, _Fixture)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -217,8 +216,7 @@ class _Fixture(ListOps, skip_registration=True):
 
 def prepare_fixture(data_dir: pathlib.Path):
   """Prepares expressions of 5 to 24 tokens."""
-  bars = io.StringIO()  # Nobody wants to see the progress.
-  with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+  with records.quiet():
     prepare(data_dir, workers=1, builder_class=_Fixture)
 
 

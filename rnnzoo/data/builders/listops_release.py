@@ -6,9 +6,7 @@ and an argument is in parentheses, and operators have a bracket: `( ( ( [MAX 2 )
 9 ) ] )` is `MAX 2 9 X` in the tokens of `listops_trees`.
 """
 
-import contextlib
 import csv
-import io
 import pathlib
 import tempfile
 
@@ -168,16 +166,7 @@ def prepare(
           f'There is no file {name} in {manual_dir} (--manual_dir). {NAME} is '
           f'made of {names} in {_WHERE}'
       )
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  try:
-    builder = builder_class(data_dir=data_dir, file_format='array_record')
-    builder.download_and_prepare(download_config=config)
-  except OSError as error:
-    raise errors.UserError(
-        f'{NAME} could not be prepared in {data_dir} from {manual_dir}: '
-        f'{records.first_line(error)}.'
-    ) from error
-  return pathlib.Path(builder.data_dir)
+  return records.write(builder_class, data_dir, manual_dir)
 
 
 class _Fixture(ListOpsRelease, skip_registration=True):
@@ -190,8 +179,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir)
-    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir, _Fixture)
 
 

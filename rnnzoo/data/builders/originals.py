@@ -1,17 +1,14 @@
-"""Original files in a directory of the user: archives, digests, preparing."""
+"""Original files in a directory of the user: archives and their digests."""
 
 from collections.abc import Callable, Iterator
-import contextlib
 import gzip
 import hashlib
-import io
 import pathlib
 import tarfile
 import zlib
 
 from rnnzoo import errors
 from rnnzoo.data.builders import records
-import tensorflow_datasets as tfds
 
 
 def check_digest(path: pathlib.Path, digest: str):
@@ -29,8 +26,8 @@ def check_digest(path: pathlib.Path, digest: str):
     ) from error
   if found != digest:
     raise errors.UserValueError(
-        f'{path} is not the original file, or is cut short: its SHA-256 is '
-        f'{found}, not {digest}. Get it again.'
+        f'{path} is not the original file, whose SHA-256 is {digest}, or is '
+        f'cut short: it has {found}, not {digest}. Get it again.'
     )
 
 
@@ -63,43 +60,3 @@ def members(
     raise errors.UserError(
         f'{archive} cannot be read: {records.first_line(error)}.'
     ) from error
-
-
-def prepare(
-    builder_class: type[tfds.core.GeneratorBasedBuilder],
-    data_dir: pathlib.Path,
-    manual_dir: pathlib.Path,
-) -> pathlib.Path:
-  """Writes a data set under `data_dir`, unless it is there already.
-
-  Args:
-    builder_class: Its builder, which reads `manual_dir`.
-    data_dir: Where data sets lie; made if missing.
-    manual_dir: The directory with the original files.
-
-  Returns:
-    The directory of the data set.
-
-  Raises:
-    UserError: If it cannot be written.
-  """
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  try:
-    builder = builder_class(data_dir=data_dir, file_format='array_record')
-    builder.download_and_prepare(download_config=config)
-  except OSError as error:
-    if isinstance(error, errors.UserError):
-      raise
-    raise errors.UserError(
-        f'{builder_class.name} could not be prepared in {data_dir} from '
-        f'{manual_dir}: {records.first_line(error)}.'
-    ) from error
-  return pathlib.Path(builder.data_dir)
-
-
-@contextlib.contextmanager
-def quiet():
-  """Hides the progress of TFDS."""
-  bars = io.StringIO()
-  with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
-    yield

@@ -6,7 +6,6 @@ of the Long Range Arena instead.
 
 import contextlib
 import functools
-import io
 import itertools
 import json
 import os
@@ -274,26 +273,8 @@ def origin(data_dir: pathlib.Path, size: int) -> dict[str, int]:
 
 def prepare_fixture(data_dir: pathlib.Path, size: int):
   """Prepares a few images."""
-  bars = io.StringIO()  # Nobody wants to see the progress.
-  with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+  with records.quiet():
     prepare(data_dir, size=size, num_images=FIXTURE_IMAGES[size], workers=1)
-
-
-def joined(found: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the images and the labels of the records of a split.
-
-  It empties the list, so that large images are not in memory twice.
-  """
-  count = sum(len(record['labels']) for record in found)
-  images = np.empty((count, *found[0]['images'].shape[1:]), np.uint8)
-  labels = np.empty(count, np.int32)
-  found.reverse()
-  start = 0
-  while found:
-    record = found.pop()
-    part = slice(start, start := start + len(record['labels']))
-    images[part], labels[part] = record['images'], record['labels']
-  return images, labels
 
 
 def read(
@@ -311,7 +292,7 @@ def read(
   """
   return records.read(
       data_dir, full_name(size), VERSION, SPLITS,
-      'To generate it: {command}.', convert=joined,
+      'To generate it: {command}.', convert=records.images_and_labels,
       arguments=f'{NAME} --size={size}',
   )
 

@@ -12,8 +12,6 @@ settings of the generator.
 """
 
 from collections.abc import Iterator
-import contextlib
-import io
 import pathlib
 import re
 import sys
@@ -215,18 +213,7 @@ def prepare(
 
   OneSize.size, OneSize.num_images = size, num_images
   # One file for each split, as the reader wants it.
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir, num_shards=1)
-  try:
-    builder = OneSize(data_dir=data_dir, file_format='array_record')
-    builder.download_and_prepare(download_config=config)
-  except errors.UserError:
-    raise
-  except OSError as error:
-    raise errors.UserError(
-        f'{full_name(size)} could not be prepared in {data_dir} from '
-        f'{manual_dir}: {records.first_line(error)}.'
-    ) from error
-  return pathlib.Path(builder.data_dir)
+  return records.write(OneSize, data_dir, manual_dir, num_shards=1)
 
 
 def prepare_fixture(data_dir: pathlib.Path, size: int):
@@ -235,8 +222,7 @@ def prepare_fixture(data_dir: pathlib.Path, size: int):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir, size, count)
-    bars = io.StringIO()  # Nobody wants to see the progress.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir, size=size, num_images=count)
 
 
@@ -279,7 +265,7 @@ def read(
       data_dir, full_name(size), VERSION, pathfinder.SPLITS,
       'To prepare it: {command} --manual_dir=DIR, where DIR has the folder '
       f'{pathfinder.full_name(size)}/{LEVEL} of {ADDRESS}.',
-      convert=pathfinder.joined, arguments=f'{NAME} --size={size}',
+      convert=records.images_and_labels, arguments=f'{NAME} --size={size}',
   )
 
 

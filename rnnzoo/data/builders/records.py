@@ -1,11 +1,14 @@
 """Writing a data set by its builder and reading it, with readable errors."""
 
 from collections.abc import Callable, Iterable
+import contextlib
+import io
 import json
 import os
 import pathlib
 from typing import Any
 
+import numpy as np
 from rnnzoo import errors
 from rnnzoo.data.builders import features
 import tensorflow_datasets as tfds
@@ -54,6 +57,25 @@ def read(
   except Exception as error:
     raise _damaged(place, name, command, error) from error
   return found
+
+
+def images_and_labels(
+    found: list[dict[str, Any]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns images `[N, ...]` uint8 and labels `[N]` int32 of a split.
+
+  It empties the list, so that large images are not in memory twice.
+  """
+  count = sum(len(record['labels']) for record in found)
+  images = np.empty((count, *found[0]['images'].shape[1:]), np.uint8)
+  labels = np.empty(count, np.int32)
+  found.reverse()
+  start = 0
+  while found:
+    record = found.pop()
+    part = slice(start, start := start + len(record['labels']))
+    images[part], labels[part] = record['images'], record['labels']
+  return images, labels
 
 
 class Opened:
@@ -153,6 +175,7 @@ def write(
     builder_class: type[tfds.core.GeneratorBasedBuilder],
     data_dir: pathlib.Path,
     manual_dir: pathlib.Path,
+    **options: Any,
 ) -> pathlib.Path:
   """Prepares a data set, unless it is there already.
 
@@ -160,6 +183,7 @@ def write(
     builder_class: Its builder.
     data_dir: Where data sets lie; made if missing.
     manual_dir: The directory with the original files.
+    **options: Those of `tfds.download.DownloadConfig`.
 
   Returns:
     The directory of the data set.
@@ -167,7 +191,7 @@ def write(
   Raises:
     UserError: If a file cannot be read or written.
   """
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
   try:
     builder = builder_class(data_dir=data_dir, file_format='array_record')
     builder.download_and_prepare(download_config=config)
@@ -179,6 +203,14 @@ def write(
         f'{manual_dir}: {first_line(error)}.'
     ) from error
   return pathlib.Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def quiet():
+  """Hides the progress of TFDS."""
+  bars = io.StringIO()
+  with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    yield
 
 
 def first_line(error: Exception) -> str:

@@ -4,10 +4,8 @@ TFDS's own builder unpacks its files and encodes its images through TensorFlow.
 This one reads the four original files from a directory, compressed or not.
 """
 
-import contextlib
 import gzip
 import hashlib
-import io
 import math
 import pathlib
 import tempfile
@@ -210,8 +208,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir)
-    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir, _Fixture)
 
 
@@ -240,17 +237,11 @@ def read(
     UserFileNotFoundError: If it was never prepared, saying how to.
     UserError: If its files cannot be read.
   """
-
-  def joined(chunks):
-    images = np.concatenate([chunk['images'] for chunk in chunks])
-    labels = np.concatenate([chunk['labels'] for chunk in chunks])
-    return images, labels.astype(np.int32)
-
   return records.read(
       data_dir, NAME, VERSION, FILES,
       'To prepare it: {command} --manual_dir=DIR, where DIR has the files '
       f'{", ".join(NAMES)} from {ADDRESS}.',
-      convert=joined,
+      convert=records.images_and_labels,
   )
 
 

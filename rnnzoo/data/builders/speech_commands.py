@@ -129,14 +129,14 @@ def prepare(
   place = find(manual_dir)
   directory = data_dir / NAME / VERSION
   if (directory / 'dataset_info.json').exists() or not place.is_file():
-    return originals.prepare(builder_class, data_dir, place)
+    return records.write(builder_class, data_dir, place)
   if builder_class.check_originals:
     originals.check_digest(place, DIGEST)
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir) as temporary:
       unpack(place, pathlib.Path(temporary))
-      return originals.prepare(
+      return records.write(
           builder_class, data_dir, pathlib.Path(temporary)
       )
   except OSError as error:
@@ -353,7 +353,7 @@ def prepare_fixture(data_dir: pathlib.Path):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     write_fixture_files(manual_dir)
-    with originals.quiet():
+    with records.quiet():
       prepare(data_dir, manual_dir, _Fixture)
 
 

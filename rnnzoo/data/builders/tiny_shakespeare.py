@@ -8,9 +8,7 @@ The text is Andrej Karpathy's selection from Shakespeare's plays (char-rnn,
 2015), in the public domain.
 """
 
-import contextlib
 import hashlib
-import io
 import pathlib
 import tempfile
 
@@ -95,8 +93,7 @@ def prepare_fixture(data_dir: pathlib.Path, text: str):
   with tempfile.TemporaryDirectory() as directory:
     manual_dir = pathlib.Path(directory)
     (manual_dir / FILE).write_bytes(content)
-    bars = io.StringIO()  # Nobody wants to see the progress of TFDS.
-    with contextlib.redirect_stdout(bars), contextlib.redirect_stderr(bars):
+    with records.quiet():
       prepare(data_dir, manual_dir, builder_of(content))
 
 
