@@ -20,6 +20,7 @@ import time
 
 from absl import flags
 from absl import logging
+from experiments.benchmarks import plots
 from experiments.benchmarks import timing
 from experiments.cli import drivers
 import numpy as np
@@ -199,10 +200,9 @@ def main(argv):
       for name in ('seconds', 'cpu_seconds', 'bytes_on_disk', 'bytes_in_memory')
   })
   signal.alarm(0)
-  sheet = pathlib.Path(_OUT.value).with_suffix('.png')
-  contact_sheet(data_dir).save(sheet, optimize=True)
-  timing.write(record, _OUT.value)
-  print(f'Wrote {_OUT.value} and {sheet}.')
+  path = timing.write(record, _OUT.value)
+  sheet = plots.write(contact_sheet(data_dir), path)
+  print(f'Wrote {path} and {sheet}.')
 
 
 if __name__ == '__main__':

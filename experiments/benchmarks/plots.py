@@ -190,6 +190,15 @@ def digest(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def write(image: Image.Image, path: pathlib.Path) -> pathlib.Path:
+  """Writes the image of a record beside it, with the digest of the record."""
+  text = PngImagePlugin.PngInfo()
+  text.add_text(RECORD, digest(path))
+  out = path.with_suffix('.png')
+  image.save(out, optimize=True, pnginfo=text)
+  return out
+
+
 def save(
     record: Mapping[str, Any], out: str, draw: Callable[[Any], Any]
 ) -> None:
@@ -229,8 +238,4 @@ def _plot(path, draw):
   canvas.draw()
   # With a palette of few colours the file is a quarter as large.
   image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-  text = PngImagePlugin.PngInfo()
-  text.add_text(RECORD, digest(path))
-  out = path.with_suffix('.png')
-  image.quantize(200).save(out, optimize=True, pnginfo=text)
-  return out
+  return write(image.quantize(200), path)
