@@ -29,6 +29,7 @@ class BenchmarksTest(parameterized.TestCase):
       ('segments', '--layers=min_gru', '--length=16', '--features=16',
        '--devices=2', '--repeats=1'),
       ('accuracy', '--lengths=16', '--implementations=sequential'),
+      ('lra_steps', '--short', '--steps=8', '--tasks=retrieval'),
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),
   )
   def test_runs(self, name, *flags):
