@@ -103,12 +103,12 @@ def read_stream(dataset, split: str) -> Stream:
   parts = []
   for batch in dataset.eval_batches(split):
     for row in np.flatnonzero(batch['mask'].any(1)):
+      # What follows the last target that counts is padding.
+      end = np.flatnonzero(batch['mask'][row])[-1] + 1
       parts.append([
-          batch[name][row] for name in ('inputs', 'targets', 'mask')
+          batch[name][row, :end] for name in ('inputs', 'targets', 'mask')
       ])
-  found = Stream(*map(np.concatenate, zip(*parts)))
-  end = np.flatnonzero(found.counted)[-1] + 1  # Padding follows.
-  return Stream(*(u[:end] for u in found))
+  return Stream(*map(np.concatenate, zip(*parts)))
 
 
 def stream_of_text(vocabulary, text: str) -> Stream:

@@ -125,8 +125,11 @@ def main(argv):
   for name in _TASKS.value:
     one = path.with_name(f'{path.stem}_{name}.json')
     words = [*sys.argv[1:], f'--tasks={name}', f'--out={one}']
-    command = [sys.executable, '-m', 'experiments.benchmarks.lra_steps', *words]
-    if subprocess.run(command, env=dict(os.environ, **{_INSIDE: '1'})).returncode:
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.benchmarks.lra_steps', *words],
+        env=dict(os.environ, **{_INSIDE: '1'}),
+    )
+    if done.returncode:
       raise errors.UserError(f'{name} failed, see above.')
     rows.append(json.loads(one.read_text()))
     one.unlink()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
+import pathlib
 from typing import Any, ClassVar
 
 import jax
@@ -65,9 +66,13 @@ class LanguageModelling(base.Task):
         name: jax.ShapeDtypeStruct(shape, jnp.int32)
         for name in ('inputs', 'targets')
     }
-    if config.data.get('contiguous') or config.data.get('separator'):
+    # The files of a folder are documents, as the parts at a separator are.
+    documents = config.data.get('separator') or (
+        config.data.get('path') and pathlib.Path(config.data.path).is_dir()
+    )
+    if config.data.get('contiguous') or documents:
       batch['reset'] = jax.ShapeDtypeStruct(shape, jnp.bool_)
-    if config.data.get('separator'):
+    if documents:
       batch['mask'] = jax.ShapeDtypeStruct(shape, jnp.bool_)
     return batch
 

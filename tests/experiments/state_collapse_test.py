@@ -106,6 +106,16 @@ class StateCollapseTest(parameterized.TestCase):
     )
     stream = state_collapse.read_stream(dataset, 'test')
     self.assertEqual(stream.counted.sum(), 20)
+    dataset = data.load(
+        dict(
+            name='passkey', sequence_length=200, eval_examples=9,
+            test_lengths=(),
+        ),
+        batch_size=4, seed=0,
+    )
+    stream = state_collapse.read_stream(dataset, 'test')
+    self.assertEqual(stream.counted.sum(), 9 * 5)
+    self.assertTrue(stream.inputs.all())  # No padding, which is token 0.
     stream = state_collapse.stream_of_text(
         vocabularies.Vocabulary('byte'), 'ab'
     )

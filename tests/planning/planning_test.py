@@ -1,5 +1,7 @@
 """What a plan is made of: targets, arithmetic, verdicts, advice."""
 
+import pathlib
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments import plan as plan_lib
@@ -194,6 +196,13 @@ class ShapesTest(absltest.TestCase):
     _, shapes = plan_lib.task_and_shapes(config)
     self.assertEqual(set(shapes), {'inputs', 'targets'})
     self.assertEqual(shapes['inputs'].shape, (64, 256))
+
+  def test_documents_have_resets(self):
+    config = default.use_data(default.get_config(), 'text_file')
+    config.model.vocab_size = 300
+    config.data.path = str(pathlib.Path(__file__).parent)
+    _, shapes = plan_lib.task_and_shapes(config)
+    self.assertEqual(set(shapes), {'inputs', 'targets', 'reset', 'mask'})
 
   def test_otherwise_the_data_gives_the_shapes(self):
     config = default.get_config()
