@@ -7,7 +7,7 @@ from absl.testing import parameterized
 from experiments.benchmarks import lra_plans
 from experiments.cli import config_flag
 from experiments.configs import default
-from experiments.configs.lra import ablation
+from experiments.configs.lra import accuracies
 from experiments.configs.lra import settings
 import jax
 import jax.numpy as jnp
@@ -235,14 +235,22 @@ class SettingsTest(parameterized.TestCase):
     self.assertIn('| `lru` | - | - | 1.2 to 2.0 | - | - | - |', text)
     self.assertIn('| `gru` | - | - | does not fit | - | - | - |', text)
 
-  def test_numbers_of_the_ablation_are_of_its_rows(self):
+  def test_published_accuracies(self):
     self.assertEqual(
-        [*ablation.PERCENT, 'lru'], [*settings.LRU_ABLATION]
+        [*accuracies.ABLATION, 'lru'], [*settings.LRU_ABLATION]
     )
-    self.assertLen(ablation.numbers('listops'), 7)
-    self.assertEqual(ablation.numbers('pathx'), [])
-    for row in ablation.numbers('pathfinder'):
-      self.assertBetween(row['value'], 0.6, 1)
+    self.assertEqual([*accuracies.OTHERS], [*settings.NAMES])
+    self.assertLen(accuracies.of_task('listops'), 6 + 7 + 2)
+    self.assertLen(accuracies.of_task('pathx'), 6)
+    self.assertEqual(accuracies.of_task('pathfinder')[0], dict(
+        layer='lru', metric='accuracy', value=0.951, error=0.001, split='test',
+        source='https://arxiv.org/abs/2303.06349, table 3',
+    ))
+    for task in settings.NAMES:
+      for row in accuracies.of_task(task):
+        self.assertBetween(row['value'], 0.3, 1)
+        chosen = task == 'text' and 'quoted' in row['source']
+        self.assertEqual('test split chose' in row['source'], chosen)
 
 
 if __name__ == '__main__':
