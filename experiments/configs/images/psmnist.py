@@ -38,6 +38,9 @@ def get_config(layer: str = 'lru'):
   if layer in PRESETS:
     config.model = default.model(models.PRESETS[PRESETS[layer]])
     config.data.permutation = 'seed_92916'
+    config.smoke_overrides.model.update(
+        features=16, layer_options=dict(order=16)
+    )
   # Rows cannot be permuted.
   config.smoke_overrides.data.sequence = 'pixels'
   return config
