@@ -108,7 +108,8 @@ def main(argv):
 
   def train(points):
     left = [point for point in points if not is_done(point, workdir)]
-    say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
+    runs = '1 run' if len(points) == 1 else f'{len(points)} runs'
+    say(f'{runs}, {len(points) - len(left)} of them done before')
     return running.run(left, workdir, _JOBS.value, say, ended)
 
   with lock.hold(workdir):

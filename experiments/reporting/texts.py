@@ -60,7 +60,9 @@ def comparison(row: collecting.Row) -> str:
 def hours(row: collecting.Row) -> str:
   """Returns the mean time of a run."""
   mean = sum(run['hours'] for run in row.runs) / len(row.runs)
-  return f'{mean:.1f} h' if mean >= 1 else f'{60 * mean:.2g} min'
+  if mean >= 1:
+    return f'{mean:.1f} h'
+  return f'{60 * mean:.2g} min' if 60 * mean >= 1 else f'{3600 * mean:.2g} s'
 
 
 def seeds(row: collecting.Row) -> str:
