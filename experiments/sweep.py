@@ -12,11 +12,12 @@ save first.
 
 The means and standard errors are printed, and kept in `sweep.json`.
 `--results=DIR` copies the records of each run to DIR, for `experiments.report`.
-A run that has its records there is done, also on another machine. A record of
-other fields there is an error: nothing is replaced.
+A run whose records are in DIR is not run again, on another machine either. A
+record in DIR of a run with other fields is an error; nothing is replaced.
 
-`--select=optimizer.learning_rate` trains all seeds but the first with the value
-of that field alone which was best on validation with the first seed.
+`--select=optimizer.learning_rate` tries the values of that field in `--grid`
+with the first seed only. The other seeds run with the value that was best on
+validation.
 
 `--lr_range=1e-5,1e-1` is another kind of sweep: one short run of each config,
 whose learning rate grows, and a plot of the loss against the rate.
@@ -107,7 +108,8 @@ def main(argv):
 
   def train(points):
     left = [point for point in points if not is_done(point, workdir)]
-    say(f'{len(points)} runs, {len(points) - len(left)} of them done before')
+    runs = '1 run' if len(points) == 1 else f'{len(points)} runs'
+    say(f'{runs}, {len(points) - len(left)} of them done before')
     return running.run(left, workdir, _JOBS.value, say, ended)
 
   with lock.hold(workdir):

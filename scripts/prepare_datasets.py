@@ -6,18 +6,17 @@ downloads the text and writes it where `experiments.train` looks for it. Without
 a network, put the original file into a directory and add --manual_dir=DIR.
 
   python scripts/prepare_datasets.py smnist --manual_dir=DIR
-  python scripts/prepare_datasets.py listops_release --manual_dir=DIR
 
-prepare the original files in DIR, which the message without --manual_dir lists
-with their address. So it is with aan, cifar10, imdb, pathfinder_release and
-speech_commands.
+reads the original files in DIR. Without --manual_dir, the command says which
+files these are, and where to get them. The same holds for aan, cifar10, imdb,
+listops_release, pathfinder_release and speech_commands.
 
   python scripts/prepare_datasets.py listops pathfinder
 
 generates the data with all CPU cores, or with --workers=N processes; the data
 is the same for any N. --seed=N gives other data. After a stop, the same command
-goes on. --size=128 makes Path-X of Pathfinder, and --num_images=N makes fewer
-images or more.
+goes on. Pathfinder with --size=128 is Path-X; --num_images=N makes fewer images
+or more.
 """
 
 import pathlib
@@ -82,7 +81,7 @@ _SEED = flags.DEFINE_integer(
 )
 _SIZE = flags.DEFINE_integer(
     'size', 32, 'The height and the width of the images of Pathfinder: '
-    f'{", ".join(map(str, pathfinder.SIZES))}.',
+    f'{", ".join(map(str, pathfinder.SIZES))}. 128 is Path-X.',
 )
 _NUM_IMAGES = flags.DEFINE_integer(
     'num_images', pathfinder.NUM_IMAGES,

@@ -7,7 +7,7 @@ import math
 # How many colours page.css has; more curves are dashed.
 COLORS = 8
 _WIDTH, _HEIGHT = 720, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 10, 10, 26
 _POINTS = 300  # Of each curve, at most.
 
 

@@ -35,7 +35,7 @@ def _row(title: str, row: collecting.Row) -> str:
   return _line([
       title, row.name, texts.measured(row),
       texts.number(row.mean, row.metric, row.error),
-      texts.number(number.value, row.metric, number.error) if number else '',
+      texts.published(number) if number else '',
       texts.comparison(row), number.source if number else '',
       *(
           (

@@ -13,6 +13,7 @@ _HERE = pathlib.Path(__file__).parent
 _COLUMNS = (
     'Layer', 'Measured', 'Ours', 'Published', 'Comparison', 'Seeds', 'Time'
 )
+_NOT_RUN = ('Layer', 'Measured', 'Published', 'Source')
 _SIGNS = {
     collecting.BETTER: '▲', collecting.WORSE: '▼', collecting.EQUAL: '≈',
     '': '',
@@ -44,7 +45,7 @@ def document(report: collecting.Report) -> str:
       'validation chose. “Equal” means that the difference is not larger than '
       'the root of the sum of the squares of both errors.</p>',
       _tiles(report), _filters(report), '</header><main>',
-      *map(_section, report.sections),
+      *map(_section, sorted(report.sections, key=lambda one: not one.rows)),
       *(
           f'<section class="rest"><h2>{_escape(title)}</h2><ul>'
           + ''.join(f'<li>{_escape(item)}</li>' for item in items)
@@ -76,14 +77,22 @@ def _filters(report) -> str:
   """Returns the two filters; page.js shows them, and makes them work."""
   every = [*report.rows, *report.not_run]
   tasks = sorted({section.title for section in report.sections})
+  folders = sorted({one.partition('/')[0] for one in tasks if '/' in one})
+  tasks = sorted([*tasks, *(f'{folder}/' for folder in folders)])
   layers = sorted({row.layer for row in every})
 
   def select(name, label, options):
     return (
         f'<label>{label} <select id="{name}"><option value="">all</option>'
-        + ''.join(f'<option>{_escape(o)}</option>' for o in options)
+        + ''.join(
+            f'<option value="{_escape(one)}">{_escape(shown(one))}</option>'
+            for one in options
+        )
         + '</select></label>'
     )
+
+  def shown(one):
+    return f'all of {one[:-1]}' if one.endswith('/') else one
 
   return (
       '<form class="filters" hidden>' + select('task', 'Task', tasks)
@@ -96,6 +105,8 @@ def _section(section: collecting.Section) -> str:
   """Returns the heading, the curves, the table and the commands of a config."""
   title = _escape(section.title)
   name, curves = collecting.curves(section.rows)
+  if all(len(points) < 2 for _, points in curves):
+    curves = []  # Points alone are no curves.
   colors = {row.name: chart.color(i) for i, (row, _) in enumerate(curves)}
   parts = [
       f'<section class="config" data-task="{title}"><h2>{title}</h2>',
@@ -116,29 +127,56 @@ def _section(section: collecting.Section) -> str:
         f'<figure>{svg}<figcaption>{_escape(_capital(caption))}, one '
         'seed of each row</figcaption></figure>'
     )
-  rows = [*section.rows, *section.not_run]
-  parts += [
-      '<table role="table"><caption class="hidden">Results of '
-      f'{title}</caption>',
-      '<thead role="rowgroup"><tr role="row">',
-      *(
-          f'<th role="columnheader" scope="col">{column}</th>'
-          for column in _COLUMNS
-      ),
-      '</tr></thead><tbody role="rowgroup">',
-      *(_row(row, colors.get(row.name, '')) for row in rows),
-      '</tbody></table>',
-  ]
+  if section.rows:
+    parts.append(_table(f'Results of {title}', _COLUMNS, [
+        _row(row, colors.get(row.name, '')) for row in section.rows
+    ]))
   if any(row.runs for row in section.rows):
     parts += [
         '<details><summary>Commands, seeds and devices</summary><dl>',
         *map(_details, _first_of_each(section.rows)), '</dl></details>',
     ]
+  if section.not_run:
+    parts += [
+        '<details class="missing"><summary>Published, not run here: <span>'
+        f'{len(section.not_run)}</span></summary>'
+        f'<p>See <code>{_escape(section.config)}</code>.</p>',
+        _table(
+            f'Published for {title}, not run', _NOT_RUN,
+            [_not_run(row) for row in section.not_run],
+        ),
+        '</details>',
+    ]
   return ''.join([*parts, '</section>'])
 
 
+def _table(caption: str, columns: tuple[str, ...], rows: list[str]) -> str:
+  """Returns a table; it keeps its roles where the style makes it no table."""
+  return ''.join([
+      f'<table role="table" class="of-{len(columns)}">'
+      f'<caption class="hidden">{caption}</caption>',
+      '<thead role="rowgroup"><tr role="row">',
+      *(
+          f'<th role="columnheader" scope="col">{column}</th>'
+          for column in columns
+      ),
+      '</tr></thead><tbody role="rowgroup">', *rows, '</tbody></table>',
+  ])
+
+
+def _not_run(row: collecting.Row) -> str:
+  """Returns a row of the table of published numbers that were not run."""
+  number = row.published
+  return _cells(row, 'missing', _NOT_RUN, (
+      f'<code>{_escape(row.layer)}</code>',
+      _escape(texts.measured(row)),
+      texts.published(number) if number else '',
+      f'<span>{_linked(number.source)}</span>' if number else '',
+  ))
+
+
 def _row(row: collecting.Row, color: str) -> str:
-  """Returns a row of the table."""
+  """Returns a row of the table of results."""
   number = row.published
   key = f'<i class="key {color}" aria-hidden="true"></i>' if color else ''
   changes = ''.join(
@@ -148,27 +186,29 @@ def _row(row: collecting.Row, color: str) -> str:
   published = ''
   if number:
     published = (
-        f'{texts.number(number.value, row.metric, number.error)}'
-        f'<small>{_linked(number.source)}</small>'
+        f'{texts.published(number)}<small>{_linked(number.source)}</small>'
     )
-  verdict = row.verdict or ('none' if row.values else 'missing')
-  cells = (
+  verdict = row.verdict or 'none'
+  return _cells(row, verdict, _COLUMNS, (
       f'<span>{key}<code>{_escape(row.layer)}</code></span>{changes}',
       _escape(texts.measured(row)),
-      f'<b>{texts.number(row.mean, row.metric, row.error)}</b>'
-      if row.values else '',
+      f'<b>{texts.number(row.mean, row.metric, row.error)}</b>',
       published,
       f'<span class="verdict {verdict}"><i aria-hidden="true">'
       f'{_SIGNS[row.verdict]}</i> {texts.comparison(row)}</span>',
-      str(len(row.values) or ''),
+      str(len(row.values)),
       texts.hours(row) if row.runs else '',
-  )
+  ))
+
+
+def _cells(row, kind, columns, cells) -> str:
+  """Returns a row of a table of these columns."""
   first, *others = (
       f'data-label="{column}"{" class=empty" * (not cell)}>{cell}'
-      for column, cell in zip(_COLUMNS, cells)
+      for column, cell in zip(columns, cells, strict=True)
   )
   return (
-      f'<tr role="row" data-layer="{_escape(row.layer)}" class="{verdict}">'
+      f'<tr role="row" data-layer="{_escape(row.layer)}" class="{kind}">'
       f'<th role="rowheader" scope="row" {first}</th>'
       + ''.join(f'<td role="cell" {other}</td>' for other in others) + '</tr>'
   )
@@ -199,8 +239,8 @@ def _details(row: collecting.Row) -> str:
 
 
 def _linked(text: str) -> str:
-  """Returns text with links; a full stop that ends a sentence is in none."""
-  parts = re.split(r'(https?://[^\s,;)`]*[^\s,;)`.])', text)
+  """Returns text with links; a full stop or a colon after one is in none."""
+  parts = re.split(r'(https?://[^\s,;)`]*[^\s,;)`.:])', text)
   return ''.join(
       f'<a href="{_escape(part)}">{_escape(_short(part))}</a>' if i % 2
       else _escape(part)

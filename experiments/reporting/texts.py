@@ -1,5 +1,6 @@
 """How numbers are written, in the page and in the Markdown table alike."""
 
+from experiments.cli import published as published_lib
 from experiments.reporting import collecting
 
 MINUS = '\N{MINUS SIGN}'
@@ -24,10 +25,24 @@ def number(value: float | None, metric: str, error: float | None = None) -> str:
   return (f'{text} %' if percent else text).replace(' ', '\N{NO-BREAK SPACE}')
 
 
+def published(found: published_lib.Number) -> str:
+  """Returns a published number, with the digits that its source has.
+
+  >>> number = published_lib.Number('s4', 'accuracy', 0.8865, None, 'test', '')
+  >>> published(number).split()
+  ['88.65', '%']
+  """
+  percent = round(100 * found.value, 2)
+  if found.metric != 'accuracy' or found.error or percent == round(percent, 1):
+    return number(found.value, found.metric, found.error)
+  return f'{percent:.2f}\N{NO-BREAK SPACE}%'
+
+
 def measured(row: collecting.Row) -> str:
   """Returns what a row measures: the metric, its unit and the part."""
+  part = f', {row.split}' if ' ' in row.split else f' on {row.split}'
   unit = f', {row.unit}' if row.unit else ''
-  return f'{row.metric.replace("_", " ")} on {row.split}{unit}'
+  return f'{row.metric.replace("_", " ")}{part}{unit}'
 
 
 def comparison(row: collecting.Row) -> str:
@@ -36,17 +51,18 @@ def comparison(row: collecting.Row) -> str:
     return 'none known' if row.values else 'not run'
   if row.verdict == collecting.EQUAL:
     return 'equal within the errors'
-  percent = row.metric == 'accuracy'
-  gap = f'{100 * abs(row.gain):.1f} points' if percent else (
-      f'{abs(row.gain):.2g}'
-  )
-  return f'{row.verdict} by {gap}'
+  gap = abs(row.gain)
+  if row.metric == 'accuracy':
+    return f'{row.verdict} by {100 * gap:.1f} points'
+  return f'{row.verdict} by ' + (f'{gap:,.0f}' if gap >= 100 else f'{gap:.2g}')
 
 
 def hours(row: collecting.Row) -> str:
   """Returns the mean time of a run."""
   mean = sum(run['hours'] for run in row.runs) / len(row.runs)
-  return f'{mean:.1f} h' if mean >= 1 else f'{60 * mean:.2g} min'
+  if mean >= 1:
+    return f'{mean:.1f} h'
+  return f'{60 * mean:.2g} min' if 60 * mean >= 1 else f'{3600 * mean:.2g} s'
 
 
 def seeds(row: collecting.Row) -> str:

@@ -7,7 +7,7 @@ from absl.testing import parameterized
 from experiments.benchmarks import lra_plans
 from experiments.cli import config_flag
 from experiments.configs import default
-from experiments.configs.lra import ablation
+from experiments.configs.lra import accuracies
 from experiments.configs.lra import settings
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ B, T = 2, 8
 
 def cell(task, layer, **fields):
   """Returns a config and its task, without data."""
-  directory = 'images' if task == 'scifar' else 'lra'
+  directory = dict(scifar='images', speech_commands='audio').get(task, 'lra')
   file = _CONFIGS / directory / f'{task}.py'
   config = config_flag.load_module(str(file)).get_config(layer)
   config.model.vocab_size = VOCABULARIES.get(task, 0)
@@ -43,6 +43,16 @@ def block_size(task):
   """Returns the number of parameters of a block."""
   backbone = jax.tree.leaves(task.functional.params['backbone'])
   return sum(leaf.size for leaf in backbone) // task.model.num_layers
+
+
+def rules(config, task):
+  """Returns rate and decay of the groups, by the name of the parameter."""
+  recurrent = task.functional.recurrent
+  decayed, factors = map(by_name, groups.override(
+      config.optimizer.groups, recurrent,
+      jax.tree.map(lambda _: 0.0, recurrent),
+  ))
+  return {name: (factors[name], decayed[name]) for name in factors}
 
 
 def by_name(tree):
@@ -125,15 +135,14 @@ class SettingsTest(parameterized.TestCase):
       *(layer for layer in settings.LRU_ABLATION if 'lru' in layer), 's4', 's4d'
   )
   def test_recurrent_parameters_are_slow_and_all_others_decay(self, layer):
-    config, task = cell('listops', layer, num_layers=1)
+    config, task = cell('pathfinder', layer, num_layers=1)
     recurrent = task.functional.recurrent
     decayed, factors = groups.override(
         config.optimizer.groups,
         jax.tree.map(lambda _: False, recurrent),
         jax.tree.map(lambda _: 0.0, recurrent),
     )
-    slow = 0.5 if 'lru' in layer else 0.1
-    want = jax.tree.map(lambda r: slow if r else 1.0, recurrent)
+    want = jax.tree.map(lambda r: 0.25 if r else 1.0, recurrent)
     self.assertEqual(factors, want)
     self.assertEqual(decayed, jax.tree.map(lambda r: not r, recurrent))
 
@@ -150,23 +159,40 @@ class SettingsTest(parameterized.TestCase):
     row = (*settings.S5['text'][:5], name, 0)
     with mock.patch.dict(settings.S5, text=row):
       config, task = cell('text', 's5', num_layers=1)
-    recurrent = task.functional.recurrent
-    rules = groups.override(
-        config.optimizer.groups, recurrent,
-        jax.tree.map(lambda _: 0.0, recurrent),
-    )
-    decayed, factors = map(by_name, rules)
-    found = lambda one: (factors[one], decayed[one])
+    found = rules(config, task)
     for part in ('re', 'im'):
-      self.assertEqual(found(f'layer.Lambda_{part}'), (0.25, False))
-      self.assertEqual(found(f'layer.B_{part}'), b)
-      self.assertEqual(found(f'layer.C_{part}'), c)
-      self.assertEqual(found(f'layer.C2_{part}'), c)
-    self.assertEqual(found('layer.log_step'), log_step)
-    self.assertEqual(found('layer.D'), d)
-    self.assertEqual(found('norm.scale'), (0.25, False))
-    self.assertEqual(found('gate.kernel'), (1, True))
-    self.assertEqual(found('gate.bias'), (1, True))
+      self.assertEqual(found[f'layer.Lambda_{part}'], (0.25, False))
+      self.assertEqual(found[f'layer.B_{part}'], b)
+      self.assertEqual(found[f'layer.C_{part}'], c)
+      self.assertEqual(found[f'layer.C2_{part}'], c)
+    self.assertEqual(found['layer.log_step'], log_step)
+    self.assertEqual(found['layer.D'], d)
+    self.assertEqual(found['norm.scale'], (0.25, False))
+    self.assertEqual(found['gate.kernel'], (1, True))
+    self.assertEqual(found['gate.bias'], (1, True))
+
+  def test_speech_has_the_groups_of_the_script_of_s5(self):
+    found = rules(*cell('speech_commands', 's5', num_layers=1))
+    for name in ('layer.B_re', 'layer.C_re', 'layer.C2_im', 'layer.D'):
+      self.assertEqual(found[name], (0.25, False))
+    self.assertEqual(found['gate.kernel'], (1, True))
+    config, _ = cell('speech_commands', 'lru', num_layers=1)
+    self.assertEqual(config.optimizer.recurrent_rate_factor, 0.25)
+    self.assertEmpty(config.optimizer.groups)
+
+  @parameterized.parameters('s4', 's4d')
+  def test_s4_trains_its_steps_fast_where_it_reads_text(self, layer):
+    found = rules(*cell('listops', layer, num_layers=1))
+    steps = {name: u for name, u in found.items() if 'log_dt' in name}
+    self.assertEqual(set(steps.values()), {(1, False)})
+    found = rules(*cell('image', layer, num_layers=1))
+    steps = {name: u for name, u in found.items() if 'log_dt' in name}
+    self.assertEqual(set(steps.values()), {(0.1, False)})
+
+  def test_warm_up_of_s4(self):
+    steps = lambda task: cell(task, 's4')[0].optimizer.warmup_steps
+    self.assertEqual(steps('image'), 18_000)
+    self.assertEqual(steps('scifar'), 900)
 
   def test_the_rate_of_the_lru_rises_from_1e_7_and_falls_to_it(self):
     config, _ = cell('scifar', 'lru')
@@ -209,14 +235,22 @@ class SettingsTest(parameterized.TestCase):
     self.assertIn('| `lru` | - | - | 1.2 to 2.0 | - | - | - |', text)
     self.assertIn('| `gru` | - | - | does not fit | - | - | - |', text)
 
-  def test_numbers_of_the_ablation_are_of_its_rows(self):
+  def test_published_accuracies(self):
     self.assertEqual(
-        [*ablation.PERCENT, 'lru'], [*settings.LRU_ABLATION]
+        [*accuracies.ABLATION, 'lru'], [*settings.LRU_ABLATION]
     )
-    self.assertLen(ablation.numbers('listops'), 7)
-    self.assertEqual(ablation.numbers('pathx'), [])
-    for row in ablation.numbers('pathfinder'):
-      self.assertBetween(row['value'], 0.6, 1)
+    self.assertEqual([*accuracies.OTHERS], [*settings.NAMES])
+    self.assertLen(accuracies.of_task('listops'), 6 + 7 + 2)
+    self.assertLen(accuracies.of_task('pathx'), 6)
+    self.assertEqual(accuracies.of_task('pathfinder')[0], dict(
+        layer='lru', metric='accuracy', value=0.951, error=0.001, split='test',
+        source='https://arxiv.org/abs/2303.06349, table 3',
+    ))
+    for task in settings.NAMES:
+      for row in accuracies.of_task(task):
+        self.assertBetween(row['value'], 0.3, 1)
+        chosen = task == 'text' and 'quoted' in row['source']
+        self.assertEqual('test split chose' in row['source'], chosen)
 
 
 if __name__ == '__main__':

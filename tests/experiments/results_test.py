@@ -174,8 +174,12 @@ class ResultsTest(parameterized.TestCase):
         'better by 0.2', 'worse by 10.0 points', 'not run', '1.3\xa0±\xa00.1',
         'href="https://arxiv.org/abs/2410.01201"', '<svg',
         'data-name="min_gru"', '&lt;b&gt;bold', '&lt;script&gt;alert',
+        'not run here: <span>1</span>', '>all of copying</option>',
     ):
       self.assertIn(text, html)
+    # Numbers without a run are folded, below what was measured.
+    self.assertLess(html.index('<code>min_gru'), html.index('<code>mamba'))
+    self.assertLess(html.index('class="missing"'), html.index('<code>mamba'))
     self.assertNotIn('<script>alert', html)
     self.assertNotRegex(html, r'(src|href)="(?!https://arxiv)')
     lines = markdown.document(report).splitlines()
@@ -218,7 +222,7 @@ class ResultsTest(parameterized.TestCase):
     )
     html = page.document(report)
     self.assertIn('8, 4 features, one layer, a GPU, JAX 1.0', html)
-    self.assertIn('worse by 2.3e+02', markdown.document(report))
+    self.assertIn('worse by 232', markdown.document(report))
 
   def test_equal_within_the_errors(self):
     self.make('run', test_loss=1.505)
@@ -290,6 +294,9 @@ class ResultsTest(parameterized.TestCase):
         'See <code><a href="https://a.b/c">a.b/c</a></code> and '
         '<a href="https://arxiv.org/abs/12.34">arXiv\xa012.34</a>.'
     ))
+    self.assertEqual(
+        page._inline('https://a.b/c: d'), '<a href="https://a.b/c">a.b/c</a>: d'
+    )
 
   def test_commit_of_no_repository(self):
     self.assertEqual(results.commit(), ('', None))

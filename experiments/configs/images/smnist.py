@@ -1,6 +1,6 @@
 r"""Sequential MNIST: 784 pixels, read one by one.
 
-  scripts/prepare_datasets.py smnist --manual_dir=DIRECTORY
+  python scripts/prepare_datasets.py smnist --manual_dir=DIRECTORY
   python -m experiments.train \
       --config=experiments/configs/images/smnist.py:min_gru \
       --workdir=runs/smnist
@@ -9,10 +9,11 @@ DIRECTORY holds the four files of MNIST. 55,000 images train, 5,000 choose the
 checkpoint, and the usual 10,000 test. `--config.data.permutation=...` names a
 fixed permutation of the pixels (psMNIST).
 
-Results (`experiments/results/images/smnist`) of this small model, one seed, on
-the test part: minGRU 88.6 % after 266 s and LRU 85.0 % after 225 s on two CPU
-cores. This is about one epoch. S4, larger and trained for much longer, is
-published with 99.63 %. The nearest class centroid reaches 82.1 %.
+The model is small, and its settings are ours, for two CPU cores: 3,000 steps
+are about one epoch. Results (`experiments/results/images/smnist`), one seed, on
+the test part: minGRU 88.6 % after 266 s and LRU 85.0 % after 225 s. S4, larger
+and trained for much longer, is published with 99.63 %. The nearest class
+centroid reaches 82.1 %.
 """
 
 from experiments.configs import default

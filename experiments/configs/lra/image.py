@@ -9,8 +9,8 @@ checkpoint, and the usual 10,000 test. A sequence has 1,024 steps of one number.
 
 The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
 `:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
-`settings.py`, which says what they differ in from the papers. The LRU paper
-prints its learning rate for colour images (`images/scifar.py`) only: choose it
+`settings.py`, which lists the differences from the papers. The LRU paper has no
+grey images, only colour images (`images/scifar.py`): choose the learning rate
 on the validation part.
 
   python -m experiments.sweep \
@@ -19,22 +19,15 @@ on the validation part.
       --workdir=runs/image_rates
 
 Published accuracies on the test part: S4 88.65 %, S4D 88.19 %, S5 88.00 %, and
-42.44 % of a Transformer in the paper of the arena. None is known for the LRU on
-grey images. Nothing has been measured yet.
+42.44 % of a Transformer. None is known for the LRU on grey images. Measured:
+nothing yet.
 """
 
 from experiments.configs import default
+from experiments.configs.lra import accuracies
 from experiments.configs.lra import settings
 
-PUBLISHED = [
-    dict(layer=layer, metric='accuracy', value=value, error=None, split='test',
-         source=source)
-    for layer, value, source in (
-        ('s4', 0.8865, 'https://arxiv.org/abs/2111.00396, updated results'),
-        ('s4d', 0.8819, 'https://arxiv.org/abs/2206.11893'),
-        ('s5', 0.88, 'https://arxiv.org/abs/2208.04933'),
-    )
-]
+PUBLISHED = accuracies.of_task('image')
 EPOCH = 900  # Steps: 45,000 images in batches of 50.
 
 # Options of a layer in a smoke run, if it has them.

@@ -6,38 +6,32 @@ r"""Path-X of the Long Range Arena: 128 x 128 pixels, read one by one.
       --workdir=runs/pathx
 
 Two dots in an image are the ends of one dashed contour, or they are not. The
-first command generates 200,000 images by the published rules; with
-`pathfinder_release` for `pathfinder` and `--config.data.source=release` they
-are those of the Long Range Arena, on which the published numbers were measured.
-The small first phases of `:lru`, up to pi / 10, are what lets it learn this
-task.
+first command generates 200,000 images by the published rules. Prepare
+`pathfinder_release` and add `--config.data.source=release` to train on the
+images of the Long Range Arena, on which the published numbers were measured.
+
+`:lru` needs two things to learn this task, as its paper reports: gamma, and
+small initial phases, up to pi / 10. All other rows of the ablation stay at
+chance.
 
 The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
 `:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
-`settings.py`, which says what they differ in from the papers. The LRU paper
-does not print the learning rate: choose it on the validation part.
+`settings.py`, which lists the differences from the papers. The LRU paper does
+not print its learning rate: choose it on the validation part.
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/pathx.py:lru \
       --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
       --workdir=runs/pathx_rates
+
+Measured: nothing yet.
 """
 
 from experiments.configs import default
-from experiments.configs.lra import ablation
+from experiments.configs.lra import accuracies
 from experiments.configs.lra import settings
 
-_LRU = 'https://arxiv.org/abs/2303.06349, table 3'
-
-# The errors are standard errors of three seeds.
-PUBLISHED = [
-    ablation.accuracy('lru', 0.942, 0.004, _LRU),
-    ablation.accuracy('s4', 0.964, None, f'{_LRU}: number of the S4 papers'),
-    ablation.accuracy('s4d', 0.975, 0.0, f'{_LRU}: trained there'),
-    ablation.accuracy('s4d', 0.919, None, f'{_LRU}: number of the S4D paper'),
-    ablation.accuracy('s5', 0.960, 0.001, f'{_LRU}: trained there'),
-    ablation.accuracy('s5', 0.986, None, f'{_LRU}: number of the S5 paper'),
-]
+PUBLISHED = accuracies.of_task('pathx')
 
 
 def get_config(layer: str = 'lru'):

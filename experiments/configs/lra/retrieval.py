@@ -1,6 +1,6 @@
 r"""Retrieval: does one of two papers cite the other? 4,000 characters of each.
 
-  scripts/prepare_datasets.py aan --manual_dir=DIRECTORY
+  python scripts/prepare_datasets.py aan --manual_dir=DIRECTORY
   python -m experiments.train \
       --config=experiments/configs/lra/retrieval.py:lru \
       --workdir=runs/retrieval
@@ -11,40 +11,28 @@ Anthology Network. DIRECTORY holds `new_aan_pairs.train.tsv`, `.eval.tsv` and
 chooses the checkpoint.
 
 The same blocks read both papers, and the head of S5 compares their features,
-see `models.PairClassifier`. A batch of 64 pairs has 128 rows. The head of the
-LRU is not known.
+see `models.PairClassifier`. The paper of the LRU does not say which head it
+has. A batch of 64 pairs has 128 rows.
 
 The settings of `:lru`, of the rows of its ablation such as `:lru_polar`, of
 `:s5`, `:s4`, `:s4d`, `:min_gru`, `:mamba` and of any other layer are in
-`settings.py`, which says what they differ in from the papers. The LRU paper
-does not print the learning rate: choose it on the validation part.
+`settings.py`, which lists the differences from the papers. The LRU paper does
+not print its learning rate: choose it on the validation part.
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/retrieval.py:lru \
       --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
       --workdir=runs/retrieval_rates
 
-`PUBLISHED` has test accuracies of the LRU paper: its own, its ablation, its
-runs of S4D and S5, and what it quotes from the papers of S4, S4D and S5.
-Measured here: nothing yet.
+The published accuracies and their sources are in `accuracies.py`.
+Measured: nothing yet.
 """
 
 from experiments.configs import default
-from experiments.configs.lra import ablation
+from experiments.configs.lra import accuracies
 from experiments.configs.lra import settings
 
-_TABLE = 'https://arxiv.org/abs/2303.06349, table 3'
-PUBLISHED = [
-    ablation.accuracy(layer, value, error, _TABLE + source)
-    for layer, value, error, source in (
-        ('lru', 0.899, 0.001, ''),
-        ('s4d', 0.895, 0.000, ', their run'),
-        ('s5', 0.889, 0.000, ', their run'),
-        ('s4', 0.909, None, ', quoted'),
-        ('s4d', 0.895, None, ', quoted'),
-        ('s5', 0.914, None, ', quoted'),
-    )
-] + ablation.numbers('retrieval')
+PUBLISHED = accuracies.of_task('retrieval')
 
 
 def get_config(layer: str = 'lru'):

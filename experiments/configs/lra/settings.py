@@ -12,15 +12,18 @@ model itself, such as depth and width, is in the presets
   `lru`. https://arxiv.org/abs/2303.06349, tables 1, 2, 6, 7, 8 and 9.
 * `s5`: the scripts of https://github.com/lindermanlab/S5.
 * `s4` and `s4d`: the configs of https://github.com/state-spaces/s4.
-* `min_gru` and `mamba`: their papers do not have these tasks. Ours: the blocks
-  of their papers at the depth and width of the LRU, with its steps, batch,
-  dropout and weight decay.
-* Any other layer stands in the block of the LRU.
+* `min_gru` and `mamba`: their papers do not have these tasks, and the settings
+  are ours: the blocks of their papers at the depth and width of the LRU, with
+  its steps, batch, dropout and weight decay, gradients clipped at norm 1, and
+  one learning rate for all parameters.
+* Any other layer stands in the block of the LRU, with the options that it has
+  by default. This is ours, too.
 
-The learning rate. The LRU paper tuned it on a grid of powers of 2 and prints
-one only, 0.004 for colour images, in its ablation. The others here, and those
-of min_gru and mamba, are the middle of `RATES`. This is the sweep to make, and
-the accuracy on validation is what to choose by:
+The LRU paper tuned the learning rate on a grid of powers of 2. It prints one
+only, 0.004 for colour images, in its ablation. All other learning rates of
+`lru` and its ablation, and those of all layers without a table of their own,
+are ours: the middle of `RATES`. Choose a better one by the accuracy on
+validation:
 
   python -m experiments.sweep \
       --configs=experiments/configs/lra/listops.py:lru \
@@ -31,6 +34,7 @@ What differs from the papers:
 
 * A norm stands after the last block. In the code of the LRU and of S5 there is
   none.
+* Dropout also follows the embedding. In the codes there is none.
 * The momentum of batch norms is 0.9. S5 has 0.95, but 0.9 on Pathfinder and
   Path-X.
 * S5's cosine ends one warm-up before the last step; ours at the last step.
@@ -39,11 +43,11 @@ What differs from the papers:
 * The paper gives no sizes of the dense RNNs. Here they have those of the LRU.
 * The paper decays `exp(nu_log)` first and names no logarithm of the phase
   before the final LRU; here `lru_stable` and `lru_ring` have both.
-* S4's code gives all channels one spectrum, and two on colour images. Here
-  each channel has its own.
-* Grey images are no task of the LRU paper: there it has the numbers of colour
-  images. Colour images are no task of the S5 scripts: there it has those of
-  grey images, and so have S4 and S4D.
+* In S4's code all channels have one spectrum, and two on colour images. Here
+  each channel has its own, as in S4's code for Pathfinder and Path-X.
+* The LRU paper has no grey images: on these, `lru` has the settings of colour
+  images. The scripts of S5 have no colour images: on these, `s5` has the
+  settings of grey images.
 """
 
 from experiments.configs import default
@@ -125,20 +129,24 @@ S5_GROUPS = {
     ),
 }
 
-# S4 and S4D: batch, learning rate, steps. The weight decay is 0.05, warm-up
-# takes 10 % of the steps, and SSM parameters have a rate of 0.001.
+# S4 and S4D: batch, learning rate, steps, steps of warm-up. The weight decay is
+# 0.05.
 S4 = dict(
-    listops=(32, 0.01, 120_000),
-    text=(16, 0.01, 50_000),
-    retrieval=(64, 0.01, 50_000),
-    image=(50, 0.01, 180_000),
-    pathfinder=(64, 0.004, 500_000),
-    pathx=(16, 0.001, 500_000),
+    scifar=(50, 0.01, 180_000, 900),
+    listops=(32, 0.01, 120_000, 12_000),
+    text=(16, 0.01, 50_000, 5_000),
+    retrieval=(64, 0.01, 50_000, 5_000),
+    image=(50, 0.01, 180_000, 18_000),
+    pathfinder=(64, 0.004, 500_000, 50_000),
+    pathx=(16, 0.001, 500_000, 50_000),
 )
+# These have a learning rate of 0.001 and no weight decay, and so has `log_dt`;
+# but in the tasks with text, `log_dt` has the learning rate of all others.
 S4_SLOW = dict(
-    s4=('log_dt', 'log_A_real', 'A_imag', 'P_*', 'B_*'),
-    s4d=('log_dt', 'log_A_real', 'A_imag', 'B_*'),
+    s4=('log_A_real', 'A_imag', 'P_*', 'B_*'),
+    s4d=('log_A_real', 'A_imag', 'B_*'),
 )
+S4_FAST_STEPS = ('listops', 'text', 'retrieval')
 
 # Ours: what differs from the block of the LRU.
 OWN_BLOCKS = dict(
@@ -146,12 +154,12 @@ OWN_BLOCKS = dict(
     mamba=dict(norm='rms', norm_epsilon=1e-5, gate='none'),
 )
 
-# Tasks with a preset of their own, and those that borrow a row of a table.
+# All tasks, and those that borrow a preset, or a row of a table.
 NAMES = (
     'scifar', 'image', 'listops', 'text', 'retrieval', 'pathfinder', 'pathx'
 )
 _LIKE_LRU = dict(image='scifar')
-_LIKE_S4_AND_S5 = dict(scifar='image')
+_LIKE_IMAGE = dict(scifar='image')
 
 
 def use(config: ConfigDict, task: str, layer: str) -> ConfigDict:
@@ -224,34 +232,49 @@ def _use_lru(config, task, layer):
   config.optimizer.end_learning_rate = 1e-7
 
 
+def s5_groups(name: str, factor: float) -> ConfigDict:
+  """Returns `optimizer.groups` for S5.
+
+  Args:
+    name: A key of `S5_GROUPS`.
+    factor: `lr_factor`: how much larger than `ssm_lr` the learning rate is.
+  """
+  return _groups({
+      group: dict(
+          parameters=parameters, rate_factor=1 / factor, decay=group == 'slow'
+      )
+      for group, parameters in S5_GROUPS[name].items()
+  })
+
+
 def _use_s5(config, task):
-  row = _LIKE_S4_AND_S5.get(task, task)
+  row = _LIKE_IMAGE.get(task, task)
   batch, epochs, rate, factor, decay, groups, warmup = S5[row]
   config.model = default.model(_in_colour(models.PRESETS[f's5_{row}'], task))
   epoch = EXAMPLES[row] // batch
   _set_training(config, epochs * epoch, batch, decay, warmup=warmup * epoch)
   config.optimizer.learning_rate = factor * rate
   config.optimizer.end_learning_rate = 0.0
-  config.optimizer.groups = _groups({
-      name: dict(
-          parameters=parameters, rate_factor=1 / factor, decay=name == 'slow'
-      )
-      for name, parameters in S5_GROUPS[groups].items()
-  })
+  config.optimizer.groups = s5_groups(groups, factor)
 
 
 def _use_s4(config, task, layer):
-  row = _LIKE_S4_AND_S5.get(task, task)
-  batch, rate, steps = S4[row]
+  row = _LIKE_IMAGE.get(task, task)
+  batch, rate, steps, warmup = S4[task]
   config.model = default.model(
       _in_colour(models.PRESETS[f'{layer}_{row}'], task)
   )
-  _set_training(config, steps, batch, 0.05, warmup=steps // 10)
+  _set_training(config, steps, batch, 0.05, warmup=warmup)
   config.optimizer.learning_rate = rate
   config.optimizer.end_learning_rate = 0.0
-  config.optimizer.groups = _groups(dict(slow=dict(
-      parameters=S4_SLOW[layer], rate_factor=1e-3 / rate, decay=False
-  )))
+  slow, still = S4_SLOW[layer], ('log_dt',)
+  groups = dict(still=dict(parameters=still, decay=False))
+  if task not in S4_FAST_STEPS:
+    slow, groups = slow + still, {}
+  groups['slow'] = dict(
+      parameters=slow, rate_factor=1e-3 / rate, decay=False
+  )
+  config.optimizer.groups = _groups(groups)
 
 
 def _in_colour(model, task):

@@ -4,8 +4,9 @@ r"""EthanolConcentration: four classes of 2 channels, 1,751 steps.
       --config=experiments/configs/series/ethanol.py:lru \
       --config.data.data_dir=FOLDER --workdir=runs/ethanol
 
-FOLDER/uea holds EthanolConcentration.npz. A split has
-290 (published: 366), 79 and 79 series for training, validation and test.
+FOLDER/uea holds EthanolConcentration.npz: all series, and five random splits
+(`rnnzoo/data/series/uea.py`). A split has 290 (published: 366), 79 and 79
+series for training, validation and test.
 Chance is a quarter: the published means are near it.
 
 uea.py has the protocol of the papers, what is different here, and the command

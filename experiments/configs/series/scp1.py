@@ -4,8 +4,9 @@ r"""SelfRegulationSCP1: two classes of 6 channels of EEG, 896 steps.
       --config=experiments/configs/series/scp1.py:lru \
       --config.data.data_dir=FOLDER --workdir=runs/scp1
 
-FOLDER/uea holds SelfRegulationSCP1.npz. A split has
-298 (published: 392), 84 and 85 series for training, validation and test.
+FOLDER/uea holds SelfRegulationSCP1.npz: all series, and five random splits
+(`rnnzoo/data/series/uea.py`). A split has 298 (published: 392), 84 and 85
+series for training, validation and test.
 
 uea.py has the protocol of the papers, what is different here, and the command
 that trains all layers and splits. Measured: nothing yet.

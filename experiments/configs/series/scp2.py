@@ -4,8 +4,9 @@ r"""SelfRegulationSCP2: two classes of 7 channels of EEG, 1,152 steps.
       --config=experiments/configs/series/scp2.py:lru \
       --config.data.data_dir=FOLDER --workdir=runs/scp2
 
-FOLDER/uea holds SelfRegulationSCP2.npz. A split has
-197 (published: 266), 57 and 57 series for training, validation and test.
+FOLDER/uea holds SelfRegulationSCP2.npz: all series, and five random splits
+(`rnnzoo/data/series/uea.py`). A split has 197 (published: 266), 57 and 57
+series for training, validation and test.
 Chance is a half: the published means are near it.
 
 uea.py has the protocol of the papers, what is different here, and the command

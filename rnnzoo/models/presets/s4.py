@@ -37,7 +37,10 @@ PRESETS = dict(
     s4_listops=_s4(256, 4, 'post', num_classes=10),
     s4_text=_s4(256, 4, 'pre', num_classes=2),
     s4_retrieval=_s4(256, 4, 'pre', num_classes=2),
-    s4_image=_s4(512, 64, 'post', dropout=0.1, in_features=1, num_classes=10),
+    s4_image=_s4(
+        512, 64, 'post', dropout=0.1, dropout_over_time=True, in_features=1,
+        num_classes=10,
+    ),
     s4_pathfinder=_s4(256, 64, 'pre', in_features=1, num_classes=2),
     s4_pathx=_s4(
         256, 64, 'pre', in_features=1, num_classes=2,
@@ -47,7 +50,8 @@ PRESETS = dict(
     s4d_text=_s4(256, 4, 'pre', 's4d', num_classes=2),
     s4d_retrieval=_s4(256, 4, 'pre', 's4d', num_classes=2),
     s4d_image=_s4(
-        512, 64, 'post', 's4d', dropout=0.1, in_features=1, num_classes=10
+        512, 64, 'post', 's4d', dropout=0.1, dropout_over_time=True,
+        in_features=1, num_classes=10,
     ),
     s4d_pathfinder=_s4(256, 64, 'pre', 's4d', in_features=1, num_classes=2),
     s4d_pathx=_s4(
