@@ -212,8 +212,7 @@ def prepare(
     name = full_name(size)
 
   OneSize.size, OneSize.num_images = size, num_images
-  # One file for each split, as the reader wants it.
-  return records.write(OneSize, data_dir, manual_dir, num_shards=1)
+  return records.write(OneSize, data_dir, manual_dir)
 
 
 def prepare_fixture(data_dir: pathlib.Path, size: int):
