@@ -9,14 +9,15 @@ DIRECTORY holds `speech_commands_v0.02.tar.gz`, packed or unpacked. The lists in
 it say which clips are for validation and testing. `--config.data.words=10` is
 SC10, and `--config.data.rate=8000` reads every second sample, 8,000 steps.
 
-`:s5` is the model of the official code of S5 and trains as long as there; one
-epoch of warm-up is ours. `:lru`, and any other layer, stands in the same block,
+`:s5` is the model of the official code of S5 and trains as long as there, with
+its rates and weight decays; one epoch of warm-up is ours. `:lru`, and any other layer, stands in the same block,
 with settings of our own.
 
 No published number is known to us. Nothing has been measured yet.
 """
 
 from experiments.configs import default
+from experiments.configs.lra import settings
 from rnnzoo import models
 
 PUBLISHED = []
@@ -50,6 +51,8 @@ def get_config(layer: str = 's5'):
       recurrent_rate_factor=0.25, weight_decay=0.04, clip=0.0,
       options=dict(b2=0.999),
   ))
+  if layer == 's5':
+    config.optimizer.groups = settings.s5_groups('noBCdecay', 4)
 
   config.smoke_overrides.update(dict(
       total_steps=40, batch_size=8, eval_every=20, save_every=20, keep=3,

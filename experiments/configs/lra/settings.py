@@ -232,11 +232,21 @@ def _use_s5(config, task):
   _set_training(config, epochs * epoch, batch, decay, warmup=warmup * epoch)
   config.optimizer.learning_rate = factor * rate
   config.optimizer.end_learning_rate = 0.0
-  config.optimizer.groups = _groups({
-      name: dict(
-          parameters=parameters, rate_factor=1 / factor, decay=name == 'slow'
+  config.optimizer.groups = s5_groups(groups, factor)
+
+
+def s5_groups(name: str, factor: float) -> ConfigDict:
+  """Returns `optimizer.groups` of S5.
+
+  Args:
+    name: A key of `S5_GROUPS`.
+    factor: `lr_factor`, what divides the learning rate of the groups.
+  """
+  return _groups({
+      group: dict(
+          parameters=parameters, rate_factor=1 / factor, decay=group == 'slow'
       )
-      for name, parameters in S5_GROUPS[groups].items()
+      for group, parameters in S5_GROUPS[name].items()
   })
 
 
