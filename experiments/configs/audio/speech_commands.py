@@ -10,8 +10,8 @@ it say which clips are for validation and testing. `--config.data.words=10` is
 SC10, and `--config.data.rate=8000` reads every second sample, 8,000 steps.
 
 `:s5` is the model of the official code of S5 and trains as long as there, with
-its rates and weight decays; one epoch of warm-up is ours. `:lru`, and any other layer, stands in the same block,
-with settings of our own.
+its rates and weight decays; one epoch of warm-up is ours. `:lru`, and any other
+layer, stands in the same block, with settings of our own.
 
 No published number is known to us. Nothing has been measured yet.
 """
