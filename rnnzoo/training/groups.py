@@ -47,7 +47,7 @@ patterns of their names, such as ('B_*',).
           f'optimizer.groups.{name} must have no `parameters`: it is the group '
           'of all others. Give it another name.'
       )
-    if name != REST and 'parameters' not in group:
+    if name != REST and not group.get('parameters'):
       raise errors.UserValueError(
           f'optimizer.groups.{name} has no `parameters`, the patterns of their '
           "names, such as ('B_*',)."

@@ -159,6 +159,9 @@ class PublishedTest(parameterized.TestCase):
       (dict(test_2345=np.array([99])), {}, 'must be different indices'),
       (dict(test_2345=np.array([0.5])), {}, 'must be different indices'),
       (dict(y=np.arange(3)), {}, 'must be different indices'),
+      (dict(test_2345=np.array([[0, 1]])), {}, 'must be different indices'),
+      (dict(x=np.zeros(30)), {}, r'x \[N, T, D\] and y \[N\], got .* \[30\]'),
+      (dict(y=np.array(3)), {}, r'x \[N, T, D\] and y \[N\], got .* and \[\]'),
       ({}, dict(split_seed=7), 'must be one of 2345, 3456, or 0, got 7'),
       (dict(x=np.full((30, 5, 2), np.nan)), {}, 'Small.npz: .*finite'),
   )

@@ -194,6 +194,21 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(steps('image'), 18_000)
     self.assertEqual(steps('scifar'), 900)
 
+  def test_speech_commands_has_the_groups_of_s5(self):
+    file = _CONFIGS / 'audio' / 'speech_commands.py'
+    config = config_flag.load_module(str(file)).get_config('s5')
+    config.model.num_layers = 1
+    task = tasks.find('classification').from_config(config)
+    decayed, factors = map(by_name, groups.override(
+        config.optimizer.groups, task.functional.recurrent,
+        jax.tree.map(lambda _: 0.0, task.functional.recurrent),
+    ))
+    for name in ('C_re', 'C2_im', 'B_re', 'D', 'Lambda_re', 'log_step'):
+      self.assertEqual(factors[f'layer.{name}'], 0.25)
+      self.assertFalse(decayed[f'layer.{name}'])
+    self.assertEqual(factors['gate.kernel'], 1)
+    self.assertTrue(decayed['gate.kernel'])
+
   def test_the_rate_of_the_lru_rises_from_1e_7_and_falls_to_it(self):
     config, _ = cell('scifar', 'lru')
     rate = optimizers.make_schedule(config.optimizer, config.total_steps)

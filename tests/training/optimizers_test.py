@@ -117,6 +117,7 @@ class OptimizersTest(parameterized.TestCase):
       (dict(parameters=('scale', 'B_*')), r"no parameter matches 'B_\*'"),
       (dict(parameter=('scale',)), 'groups.slow.parameter.*"parameters"'),
       (dict(rate_factor=1.0), 'groups.slow has no `parameters`'),
+      (dict(parameters=()), 'groups.slow has no `parameters`'),
       (dict(parameters=('scale',), rate_factor=-1.0), 'rate_factor must not'),
       (dict(parameters='scale'), 'parameters must be a tuple of strings'),
       (('scale',), 'groups.slow must be a dictionary'),

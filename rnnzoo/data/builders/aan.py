@@ -110,13 +110,19 @@ def read_pairs(path: pathlib.Path) -> Iterator[documents.Example]:
     path: The file. It may be larger than the memory.
 
   Raises:
-    UserError: If a line is not a pair, or there is none.
+    UserError: If a line is not a pair, there is none, or the last one lacks the
+      end of its text.
   """
   found = False
   try:
     with path.open('rb') as file:
       for number, line in enumerate(file, 1):
         found = True
+        if not line.endswith((b'\n', b"'", b'"')):
+          raise errors.UserValueError(
+              f'{path} is cut short: it ends in line {number}. Get it again '
+              f'from {ADDRESS}'
+          )
         yield _pair(line.rstrip(b'\r\n'), f'Line {number} of {path}')
   except OSError as error:
     raise errors.UserError(

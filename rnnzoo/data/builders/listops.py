@@ -197,7 +197,11 @@ def prepare(
             f'{directory} holds {NAME} of --seed={there}, not of '
             f'--seed={seed}. Move it away, or name another --data_dir.'
         )
-    builder.download_and_prepare()
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            num_shards=records.NUM_SHARDS
+        )
+    )
     shutil.rmtree(chunk_dir, ignore_errors=True)
   except OSError as error:
     raise errors.UserError(

@@ -224,9 +224,10 @@ def prepare(
     if (directory / 'dataset_info.json').exists():
       _check_same(data_dir, size, dict(seed=seed, num_images=num_images))
     else:
-      # The reader wants one file for each split.
       builder.download_and_prepare(
-          download_config=tfds.download.DownloadConfig(num_shards=1)
+          download_config=tfds.download.DownloadConfig(
+              num_shards=records.NUM_SHARDS
+          )
       )
     shutil.rmtree(builder.chunk_dir, ignore_errors=True)
   except OSError as error:

@@ -71,8 +71,11 @@ def find_items(
     UserError: If there are none, or a line is damaged.
   """
   folder = f'{pathfinder.full_name(size)}/{level}'
-  files = list((directory / folder / 'metadata').glob('*.npy'))
-  if not files or not all(path.stem.isdecimal() for path in files):
+  files = [  # Some systems add files such as `._0.npy`.
+      path for path in (directory / folder / 'metadata').glob('*.npy')
+      if path.stem.isdecimal()
+  ]
+  if not files:
     raise errors.UserFileNotFoundError(
         f'There are no files metadata/0.npy, metadata/1.npy and so on in '
         f'{directory / folder}. --manual_dir must name the directory with the '
@@ -107,8 +110,11 @@ def read_image(path: pathlib.Path, size: int) -> np.ndarray:
   try:
     with Image.open(path, formats=['PNG']) as image:
       pixels = np.asarray(image.convert('L'))
-  # Pillow raises a SyntaxError for some damaged files.
-  except (OSError, SyntaxError, ValueError) as error:
+  # Pillow raises a SyntaxError for some damaged files, and an error of its own
+  # for a size of a billion pixels.
+  except (
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError
+  ) as error:
     raise errors.UserError(
         f'{path} cannot be read: {records.first_line(error)}. It is missing or '
         f'damaged; unpack {ADDRESS} again.'
@@ -212,8 +218,7 @@ def prepare(
     name = full_name(size)
 
   OneSize.size, OneSize.num_images = size, num_images
-  # One file for each split, as the reader wants it.
-  return records.write(OneSize, data_dir, manual_dir, num_shards=1)
+  return records.write(OneSize, data_dir, manual_dir)
 
 
 def prepare_fixture(data_dir: pathlib.Path, size: int):

@@ -13,6 +13,10 @@ from rnnzoo import errors
 from rnnzoo.data.builders import features
 import tensorflow_datasets as tfds
 
+# Files of a split, as the reader wants it. TFDS would write more for a split of
+# 128 MiB.
+NUM_SHARDS = 1
+
 
 def read(
     data_dir: pathlib.Path,
@@ -175,7 +179,6 @@ def write(
     builder_class: type[tfds.core.GeneratorBasedBuilder],
     data_dir: pathlib.Path,
     manual_dir: pathlib.Path,
-    **options: Any,
 ) -> pathlib.Path:
   """Prepares a data set, unless it is there already.
 
@@ -183,7 +186,6 @@ def write(
     builder_class: Its builder.
     data_dir: Where data sets lie; made if missing.
     manual_dir: The directory with the original files.
-    **options: Those of `tfds.download.DownloadConfig`.
 
   Returns:
     The directory of the data set.
@@ -191,7 +193,9 @@ def write(
   Raises:
     UserError: If a file cannot be read or written.
   """
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir, **options)
+  config = tfds.download.DownloadConfig(
+      manual_dir=manual_dir, num_shards=NUM_SHARDS
+  )
   try:
     builder = builder_class(data_dir=data_dir, file_format='array_record')
     builder.download_and_prepare(download_config=config)

@@ -212,7 +212,12 @@ def file_names(
           f'There is no file {file} in {directory}. It is in {ARCHIVE} from '
           f'{ADDRESS}'
       )
-    names = (directory / file).read_text().split()
+    try:
+      names = (directory / file).read_text(encoding='utf-8').split()
+    except UnicodeDecodeError as error:
+      raise errors.UserValueError(
+          f'{directory / file} is not UTF-8: {error}. Unpack {ARCHIVE} again.'
+      ) from error
     missing = set(names) - {name for u in found.values() for name in u}
     if missing:
       raise errors.UserFileNotFoundError(

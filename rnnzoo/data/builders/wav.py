@@ -24,7 +24,8 @@ def read(content: bytes, what: str, rate: int) -> np.ndarray:
       form = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()
       count = file.getnframes()
       frames = file.readframes(count)
-  except (wave.Error, EOFError) as error:
+  # A wrong size of a part is a RuntimeError without words.
+  except (wave.Error, EOFError, RuntimeError) as error:
     raise errors.UserValueError(
         f'{what} cannot be read as a WAV file: {records.first_line(error)}.'
     ) from error

@@ -166,13 +166,21 @@ def _published(files, config, seed):
         f'got {chosen}.'
     )
   x, y = found['x'], found['y']
+  if x.ndim != 3 or y.ndim != 1:
+    raise errors.UserValueError(
+        f'{path} must hold x [N, T, D] and y [N], got the shapes '
+        f'{list(x.shape)} and {list(y.shape)}.'
+    )
   index = {
       split: found.get(f'{name}_{chosen}', np.zeros(0))
       for split, name in (('validation', 'val'), ('test', 'test'))
   }
   together = np.concatenate([np.ravel(u) for u in index.values()])
   if (
-      not all(u.size and u.dtype.kind in 'iu' for u in index.values())
+      not all(
+          u.size and u.ndim == 1 and u.dtype.kind in 'iu'
+          for u in index.values()
+      )
       or len(set(together.tolist())) < len(together)
       or not 0 <= together.min() <= together.max() < len(x) == len(y)
   ):

@@ -87,6 +87,17 @@ class BuilderTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, 'at most 4000'):
       self.load(sequence_length=4001)
 
+  def test_the_last_line_may_lack_its_end_but_not_a_part_of_its_text(self):
+    path = self.write(b"0\ta\tb\tb'x'\tb'y'", b"1\ta\tb\tb'x'\tb'yes'")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    self.assertLen(list(aan.read_pairs(path)), 2)
+    path.write_bytes(content[:-2])
+    with self.assertRaisesRegex(
+        errors.UserValueError, f'^{path} is cut short: it ends in line 2'
+    ):
+      self.prepare()
+
   @parameterized.parameters(
       (b'0\ta\tb\ttext', 'got 4 parts, the first of them .0.'),
       (b'label\ta\tb\tx\ty', "first of them 'label'"),

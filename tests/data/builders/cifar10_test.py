@@ -4,6 +4,7 @@ import io
 import pathlib
 import tarfile
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,6 +12,7 @@ import numpy as np
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo.data.builders import cifar10
+from tensorflow_datasets.core.utils import shard_utils
 
 
 class Small(cifar10.Cifar10, skip_registration=True):
@@ -81,6 +83,16 @@ class BuilderTest(absltest.TestCase):
         cifar10.describe(self.data_dir),
         dict(train='300 images', test='60 images'),
     )
+
+  def test_a_split_is_one_file_of_any_size(self):
+    # TFDS makes two files of the 150 MB of the original training images.
+    self.write()
+    with (
+        mock.patch.object(cifar10, 'CHUNK', 20),
+        mock.patch.object(shard_utils.ShardConfig, 'min_shard_size', 1),
+    ):
+      self.prepare()
+    self.assertEqual(cifar10.describe(self.data_dir)['train'], '300 images')
 
   def test_unpacked_files(self):
     archive = self.write()

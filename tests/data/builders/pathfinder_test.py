@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from unittest import mock
+import zlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -328,6 +329,8 @@ class ReleaseTest(parameterized.TestCase):
     items = release.find_items(self.manual_dir, 16)
     self.assertLen(items, 90)
     self.assertEqual(items[30:60], items[60:])
+    (self.folder / 'metadata/._0.npy').write_bytes(b'\0\xff')
+    self.assertEqual(release.find_items(self.manual_dir, 16), items)
 
   def test_the_corrupt_file_is_left_out(self):
     name = 'sample_172.png'
@@ -356,7 +359,12 @@ class ReleaseTest(parameterized.TestCase):
   def test_damaged_images(self):
     path = self.folder / 'imgs/0/sample_7.png'
     content = path.read_bytes()
-    for damaged in (b'', b'text', content[: len(content) // 2], content[:20]):
+    # The width, after the name of the part that has it.
+    wide = content[:16] + b'\x7f\xff\xff\xff' + content[20:29]
+    wide += zlib.crc32(wide[12:29]).to_bytes(4, 'big') + content[33:]
+    for damaged in (
+        b'', b'text', content[: len(content) // 2], content[:20], wide
+    ):
       path.write_bytes(damaged)
       with self.assertRaisesRegex(
           errors.UserError, f'^{path} cannot be read: .*unpack https://'

@@ -49,6 +49,9 @@ class WavTest(parameterized.TestCase):
       (wav_bytes([1])[:30], 'cannot be read as a WAV file'),
       (b'', 'cannot be read as a WAV file'),
       (b'text, and more text', 'cannot be read as a WAV file'),
+      # The size of the part that has the form.
+      (wav_bytes([1])[:16] + b'\xff' * 4 + wav_bytes([1])[20:],
+       'cannot be read as a WAV file: RuntimeError'),
   )
   def test_wrong_files(self, content, message):
     with self.assertRaisesRegex(errors.UserValueError, f'^x .*{message}'):
@@ -110,6 +113,10 @@ class OriginalsTest(absltest.TestCase):
     self.lists['test'].remove('zero/z.wav')
     self.write_lists()
     fails(errors.UserValueError, 'no WAV file of the word zero for test')
+    path = self.manual_dir / 'testing_list.txt'
+    path.write_bytes(b'\xff\xfe')
+    fails(errors.UserValueError, f'^{path} is not UTF-8: .*Unpack')
+    self.write_lists()
     (self.manual_dir / 'validation_list.txt').unlink()
     fails(errors.UserFileNotFoundError, 'no file validation_list.txt in')
 
