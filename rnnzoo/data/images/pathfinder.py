@@ -8,38 +8,24 @@ others. `rnnzoo/data/builders/pathfinder.py` and `pathfinder_release.py` prepare
 them once.
 """
 
-import functools
 import pathlib
 from typing import Any
 
-import numpy as np
 from rnnzoo import fields
 from rnnzoo.data import definition
 from rnnzoo.data import examples
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
+from rnnzoo.data.images import sequences
 
 SOURCES = ('generated', 'release')
 CLASSES = ('two contours', 'one contour')
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-  """Returns images `[N, H, W]` uint8 as sequences `[N, H W, 1]` in [-1, 1].
-
-  The same as in the code of S4 and S5.
-
-  >>> pixels(np.array([[[0, 255]]], np.uint8)).ravel().tolist()
-  [-1.0, 1.0]
-  """
-  x = images.reshape(len(images), -1, 1).astype(np.float32)
-  return x / np.float32(127.5) - np.float32(1)
-
-
 def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
-  """Returns the images as sequences of pixels, row by row, from -1 to 1.
+  """Returns the images as sequences of pixels, see `sequences.dataset`.
 
-  The baselines are `majority_accuracy` and `centroid_accuracy`, see
-  `examples.label_baselines`. The images are kept in memory, one byte a pixel.
+  The model reads numbers from -1 to 1, as in the code of S4 and S5.
 
   Raises:
     UserError: If the data is missing or damaged, or there is no such size.
@@ -54,20 +40,9 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
       settings.data_directory(config), config.size
   )
   splits = {name: examples.Examples(*arrays) for name, arrays in read.items()}
-  return examples.dataset(
-      splits, shard, seed,
-      transform=pixels,
-      name='pathfinder',
-      task='classification',
-      unit='pixels',
-      sequence_length=config.size**2,
-      in_features=1,
-      num_classes=len(CLASSES),
-      class_names=CLASSES,
-      baselines=functools.partial(
-          examples.label_baselines, splits,
-          vectors=lambda images: pixels(images)[..., 0],
-      ),
+  return sequences.dataset(
+      'pathfinder', splits, shard, seed,
+      sequence='pixels', offset=(127.5,), scale=(127.5,), class_names=CLASSES,
   )
 
 

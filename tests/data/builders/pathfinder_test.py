@@ -411,10 +411,13 @@ class DataSetTest(absltest.TestCase):
         (dataset.sequence_length, dataset.in_features, dataset.num_classes),
         (256, 1, 2),
     )
-    np.testing.assert_allclose(
-        batch['inputs'], images.reshape(40, 256, 1) / 255 * 2 - 1, atol=1e-6
+    self.assertEqual(batch['inputs'].dtype, np.uint8)
+    np.testing.assert_array_equal(
+        batch['inputs'], images.reshape(40, 256, 1)
     )
-    self.assertEqual((batch['inputs'].min(), batch['inputs'].max()), (-1, 1))
+    # The model makes 0 and 255 to -1 and 1.
+    scale, offset = dataset.input_scale, dataset.input_offset
+    self.assertEqual((scale, offset), ((127.5,), (127.5,)))
     np.testing.assert_array_equal(batch['targets'], labels)
     baselines = dataset.baselines()
     self.assertEqual(baselines['majority_accuracy'], 0.5)
