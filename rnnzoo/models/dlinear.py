@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
-from rnnzoo.models import blocks
+from rnnzoo.layers import initializers
 from rnnzoo.models import forecaster
 from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
@@ -88,7 +88,14 @@ class DLinear(nnx.Module):
       )
     self.config = config
     self.trend, self.season = (
-        blocks.make_map(config, config.window, config.horizon, rngs)
+        nnx.Linear(
+            config.window, config.horizon,
+            kernel_init=nnx.initializers.constant(1 / config.window),
+            bias_init=initializers.uniform_fan_in(config.window),
+            kernel_metadata=dict(axes=(None, None)),
+            bias_metadata=dict(axes=(None,)),
+            param_dtype=jnp.dtype(config.param_dtype), rngs=rngs,
+        )
         for _ in range(2)
     )
 

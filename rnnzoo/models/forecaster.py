@@ -133,11 +133,11 @@ class Forecaster(nnx.Module):
         ),
         layers, rngs=rngs,
     )
-    self.future = None
-    if config.future_features:
-      self.future = blocks.make_map(
-          config, config.future_features, config.out_features * numbers, rngs
-      )
+    self.future = (
+        blocks.make_map(
+            config, config.future_features, config.out_features * numbers, rngs
+        ) if config.future_features else None
+    )
 
   def __call__(
       self,

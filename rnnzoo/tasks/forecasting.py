@@ -36,6 +36,7 @@ class Forecasting(base.Task):
   """
 
   name: ClassVar[str] = 'forecasting'
+  forecasts: ClassVar[bool] = True
   units: ClassVar = dict(mse='mean squared error', mae='mean absolute error')
 
   def sizes(self, dataset):
