@@ -357,7 +357,8 @@ def dropout(
 
 
 def _linear(
-    n, m, param_dtype, rngs, *, use_bias=True, out_of='embed', into='hidden'
+    n, m, param_dtype, rngs, *, use_bias=True,
+    out_of: str | None = 'embed', into: str | None = 'hidden',
 ):
   init = initializers.uniform_fan_in(n)
   return nnx.Linear(

@@ -39,7 +39,8 @@ class DLinear(nnx.Module):
       t &= \mathrm{moving\ average}(x) \\
       y &= W_t t + b_t + W_s (x - t) + b_s
 
-  The maps are `[window, horizon]`. Inputs that are no targets are not read.
+  The maps are `[window, horizon]` and start as means over the window. Inputs
+  that are no targets are not read.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp

@@ -186,7 +186,7 @@ class Forecaster(nnx.Module):
       y = y.reshape(batch, columns, config.horizon, numbers).swapaxes(1, 2)
     else:
       y = y.reshape(batch, config.horizon, columns, numbers)
-    if self.future is not None:
+    if self.future is not None and future is not None:
       known = common.project(self.future, future.astype(config.dtype), y.dtype)
       y += known.reshape(y.shape)
     return None, parameters(config.distribution, y, norm)

@@ -9,10 +9,11 @@ another layer after the file, or `:dlinear` for DLinear
 (https://arxiv.org/abs/2205.13504), which has no state. Horizons of the papers
 are 96, 192, 336 and 720 hours; a model reads the last 336 hours.
 
-DLinear is trained as by its authors: Adam, batches of 32, a rate of 0.005 that
-is halved every 256 steps (an epoch is 237 to 256 of them), at most 10 times. A
-run ends after three validations without a gain, and the best checkpoint is
-tested.
+DLinear is trained nearly as by its authors: Adam, batches of 32, a rate that is
+constant for about two epochs and halves with each one after them (an epoch has
+237 to 256 steps), ten epochs at most. A run ends after three validations
+without a gain, and the best checkpoint is tested. The rate of 0.001 was chosen
+on the validation part, where the authors' 0.005 is no better and less steady.
 
 A layer reads each column by itself, 12 hours as one vector, after the mean of
 the window was subtracted and its deviation divided by. Both are put back into
@@ -45,7 +46,7 @@ def published(*errors: float) -> list[dict]:
 PUBLISHED = published(0.375, 0.405, 0.439, 0.472)
 
 
-def get_config(layer: str = 'min_gru', file: str = 'ETTh1', rate: float = 5e-3):
+def get_config(layer: str = 'min_gru', file: str = 'ETTh1', rate: float = 1e-3):
   """Returns the config.
 
   Args:
@@ -70,20 +71,24 @@ def get_config(layer: str = 'min_gru', file: str = 'ETTh1', rate: float = 5e-3):
   config.patience = 3
   config.optimizer.name = 'adam'
   config.optimizer.schedule = 'exponential'
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.end_learning_rate = 1e-3 / 2**10
-  config.optimizer.warmup_steps = 0
+  if layer != 'dlinear':
+    rate = 1e-3
+  config.optimizer.start_learning_rate = rate
+  config.optimizer.learning_rate = rate
+  config.optimizer.warmup_steps = 384  # Constant so long.
+  config.optimizer.end_learning_rate = rate / 2**8.5
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip = 0.0
   config.optimizer.options = dict(b2=0.999)
   if layer == 'dlinear':
     config.model.window_norm = 'none'
-    config.optimizer.learning_rate = rate
-    config.optimizer.end_learning_rate = rate / 2**10
+    config.model.dropout = 0.0
   config.smoke_overrides.update(dict(
       total_steps=60, batch_size=64, log_every=10, eval_every=30,
       save_every=30, keep=3, model=dict(num_layers=1, features=16),
       data=dict(sequence_length=48, horizon=12),
-      optimizer=dict(learning_rate=1e-2, end_learning_rate=1e-3),
+      optimizer=dict(
+          learning_rate=1e-2, end_learning_rate=1e-3, warmup_steps=0
+      ),
   ))
   return config
