@@ -4,8 +4,8 @@ r"""ETTh2: the next hours of seven columns of another transformer.
       --config=experiments/configs/forecasting/etth2.py:min_gru \
       --config.data.path=FOLDER --config.data.horizon=96 --workdir=runs/etth2
 
-FOLDER holds ETTh2.csv. etth1.py says how the models are trained; the rate of
-DLinear is 0.05 here, as that of its authors. Measured: nothing yet.
+FOLDER holds ETTh2.csv. etth1.py says how the models are trained. Measured:
+nothing yet.
 """
 
 from experiments.configs.forecasting import etth1
@@ -15,4 +15,4 @@ PUBLISHED = etth1.published(0.289, 0.383, 0.448, 0.605)
 
 def get_config(layer: str = 'min_gru'):
   """Returns the config."""
-  return etth1.get_config(layer, 'ETTh2', rate=0.05)
+  return etth1.get_config(layer, 'ETTh2')
