@@ -231,8 +231,9 @@ def gaussian(outputs: jax.Array, targets: jax.Array) -> jax.Array:
   """The negative log-likelihood of each target, in nats.
 
   >>> import jax.numpy as jnp
-  >>> gaussian(jnp.array([[1.0, 1.0]]), jnp.ones(1)).round(4)  # log(2 pi) / 2
-  Array([0.9189], dtype=float32)
+  >>> found = gaussian(jnp.array([[1.0, 1.0]]), jnp.ones(1))
+  >>> round(float(found[0]), 4)  # log(2 pi) / 2
+  0.9189
 
   Args:
     outputs: Means and deviations, `[..., 2]`.
@@ -251,8 +252,9 @@ def pinball(
   """Twice the pinball loss of each target, the mean over all quantiles.
 
   >>> import jax.numpy as jnp
-  >>> pinball(jnp.array([[1.0, 3.0]]), jnp.array([2.0]), (0.1, 0.9)).round(4)
-  Array([0.2], dtype=float32)
+  >>> found = pinball(jnp.array([[1.0, 3.0]]), jnp.array([2.0]), (0.1, 0.9))
+  >>> round(float(found[0]), 4)
+  0.2
 
   Args:
     outputs: Quantiles `[..., Q]`.
