@@ -22,8 +22,9 @@ the forecast. `--config.model.window_norm`, `--config.model.patch` and
 `--config.model.separate_columns` change this.
 `--config.model.distribution=quantile` or `gaussian` forecasts a band, too.
 
-The published numbers are from memory, with the known weakness that the authors
-left out the last incomplete batch of test windows. Measured: nothing yet.
+The published numbers are from memory. Measured for DLinear, one seed, squared
+errors at the four horizons: 0.374, 0.412, 0.445 and 0.501 (published: 0.375,
+0.405, 0.439 and 0.472). At 720 hours validation chooses the first checkpoint.
 """
 
 from experiments.configs import default
