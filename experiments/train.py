@@ -16,6 +16,7 @@ from absl import logging
 from experiments import plan
 from experiments.cli import config_flag
 from experiments.cli import drivers
+from experiments.cli import forecasts
 from experiments.cli import hosts
 from experiments.cli import published
 from experiments.cli import results
@@ -98,6 +99,15 @@ def main(argv):
       ), workdir)
   if hosts.is_first():
     report(summary, task, dataset, workdir)
+  if dataset.horizon and count == 1 and hosts.is_first():
+    run = restoring.restore_run(
+        workdir, layers=exports.layers, tasks=exports.tasks
+    )
+    forecasts.draw(
+        forecasts.make(run, dataset, 'test'), workdir / 'forecast.png',
+        f'{config.model.layer} on {dataset.name}, test',
+    )
+    print(f'forecast: {workdir / "forecast.png"}')
   if config.sample_characters and dataset.vocabulary:
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks

@@ -7,6 +7,7 @@ can be set by further flags, in any order on the command line.
 
 from collections.abc import Callable, Mapping
 import contextlib
+import copy
 import functools
 import importlib.machinery
 import importlib.util
@@ -48,12 +49,13 @@ class ConfigFlag:
     argument: What followed the file, after a colon; '' for nothing.
     overrides: The names of the fields that the command line sets.
     value: The config, overrides applied; `None` if the flag was not given.
+    unchanged: The config as the file makes it.
     exports: The exports of the file.
   """
 
   def __init__(self):
     self.filename, self.value, self.exports = None, None, NO_EXPORTS
-    self.argument, self.overrides = '', ()
+    self.unchanged, self.argument, self.overrides = None, '', ()
 
   def take(self, argv: list[str], values=flags.FLAGS) -> list[str]:
     """Reads the config file; returns `argv` without `--config=FILE`.
@@ -76,6 +78,7 @@ class ConfigFlag:
     self.filename, self.exports = path, exports_of(path)
     self.argument = argument
     config = _make(path, *[argument] * bool(colon))
+    self.unchanged = copy.deepcopy(config)
     overrides = _overrides(argv)
     self.overrides = tuple(overrides)
     _switch(config, overrides, self.exports)

@@ -12,6 +12,9 @@ the model where the run was started without an argument.
 
 `error` is what the source gives beside its value, `None` if it gives nothing.
 An accuracy is a fraction, at most 1.
+
+`where` holds the fields of the data or the model that differ from the config
+file, such as `{'data.horizon': 192}`; none if it is missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,8 +31,8 @@ _FIELDS = dict(
     error=fields.Field(float, low=0, optional=True),
     split=fields.Field(str),
     source=fields.Field(str),
+    where=fields.Field(dict),
 )
-
 
 # Fields of the model and of the data that do not make them others.
 _SAME_NUMBERS = (
@@ -48,6 +51,8 @@ class Number(NamedTuple):
     error: Its error as published, or `None`.
     split: The part of the data, such as `test`.
     source: Where it was published.
+    where: Pairs of a field that differs from the config file, and its value as
+      text.
   """
 
   layer: str
@@ -56,6 +61,7 @@ class Number(NamedTuple):
   error: float | None
   split: str
   source: str
+  where: tuple[tuple[str, str], ...] = ()
 
 
 def of_file(path: str) -> list[Number]:
@@ -76,7 +82,7 @@ def of_file(path: str) -> list[Number]:
 
 def _number(row: Any, name: str) -> Number:
   fields.check(name, row, fields.Field(dict))
-  row = dict(error=None) | row
+  row = dict(error=None, where={}) | row
   if row.keys() != _FIELDS.keys():
     wrong = sorted(row.keys() ^ _FIELDS.keys())
     raise errors.UserValueError(
@@ -87,7 +93,17 @@ def _number(row: Any, name: str) -> Number:
     fields.check(f'{name}: {field}', row[field], description)
   if row['metric'] == 'accuracy':
     fields.check(f'{name}: value', row['value'], fields.Field(float, 0, 1))
-  return Number(**row)
+  where = sorted((name, text(value)) for name, value in row['where'].items())
+  return Number(**row | dict(where=tuple(where)))
+
+
+def text(value: Any) -> str:
+  """Returns the value of a field as results record it.
+
+  >>> text(192), text('ETTh2')
+  ('192', 'ETTh2')
+  """
+  return value if isinstance(value, str) else repr(value)
 
 
 def name_of(
@@ -112,29 +128,29 @@ def name_of(
 def find(
     numbers: Iterable[Number],
     layer: str,
-    overrides: Iterable[str],
+    overrides: Mapping[str, str],
     values: Mapping[str, Mapping[str, float]],
 ) -> list[Number]:
   """Returns the published numbers that a run stands beside.
 
-  They are about the model and the data of the config file: there are none for a
-  run that changes these, beyond how they are computed. `--config.model.layer`
-  does, as it leaves out what `FILE:LAYER` sets beside the layer.
+  They are about the model and the data of the config file, changed by `where`:
+  there are none for a run that changes these otherwise, beyond how they are
+  computed. `--config.model.layer` does, as it leaves out what `FILE:LAYER` sets
+  beside the layer.
 
   Args:
     numbers: The numbers of the run's config file.
     layer: What `name_of` returns.
-    overrides: The fields that the run changes.
+    overrides: The fields that the run changes, and their values as text.
     values: What the run has measured, by split and metric.
   """
-  if any(
-      name.startswith(('model.', 'data.')) and name not in _SAME_NUMBERS
+  changes = {
+      name: value for name, value in overrides.items()
+      if name.startswith(('model.', 'data.')) and name not in _SAME_NUMBERS
       or name in ('preset', 'task', 'init_from', 'smoke')
-      for name in overrides
-  ):
-    return []
+  }
   return [
       number for number in numbers
-      if number.layer == layer
+      if number.layer == layer and dict(number.where) == changes
       and number.metric in values.get(number.split, {})
   ]

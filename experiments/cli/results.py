@@ -231,16 +231,28 @@ def _values(summary, rows, config, task):
 
 
 def overrides_of(flag: config_flag.ConfigFlag) -> dict[str, str]:
-  """Returns the overrides of a command line, as text that holds no path."""
+  """Returns the overrides of a command line, as text that holds no path.
+
+  A size of the data that is the config file's own is no change.
+  """
   found = {}
+  of = lambda name, config: functools.reduce(
+      lambda u, key: u[key], name.split('.'), config
+  )
+  own = None
+  if not {'data.name', 'preset', 'model.layer'} & set(flag.overrides):
+    own = flag.unchanged
   for name in flag.overrides:
     if name == 'data.data_dir':  # Where the data lies changes no result.
       continue
-    value = functools.reduce(lambda u, key: u[key], name.split('.'), flag.value)
+    value = of(name, flag.value)
+    if own is not None and name.startswith('data.') and value == of(name, own):
+      continue
     if hasattr(value, 'to_dict'):
       value = value.to_dict()
-    if not isinstance(value, str):
-      value = json.dumps(value) if isinstance(value, dict) else repr(value)
+    if isinstance(value, dict):
+      value = json.dumps(value)
+    value = published_lib.text(value)
     found[name] = _PATH.sub(lambda match: neutral(match[0]), value)
   return dict(sorted(found.items()))
 

@@ -179,7 +179,7 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
     ]
     seen = {row.published for row in rows}
     not_run = tuple(
-        Row(config, '', n.layer, {}, n.metric, n.split, published=n)
+        Row(config, '', n.layer, dict(n.where), n.metric, n.split, published=n)
         for n in numbers or () if n not in seen
     )
     if not rows and not not_run:

@@ -15,6 +15,8 @@ from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
+from rnnzoo.data.series import csv_file
+from rnnzoo.data.series import ett
 from rnnzoo.data.series import uea
 from rnnzoo.data.synthetic import adding
 from rnnzoo.data.synthetic import copying
@@ -41,8 +43,10 @@ DATASETS = {
     'adding': adding.DEFINITION,
     'cifar10': cifar10.DEFINITION,
     'copying': copying.DEFINITION,
+    'csv_file': csv_file.DEFINITION,
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,
+    'ett': ett.DEFINITION,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
     'imdb': imdb.DEFINITION,

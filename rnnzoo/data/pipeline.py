@@ -229,9 +229,12 @@ class Dataset:
     stored: the model normalises these on the device. For matching, pairs of
     tokens `[b, T, 2]`.
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
-    for each sequence, `[b]` int32 or `[b, K]` float32.
-  - `mask`: which targets count, bool, `[b, T]` or `[b]`. A training batch has
-    it only where some targets do not count.
+    for each sequence, `[b]` int32 or `[b, K]` float32; or for forecasting the
+    next `H` steps of `K` columns, `[b, H, K]` float32.
+  - `mask`: which targets count, bool, `[b, T]` or `[b]`, or `[b, H, K]` where
+    some numbers to forecast are missing. A training batch has it only where
+    some targets do not count.
+  - `future` `[b, H, F]` float32: what is known of the steps to forecast.
   - `input_mask` `[b, T]` bool (`[b, T, 2]` for pairs): which steps exist, where
     lengths are unequal. `T` may differ from batch to batch, see `buckets`.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
@@ -271,7 +274,14 @@ class Dataset:
       it, see `tasks.Task.bind`.
     num_classes: Number of classes of a classification, else 0.
     class_names: Their names for people; empty if they have none.
-    out_features: Number `K` of target values of a regression, else 0.
+    out_features: Number `K` of target values of a regression, or of columns to
+      forecast, else 0.
+    horizon: Number `H` of steps to forecast, else 0. The first `K` inputs are
+      the past of the `K` columns to forecast.
+    future_features: Number `F` of inputs that are known for these steps, too.
+    target_names: The names of the columns to forecast.
+    target_offset: The mean that was subtracted from each of these columns, and
+    target_scale: the deviation that the difference was divided by.
     per_step: Whether there is a target for each step, not one for a sequence.
     forecast: Whether the targets of steps are inputs of later steps, and not
       labels. Then the model must be causal, see `tasks.Task.bind`.
@@ -315,6 +325,11 @@ class Dataset:
   num_classes: int = 0
   class_names: tuple[str, ...] = ()
   out_features: int = 0
+  horizon: int = 0
+  future_features: int = 0
+  target_names: tuple[str, ...] = ()
+  target_offset: tuple[float, ...] = ()
+  target_scale: tuple[float, ...] = ()
   per_step: bool = False
   forecast: bool = False
   contiguous: bool = False

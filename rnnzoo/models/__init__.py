@@ -4,6 +4,8 @@ from rnnzoo.models.autoencoder import SequenceAutoencoder as SequenceAutoencoder
 from rnnzoo.models.backbone import Backbone as Backbone
 from rnnzoo.models.classifier import SequenceClassifier as SequenceClassifier
 from rnnzoo.models.config import ModelConfig as ModelConfig
+from rnnzoo.models.dlinear import DLinear as DLinear
+from rnnzoo.models.forecaster import Forecaster as Forecaster
 from rnnzoo.models.language_model import LanguageModel as LanguageModel
 from rnnzoo.models.language_model import OutputMap as OutputMap
 from rnnzoo.models.pair_classifier import PairClassifier as PairClassifier

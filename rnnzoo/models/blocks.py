@@ -320,6 +320,16 @@ def make_linear(
   )
 
 
+def make_map(
+    config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs
+) -> nnx.Linear:
+  """Returns a small linear map with a bias, which every device holds whole."""
+  return _linear(
+      inputs, outputs, jnp.dtype(config.param_dtype), rngs, out_of=None,
+      into=None,
+  )
+
+
 def dropout(
     x: jax.Array, rate: float, key: jax.Array | None, *, over_time: bool = False
 ) -> jax.Array:
@@ -347,7 +357,8 @@ def dropout(
 
 
 def _linear(
-    n, m, param_dtype, rngs, *, use_bias=True, out_of='embed', into='hidden'
+    n, m, param_dtype, rngs, *, use_bias=True,
+    out_of: str | None = 'embed', into: str | None = 'hidden',
 ):
   init = initializers.uniform_fan_in(n)
   return nnx.Linear(

@@ -26,6 +26,10 @@ _DETAILS = dict(
     input_scale=dict(low=0, above_low=True),
     num_classes=dict(low=0),
     out_features=dict(low=0),
+    window=dict(low=0),
+    horizon=dict(low=0),
+    future_features=dict(low=0),
+    patch=dict(low=1),
     embed_std=dict(low=0),
 )
 
@@ -97,7 +101,24 @@ class ModelConfig:
     input_scale: What the difference is divided by, likewise. Empty means 255
       for uint8 images, and otherwise 1.
     num_classes: The number of classes of a classifier.
-    out_features: The number of values that a regressor predicts.
+    out_features: The number of values that a regressor predicts, or of columns
+      that a forecaster does.
+    window: The number of steps that a forecaster reads.
+    horizon: The number of steps that a forecaster predicts.
+    future_features: The number of inputs that a forecaster knows for these
+      steps, too.
+    distribution: What a forecaster predicts of each number: the number itself,
+      `point`; a mean and a deviation, `gaussian`; or nine quantiles, from 0.1
+      to 0.9, `quantile`.
+    window_norm: What a forecaster subtracts from each column of a window and
+      adds to the forecast: the `last` value, the `mean`, or with `standard` the
+      mean, after which it divides by the deviation of the window. `none` leaves
+      columns as they are.
+    separate_columns: Whether a forecaster predicts each column from its own
+      past and from the inputs that are no targets, with the same parameters for
+      all columns. Otherwise it reads all columns together.
+    patch: The number of steps that a forecaster reads at once, as one vector.
+      It must divide `window`.
     pooling: How a classifier or a regressor gets one output for a sequence:
       from the `mean` of the features of all steps, or from the `last` or the
       `first` step. `none` means an output at every step. Masked steps do not
@@ -146,6 +167,13 @@ class ModelConfig:
   input_scale: tuple[float, ...] = ()
   num_classes: int = 0
   out_features: int = 0
+  window: int = 0
+  horizon: int = 0
+  future_features: int = 0
+  distribution: Literal['point', 'gaussian', 'quantile'] = 'point'
+  window_norm: Literal['none', 'last', 'mean', 'standard'] = 'standard'
+  separate_columns: bool = True
+  patch: int = 1
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False

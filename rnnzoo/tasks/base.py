@@ -49,6 +49,8 @@ class Task(abc.ABC):
   larger_is_better: ClassVar[tuple[str, ...]] = ('accuracy',)
   # How many sequences an example has, see `models.PairClassifier`.
   sequences: ClassVar[int] = 1
+  # Whether the targets are the steps after the inputs, see `Dataset.horizon`.
+  forecasts: ClassVar[bool] = False
   # What each metric is measured in, for plots.
   units: ClassVar[Mapping[str, str]] = {}
 
@@ -119,7 +121,10 @@ class Task(abc.ABC):
     task = dataclasses.replace(
         self, model=self.model.replace(**self.sizes(dataset))
     ).reading(dataset)
-    if not task.outputs or dataset.sequences != task.sequences:
+    if (
+        not task.outputs or dataset.sequences != task.sequences
+        or bool(dataset.horizon) != task.forecasts
+    ):
       raise errors.UserValueError(
           f'The kind of task is {self.name}, but {dataset.name} is a data set '
           f'for {dataset.task}.'

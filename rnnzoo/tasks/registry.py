@@ -6,6 +6,7 @@ from rnnzoo import errors
 from rnnzoo.tasks import autoencoding
 from rnnzoo.tasks import base
 from rnnzoo.tasks import classification
+from rnnzoo.tasks import forecasting
 from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
 from rnnzoo.tasks import matching
@@ -16,6 +17,7 @@ Tasks = Mapping[str, type[base.Task]]
 TASKS: dict[str, type[base.Task]] = {
     'autoencoding': autoencoding.Autoencoding,
     'classification': classification.Classification,
+    'forecasting': forecasting.Forecasting,
     'known_source': known_source.KnownSource,
     'language_modelling': language.LanguageModelling,
     'matching': matching.Matching,

@@ -1,4 +1,4 @@
-"""Regression and forecasting: numbers for each sequence, or for every step."""
+"""Regression: numbers for each sequence, or for every step."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,7 +18,8 @@ class Regression(base.Task):
   `targets`, numbers `[B, K]` or `[B, T, K]`. `input_mask` `[B, T]` says which
   steps exist, `mask` (`[B]` or `[B, T]`) which targets count.
 
-  Forecasting is of this kind: the targets are later values of the series.
+  The targets may be later values of the series; `forecasting.py` forecasts
+  several steps of some columns from windows of a file.
 
   Metrics: `loss` and `mse`, the mean squared error, and `mae`, the mean
   absolute error, all averaged over the `K` numbers of a target.

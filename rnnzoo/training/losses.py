@@ -227,6 +227,50 @@ def squared_error(
   )
 
 
+def gaussian(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+  """The negative log-likelihood of each target, in nats.
+
+  >>> import jax.numpy as jnp
+  >>> found = gaussian(jnp.array([[1.0, 1.0]]), jnp.ones(1))
+  >>> round(float(found[0]), 4)  # log(2 pi) / 2
+  0.9189
+
+  Args:
+    outputs: Means and deviations, `[..., 2]`.
+    targets: `[...]`.
+
+  Returns:
+    `[...]`, float32 at least.
+  """
+  outputs = outputs.astype(jnp.promote_types(jnp.float32, outputs.dtype))
+  return -jax.scipy.stats.norm.logpdf(targets, outputs[..., 0], outputs[..., 1])
+
+
+def pinball(
+    outputs: jax.Array, targets: jax.Array, levels: tuple[float, ...]
+) -> jax.Array:
+  """Twice the pinball loss of each target, the mean over all quantiles.
+
+  >>> import jax.numpy as jnp
+  >>> found = pinball(jnp.array([[1.0, 3.0]]), jnp.array([2.0]), (0.1, 0.9))
+  >>> round(float(found[0]), 4)
+  0.2
+
+  Args:
+    outputs: Quantiles `[..., Q]`.
+    targets: `[...]`.
+    levels: The level of each quantile, in (0, 1).
+
+  Returns:
+    `[...]`, float32 at least. With the level 0.5 alone it is the absolute
+    error.
+  """
+  outputs = outputs.astype(jnp.promote_types(jnp.float32, outputs.dtype))
+  level = jnp.asarray(levels, outputs.dtype)
+  above = targets[..., None] - outputs
+  return 2 * jnp.maximum(level * above, (level - 1) * above).mean(-1)
+
+
 def _sums(
     x, kernel, bias, targets, mask, *, vocab_axis, soft_cap, chunk, split_over
 ):

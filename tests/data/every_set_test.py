@@ -22,9 +22,15 @@ CASES = {
     'cifar10_rgb': dict(name='cifar10', color='rgb'),
     'cifar10_rows': dict(name='cifar10', color='rgb', sequence='rows'),
     'copying': dict(name='copying', eval_examples=30),
+    'csv_file': dict(name='csv_file', sequence_length=24, horizon=6),
+    'csv_file_ahead': dict(
+        name='csv_file', sequence_length=24, horizon=6, targets=('load',),
+        ahead=('price',),
+    ),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
+    'ett': dict(name='ett', sequence_length=24, horizon=6),
     'formal_language': dict(
         name='formal_language', language='bucket_sort', eval_examples=30,
         test_lengths=(50,), test_examples=10,
@@ -144,7 +150,10 @@ class EverySetTest(parameterized.TestCase):
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
-    self.assertEqual(dataset.out_features > 0, dataset.task == 'regression')
+    self.assertEqual(
+        dataset.out_features > 0, dataset.task in ('regression', 'forecasting')
+    )
+    self.assertEqual(dataset.horizon > 0, dataset.task == 'forecasting')
     self.assertEqual(
         dataset.num_classes > 0, dataset.task in ('classification', 'matching')
     )
@@ -164,7 +173,13 @@ class EverySetTest(parameterized.TestCase):
       shape = steps if dataset.per_step else steps[:1]
       form['targets'] = (shape, np.int32)
       if dataset.out_features:
-        form['targets'] = ((*shape, dataset.out_features), np.float32)
+        steps_ahead = (dataset.horizon,) * bool(dataset.horizon)
+        form['targets'] = (
+            (*shape, *steps_ahead, dataset.out_features), np.float32
+        )
+      form['future'] = (
+          (ROWS, dataset.horizon, dataset.future_features), np.float32
+      )
       form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
       form['mask'] = (shape, np.bool_)
       form['input_mask'] = ((*steps, *pairs), np.bool_)

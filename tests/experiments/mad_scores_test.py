@@ -17,7 +17,7 @@ class MADScoresTest(absltest.TestCase):
       numbers = published.of_file(str(file))
       self.assertLen({number.layer for number in numbers}, 7)
       for number in numbers:
-        self.assertEmpty(published.find(numbers, number.layer, [], values))
+        self.assertEmpty(published.find(numbers, number.layer, {}, values))
 
 
 if __name__ == '__main__':

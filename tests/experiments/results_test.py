@@ -138,6 +138,29 @@ class ResultsTest(parameterized.TestCase):
     self.assertIsNone(layer['published'])
     self.assertIn('one.py --config.model.layer=mamba', layer['command'])
 
+  def test_a_number_for_other_data(self):
+    own = config_flag.parse_alone(str(self.config)).value.data.sequence_length
+    self.config.write_text(CONFIG.replace(
+        "error=0.01,", "error=0.01, where={'data.sequence_length': 9},"
+    ))
+    config_flag.load_module.cache_clear()
+    for length, published_value, overrides in (
+        (9, 1.5, {'data.sequence_length': '9'}),
+        (7, None, {'data.sequence_length': '7'}),
+        (own, 0.5, {}),  # As in the file: another number is about this one.
+    ):
+      result = self.make(
+          f'run{length}', f'--config.data.sequence_length={length}'
+      )
+      self.assertEqual(result['published'], published_value)
+      self.assertEqual(result['overrides'], overrides)
+    report = collecting.collect(self.results, self.root)
+    compared = [row for row in report.rows if row.published]
+    self.assertEqual(
+        [row.name for row in compared if row.metric == 'loss'],
+        ['min_gru, data.sequence_length=9'],
+    )
+
   def test_no_finite_number(self):
     with self.assertRaisesRegex(errors.UserError, 'loss on test is not a fin'):
       self.make('run', test_loss=float('nan'), rows=ROWS[1:2])

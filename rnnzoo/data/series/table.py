@@ -1,0 +1,165 @@
+"""CSV files of numbers over time: a header, then one row for each step.
+
+  date,load,temperature
+  2016-07-01 00:00:00,5.827,30.531
+  2016-07-01 01:00:00,5.693,
+
+A field that is empty, `NA`, `NaN`, `null` or `?` is a missing number.
+"""
+
+import collections
+import csv
+import datetime
+import pathlib
+from typing import NamedTuple
+
+from absl import logging
+import numpy as np
+from rnnzoo import errors
+
+_MISSING = ('', 'na', 'n/a', 'nan', 'null', 'none', '?')
+
+
+class Table(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    names: The names of all columns but the one of the times.
+    times: The times as they are written; empty if no column has them.
+    texts: The other columns by name, one text for each row.
+    lines: The line of each row in the file, for messages.
+  """
+
+  names: tuple[str, ...]
+  times: list[str]
+  texts: dict[str, list[str]]
+  lines: list[int]
+
+
+def read(path: pathlib.Path, time_column: str) -> Table:
+  """Reads a file and checks the order of its rows.
+
+  Args:
+    path: The file.
+    time_column: The column of the times, which must increase: dates of ISO
+      8601, or numbers. If empty, the order of the rows is taken as it is.
+
+  Raises:
+    UserError: If the file cannot be read, or lacks the column, or a time is
+      wrong; the message names the line.
+  """
+  header, rows, lines = _rows(path)
+  doubled = sorted({name for name in header if header.count(name) > 1})
+  if doubled:
+    raise errors.UserValueError(
+        f'{path} has several columns {doubled[0]!r}: the names in its first '
+        'line must differ.'
+    )
+  texts = dict(zip(header, map(list, zip(*rows))))
+  times = []
+  if time_column:
+    check_column(path, 'time_column', time_column, header)
+    times = texts.pop(time_column)
+    _check_times(path, times, lines)
+  return Table(tuple(texts), times, texts, lines)
+
+
+def check_column(path, field: str, name: str, names):
+  """Raises `UserValueError` if a file has no column of this name."""
+  if name not in names:
+    raise errors.UserValueError(
+        f'{path} has no column {name!r} (data.{field}); it has '
+        f'{", ".join(names)}.' + errors.suggest(name, names)
+    )
+
+
+def numbers(path: pathlib.Path, table: Table, name: str) -> np.ndarray:
+  """Returns a column as float64 `[N]`, NaN where a number is missing.
+
+  Raises:
+    UserValueError: If a field is no finite number; the message names the line.
+  """
+  column = np.full(len(table.lines), np.nan)
+  for row, text in enumerate(table.texts[name]):
+    if text.strip().lower() in _MISSING:
+      continue
+    try:
+      column[row] = float(text)
+    except ValueError:
+      pass
+    if not np.isfinite(column[row]):
+      raise errors.UserValueError(
+          f'{path}, line {table.lines[row]}: column {name!r} must be finite '
+          f'numbers, got {text[:40]!r}. Leave a missing number empty.'
+      )
+  return column
+
+
+def _rows(path):
+  """Returns the header, the rows and the line of each row."""
+  try:
+    # A file of Excel starts with a byte order mark.
+    with open(path, encoding='utf-8-sig', newline='') as file:
+      reader = csv.reader(file)
+      header = [name.strip() for name in next(reader, [])]
+      found = [(row, reader.line_num) for row in reader if row]
+  except OSError as error:
+    raise errors.UserError(f'Cannot read {path}: {error.strerror}.') from error
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise errors.UserValueError(
+        f'{path} is no CSV file in UTF-8: {error}.'
+    ) from error
+  if not found:
+    raise errors.UserValueError(
+        f'{path} must have a line of names and at least one row.'
+    )
+  for row, line in found:
+    if len(row) != len(header):
+      raise errors.UserValueError(
+          f'{path}, line {line}: {len(row)} fields; the first line has '
+          f'{len(header)}, separated by commas.'
+      )
+  rows, lines = zip(*found)
+  return header, rows, list(lines)
+
+
+def _check_times(path, times, lines):
+  """Raises `UserValueError` unless the times increase."""
+  parsed = []
+  for text, line in zip(times, lines):
+    try:
+      parsed.append(_time(text))
+    except ValueError as error:
+      raise errors.UserValueError(
+          f'{path}, line {line}: the time must be a date of ISO 8601, such as '
+          f'2016-07-01 00:00:00, or a number, got {text[:40]!r}.'
+      ) from error
+  try:
+    steps = [after - before for before, after in zip(parsed, parsed[1:])]
+  except TypeError as error:
+    raise errors.UserValueError(
+        f'{path}: all times must be of one form: dates with a time zone, dates '
+        'without one, or numbers.'
+    ) from error
+  nothing = steps[0] - steps[0] if steps else 0
+  for number, step in enumerate(steps):
+    if not step > nothing:
+      raise errors.UserValueError(
+          f'{path}, line {lines[number + 1]}: the time {times[number + 1]} is '
+          f'not after {times[number]}, the time of the row before. Sort the '
+          'rows by time.'
+      )
+  lengths = collections.Counter(steps)
+  if len(lengths) > 1:
+    [(usual, count)] = lengths.most_common(1)
+    logging.warning(
+        '%s: %d of %d steps of time are not %s long. Rows are taken as equally '
+        'far apart.', path, len(steps) - count, len(steps), usual,
+    )
+
+
+def _time(text: str) -> datetime.datetime | float:
+  try:
+    return float(text)
+  except ValueError:
+    return datetime.datetime.fromisoformat(text.strip())
