@@ -1,4 +1,4 @@
-"""The actor-critic: observations in, at every step an action and a value out."""
+"""The actor-critic: observations in, an action and a value at each step out."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo.layers import initializers
 from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.sequence_model import SequenceCarry
@@ -81,6 +82,12 @@ class ActorCritic(SequenceModel):
     super().__init__(
         config.replace(pooling='none'), num_actions + 1, layers, rngs
     )
+    if config.in_features:
+      # A norm follows the map of the inputs. With a bias of 0 it would remove
+      # the size of an observation, of which control needs more than the sign.
+      init = initializers.uniform_fan_in(config.in_features)
+      bias = self.encoder.bias
+      bias[...] = init(rngs.params(), bias[...].shape, bias[...].dtype)
     # The last output is the value.
     scale = jnp.full((num_actions + 1,), _SCALE).at[-1].set(1)
     for variable in (self.head.kernel, self.head.bias):

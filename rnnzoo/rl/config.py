@@ -63,6 +63,11 @@ FIELDS = dict(
         help='Whether the advantages of a part of a rollout get mean 0 and '
         'standard deviation 1.',
     ),
+    normalize_observations=fields.Field(
+        bool, default=True,
+        help='Whether observations that are real numbers get mean 0 and '
+        'standard deviation 1, by the moments of all that were seen.',
+    ),
     observe_last=fields.Field(
         bool, default=False,
         help='Whether the policy also reads its last action and reward.',

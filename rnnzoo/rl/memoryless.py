@@ -1,13 +1,13 @@
 """The layer `none`, which remembers nothing: for comparison."""
 
 from flax import nnx
-import jax.numpy as jnp
 from rnnzoo.layers import base
 
 
 class Memoryless(base.RecurrentLayer):
   """Passes each token on, so that a block is its MLP.
 
+  >>> import jax.numpy as jnp
   >>> layer = Memoryless(8, rngs=nnx.Rngs(0))
   >>> carry, y = layer(jnp.ones((2, 5, 8)))
   >>> carry, y.shape

@@ -33,7 +33,10 @@ State = dict[str, Any]  # Of one agent: `PPO.initial_state` has its entries.
 
 
 class Actor(NamedTuple):
-  """Where the environments and the policy stand between two rollouts."""
+  """Where the environments and the policy stand between two rollouts.
+
+  Observations are not normalised in it.
+  """
 
   environment: environments.base.State  # Every array `[B, ...]`.
   inputs: jax.Array  # What the policy reads next, `[B, D]`.
@@ -59,6 +62,39 @@ class Rollout(NamedTuple):
   terminated: jax.Array
   truncated: jax.Array
   next_inputs: jax.Array
+
+
+class Moments(NamedTuple):
+  """Mean and variance of the observations seen so far, `[D]`."""
+
+  count: jax.Array
+  mean: jax.Array
+  variance: jax.Array
+
+  @classmethod
+  def initial(cls, features: int) -> 'Moments':
+    # A count near 0: the first rollout replaces mean and variance.
+    return cls(jnp.float32(1e-4), jnp.zeros(features), jnp.ones(features))
+
+  def normalize(self, x: jax.Array) -> jax.Array:
+    """Normalises the first `D` of the last axis of `x`; at most 10 remains."""
+    size = self.mean.size
+    std = jnp.sqrt(self.variance + 1e-8)
+    first = jnp.clip((x[..., :size] - self.mean) / std, -10, 10)
+    return jnp.concatenate([first, x[..., size:]], -1)
+
+  def update(self, x: jax.Array) -> 'Moments':
+    """Returns the moments after seeing `x` `[..., D or more]` too."""
+    x = x[..., : self.mean.size].reshape(-1, self.mean.size)
+    new = x.shape[0]
+    count = self.count + new
+    delta = x.mean(0) - self.mean
+    squares = self.variance * self.count + x.var(0) * new
+    return Moments(
+        count,
+        self.mean + delta * new / count,
+        (squares + delta**2 * self.count * new / count) / count,
+    )
 
 
 class Episodes(NamedTuple):
@@ -168,6 +204,10 @@ def advantages(
   return found[..., 0]
 
 
+def _normalized(inputs, moments):
+  return inputs if moments is None else moments.normalize(inputs)
+
+
 class PPO:
   """The learner of a config: pure functions of the state of one agent.
 
@@ -229,9 +269,15 @@ class PPO:
         self.model(params).initialize_carry(count),
         jnp.zeros(count), jnp.zeros(count, jnp.int32),
     )
+    space = self.environment.observation
+    moments = None
+    if self.config.normalize_observations and isinstance(
+        space, environments.Box
+    ):
+      moments = Moments.initial(space.num_features)
     return dict(
         seed=jnp.asarray(seed, jnp.uint32), step=jnp.int32(0), params=params,
-        opt_state=self.tx.init(params), actor=actor,
+        opt_state=self.tx.init(params), moments=moments, actor=actor,
     )
 
   def model(self, params) -> ActorCritic:
@@ -254,7 +300,17 @@ class PPO:
 
     # ---- Act. ----
     model, start = self.model(state['params']), state['actor'].carry
-    actor, rollout, episodes = self.collect(model, state['actor'], act_key)
+    actor, rollout, episodes = self.collect(
+        model, state['actor'], act_key, state['moments']
+    )
+    moments = state['moments']
+    if moments is not None:
+      seen = rollout.inputs
+      rollout = rollout._replace(
+          inputs=moments.normalize(seen),
+          next_inputs=moments.normalize(rollout.next_inputs),
+      )
+      moments = moments.update(seen)
 
     # ---- Judge. ----
     advantage = advantages(
@@ -292,12 +348,14 @@ class PPO:
     )
     metrics = {name: value.mean() for name, value in metrics.items()}
     state = state | dict(
-        step=state['step'] + 1, params=params, opt_state=opt_state, actor=actor
+        step=state['step'] + 1, params=params, opt_state=opt_state,
+        moments=moments, actor=actor,
     )
     return state, metrics | dict(episodes=episodes)
 
   def collect(
-      self, model: ActorCritic, actor: Actor, key: jax.Array
+      self, model: ActorCritic, actor: Actor, key: jax.Array,
+      moments: Moments | None = None,
   ) -> tuple[Actor, Rollout, Episodes]:
     """Lets the policy act for `rollout_length` steps in every environment.
 
@@ -305,13 +363,14 @@ class PPO:
       model: The policy.
       actor: Where the last rollout ended.
       key: The source of actions and of what happens in the environments.
+      moments: Those by which the observations are normalised, if they are.
     """
     count = self.config.num_environments
 
     def act(actor, key):
       action_key, step_key, start_key = jax.random.split(key, 3)
       carry, decision = model.step(
-          actor.carry, actor.inputs, reset=actor.reset
+          actor.carry, _normalized(actor.inputs, moments), reset=actor.reset
       )
       action = self.distribution.sample(action_key, decision.policy)
       environment, observation, reward, terminated, truncated = jax.vmap(
@@ -381,21 +440,21 @@ class PPO:
         clipped=(abs(ratio - 1) > reach).mean(),
     )
 
-  def evaluate(self, params, key: jax.Array, episodes: int) -> jax.Array:
+  def evaluate(self, state: State, key: jax.Array, episodes: int) -> jax.Array:
     """Returns the returns `[episodes]` of the most probable actions.
 
     Args:
-      params: The parameters.
+      state: The state of an agent, or its `params` and `moments` alone.
       key: The source of what happens in the environments.
       episodes: How many; they run side by side.
     """
-    model = self.model(params)
+    model, moments = self.model(state['params']), state['moments']
     start_key, key = jax.random.split(key)
     environment, inputs = self._start(start_key, episodes)
 
     def act(now, key):
       environment, inputs, carry, returns, running = now
-      carry, decision = model.step(carry, inputs)
+      carry, decision = model.step(carry, _normalized(inputs, moments))
       action = self.distribution.mode(decision.policy)
       environment, observation, reward, terminated, truncated = jax.vmap(
           self.environment.step
