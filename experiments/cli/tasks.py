@@ -17,7 +17,6 @@ from rnnzoo.training import checks
 from rnnzoo.training import config as training_config
 from rnnzoo.training import records
 
-
 # The command that trains a config, by a part that only its configs have.
 _COMMANDS = dict(data='experiments.train', environment='experiments.ppo')
 

@@ -63,7 +63,8 @@ def plot(workdir) -> pathlib.Path:
         loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False,
         fontsize='small',
     )
-  title = records.title(workdir).get('layer')
+  found = records.title(workdir)
+  title = ' on '.join(found[n] for n in ('layer', 'data') if n in found)
   canvas.figure.suptitle(
       f'Return of {title or "a policy"}', x=0.01, ha='left'
   )

@@ -242,7 +242,7 @@ class PPO:
     model = models.ModelConfig.from_dict(config.model.to_dict()).replace(
         in_features=features, vocab_size=0, image_shape=()
     )
-    known = dict(none=Memoryless, **(layers or {}))
+    known = {'none': Memoryless, **(layers or {})}
     is_gaussian = isinstance(self.distribution, distributions.Gaussian)
     self.functional = state_lib.Functional(lambda rngs: ActorCritic(
         model, num_actions, known, gaussian=is_gaussian, rngs=rngs
@@ -332,7 +332,7 @@ class PPO:
       )
       updates, opt_state = self.tx.update(grads, opt_state, params)
       params = optax.apply_updates(params, updates)
-      metrics['grad_norm'] = optax.global_norm(grads)
+      metrics['grad_norm'] = optax.tree.norm(grads)
       return (params, opt_state), metrics
 
     def shuffled(key):

@@ -27,7 +27,10 @@ def make(name='t_maze', layer='min_gru', **changes):
 @functools.cache
 def rolled_out(name, layer, observe_last=False, **options):
   """Returns a learner, and its second rollout with the carry at its start."""
-  learner = make(name, layer, options=options, observe_last=observe_last)
+  learner = make(
+      name, layer, options=options, observe_last=observe_last,
+      num_environments=8,
+  )
   state = jax.jit(learner.initial_state)(0)
   # A policy that is not nearly uniform.
   params = dict(state['params'])
