@@ -99,6 +99,7 @@ class Box:
 Space = Discrete | MultiDiscrete | Box
 
 
+@dataclasses.dataclass(frozen=True)
 class Environment:
   """One episode after another; subclasses are frozen dataclasses.
 

@@ -87,17 +87,17 @@ class ActorCritic(SequenceModel):
       # the size of an observation, of which control needs more than the sign.
       init = initializers.uniform_fan_in(config.in_features)
       bias = self.encoder.bias
+      assert bias is not None  # Flax allows maps without one.
       bias[...] = init(rngs.params(), bias[...].shape, bias[...].dtype)
     # The last output is the value.
     scale = jnp.full((num_actions + 1,), _SCALE).at[-1].set(1)
+    assert self.head.bias is not None
     for variable in (self.head.kernel, self.head.bias):
       variable[...] = (variable[...] * scale).astype(variable[...].dtype)
-    self.log_std = None
-    if gaussian:
-      self.log_std = nnx.Param(
-          jnp.zeros((num_actions,), jnp.dtype(config.param_dtype)),
-          axes=(None,),
-      )
+    # One assignment: a module cannot turn a constant into a parameter.
+    self.log_std = nnx.Param(
+        jnp.zeros((num_actions,), jnp.dtype(config.param_dtype)), axes=(None,)
+    ) if gaussian else None
 
   def __call__(
       self, inputs: Any, carry: SequenceCarry | None = None, **options: Any

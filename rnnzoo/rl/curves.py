@@ -51,9 +51,11 @@ def plot(workdir) -> pathlib.Path:
       axes.plot(*curves.column(rows, agent), color=color, lw=0.7, alpha=0.35)
     steps, values = curves.column(rows, name)
     if len(steps):
-      mark = dict(marker='o', markersize=3.5) if name == 'eval_return' else {}
       mean = f', mean of {len(agents)} agents' if agents else ''
-      axes.plot(steps, values, color=color, label=f'{label}{mean}', **mark)
+      axes.plot(
+          steps, values, color=color, label=f'{label}{mean}', markersize=3.5,
+          marker='o' if name == 'eval_return' else None,
+      )
   axes.set(xlabel='environment steps of an agent', ylabel='return')
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.spines[['top', 'right']].set_visible(False)

@@ -38,7 +38,7 @@ class Actor(NamedTuple):
   Observations are not normalised in it.
   """
 
-  environment: environments.base.State  # Every array `[B, ...]`.
+  environment: Any  # Its states, every array `[B, ...]`.
   inputs: jax.Array  # What the policy reads next, `[B, D]`.
   reset: jax.Array  # Whether that is the first step of an episode, `[B]`.
   carry: models.SequenceCarry  # Every array `[layers, B, ...]`.
@@ -284,7 +284,7 @@ class PPO:
     """Returns the model with these parameters."""
     return self.functional.merge(params, {})
 
-  def update(self, state: State) -> tuple[State, dict[str, jax.Array]]:
+  def update(self, state: State) -> tuple[State, dict[str, Any]]:
     """A step of training: a rollout, and all updates of the parameters.
 
     Args:
