@@ -66,7 +66,7 @@ class ConfigTest(parameterized.TestCase):
     for change, message in (
         (lambda c: c.update(epochz=3), 'no config field epochz. Did you mean'),
         (lambda c: c.update(epochs=0), 'epochs must be at least 1, got 0'),
-        (lambda c: c.environment.update(masked=3), 'environment.masked must'),
+        (lambda c: c.environment.update(time_limit=0), 'environment.time_lim'),
         (lambda c: c.environment.update(lenth=3), 'no config field environm'),
         (lambda c: c.environment.update(name='pole'), 'no environment .pole'),
     ):
