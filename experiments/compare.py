@@ -3,7 +3,7 @@ r"""Draws the curves of several runs in one plot, and prints them as a table.
   python -m experiments.compare runs/lru runs/min_gru --output=compare.png
 
 A run may still be under way. `--metric` chooses what is drawn: a name in
-`metrics.jsonl`, such as `eval_accuracy` or `train_loss`.
+`metrics.jsonl`, such as `eval_accuracy`, `train_loss` or `train_return`.
 """
 
 import pathlib
@@ -100,7 +100,7 @@ def chosen(run: Run) -> str:
 
 def line(run: Run, metric: str, points) -> tuple[str, ...]:
   """Returns the cells of a run: its best value, and the step of that."""
-  grows = any(
+  grows = metric.endswith('_return') or any(
       metric.endswith(f'_{name}')
       for kind in tasks.TASKS.values() for name in kind.larger_is_better
   )

@@ -22,9 +22,11 @@ _MAY_IMPORT = {
     'mesh': (),
     'ops': ('errors', 'mesh'),
     'layers': ('errors', 'ops'),
+    'environments': ('errors', 'fields'),
     'models': ('errors', 'fields', 'ops', 'layers'),
     **{part: _GROUND for part in _BESIDE},
     'tasks': _GROUND + ('layers', 'models') + _BESIDE,
+    'rl': _GROUND + ('environments', 'ops', 'layers', 'models', 'training'),
     **{
         part: (
             _GROUND + ('ops', 'layers', 'models', 'tasks') + _BESIDE + _ABOVE

@@ -20,6 +20,8 @@ LEFT_OUT = (
     'tests/ops/pallas_tpu_test.py',
     'tests/ops/segments_test.py',
     'tests/readme_test.py',
+    'tests/rl/loop_test.py',
+    'tests/rl/ppo_test.py',
     'tests/tasks/tasks_test.py',
     'tests/training/checkpoint_damage_test.py',
     'tests/training/loop_test.py',

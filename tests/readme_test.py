@@ -100,7 +100,9 @@ class PagesTest(parameterized.TestCase):
       fetched = _FETCHED.get(word.removeprefix('--config='))
       if fetched and not (settings.data_directory() / fetched).exists():
         return
-    if 'experiments.train' in command:
+    if {'experiments.train', 'experiments.ppo'} & {*command} and not any(
+        word.startswith('--evaluate') for word in command
+    ):
       command = [*command, '--config.smoke=True', *_FEW_STEPS]
     if '--grid=smoke=True' in command:
       command = [*command, *(w.replace('config.', 'grid=') for w in _FEW_STEPS)]

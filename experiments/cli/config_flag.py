@@ -1,8 +1,9 @@
 """The flags `--config=FILE[:ARGUMENT]` and `--config.FIELD=VALUE`.
 
-Three fields choose other fields: `--config.preset`, `--config.data.name` and
-`--config.model.layer`. They are applied first, so that the fields they bring
-can be set by further flags, in any order on the command line.
+Four fields choose other fields: `--config.preset`, `--config.data.name`,
+`--config.environment.name` and `--config.model.layer`. They are applied first,
+so that the fields they bring can be set by further flags, in any order on the
+command line.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 from absl import app
 from absl import flags
 from experiments.configs import default
+from experiments.configs.rl import settings as rl_settings
 from ml_collections import ConfigDict
 from ml_collections import config_flags
 from rnnzoo import data
@@ -51,9 +53,11 @@ class ConfigFlag:
     value: The config, overrides applied; `None` if the flag was not given.
     unchanged: The config as the file makes it.
     exports: The exports of the file.
+    defaults: Returns the config that this program's files change.
   """
 
-  def __init__(self):
+  def __init__(self, defaults: Callable[[], ConfigDict] = default.get_config):
+    self.defaults = defaults
     self.filename, self.value, self.exports = None, None, NO_EXPORTS
     self.unchanged, self.argument, self.overrides = None, '', ()
 
@@ -98,8 +102,15 @@ _FLAG = ConfigFlag()
 _DEFINED = []
 
 
-def define() -> ConfigFlag:
-  """Defines the flag for this program; parsing sets its value."""
+def define(
+    defaults: Callable[[], ConfigDict] = default.get_config
+) -> ConfigFlag:
+  """Defines the flag for this program; parsing sets its value.
+
+  Args:
+    defaults: Returns the config that the files of this program change.
+  """
+  _FLAG.defaults = defaults
   _DEFINED.append(True)
   return _FLAG
 
@@ -229,6 +240,8 @@ def _switch(config, overrides, exports):
     default.use_preset(config, overrides['preset'])
   if 'data.name' in overrides and 'data' in config:
     default.use_data(config, overrides['data.name'], exports.datasets)
+  if 'environment.name' in overrides and 'environment' in config:
+    rl_settings.use_environment(config, overrides['environment.name'])
   layer = overrides.get('model.layer')
   if layer and own_layer and layer != config.model.layer:
     default.use_layer(config, layer)

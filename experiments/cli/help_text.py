@@ -12,7 +12,6 @@ from typing import Any
 from absl import flags
 from experiments.cli import config_flag
 from experiments.cli import schema
-from experiments.configs import default
 from ml_collections import ConfigDict
 from rnnzoo import fields
 from rnnzoo import layers
@@ -44,10 +43,10 @@ def of_command(
     name = f'[no]{one.name}' if one.boolean else one.name
     lines.append(_entry(f'--{name}', _explained(one)))
   if flag:
-    whose = flag.filename or 'default.py; --config=FILE --help lists another'
+    whose = flag.filename or 'defaults; --config=FILE --help lists another'
     lines += ['', f'Fields of the config ({whose}).']
     lines += ['--config.FIELD=VALUE sets one. The values now:', '']
-    lines += _config_lines(flag.value or default.get_config(), flag.exports)
+    lines += _config_lines(flag.value or flag.defaults(), flag.exports)
   return '\n'.join(lines)
 
 
@@ -72,13 +71,10 @@ def _explained(flag) -> str:
 def _config_lines(config: ConfigDict, exports) -> Iterator[str]:
   """Yields lines on every field of a config, part by part."""
   schema.check(config, exports)
-  known = schema.FIELDS | {
-      f'data.{name}': field
-      for name, field in schema.data_fields(config.data.name, exports).items()
-  }
+  known = schema.fields_of(config, exports)
   values = schema.flatten(config.to_dict())
-  for part in ('', 'data', 'model', 'optimizer', 'mesh'):
-    if part:
+  for part in ('', *schema.PARTS):
+    if part and part in config:
       yield ''
     for name, field in known.items():
       if name.rpartition('.')[0] == part:

@@ -8,29 +8,24 @@ from experiments.cli.config_flag import NO_EXPORTS
 from experiments.cli.config_flag import Exports
 from ml_collections import ConfigDict
 from rnnzoo import data as data_lib
+from rnnzoo import environments
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import models
 from rnnzoo import tasks as tasks_lib
 from rnnzoo.models import config as model_config
+from rnnzoo.rl import config as rl_config
 from rnnzoo.training import config as training_config
 from rnnzoo.training import optimizers
 
 # The parts of a config that have fields of their own.
-PARTS = ('data', 'mesh', 'model', 'optimizer')
-FIELDS = dict(
-    training_config.FIELDS,
+PARTS = ('data', 'environment', 'model', 'optimizer', 'mesh')
+_SHARED = dict(
     **{f'model.{name}': field for name, field in model_config.FIELDS.items()},
     **{
         f'optimizer.{name}': field
         for name, field in optimizers.FIELDS.items()
     },
-    task=fields.Field(
-        str, help='The kind of task. If empty, the data set decides.'
-    ),
-    preset=fields.Field(
-        str, help='A published model, such as mamba_130m, which sets model.*.'
-    ),
     smoke=fields.Field(
         bool, help='Make the run so small that it takes seconds.'
     ),
@@ -39,6 +34,17 @@ FIELDS = dict(
         dict, help='The fields that smoke changes, and their values.'
     ),
 )
+# Of experiments.train, apart from the data set.
+FIELDS = training_config.FIELDS | _SHARED | dict(
+    task=fields.Field(
+        str, help='The kind of task. If empty, the data set decides.'
+    ),
+    preset=fields.Field(
+        str, help='A published model, such as mamba_130m, which sets model.*.'
+    ),
+)
+# Of experiments.ppo, apart from the environment.
+RL_FIELDS = rl_config.FIELDS | _SHARED
 
 
 def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
@@ -51,25 +57,32 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   Raises:
     UserValueError: If not.
   """
-  values = config.to_dict()
+  values, is_rl = config.to_dict(), 'environment' in config
+  source = 'environment' if is_rl else 'data'
   for part in PARTS:
-    fields.check(part, values.get(part), fields.Field(dict))
-  if 'name' not in values['data']:
-    raise errors.UserValueError('The config has no field data.name.')
-  known = FIELDS | {
-      f'data.{name}': field
-      for name, field in data_fields(values['data']['name'], exports).items()
-  }
+    if part in (source, 'model', 'optimizer') or part == 'mesh' and not is_rl:
+      fields.check(part, values.get(part), fields.Field(dict))
+  if 'name' not in values[source]:
+    raise errors.UserValueError(f'The config has no field {source}.name.')
+  known = fields_of(config, exports)
   flat = flatten(values)
+  file = 'rl/settings.py' if is_rl else 'default.py'
   fields.check_names(flat, known)
   for name in known:
     if name not in flat:
       raise errors.UserValueError(
           f'The config has no field {name}. A config file should change the '
-          'config of experiments/configs/default.py, which has all of them.'
+          f'config of experiments/configs/{file}, which has all of them.'
       )
   for name in ('task', 'preset', 'smoke', 'smoke_overrides'):
-    fields.check(name, values[name], FIELDS[name])
+    if name in known:
+      fields.check(name, values[name], known[name])
+  if is_rl:
+    for name, value in values['environment'].items():
+      fields.check(f'environment.{name}', value, known[f'environment.{name}'])
+    models.ModelConfig.from_dict(values['model'])
+    rl_config.check(config)
+    return
   if config.task:
     tasks_lib.find(config.task, exports.tasks)
   for name, value in values['data'].items():
@@ -78,6 +91,18 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
       fields.check(f'data.{name}', value, known[f'data.{name}'])
   models.ModelConfig.from_dict(values['model'])
   training_config.check(config)
+
+
+def fields_of(config: ConfigDict, exports: Exports = NO_EXPORTS):
+  """Returns all fields of a config, those of its data or environment too."""
+  if 'environment' in config:
+    name = fields.Field(str, help='The environment, by its name.')
+    own = dict(name=name) | environments.fields_of(config.environment.name)
+    return RL_FIELDS | {f'environment.{n}': field for n, field in own.items()}
+  return FIELDS | {
+      f'data.{name}': field
+      for name, field in data_fields(config.data.name, exports).items()
+  }
 
 
 def data_fields(name: str, exports: Exports = NO_EXPORTS):
@@ -89,5 +114,5 @@ def flatten(values) -> dict:
   """Returns the values of a nested config by names such as `model.layer`."""
   flat = {name: v for name, v in values.items() if name not in PARTS}
   for part in PARTS:
-    flat |= {f'{part}.{name}': v for name, v in values[part].items()}
+    flat |= {f'{part}.{name}': v for name, v in values.get(part, {}).items()}
   return flat

@@ -17,13 +17,29 @@ from rnnzoo.training import checks
 from rnnzoo.training import config as training_config
 from rnnzoo.training import records
 
+# The command that trains a config, by a part that only its configs have.
+_COMMANDS = dict(data='experiments.train', environment='experiments.ppo')
 
-def resolve(config, exports: Exports = NO_EXPORTS) -> ConfigDict:
+
+def resolve(
+    config, exports: Exports = NO_EXPORTS, *, source: str = 'data'
+) -> ConfigDict:
   """Returns a copy of `config`, with its smoke overrides if it asks for them.
+
+  Args:
+    config: The config, its overrides applied.
+    exports: What the config file brings.
+    source: What the config must have: `data`, or an `environment`.
 
   Raises:
     UserError: If the config is wrong, see schema.py.
   """
+  for other in _COMMANDS.keys() - {source}:
+    if other in config and source not in config:
+      raise errors.UserValueError(
+          f'--config must have a part {source!r}, got one with {other!r}: '
+          f'train it by {_COMMANDS[other]}.'
+      )
   config = ConfigDict(config.to_dict())
   schema.check(config, exports)
   if config.smoke:

@@ -1,5 +1,6 @@
 """Whole models: what surrounds a layer, written once for all layers."""
 
+from rnnzoo.models.actor_critic import ActorCritic as ActorCritic
 from rnnzoo.models.autoencoder import SequenceAutoencoder as SequenceAutoencoder
 from rnnzoo.models.backbone import Backbone as Backbone
 from rnnzoo.models.classifier import SequenceClassifier as SequenceClassifier

@@ -47,11 +47,11 @@ def open_workdir(workdir, config, defaults: dict[str, Any]) -> pathlib.Path:
       now = json.loads(new)
       then = records.read_config(path, now)
       then = filled_up(then, now, defaults)
-      # Older configs held the fields of all data sets.
-      then['data'] = {
-          name: value for name, value in then['data'].items()
-          if name in now['data']
-      }
+      if 'data' in now:  # Older configs held the fields of all data sets.
+        then['data'] = {
+            name: value for name, value in then['data'].items()
+            if name in now['data']
+        }
       check_same_config(then, now)
     if old != (new + '\n').encode() and jax.process_index() == 0:
       files.write_text(path, new + '\n')

@@ -142,17 +142,23 @@ def numbers(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 
 def title(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns `layer`, `data` and `parameters`, if a run's files name them."""
+  """Returns `layer`, `data` and `parameters`, if a run's files name them.
+
+  The data of a run of reinforcement learning is its environment.
+  """
   config = _read_dictionary(workdir / 'config.json')
   summary = _read_dictionary(workdir / 'summary.json')
-  model, data = (
+  model, data, environment = (
       config[name] if isinstance(config.get(name), dict) else {}
-      for name in ('model', 'data')
+      for name in ('model', 'data', 'environment')
   )
   # A summary has them too: somebody may have kept it without the config.
   found = dict(
       layer=model.get('layer') or summary.get('model.layer'),
-      data=data.get('name') or summary.get('data.name'),
+      data=(
+          data.get('name') or environment.get('name')
+          or summary.get('data.name')
+      ),
       parameters=summary.get('parameters'),
   )
   kinds = dict(layer=str, data=str, parameters=int)

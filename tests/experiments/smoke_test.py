@@ -24,13 +24,17 @@ _CONFIGS = commands.ROOT / collecting.CONFIGS
 
 
 def configs():
-  """Returns the config files, by their place among the configs."""
-  return [
+  """Returns the config files, by their place among the configs.
+
+  Those of reinforcement learning, in `rl`, are in `ppo_test`.
+  """
+  files = [
       pathlib.PurePosixPath(file).relative_to(
           collecting.CONFIGS.as_posix()
       ).as_posix()
       for file in collecting.config_files()
   ]
+  return [file for file in files if not file.startswith('rl/')]
 
 
 @functools.cache

@@ -58,6 +58,7 @@ class Progress:
       initial: int = 0,
       tokens_per_step: int | None = None,
       unit: str = 'tokens',
+      name: str = 'loss',
       file=None,
   ):
     """Starts a bar.
@@ -67,11 +68,13 @@ class Progress:
       initial: The step from which the run continues.
       tokens_per_step: Tokens of a global batch.
       unit: What the tokens are, in the plural, such as `characters`.
+      name: What the number is that `update` shows.
       file: Where to draw, `sys.stderr` if `None`.
     """
     self.tokens_per_second = None
     self._total = total
     self._tokens_per_step, self._unit = tokens_per_step, unit
+    self._name = name
     self._seconds_per_step = None
     self._mark = None  # Step and time from which the speed is measured.
     self._logs = jax.process_index() == 0
@@ -134,7 +137,7 @@ class Progress:
       if self._tokens_per_step and self._seconds_per_step > 0:
         self.tokens_per_second = self._tokens_per_step / self._seconds_per_step
     if loss is not None:
-      parts = [f'loss {loss:#.4g}']
+      parts = [f'{self._name} {loss:#.4g}']
       if self.tokens_per_second is not None:
         rate = tqdm.tqdm.format_sizeof(self.tokens_per_second)
         parts.append(f'{rate} {self._unit}/s')

@@ -1,0 +1,132 @@
+"""`experiments.ppo` from end to end, and a smoke run of each of its configs."""
+
+import pathlib
+import signal
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from experiments.cli import config_flag
+from experiments.cli import help_text
+from experiments.cli import schema
+from experiments.cli import tasks
+from experiments.configs import default
+from experiments.configs.rl import settings
+from experiments.reporting import collecting
+import numpy as np
+from rnnzoo import environments
+from rnnzoo import errors
+from rnnzoo import rl
+from tests.experiments import commands
+
+CONFIGS = [
+    file for file in collecting.config_files()
+    if pathlib.PurePosixPath(file).parent.name == 'rl'
+]
+MASKED = 'experiments/configs/rl/cartpole_masked.py'
+
+
+def parse(file, *words):
+  return config_flag.parse_alone(f'{commands.ROOT / file}', *words)
+
+
+class ConfigTest(parameterized.TestCase):
+
+  def test_there_is_a_config_of_every_environment(self):
+    names = {parse(file).value.environment.name for file in CONFIGS}
+    self.assertEqual(names, {*environments.ENVIRONMENTS})
+
+  @parameterized.parameters(*CONFIGS)
+  def test_smoke_run(self, file):
+    workdir = commands.temporary_directory(self)
+    flag = parse(file, '--config.smoke=True', '--config.tensorboard=False')
+    config = tasks.resolve(flag.value, flag.exports, source='environment')
+    self.assertLessEqual(config.total_steps, 10)
+    result = rl.train(config, workdir)
+    self.assertTrue(np.isfinite(result['eval_return']))
+    self.assertEqual(list(commands.metrics(workdir, 'loss')), [2, 4])
+    self.assertTrue((workdir / 'curve.png').exists())
+
+  def test_another_environment_brings_its_options(self):
+    config = parse(
+        MASKED, '--config.environment.name=pendulum',
+    ).value
+    self.assertEqual(
+        config.environment.to_dict(),
+        dict(name='pendulum', masked=True, time_limit=200),
+    )
+    config = parse(
+        MASKED, '--config.environment.length=7',
+        '--config.environment.name=t_maze',
+    ).value
+    self.assertEqual(
+        config.environment.to_dict(), dict(name='t_maze', length=7)
+    )
+
+  def test_bad_fields(self):
+    for change, message in (
+        (lambda c: c.update(epochz=3), 'no config field epochz. Did you mean'),
+        (lambda c: c.update(epochs=0), 'epochs must be at least 1, got 0'),
+        (lambda c: c.environment.update(time_limit=0), 'environment.time_lim'),
+        (lambda c: c.environment.update(lenth=3), 'no config field environm'),
+        (lambda c: c.environment.update(name='pole'), 'no environment .pole'),
+    ):
+      config = settings.defaults()
+      change(config)
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        schema.check(config)
+
+  def test_each_command_names_the_other(self):
+    with self.assertRaisesRegex(errors.UserError, 'train it by experiments.pp'):
+      tasks.resolve(settings.defaults())
+    with self.assertRaisesRegex(errors.UserError, 'train it by experiments.tr'):
+      tasks.resolve(default.get_config(), source='environment')
+
+  def test_help(self):
+    for name, field in schema.RL_FIELDS.items():
+      self.assertEndsWith(field.help, '.', name)
+    flag = config_flag.ConfigFlag(settings.defaults)
+    text = help_text.of_command('It.\n', [], flag)
+    self.assertRegex(text, r'\n  rollout_length=128 +The steps of each env')
+    self.assertRegex(text, r'\n  environment\.masked=False +Whether the obs')
+    self.assertIn('\nOptions of min_gru, ', text)
+    self.assertNotIn('data.', text)
+
+
+class CommandTest(absltest.TestCase):
+
+  def run_command(self, *words):
+    return commands.Command('experiments.ppo', *words)
+
+  def test_stop_resume_and_evaluate(self):
+    workdir = commands.temporary_directory(self) / 'run'
+    words = (
+        f'--config={MASKED}:lru', f'--workdir={workdir}',
+        '--config.smoke=True', '--config.environment.time_limit=30',
+    )
+    # Long enough to be stopped: smoke overrides win over other flags.
+    more = '--config.smoke_overrides.total_steps=2000'
+    stopped = self.run_command(*words, more)
+    while not commands.metrics(workdir, 'loss'):
+      if not stopped.process.is_alive():
+        raise AssertionError(str(stopped.wait()))
+    stopped.send(signal.SIGINT)
+    stopped.wait()
+    self.assertEqual(stopped.code, 130, stopped)
+    self.assertRegex(stopped.stderr, r'Stopped by SIGINT; step \d+ is saved')
+    (*_, step) = commands.saved_steps(workdir)
+
+    other = self.run_command(*words).wait()
+    self.assertEqual(other.code, 1, other)
+    self.assertIn('belongs to a run of another config: total', other.stderr)
+
+    found = self.run_command(f'--workdir={workdir}', '--evaluate=3').wait()
+    self.assertEqual(found.code, 0, found)
+    self.assertRegex(
+        found.stdout, r'cart_pole, lru, [\d,]+ parameters, step \d+: mean '
+        r'return [\d.]+ of 3 episodes'
+    )
+    self.assertGreaterEqual(step, 2)
+
+
+if __name__ == '__main__':
+  absltest.main()
