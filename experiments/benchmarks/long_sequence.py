@@ -9,7 +9,6 @@ numbers are right, and not how fast real devices are.
 """
 
 import os
-import resource
 import sys
 import time
 
@@ -24,6 +23,7 @@ from rnnzoo import tasks
 from rnnzoo.training import optimizers
 from rnnzoo.training import sharding
 from rnnzoo.training import step as step_lib
+from rnnzoo.training.processes import host
 
 _DEVICES = flags.DEFINE_integer(
     'devices', 8, 'The number of virtual devices.', lower_bound=1
@@ -142,14 +142,8 @@ def measure(length, devices):
       tokens_per_second=length / seconds,
       compile_seconds=compiled - start,
       megabytes_per_device=sum(sizes) / 2**20,
-      peak_megabytes=_peak_memory() / 2**20,
+      peak_megabytes=host.peak_memory() / 2**20,
   )
-
-
-def _peak_memory():
-  """Returns the largest memory of this process so far, in bytes."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def main(argv):

@@ -14,7 +14,6 @@ The seconds are the median of all steps but the first two.
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from rnnzoo import errors
 from rnnzoo import tasks
 from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
+from rnnzoo.training import state as state_lib
 from rnnzoo.training.processes import host
 
 _TASKS = flags.DEFINE_list('tasks', [*lra_plans.SHAPES], 'What to train.')
@@ -95,14 +95,13 @@ def measure(name: str) -> dict:
     state, metrics = step(state, batch)
     losses.append(float(metrics['loss']))
     seconds.append(time.perf_counter() - start)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return dict(
       task=name, layer=_LAYER.value, rows=_ROWS.value,
       length=batch['inputs'].shape[1], depth=config.model.num_layers,
       width=config.model.features, remat=config.model.remat,
-      parameters=sum(u.size for u in jax.tree.leaves(state['params'])),
+      parameters=state_lib.count_parameters(state['params']),
       compile_seconds=compile_seconds, seconds=statistics.median(seconds[2:]),
-      peak_mib=peak / (2**20 if sys.platform == 'darwin' else 2**10),
+      peak_mib=host.peak_memory() / 2**20,
       gflops=step.cost_analysis()['flops'] / 1e9,
       first=losses[0], last=losses[-1], losses=losses,
   )

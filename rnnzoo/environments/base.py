@@ -4,6 +4,7 @@ An environment is a pair of pure functions, so `jax.vmap` runs many of them and
 `jax.lax.scan` runs them over time, in one compiled program with a policy.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -100,7 +101,7 @@ Space = Discrete | MultiDiscrete | Box
 
 
 @dataclasses.dataclass(frozen=True)
-class Environment:
+class Environment(abc.ABC):
   """One episode after another; subclasses are frozen dataclasses.
 
   The methods are functions of their arguments alone. They do not start a new
@@ -116,25 +117,26 @@ class Environment:
   """
 
   @property
-  def observation(self) -> Space:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def observation(self) -> Space: ...
 
   @property
-  def action(self) -> Space:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def action(self) -> Space: ...
 
   @property
-  def max_steps(self) -> int:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def max_steps(self) -> int: ...
 
   @property
   def can_truncate(self) -> bool:
     return False
 
+  @abc.abstractmethod
   def reset(self, key: jax.Array) -> tuple[State, jax.Array]:
     """Returns the state and the observation at the start of an episode."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def step(
       self, key: jax.Array, state: State, action: jax.Array
   ) -> tuple[State, jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -150,4 +152,3 @@ class Environment:
       float32; `terminated` says that the episode has ended by its rules, and
       `truncated` that its time is over.
     """
-    raise NotImplementedError

@@ -10,8 +10,6 @@ import gc
 import importlib.metadata
 import math
 import re
-import resource
-import sys
 import time
 from typing import Any
 
@@ -28,6 +26,7 @@ from rnnzoo.training import program as program_lib
 from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 from rnnzoo.training.performance import flops
+from rnnzoo.training.processes import host
 
 _TOO_LARGE = re.compile(
     r'\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)'
@@ -111,8 +110,7 @@ def plan(
   result['seconds'] = round(time.process_time() - start, 1)
   result['verdict'] = verdicts.verdict(result, target.hardware)
   result['advice'] = verdicts.advice(result, config)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  result['host_memory'] = peak * (1 if sys.platform == 'darwin' else 1024)
+  result['host_memory'] = host.peak_memory()
   return result
 
 

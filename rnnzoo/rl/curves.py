@@ -1,10 +1,8 @@
 """`curve.png`: the returns of a run over the steps of its environments."""
 
-import io
 import pathlib
 import re
 
-from rnnzoo import errors
 from rnnzoo.training import files
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training import records
@@ -70,11 +68,4 @@ def plot(workdir) -> pathlib.Path:
   canvas.figure.suptitle(
       f'Return of {title or "a policy"}', x=0.01, ha='left'
   )
-  image = io.BytesIO()
-  canvas.figure.savefig(image, format='png', dpi=150)
-  path = workdir / 'curve.png'
-  try:
-    files.write_bytes(path, image.getvalue())
-  except OSError as e:
-    raise errors.UserError(f'Cannot write {path}: {e.strerror or e}.') from e
-  return path
+  return curves.write(canvas.figure, workdir)

@@ -49,6 +49,22 @@ def _title(workdir: pathlib.Path) -> str:
   return title
 
 
+def write(figure, workdir: pathlib.Path) -> pathlib.Path:
+  """Writes a Matplotlib figure as `curve.png` of a run; returns its path.
+
+  Raises:
+    errors.UserError: If it cannot be written.
+  """
+  image = io.BytesIO()
+  figure.savefig(image, format='png', dpi=150)
+  path = workdir / 'curve.png'
+  try:
+    files.write_bytes(path, image.getvalue())
+  except OSError as e:
+    raise errors.UserError(f'Cannot write {path}: {e.strerror or e}.') from e
+  return path
+
+
 def plot_curves(
     workdir,
     *,
@@ -118,14 +134,7 @@ def plot_curves(
   panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(
       'auto', integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)
   ))
-  image = io.BytesIO()
-  canvas.figure.savefig(image, format='png', dpi=150)
-  path = workdir / 'curve.png'
-  try:
-    files.write_bytes(path, image.getvalue())
-  except OSError as e:
-    raise errors.UserError(f'Cannot write {path}: {e.strerror or e}.') from e
-  return path
+  return write(canvas.figure, workdir)
 
 
 def _add_bits(axes, unit: str) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import pathlib
 import platform
+import sys
 import warnings
 
 import jax
@@ -93,6 +94,14 @@ def device_description() -> str:
       count = len(os.sched_getaffinity(0))
     kind = f'{_cpu_name()}, {count} core{"s" if count != 1 else ""}'
   return f'{devices[0].platform} x {len(devices)} ({kind})'
+
+
+def peak_memory() -> int:
+  """Returns the largest memory of this process so far, in bytes."""
+  import resource  # Not on Windows.
+
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak * (1 if sys.platform == 'darwin' else 1024)
 
 
 def enable_compilation_cache(directory=None) -> pathlib.Path | None:
