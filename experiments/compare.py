@@ -3,7 +3,8 @@ r"""Draws the curves of several runs in one plot, and prints them as a table.
   python -m experiments.compare runs/lru runs/min_gru --output=compare.png
 
 A run may still be under way. `--metric` chooses what is drawn: a name in
-`metrics.jsonl`, such as `eval_accuracy`, `train_loss` or `train_return`.
+`metrics.jsonl`, such as `eval_accuracy`, `train_loss` or `train_return`. Runs
+of `experiments.ppo` are drawn over the steps of an agent in its environments.
 """
 
 import pathlib
@@ -56,10 +57,19 @@ def main(argv):
     raise app.UsageError('Which runs? Give their workdirs.')
   runs = [read(name) for name in argv[1:]]
   metric = _METRIC.value or chosen(runs[0])
-  lines = [('run', 'layer', 'data', metric, 'step', 'parameters', 'seconds')]
+  # Runs of PPO may make rollouts of different sizes.
+  across = 'environment_steps'
+  if not all(records.numbers(run.rows, across) for run in runs):
+    across = 'step'
+  unit = across.replace('_', ' ')
+  lines = [('run', 'layer', 'data', metric, unit, 'parameters', 'seconds')]
   points = []
   for run in runs:
-    points.append(records.numbers(run.rows, metric))
+    points.append([
+        (row[across], row[metric]) for row in run.rows
+        if records.is_number(row.get(metric))
+        and records.is_number(row.get(across))
+    ])
     if not points[-1]:
       names = sorted({name for row in run.rows for name in row})
       raise errors.UserValueError(
@@ -70,7 +80,7 @@ def main(argv):
   for cells in lines:
     print('  '.join(c.ljust(w) for c, w in zip(cells, widths)).rstrip())
   path = pathlib.Path(_OUTPUT.value)
-  draw(runs, points, metric, path)
+  draw(runs, points, metric, path, unit)
   print(f'plot: {path}')
 
 
@@ -95,7 +105,10 @@ def read(name: str) -> Run:
 def chosen(run: Run) -> str:
   """Returns the metric that chooses the checkpoint of a run."""
   best = [name for name in run.summary if name.startswith('best_eval_')]
-  return best[0].removeprefix('best_') if best else 'eval_loss'
+  if best:
+    return best[0].removeprefix('best_')
+  returns = any('environment_steps' in row for row in run.rows)
+  return 'eval_return' if returns else 'eval_loss'
 
 
 def line(run: Run, metric: str, points) -> tuple[str, ...]:
@@ -114,8 +127,10 @@ def line(run: Run, metric: str, points) -> tuple[str, ...]:
   )
 
 
-def draw(runs, points, metric: str, path: pathlib.Path) -> None:
-  """Draws a line for each run."""
+def draw(
+    runs, points, metric: str, path: pathlib.Path, unit: str = 'step'
+) -> None:
+  """Draws a line for each run; `unit` names the horizontal axis."""
   from matplotlib import figure
   from matplotlib.backends import backend_agg
 
@@ -134,7 +149,7 @@ def draw(runs, points, metric: str, path: pathlib.Path) -> None:
         color=color, label=run.name.replace('$', r'\$'),
         marker=None if is_noisy else 'o', markersize=3.5,
     )
-  axes.set(xlabel='step', ylabel=metric.replace('_', ' '))
+  axes.set(xlabel=unit, ylabel=metric.replace('_', ' '))
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25)
   axes.legend(

@@ -4,11 +4,11 @@ r"""Trains many configs, layers and seeds, and collects what came out.
       --configs=experiments/configs/images/digits.py:lru,min_gru --seeds=3 \
       --grid=optimizer.learning_rate=1e-3,3e-3 --workdir=runs/sweep
 
-Each run is `experiments.train` in a workdir of its own:
-CONFIG/LAYER/SETTING/seed_N. Its output is in `log.txt` there. All files and
-fields are checked before the first run. The same command goes on after a stop:
-it skips what is done, and resumes what is not. Ctrl-C stops the runs, which
-save first.
+Each run is `experiments.train`, or `experiments.ppo` for a config with an
+environment, in a workdir of its own: CONFIG/LAYER/SETTING/seed_N. Its output is
+in `log.txt` there. All files and fields are checked before the first run. The
+same command goes on after a stop: it skips what is done, and resumes what is
+not. Ctrl-C stops the runs, which save first.
 
 The means and standard errors are printed, and kept in `sweep.json`.
 `--results=DIR` copies the records of each run to DIR, for `experiments.report`.
@@ -87,6 +87,7 @@ def main(argv):
   ranged = rates.parse(_LR_RANGE.value) if _LR_RANGE.value else None
   grid = [*_GRID.value]
   if ranged:
+    rates.check_configs(_CONFIGS.value)
     grid += rates.grid(*ranged, _LR_STEPS.value)
   points = points_lib.make(
       _CONFIGS.value, grid, 1 if ranged else _SEEDS.value

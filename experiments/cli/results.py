@@ -4,7 +4,7 @@ It holds no name of a directory of the machine. Its fields:
 
 * `task`, `data`, `config`, `layer`, `overrides`, `seed`: what was trained. The
   config is a file of the repository and its argument; `overrides` are the
-  fields that the command line set, apart from the seed.
+  fields that the command line set, apart from the seeds.
 * `commit`, `dirty`: the code that finished the run. '' and `null` mean that it
   did not lie in a clone of its repository; dirty code differs from its commit.
 * `device`, `hours`, `parameters`, `steps`, `best_step`.
@@ -18,7 +18,7 @@ It holds no name of a directory of the machine. Its fields:
 * `fixture`, `smoke`: only if `true`. Such a run says nothing about the layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 import functools
 import json
 import os
@@ -53,6 +53,8 @@ _FIELDS = dict(
     source=fields.Field(str, optional=True), values=fields.Field(dict),
     larger_is_better=fields.Field(tuple), command=_TEXT,
 )
+# Overrides that say which runs, not of what.
+_SEEDS = ('seed', 'num_seeds')
 # A value that holds a separator is taken for the name of a file.
 _PATH = re.compile(r'''[^\s'",;=()\[\]{}]*/[^'",;()\[\]{}]*''')
 
@@ -82,7 +84,47 @@ def make(
       compare is not finite.
   """
   rows = metrics_lib.read_metrics(workdir)
-  values = _values(summary, rows, config, task)
+  return record(
+      summary, _values(summary, rows, config, task), flag, commit,
+      metric=next(iter(config.stop_at), task.best),
+      unit=lambda metric: task.unit(metric, dataset),
+      larger_is_better=task.larger_is_better,
+      data=dataset.name, smoke=config.smoke,
+  )
+
+
+def record(
+    summary: Mapping[str, Any],
+    values: dict[str, dict[str, float]],
+    flag: config_flag.ConfigFlag,
+    commit: tuple[str, bool | None],
+    *,
+    metric: str,
+    unit: Callable[[str], str],
+    larger_is_better: Collection[str],
+    data: str,
+    smoke: bool,
+    program: str = 'experiments.train',
+) -> dict[str, Any]:
+  """Returns the result of a finished run of any program.
+
+  Args:
+    summary: `task`, `model.layer`, `seed`, `device`, `seconds`, `parameters`,
+      `total_steps`, `best_step`, and `fixture` if it is true.
+    values: All metrics of the best checkpoint, by split.
+    flag: The config file and the overrides.
+    commit: What `commit` returned when the run started.
+    metric: The metric to compare on the test split, unless others have
+      published another one.
+    unit: What a metric is measured in.
+    larger_is_better: The metrics that should grow.
+    data: The name of the data set or of the environment.
+    smoke: Whether the run was made small.
+    program: The command that made the run.
+
+  Raises:
+    UserError: As `make`.
+  """
   layer = summary['model.layer']
   numbers = published_lib.of_file(flag.filename)
   overrides = overrides_of(flag)
@@ -98,7 +140,7 @@ def make(
   ]
   metric, split = (
       (alike[0].metric, alike[0].split) if alike
-      else (next(iter(config.stop_at), task.best), 'test')
+      else (metric, 'test')
   )
   if metric not in values.get(split, {}):
     raise errors.UserError(
@@ -111,10 +153,11 @@ def make(
   if flag.argument or not {'model.layer', 'preset'} & overrides.keys():
     file += f':{flag.argument or layer}'
   words = [f'--config.{name}={value}' for name, value in overrides.items()]
-  overrides.pop('seed', None)
+  for name in _SEEDS:
+    overrides.pop(name, None)
   return {
       'task': summary['task'],
-      'data': dataset.name,
+      'data': data,
       'config': file,
       'layer': layer,
       'overrides': overrides,
@@ -128,22 +171,22 @@ def make(
       'best_step': summary['best_step'],
       'metric': metric,
       'value': values[split][metric],
-      'unit': task.unit(metric, dataset),
+      'unit': unit(metric),
       'split': split,
       'published': first and first.value,
       'published_error': first and first.error,
       'source': first and first.source,
       'values': values,
       'larger_is_better': [
-          name for name in task.larger_is_better
+          name for name in larger_is_better
           if any(name in of_split for of_split in values.values())
       ],
       'command': shlex.join([
-          'python', '-m', 'experiments.train', f'--config={file}', *words,
+          'python', '-m', program, f'--config={file}', *words,
           f'--workdir=runs/{pathlib.Path(flag.filename).stem}',
       ]),
       **({'fixture': True} if summary.get('fixture') else {}),
-      **({'smoke': True} if config.smoke else {}),
+      **({'smoke': True} if smoke else {}),
   }
 
 

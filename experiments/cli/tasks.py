@@ -18,7 +18,8 @@ from rnnzoo.training import config as training_config
 from rnnzoo.training import records
 
 # The command that trains a config, by a part that only its configs have.
-_COMMANDS = dict(data='experiments.train', environment='experiments.ppo')
+PPO = 'experiments.ppo'
+COMMANDS = dict(data='experiments.train', environment=PPO)
 
 
 def resolve(
@@ -34,11 +35,11 @@ def resolve(
   Raises:
     UserError: If the config is wrong, see schema.py.
   """
-  for other in _COMMANDS.keys() - {source}:
+  for other in COMMANDS.keys() - {source}:
     if other in config and source not in config:
       raise errors.UserValueError(
           f'--config must have a part {source!r}, got one with {other!r}: '
-          f'train it by {_COMMANDS[other]}.'
+          f'train it by {COMMANDS[other]}.'
       )
   config = ConfigDict(config.to_dict())
   schema.check(config, exports)

@@ -9,7 +9,9 @@ import itertools
 import pathlib
 
 from experiments.cli import config_flag
+from experiments.cli import ppo_results
 from experiments.cli import results
+from experiments.cli import tasks as programs
 from experiments.sweeping import points as points_lib
 from experiments.sweeping import running
 from rnnzoo import errors
@@ -72,9 +74,12 @@ def choose(group: Points, workdir: pathlib.Path) -> points_lib.Point | None:
     if not running.is_done(point, workdir):
       return None
     result = results.read(workdir / point.directory / results.FILE)
+    values = result['values'][point.eval_split]
+    if point.program == programs.PPO:
+      found.append((-values[ppo_results.METRIC], 0))
+      continue
     exports = config_flag.exports_of(point.config)
     task = tasks.find(result['task'], exports.tasks)
-    values = result['values'][point.eval_split]
     sign = -1 if task.best_mode == 'max' else 1
     found.append((sign * values[task.best], values.get('loss', 0)))
   return group[min(range(len(group)), key=found.__getitem__)]

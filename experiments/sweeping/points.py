@@ -14,6 +14,7 @@ from rnnzoo import errors
 from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo.models import building
+from rnnzoo.rl.memoryless import Memoryless
 
 
 class Point(NamedTuple):
@@ -27,6 +28,7 @@ class Point(NamedTuple):
     total_steps: The step at which it ends.
     eval_split: The split that chooses its best checkpoint.
     overrides: What its result records of `words`, as pairs.
+    program: The command that trains it.
   """
 
   config: str
@@ -36,6 +38,7 @@ class Point(NamedTuple):
   total_steps: int
   eval_split: str
   overrides: tuple[tuple[str, str], ...]
+  program: str
 
   @property
   def directory(self) -> pathlib.PurePosixPath:
@@ -44,9 +47,12 @@ class Point(NamedTuple):
 
   @property
   def command(self) -> tuple[str, ...]:
-    """The flags of `experiments.train`, but for the workdir."""
+    """The flags of the program, but for the workdir."""
+    # Each seed is a run of its own.
+    one = ('--config.num_seeds=1',) * (self.program == tasks.PPO)
     return (
-        f'--config={self.config}', f'--config.seed={self.seed}', *self.words
+        f'--config={self.config}', f'--config.seed={self.seed}', *one,
+        *self.words,
     )
 
 
@@ -78,7 +84,8 @@ def make(
       chosen = [(name, v) for (name, _), v in zip(axes, values)]
       words = tuple(f'--config.{name}={value}' for name, value in chosen)
       flag = config_flag.parse_alone(config, *words)
-      resolved = tasks.resolve(flag.value, flag.exports)
+      source = 'environment' if 'environment' in flag.value else 'data'
+      resolved = tasks.resolve(flag.value, flag.exports, source=source)
       _check_layers(resolved, flag.exports)
       varied = [
           f'{name.rpartition(".")[2]}={value}'
@@ -92,8 +99,9 @@ def make(
       points += [
           Point(
               config, words, seed, setting, resolved.total_steps,
-              resolved.eval_splits[0],
+              *resolved.get('eval_splits', ('validation',))[:1],
               tuple(results.overrides_of(flag).items()),
+              tasks.COMMANDS[source],
           )
           for seed in range(seeds)
       ]
@@ -137,8 +145,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
         f'optimizer.learning_rate=1e-3,3e-3, got {text!r}.'
     )
   name = name.removeprefix('config.')
-  if name == 'seed':
-    raise errors.UserValueError('--grid cannot set seed; --seeds does.')
+  if name in ('seed', 'num_seeds'):
+    raise errors.UserValueError(f'--grid cannot set {name}; --seeds does.')
   return name, several
 
 
@@ -146,6 +154,8 @@ def _check_layers(config, exports) -> None:
   """Raises `UserValueError` on a layer or an option that does not exist."""
   model = models.ModelConfig.from_dict(config.model.to_dict())
   known = {**layers.LAYERS, **(exports.layers or {})}
+  if 'environment' in config:
+    known['none'] = Memoryless
   for depth in range(model.num_layers):
     building.layer_options(model, depth, known)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import json
 import pathlib
 
+from experiments.cli import config_flag
 from experiments.cli import results
 from experiments.sweeping import points as points_lib
 import numpy as np
@@ -39,6 +40,17 @@ def parse(text: str) -> tuple[float, float]:
         f'got {text!r}.'
     )
   return low, high
+
+
+def check_configs(configs: str) -> None:
+  """Raises `UserValueError` if a config is one of `experiments.ppo`."""
+  for config in points_lib.files_and_layers(configs):
+    if 'environment' in config_flag.parse_alone(config).value:
+      raise errors.UserValueError(
+          f'--lr_range looks at the loss of training on data, but {config} is '
+          'of experiments.ppo. Try some rates: '
+          '--grid=optimizer.learning_rate=1e-3,3e-3.'
+      )
 
 
 def grid(low: float, high: float, steps: int) -> list[str]:

@@ -102,7 +102,7 @@ def start(point: points_lib.Point, workdir: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen(
         # After a kill of this process, no run is left that holds its workdir.
         processes.ending_with_parent(
-            sys.executable, '-m', 'experiments.train', *point.command,
+            sys.executable, '-m', point.program, *point.command,
             f'--workdir={directory}',
         ),
         stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

@@ -51,6 +51,11 @@ class RepeatPrevious(base.Environment):
     decks, _ = _LEVELS[self.level]
     return decks * cards.DECK - 1
 
+  @property
+  def back(self) -> int:
+    """Which suit to name: 1 is the one just seen."""
+    return _LEVELS[self.level][1]
+
   def reset(self, key):
     decks, _ = _LEVELS[self.level]
     suits = cards.shuffled_suits(key, decks)
@@ -59,7 +64,7 @@ class RepeatPrevious(base.Environment):
   def step(self, key, state, action):
     del key  # The cards are shuffled already.
     suits, shown = state
-    _, back = _LEVELS[self.level]
+    back = self.back
     unit = 1 / (suits.size - back)
     right = action == suits[jnp.maximum(shown - back, 0)]
     reward = jnp.where(right, unit, -unit)

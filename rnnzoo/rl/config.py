@@ -31,6 +31,11 @@ FIELDS = dict(
     rollout_length=_count(
         default=128, help='The steps of each environment in a rollout.'
     ),
+    burn_in=fields.Field(
+        int, low=0, default=0,
+        help='The steps at the start of a rollout that bring the stored state '
+        'to the parameters of now, and have no part in the loss.',
+    ),
     epochs=_count(default=4, help='How often each rollout is learned from.'),
     minibatches=_count(
         default=4,
@@ -50,6 +55,11 @@ FIELDS = dict(
         default=0.2,
         help='How far the probability of an action may move from that of the '
         'rollout, relative to it, before its gradient is 0.',
+    ),
+    value_clip_range=fields.Field(
+        float, low=0, default=0.0,
+        help='How far a value may move from that of the rollout before its '
+        'gradient is 0; 0 for no limit.',
     ),
     value_weight=fields.Field(
         float, low=0, default=0.5, help='The weight of the loss of the values.'
@@ -87,7 +97,8 @@ FIELDS = dict(
     eval_episodes=_count(
         default=64,
         help='The episodes of an evaluation, in which the policy takes the '
-        'most probable action.',
+        'most probable action. The best checkpoint is tested in as many '
+        'others.',
     ),
     save_every=_count(
         default=50, help='The steps between two checkpoints.'
@@ -140,6 +151,11 @@ def check(config) -> None:
     raise errors.UserValueError(
         f'num_environments {config.num_environments} must be a multiple of '
         f'minibatches {config.minibatches}.'
+    )
+  if config.burn_in >= config.rollout_length:
+    raise errors.UserValueError(
+        f'burn_in {config.burn_in} must be less than rollout_length '
+        f'{config.rollout_length}: the other steps are learned from.'
     )
   for name, wanted in (('dropout', 0), ('norm', 'rms or layer')):
     value = config.model[name]

@@ -8,42 +8,31 @@ there is time for metrics, evaluations and checkpoints.
 import contextlib
 import json
 import math
-import pathlib
 import time
 from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
-from rnnzoo import environments
 from rnnzoo import errors
-from rnnzoo import filenames
 from rnnzoo.rl import curves
 from rnnzoo.rl import ppo
+from rnnzoo.rl import saved as saved_lib
 from rnnzoo.training import checkpoint
 from rnnzoo.training import files
 from rnnzoo.training import memory
 from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training import records
 from rnnzoo.training import state as state_lib
+from rnnzoo.training import summary as summary_lib
+from rnnzoo.training.processes import host
 from rnnzoo.training.processes import lock
 from rnnzoo.training.processes import signals
 
-# Marks the key of evaluations among those that are made of a seed and a step.
-_EVALUATION = 2**32 - 1
-_READ = ('params', 'moments', 'seed')  # By an evaluation, of a state.
-RESULT = 'evaluation.json'
-
-
-def make_environment(config) -> environments.Environment:
-  """Returns the environment of a config.
-
-  Raises:
-    UserValueError: If there is no such environment, or an option is wrong.
-  """
-  options = config.environment.to_dict()
-  return environments.make(options.pop('name'), **options)
+# What must be finite after each step. The norm of the parameters is computed
+# after the last update, the others before it.
+_FINITE = ('loss', 'grad_norm', 'param_norm')
 
 
 def train(config, workdir, layers=None) -> dict[str, Any]:
@@ -53,17 +42,17 @@ def train(config, workdir, layers=None) -> dict[str, Any]:
     config: All fields of `rl.config.FIELDS`, and `model`, `optimizer` and
       `environment`.
     workdir: Where `metrics.jsonl`, `checkpoints/`, `curve.png` and
-      `evaluation.json` go.
+      `summary.json` go.
     layers: More layers by name, in addition to those of the zoo and `none`.
 
   Returns:
-    What `evaluation.json` holds: the evaluation of the best checkpoint.
+    What `summary.json` holds, see `summarize_run`.
 
   Raises:
     UserError: If the user has to change something.
     Interrupted: After a signal, once everything is saved.
   """
-  learner = ppo.PPO(config, make_environment(config), layers)
+  learner = ppo.PPO(config, saved_lib.make_environment(config), layers)
   workdir = files.workdir(workdir)
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.hold(workdir))
@@ -78,11 +67,19 @@ def train(config, workdir, layers=None) -> dict[str, Any]:
     seeds = config.seed + jnp.arange(config.num_seeds, dtype=jnp.uint32)
     abstract = jax.eval_shape(make_state, seeds)
     train_steps = make_train_steps(learner, config.log_every)
-    evaluate = make_evaluate(learner, config.eval_episodes)
+    evaluate = saved_lib.make_evaluate(learner, config.eval_episodes)
     if saver.latest_step() is None:
       first, state = 0, make_state(seeds)
     else:
+      step, meta = saver.restore_meta()
+      where = f'Checkpoint {step} in {workdir / "checkpoints"}'
+      check_same(config, saved_lib.config_of(meta, where), where)
       first, state, _ = saver.restore(abstract)
+      if first % config.log_every:
+        raise errors.UserValueError(
+            f'log_every {config.log_every} must divide the step of the latest '
+            f'checkpoint, {first}.'
+        )
       logging.info('Going on after step %d.', first)
     count = state_lib.count_parameters(abstract['params']) // config.num_seeds
     meta = dict(config=json.loads(config.to_json()), parameters=count)
@@ -103,15 +100,10 @@ def train(config, workdir, layers=None) -> dict[str, Any]:
       state, metrics = train_steps(state)
       metrics = memory.fetch(metrics)
       seconds = time.perf_counter() - start
+      check_finite(metrics, step)
       row = summarize(metrics, config.reward_scale)
-      if not math.isfinite(row['loss']):
-        raise errors.UserError(
-            f'The loss is {row["loss"]} at step {step}. The checkpoints are '
-            'those of before; try a smaller optimizer.learning_rate or '
-            'reward_scale in another workdir.'
-        )
       row['environment_steps'] = step * per_step
-      if step > first + config.log_every or first:  # Else it has compiled.
+      if step > first + config.log_every:  # Before, it has compiled.
         speed = config.log_every * per_step * config.num_seeds / seconds
         row['environment_steps_per_second'] = round(speed)
       writer.write(step, row)
@@ -136,10 +128,87 @@ def train(config, workdir, layers=None) -> dict[str, Any]:
         raise signals.Interrupted(stop.signum, step)
     saver.wait()
   curves.plot(workdir)
-  result = evaluate_saved(workdir, config.eval_episodes, layers)
+  result = summarize_run(workdir, config, layers)
   with files.usable(workdir):
-    files.write_text(workdir / RESULT, json.dumps(result, indent=2) + '\n')
+    files.write_text(
+        workdir / 'summary.json', json.dumps(result, indent=2) + '\n'
+    )
   return result
+
+
+def summarize_run(workdir, config, layers=None) -> dict[str, Any]:
+  """Tests the best checkpoint of a finished run.
+
+  Args:
+    workdir: The directory of the run.
+    config: Its config.
+    layers: As for `train`.
+
+  Returns:
+    What `saved.evaluate_saved` returns, `mean_return` under the name
+    `test_return`; and `best_eval_return`, `eval_returns` (the returns of each
+    agent that chose the checkpoint), `total_steps`, `environment_steps` (of an
+    agent), `seconds`, `device` and `jax`.
+  """
+  found = saved_lib.evaluate_saved(workdir, config.eval_episodes, layers)
+  found['test_return'] = found.pop('mean_return')
+  rows = metrics_lib.read_metrics(workdir)
+  chosen = {}
+  for row in rows:
+    if row['step'] == found['best_step'] and 'eval_return' in row:
+      chosen = row
+  names = by_seed('eval_return', np.zeros(config.num_seeds)) or ('eval_return',)
+  return found | dict(
+      best_eval_return=chosen.get('eval_return'),
+      eval_returns=[chosen.get(name) for name in names],
+      total_steps=config.total_steps,
+      environment_steps=(
+          config.total_steps * config.num_environments * config.rollout_length
+      ),
+      seconds=round(summary_lib.busy_seconds(rows), 1),
+      device=host.device_description(),
+      jax=jax.__version__,
+  )
+
+
+def check_same(config, then, where: str) -> None:
+  """Raises `UserValueError` if a run was of another environment or model.
+
+  Args:
+    config: The config of now.
+    then: That of the checkpoint.
+    where: The checkpoint, for the message.
+  """
+  for part in ('environment', 'model', 'num_seeds', 'observe_last'):
+    now, before = config[part], then[part]
+    if isinstance(now, ConfigDict):
+      # An older run may lack some fields.
+      before = before.to_dict()
+      now = {name: now[name] for name in now if name in before}
+    if now != before:
+      raise errors.UserValueError(
+          f'{where} is of a run with {part} {before}, the config says {now}. '
+          'Use another workdir.'
+      )
+
+
+def check_finite(metrics: dict[str, Any], step: int) -> None:
+  """Raises `UserError` if a loss, a gradient or a parameter is not finite.
+
+  Args:
+    metrics: From `make_train_steps`, as NumPy arrays.
+    step: The last of these steps, for the message.
+  """
+  for name in _FINITE:
+    bad = ~np.isfinite(metrics[name]).all(0)
+    if bad.any():
+      agents = ', '.join(map(str, np.flatnonzero(bad)))
+      raise errors.UserError(
+          f'{name} is not finite by step {step}'
+          f'{f" (agents {agents})" if len(bad) > 1 else ""}. The checkpoints '
+          'are those of before; try a smaller optimizer.learning_rate or '
+          'reward_scale in another workdir.'
+      )
 
 
 def make_train_steps(learner: ppo.PPO, count: int):
@@ -154,20 +223,6 @@ def make_train_steps(learner: ppo.PPO, count: int):
   return jax.jit(
       lambda state: jax.lax.scan(body, state, length=count), donate_argnums=0
   )
-
-
-def make_evaluate(learner: ppo.PPO, episodes: int):
-  """Returns a compiled function of the states of all agents.
-
-  It returns the returns `[num_seeds, episodes]`, and reads `params`, `moments`
-  and `seed` only. An agent has the same episodes in every evaluation.
-  """
-  def one(state):
-    key = jax.random.fold_in(jax.random.key(state['seed']), _EVALUATION)
-    return learner.evaluate(state, key, episodes)
-
-  run = jax.jit(jax.vmap(one))
-  return lambda state: run({n: state[n] for n in _READ})
 
 
 def summarize(metrics: dict[str, Any], reward_scale: float) -> dict[str, float]:
@@ -202,69 +257,6 @@ def by_seed(name: str, values: np.ndarray) -> dict[str, float]:
   if len(values) == 1:
     return {}
   return {f'{name}_seed_{i}': float(value) for i, value in enumerate(values)}
-
-
-def evaluate_saved(workdir, episodes: int, layers=None) -> dict[str, Any]:
-  """Evaluates the best checkpoint of a run.
-
-  Args:
-    workdir: The directory of the run; nothing in it is changed.
-    episodes: How many, for each agent.
-    layers: The layers that the config file of the run defined itself.
-
-  Returns:
-    `step`, `episodes`, `parameters`, the config's `environment`, `layer` and
-    `seed`, the mean return over all agents and episodes (`eval_return`), and
-    for each agent the mean (`returns`) and the standard deviation
-    (`deviations`) over its episodes.
-
-  Raises:
-    UserError: If there is no run, or it cannot be read.
-  """
-  directory = pathlib.Path(filenames.absolute(workdir)) / 'checkpoints'
-  if not directory.is_dir():
-    raise errors.UserFileNotFoundError(
-        f'There is no run in {workdir}: it has no directory "checkpoints".'
-    )
-  with checkpoint.Checkpointer(directory, readonly=True) as saver:
-    step, meta = saver.restore_meta(best=True)
-    config = config_of(meta, f'Checkpoint {step} in {directory}')
-    learner = ppo.PPO(config, make_environment(config), layers)
-    seeds = config.seed + jnp.arange(config.num_seeds, dtype=jnp.uint32)
-    abstract = jax.eval_shape(jax.vmap(learner.initial_state), seeds)
-    step, state, _ = saver.restore(
-        {n: abstract[n] for n in _READ}, best=True, partial=True
-    )
-  returns = memory.fetch(make_evaluate(learner, episodes)(state))
-  return dict(
-      environment=config.environment.to_dict(),
-      layer=config.model.layer,
-      seed=config.seed,
-      parameters=meta.get('parameters'),
-      step=step,
-      episodes=episodes,
-      eval_return=round(float(returns.mean()), 4),
-      returns=[round(float(u), 4) for u in returns.mean(1)],
-      deviations=[round(float(u), 4) for u in returns.std(1)],
-  )
-
-
-def config_of(meta: dict[str, Any], where: str):
-  """Returns the config in the record of a checkpoint.
-
-  Raises:
-    UserValueError: If the checkpoint is not of a run of PPO.
-  """
-  from ml_collections import ConfigDict
-
-  records.check_meta(meta, ('config',), where)
-  config = ConfigDict(meta['config'])
-  for name in ('environment', 'model', 'optimizer'):
-    if not isinstance(config.get(name), ConfigDict):
-      raise errors.UserValueError(
-          f'{where} is not of a run of PPO: its config has no {name!r}.'
-      )
-  return config
 
 
 def describe(returns: np.ndarray) -> str:

@@ -25,11 +25,16 @@ from rnnzoo.layers import base
 from rnnzoo.models.actor_critic import ActorCritic
 from rnnzoo.rl import config as config_lib
 from rnnzoo.rl import distributions
+from rnnzoo.rl import moments as moments_lib
 from rnnzoo.rl.memoryless import Memoryless
 from rnnzoo.training import optimizers
 from rnnzoo.training import state as state_lib
 
 State = dict[str, Any]  # Of one agent: `PPO.initial_state` has its entries.
+
+# Marks the key of the first parameters among those that are made of a seed and
+# a step: Flax numbers its keys from 0 on, too.
+_PARAMETERS = 2**32 - 2
 
 
 class Actor(NamedTuple):
@@ -64,45 +69,21 @@ class Rollout(NamedTuple):
   next_inputs: jax.Array
 
 
-class Moments(NamedTuple):
-  """Mean and variance of the observations seen so far, `[D]`."""
-
-  count: jax.Array
-  mean: jax.Array
-  variance: jax.Array
-
-  @classmethod
-  def initial(cls, features: int) -> 'Moments':
-    # A count near 0: the first rollout replaces mean and variance.
-    return cls(jnp.float32(1e-4), jnp.zeros(features), jnp.ones(features))
-
-  def normalize(self, x: jax.Array) -> jax.Array:
-    """Normalises the first `D` of the last axis of `x`; at most 10 remains."""
-    size = self.mean.size
-    std = jnp.sqrt(self.variance + 1e-8)
-    first = jnp.clip((x[..., :size] - self.mean) / std, -10, 10)
-    return jnp.concatenate([first, x[..., size:]], -1)
-
-  def update(self, x: jax.Array) -> 'Moments':
-    """Returns the moments after seeing `x` `[..., D or more]` too."""
-    x = x[..., : self.mean.size].reshape(-1, self.mean.size)
-    new = x.shape[0]
-    count = self.count + new
-    delta = x.mean(0) - self.mean
-    squares = self.variance * self.count + x.var(0) * new
-    return Moments(
-        count,
-        self.mean + delta * new / count,
-        (squares + delta**2 * self.count * new / count) / count,
-    )
-
-
 class Episodes(NamedTuple):
   """Sums over the episodes that ended in a rollout."""
 
   returns: jax.Array
   lengths: jax.Array
   count: jax.Array
+
+
+class Episode(NamedTuple):
+  """An episode, every array `[T, ...]` with the largest possible length `T`."""
+
+  environment: Any  # Its states before each step.
+  action: jax.Array  # As the environment takes it.
+  reward: jax.Array
+  running: jax.Array  # False after the end of the episode.
 
 
 class Batch(NamedTuple):
@@ -114,12 +95,22 @@ class Batch(NamedTuple):
   action: jax.Array
   log_prob: jax.Array
   advantage: jax.Array
-  target: jax.Array  # Of the value.
+  value: jax.Array  # In the rollout.
+
+  @property
+  def target(self) -> jax.Array:
+    """What the value should have been."""
+    return self.advantage + self.value
 
   def rows(self, index: jax.Array) -> 'Batch':
     """Returns some of the environments; the batch is axis 1 of carries."""
     part = jax.tree.map(lambda u: u[index], self._replace(carry=None))
     return part._replace(carry=jax.tree.map(lambda u: u[:, index], self.carry))
+
+  def after(self, steps: int, carry: models.SequenceCarry) -> 'Batch':
+    """Returns what follows the first steps, and starts with this carry."""
+    part = jax.tree.map(lambda u: u[:, steps:], self._replace(carry=None))
+    return part._replace(carry=carry)
 
 
 def next_values(
@@ -259,9 +250,12 @@ class PPO:
     Args:
       seed: An integer, which decides everything that is random.
     """
-    params, _ = self.functional.initialize(jax.random.key(seed))
+    key = jax.random.key(seed)
+    params, _ = self.functional.initialize(
+        jax.random.fold_in(key, _PARAMETERS)
+    )
     params = state_lib.at_least_float32(params)
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+    key = jax.random.fold_in(key, 0)
     count = self.config.num_environments
     environment, inputs = self._start(key, count)
     actor = Actor(
@@ -274,7 +268,7 @@ class PPO:
     if self.config.normalize_observations and isinstance(
         space, environments.Box
     ):
-      moments = Moments.initial(space.num_features)
+      moments = moments_lib.Moments.initial(space.num_features)
     return dict(
         seed=jnp.asarray(seed, jnp.uint32), step=jnp.int32(0), params=params,
         opt_state=self.tx.init(params), moments=moments, actor=actor,
@@ -321,7 +315,7 @@ class PPO:
     )
     whole = Batch(
         start, rollout.inputs, rollout.reset, rollout.action, rollout.log_prob,
-        advantage, advantage + rollout.value,
+        advantage, rollout.value,
     )
 
     # ---- Learn. ----
@@ -333,6 +327,7 @@ class PPO:
       updates, opt_state = self.tx.update(grads, opt_state, params)
       params = optax.apply_updates(params, updates)
       metrics['grad_norm'] = optax.tree.norm(grads)
+      metrics['param_norm'] = optax.tree.norm(params)
       return (params, opt_state), metrics
 
     def shuffled(key):
@@ -355,7 +350,7 @@ class PPO:
 
   def collect(
       self, model: ActorCritic, actor: Actor, key: jax.Array,
-      moments: Moments | None = None,
+      moments: moments_lib.Moments | None = None,
   ) -> tuple[Actor, Rollout, Episodes]:
     """Lets the policy act for `rollout_length` steps in every environment.
 
@@ -412,10 +407,14 @@ class PPO:
 
   def loss(self, params, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
     """Returns the clipped objective, to be minimised, and metrics."""
-    config = self.config
-    _, decision = self.model(params)(
-        batch.inputs, batch.carry, reset=batch.reset
-    )
+    config, model = self.config, self.model(params)
+    if steps := config.burn_in:
+      # They bring the state of before to the parameters of now.
+      carry, _ = model(
+          batch.inputs[:, :steps], batch.carry, reset=batch.reset[:, :steps]
+      )
+      batch = batch.after(steps, jax.lax.stop_gradient(carry))
+    _, decision = model(batch.inputs, batch.carry, reset=batch.reset)
     advantage = batch.advantage
     if config.normalize_advantage:
       advantage = advantage - advantage.mean()
@@ -425,7 +424,11 @@ class PPO:
     ratio, reach = jnp.exp(log_ratio), config.clip_range
     clipped = jnp.clip(ratio, 1 - reach, 1 + reach)
     policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
-    value_loss = 0.5 * ((decision.value - batch.target) ** 2).mean()
+    squares = (decision.value - batch.target) ** 2
+    if limit := config.value_clip_range:
+      near = jnp.clip(decision.value - batch.value, -limit, limit)
+      squares = jnp.maximum(squares, (batch.value + near - batch.target) ** 2)
+    value_loss = 0.5 * squares.mean()
     entropy = self.distribution.entropy(decision.policy).mean()
     loss = (
         policy_loss + config.value_weight * value_loss
@@ -448,6 +451,22 @@ class PPO:
       key: The source of what happens in the environments.
       episodes: How many; they run side by side.
     """
+    return self._play(state, key, episodes, lambda *_: None)[0]
+
+  def episode(self, state: State, key: jax.Array) -> Episode:
+    """Returns an episode of the most probable actions.
+
+    It is the first of those of `evaluate` with one episode.
+
+    Args:
+      state: As for `evaluate`.
+      key: Likewise.
+    """
+    _, episode = self._play(state, key, 1, Episode)
+    return jax.tree.map(lambda u: u[:, 0], episode)
+
+  def _play(self, state, key, episodes, record):
+    """Returns the returns, and `record` of each step, `[T, B, ...]`."""
     model, moments = self.model(state['params']), state['moments']
     start_key, key = jax.random.split(key)
     environment, inputs = self._start(start_key, episodes)
@@ -455,19 +474,18 @@ class PPO:
     def act(now, key):
       environment, inputs, carry, returns, running = now
       carry, decision = model.step(carry, _normalized(inputs, moments))
-      action = self.distribution.mode(decision.policy)
-      environment, observation, reward, terminated, truncated = jax.vmap(
+      chosen = self.distribution.mode(decision.policy)
+      action = self.distribution.to_environment(chosen)
+      after, observation, reward, terminated, truncated = jax.vmap(
           self.environment.step
-      )(
-          jax.random.split(key, episodes), environment,
-          self.distribution.to_environment(action),
-      )
+      )(jax.random.split(key, episodes), environment, action)
       returns = returns + jnp.where(running, reward, 0)
+      seen = record(environment, action, reward, running)
       running = running & ~(terminated | truncated)
-      inputs = self._read(observation, action, reward)
-      return (environment, inputs, carry, returns, running), None
+      inputs = self._read(observation, chosen, reward)
+      return (after, inputs, carry, returns, running), seen
 
-    (_, _, _, returns, _), _ = jax.lax.scan(
+    (_, _, _, returns, _), seen = jax.lax.scan(
         act,
         (
             environment, inputs, model.initialize_carry(episodes),
@@ -475,7 +493,7 @@ class PPO:
         ),
         jax.random.split(key, self.environment.max_steps),
     )
-    return returns
+    return returns, seen
 
   def _start(self, key, count):
     """Starts episodes; returns the states and what the policy reads."""

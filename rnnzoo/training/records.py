@@ -22,7 +22,9 @@ _META: dict[str, Any] = dict(
     config=dict, model=dict, vocabulary=(dict, type(None)), layers=dict,
     history=dict,
 )
-_SUMMARY = ('best_eval_loss', 'test_loss', 'best_step', 'parameters', 'seconds')
+# Numbers in every summary, and in those of runs on data, unlike those of PPO.
+_SUMMARY = ('best_step', 'parameters', 'seconds')
+_SUMMARY_ON_DATA = ('best_eval_loss', 'test_loss')
 
 
 def parse(data: bytes) -> Any:
@@ -102,7 +104,9 @@ def read_summary(path: pathlib.Path) -> dict[str, Any] | None:
     summary = parse(path.read_bytes())
     check_tree(summary, {})
     results = [n for n in summary if n.startswith(('best_', 'test_'))]
-    for name in sorted({*_SUMMARY, *results}):
+    on_data = summary.get('task') != 'ppo'
+    wanted = [*_SUMMARY, *_SUMMARY_ON_DATA * on_data]
+    for name in sorted({*wanted, *results}):
       # On a split that training never used, a model's loss may be NaN.
       finite = not name.startswith('test_')
       if not is_number(summary.get(name), finite):

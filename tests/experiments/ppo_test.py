@@ -22,7 +22,7 @@ CONFIGS = [
     file for file in collecting.config_files()
     if pathlib.PurePosixPath(file).parent.name == 'rl'
 ]
-MASKED = 'experiments/configs/rl/cartpole_masked.py'
+MASKED = 'experiments/configs/rl/ppo_cartpole_masked.py'
 
 
 def parse(file, *words):

@@ -7,6 +7,7 @@ from experiments.configs.rl import settings
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.rl import loop
+from rnnzoo.rl import saved
 from rnnzoo.training.processes import signals
 from tests.experiments import commands
 
@@ -67,7 +68,7 @@ class LoopTest(absltest.TestCase):
 
   def test_no_run_to_evaluate(self):
     with self.assertRaisesRegex(errors.UserFileNotFoundError, 'no run in'):
-      loop.evaluate_saved(commands.temporary_directory(self), 4)
+      saved.evaluate_saved(commands.temporary_directory(self), 4)
 
 
 if __name__ == '__main__':

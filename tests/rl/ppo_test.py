@@ -12,7 +12,9 @@ from rnnzoo import environments
 from rnnzoo import errors
 from rnnzoo.rl import distributions
 from rnnzoo.rl import loop
+from rnnzoo.rl import moments as moments_lib
 from rnnzoo.rl import ppo
+from rnnzoo.rl import saved
 
 
 def make(name='t_maze', layer='min_gru', **changes):
@@ -156,7 +158,7 @@ class MomentsTest(absltest.TestCase):
 
   def test_moments_of_several_parts_are_those_of_the_whole(self):
     x = 5 + 2 * np.random.default_rng(0).normal(size=(4, 50, 3))
-    moments = ppo.Moments.initial(2)
+    moments = moments_lib.Moments.initial(2)
     for part in np.split(jnp.asarray(x, jnp.float32), 2):
       moments = moments.update(part)
     flat = x[..., :2].reshape(-1, 2)
@@ -219,7 +221,7 @@ class LearningTest(parameterized.TestCase):
     )
     state, metrics = loop.make_train_steps(learner, 40)(state)
     self.assertTrue(np.isfinite(metrics['loss']).all())
-    returns = loop.make_evaluate(learner, 64)(state)
+    returns = saved.make_evaluate(learner, 64)(state)
     self.assertGreater(float(returns.mean()), 0.9)
 
   def test_agents_side_by_side_are_those_alone(self):

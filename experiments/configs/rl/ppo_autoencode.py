@@ -1,7 +1,7 @@
 r"""Autoencode of POPGym: watch a deck of cards, then name it in reverse order.
 
   python -m experiments.ppo \
-      --config=experiments/configs/rl/autoencode.py:min_gru \
+      --config=experiments/configs/rl/ppo_autoencode.py:min_gru \
       --workdir=runs/autoencode
 
 The easy level has 52 cards. The return is -0.5 for guesses, 0 if half of the

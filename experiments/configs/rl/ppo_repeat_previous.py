@@ -1,14 +1,14 @@
 r"""RepeatPrevious of POPGym: name the suit that was shown some steps ago.
 
   python -m experiments.ppo \
-      --config=experiments/configs/rl/repeat_previous.py:min_gru \
+      --config=experiments/configs/rl/ppo_repeat_previous.py:min_gru \
       --workdir=runs/repeat_previous
 
 Three levels: `--config.environment.level=medium` asks for the 32nd last suit in
 place of the 4th last. The return is 1 if all answers are right, and -0.5 for
 guesses, which is what a policy without memory (`:none`) gets.
 
-Result (`experiments/results/rl/repeat_previous`), easy, seed 0, 409,600 steps,
+Result (`experiments/results/rl/ppo_repeat_previous`), easy, seed 0, 409,600 steps,
 the best of ten evaluations of 64 episodes, on the episodes that chose it:
 minGRU 0.533 (77 % of the answers right), still rising, 50,757 parameters;
 without memory -0.484, 34,117 parameters. One seed each. The last 389,120 steps

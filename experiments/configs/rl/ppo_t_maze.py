@@ -1,7 +1,8 @@
 r"""The T-maze: a sign at the start says where to turn at the end.
 
   python -m experiments.ppo \
-      --config=experiments/configs/rl/t_maze.py:min_gru --workdir=runs/t_maze
+      --config=experiments/configs/rl/ppo_t_maze.py:min_gru \
+      --workdir=runs/t_maze
 
 `--config.environment.length=100` is a longer corridor. The return is 1 for the
 right side; without memory (`:none`) it is 0 on average.

@@ -1,7 +1,7 @@
 r"""Pendulum without its velocity: swing it up and hold it, by memory.
 
   python -m experiments.ppo \
-      --config=experiments/configs/rl/pendulum_masked.py:min_gru \
+      --config=experiments/configs/rl/ppo_pendulum_masked.py:min_gru \
       --workdir=runs/pendulum_masked
 
 The environment is Gymnasium's Pendulum-v1; the policy sees the direction only.

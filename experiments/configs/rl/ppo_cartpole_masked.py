@@ -1,7 +1,7 @@
 r"""CartPole without velocities: a policy has to remember where the pole was.
 
   python -m experiments.ppo \
-      --config=experiments/configs/rl/cartpole_masked.py:min_gru \
+      --config=experiments/configs/rl/ppo_cartpole_masked.py:min_gru \
       --workdir=runs/cartpole_masked
 
 The environment is Gymnasium's CartPole-v1; the policy sees the position of the
@@ -9,7 +9,7 @@ cart and the angle of the pole only. `:none` trains a policy without memory,
 and `--config.environment.masked=False` shows the velocities. An episode has at
 most 500 steps with a reward of 1 each.
 
-Result (`experiments/results/rl/cartpole_masked`), three agents at once
+Result (`experiments/results/rl/ppo_cartpole_masked`), three agents at once
 (`--config.num_seeds=3`), 204,800 steps each, the best of five evaluations, on
 the episodes that chose it: minGRU 500 in all of 3 x 64 episodes, 6,595
 parameters; without memory 43.8, 4,483 parameters. The steps took 113 s and
