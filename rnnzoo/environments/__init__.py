@@ -22,6 +22,7 @@ from rnnzoo.environments.base import Environment as Environment
 from rnnzoo.environments.base import MultiDiscrete as MultiDiscrete
 from rnnzoo.environments.base import Space as Space
 from rnnzoo.environments.cart_pole import CartPole as CartPole
+from rnnzoo.environments.from_gymnax import Gymnax as Gymnax
 from rnnzoo.environments.pendulum import Pendulum as Pendulum
 from rnnzoo.environments.repeat_previous import RepeatPrevious as RepeatPrevious
 from rnnzoo.environments.t_maze import TMaze as TMaze
@@ -29,6 +30,7 @@ from rnnzoo.environments.t_maze import TMaze as TMaze
 ENVIRONMENTS: dict[str, type[Environment]] = dict(
     autoencode=Autoencode,
     cart_pole=CartPole,
+    gymnax=Gymnax,
     pendulum=Pendulum,
     repeat_previous=RepeatPrevious,
     t_maze=TMaze,

@@ -14,7 +14,6 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.rl import curves
@@ -179,16 +178,21 @@ def check_same(config, then, where: str) -> None:
     then: That of the checkpoint.
     where: The checkpoint, for the message.
   """
-  for part in ('environment', 'model', 'num_seeds', 'observe_last'):
-    now, before = config[part], then[part]
-    if isinstance(now, ConfigDict):
-      # An older run may lack some fields.
-      before = before.to_dict()
-      now = {name: now[name] for name in now if name in before}
-    if now != before:
+  values = [
+      {name: u[name] for name in ('num_seeds', 'observe_last')} | {
+          f'{part}.{name}': value
+          for part in ('environment', 'model')
+          for name, value in u[part].items()
+      }
+      # As in the checkpoint: JSON has no tuples.
+      for u in (json.loads(config.to_json()), json.loads(then.to_json()))
+  ]
+  now, before = values
+  for name in sorted(now.keys() & before.keys()):  # Older runs lack some.
+    if now[name] != before[name]:
       raise errors.UserValueError(
-          f'{where} is of a run with {part} {before}, the config says {now}. '
-          'Use another workdir.'
+          f'{where} is of a run with {name} {before[name]}, the config says '
+          f'{now[name]}. Use another workdir.'
       )
 
 

@@ -1,21 +1,27 @@
 """`experiments.ppo` from end to end, and a smoke run of each of its configs."""
 
+import importlib.util
 import pathlib
 import signal
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import config_flag
+from experiments.cli import episodes
 from experiments.cli import help_text
 from experiments.cli import schema
 from experiments.cli import tasks
 from experiments.configs import default
 from experiments.configs.rl import settings
 from experiments.reporting import collecting
+import jax
 import numpy as np
+from PIL import Image
 from rnnzoo import environments
 from rnnzoo import errors
 from rnnzoo import rl
+from rnnzoo.rl import saved
 from tests.experiments import commands
 
 CONFIGS = [
@@ -37,12 +43,14 @@ class ConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(*CONFIGS)
   def test_smoke_run(self, file):
+    if 'gymnax' in file and not importlib.util.find_spec('gymnax'):
+      self.skipTest('It needs gymnax.')
     workdir = commands.temporary_directory(self)
     flag = parse(file, '--config.smoke=True', '--config.tensorboard=False')
     config = tasks.resolve(flag.value, flag.exports, source='environment')
     self.assertLessEqual(config.total_steps, 10)
     result = rl.train(config, workdir)
-    self.assertTrue(np.isfinite(result['eval_return']))
+    self.assertTrue(np.isfinite(result['test_return']))
     self.assertEqual(list(commands.metrics(workdir, 'loss')), [2, 4])
     self.assertTrue((workdir / 'curve.png').exists())
 
@@ -92,6 +100,39 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotIn('data.', text)
 
 
+class EpisodeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('autoencode', {}), ('pendulum', dict(time_limit=3)),
+      ('repeat_previous', {}), ('t_maze', dict(length=2)),
+  )
+  def test_a_gif_of_an_episode(self, name, options):
+    config = settings.defaults(name)
+    config.update(config.smoke_overrides)
+    config.environment.update(options)
+    learner = rl.PPO(config, environments.make(name, **options))
+    state = jax.jit(jax.vmap(learner.initial_state))(np.arange(1))
+    policy = saved.Saved(learner, config, 0, state, 1)
+    moments = episodes.play(policy, 0)
+    total = sum(moment.reward for moment in moments)
+    path = commands.temporary_directory(self) / 'deep/episode.gif'
+    # Some frames of a long episode.
+    with mock.patch.object(episodes, '_FRAMES', 10):
+      steps, drawn = episodes.draw(policy, 0, path)
+    self.assertEqual((steps, drawn), (len(moments), total))
+    self.assertLessEqual(steps, learner.environment.max_steps)
+    with Image.open(path) as image:
+      self.assertBetween(image.n_frames, 2, 11)
+      image.seek(image.n_frames - 1)
+      self.assertGreater(len(image.convert('RGB').getcolors(10**6)), 3)
+
+  def test_an_environment_that_nobody_draws(self):
+    policy = mock.Mock()
+    policy.config.environment.name = 'other'
+    with self.assertRaisesRegex(errors.UserValueError, 'no drawing of other'):
+      episodes.draw(policy, 0, pathlib.Path('never.gif'))
+
+
 class CommandTest(absltest.TestCase):
 
   def run_command(self, *words):
@@ -122,10 +163,28 @@ class CommandTest(absltest.TestCase):
     found = self.run_command(f'--workdir={workdir}', '--evaluate=3').wait()
     self.assertEqual(found.code, 0, found)
     self.assertRegex(
-        found.stdout, r'cart_pole, lru, [\d,]+ parameters, step \d+: mean '
-        r'return [\d.]+ of 3 episodes'
+        found.stdout, r'cart_pole \(masked=True, time_limit=30\), lru, '
+        r'[\d,]+ parameters, step \d+: mean return [\d.]+ of 3 new episodes'
     )
     self.assertGreaterEqual(step, 2)
+
+    # Another length of an episode is all right, another observation is not.
+    path = workdir / 'episode.gif'
+    drawn = self.run_command(
+        f'--workdir={workdir}', f'--gif={path}', f'--config={MASKED}',
+        '--config.environment.time_limit=7',
+    ).wait()
+    self.assertEqual(drawn.code, 0, drawn)
+    self.assertRegex(drawn.stdout, r'episode.gif, 7 steps, return 7')
+    with Image.open(path) as image:
+      self.assertEqual(image.n_frames, 7)
+    other = self.run_command(
+        f'--workdir={workdir}', '--evaluate=3', f'--config={MASKED}',
+        '--config.environment.masked=False',
+    ).wait()
+    self.assertEqual(other.code, 1, other)
+    self.assertRegex(other.stderr, r'^Error: The policy in .* cannot act in')
+    self.assertLen(other.stderr.splitlines(), 1)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,10 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from experiments.cli import config_flag
+from experiments.cli import ppo_results
 from experiments.cli import results
+from experiments.reporting import collecting
 from experiments.sweeping import choosing
 from experiments.sweeping import points
 from experiments.sweeping import rates
@@ -21,6 +24,7 @@ from tests.experiments import commands
 
 TINY = 'tests/experiments/tiny.py'
 DIGITS = 'experiments/configs/images/digits.py'
+PPO = 'experiments/configs/rl/ppo_t_maze.py'
 # What a run of a language model records, but for its numbers.
 RESULT = dict(
     task='language_modelling', data='text_file', config=TINY, layer='min_gru',
@@ -28,6 +32,30 @@ RESULT = dict(
     metric='loss', value=1.0, unit='nats', split='test', published=None,
     published_error=None, source=None, larger_is_better=[], command='',
 )
+
+
+def ppo_summary(**values):
+  """Returns what `rl.train` returns of a run on the T-maze."""
+  return {
+      'task': 'ppo', 'data.name': 't_maze', 'model.layer': 'min_gru',
+      'parameters': 9, 'best_step': 20, 'total_steps': 100, 'seconds': 36.0,
+      'device': 'cpu', **values,
+  }
+
+
+def write_ppo(directory, point, value):
+  """Writes the records of a run of PPO with one agent."""
+  directory.mkdir(parents=True)
+  flag = config_flag.parse_alone(
+      point.config, f'--config.seed={point.seed}', '--config.num_seeds=1',
+      *point.words,
+  )
+  ppo_results.write(
+      ppo_summary(
+          seed=point.seed, eval_returns=[value], returns=[value],
+          deviations=[0.0],
+      ), directory, flag, ('abc', False),
+  )
 
 
 class PointsTest(parameterized.TestCase):
@@ -52,6 +80,100 @@ class PointsTest(parameterized.TestCase):
         '--config.eval_splits=("test",)',
     ))
     self.assertEqual(found[0].total_steps, 1500)
+
+  def test_runs_of_ppo(self):
+    found = points.make(
+        f'{PPO}:min_gru,none', ['optimizer.learning_rate=1e-3,3e-3'], 2
+    )
+    self.assertEqual(
+        [str(p.directory) for p in found[:5]],
+        [
+            f'rl/ppo_t_maze/min_gru/learning_rate={rate}/seed_{seed}'
+            for rate in ('1e-3', '3e-3') for seed in (0, 1)
+        ] + ['rl/ppo_t_maze/none/learning_rate=1e-3/seed_0'],
+    )
+    self.assertEqual({p.program for p in found}, {'experiments.ppo'})
+    self.assertEqual(found[1].command, (
+        f'--config={PPO}:min_gru', '--config.seed=1', '--config.num_seeds=1',
+        '--config.optimizer.learning_rate=1e-3',
+    ))
+    self.assertEqual(points.make(TINY, [], 1)[0].program, 'experiments.train')
+    with self.assertRaisesRegex(errors.UserValueError, 'set num_seeds; --seed'):
+      points.make(PPO, ['num_seeds=2'], 1)
+    with self.assertRaisesRegex(errors.UserValueError, 'is of experiments.ppo'):
+      rates.check_configs(f'{TINY},{PPO}:lru')
+
+    # The records of a run, whose returns choose the rate.
+    workdir = commands.temporary_directory(self)
+    self.assertFalse(running.is_done(found[0], workdir))
+    for point, value in zip(found, (0.5, 0.2, 0.7, 0.1)):
+      write_ppo(workdir / point.directory, point, value)
+      self.assertTrue(running.is_done(point, workdir))
+    _, chosen = choosing.with_chosen(
+        found[:4], 'optimizer.learning_rate', workdir
+    )
+    self.assertEqual([p.setting.name for p in chosen], ['learning_rate=3e-3'])
+
+    # The report has them, and the curves of one of several agents, too.
+    report = collecting.collect(workdir)
+    self.assertEmpty(report.problems)
+    rows = {row.name: row for row in report.rows}
+    row = rows['min_gru, optimizer.learning_rate=0.003']
+    self.assertEqual(row.values, {0: 0.7, 1: 0.1})
+    self.assertTrue(row.larger_is_better)
+    self.assertEqual((row.metric, row.split), ('return', 'test'))
+
+  def test_several_agents_leave_a_record_each(self):
+    workdir = commands.temporary_directory(self)
+    flag = config_flag.parse_alone(
+        PPO, '--config.seed=5', '--config.num_seeds=2'
+    )
+    (workdir / 'metrics.jsonl').write_text(''.join(
+        json.dumps(dict(
+            step=step, environment_steps=8 * step, wall_time=1.0,
+            eval_return=step, eval_return_seed_0=step - 1,
+            eval_return_seed_1=step + 1,
+        )) + '\n' for step in (10, 20)
+    ))
+    ppo_results.write(
+        ppo_summary(
+            seed=5, eval_returns=[0.5, 0.25], returns=[0.75, 0.5],
+            deviations=[0.1, 0.2],
+        ), workdir, flag, ('abc', False),
+    )
+    found = [
+        results.read(workdir / f'seed_{seed}' / results.FILE)
+        for seed in (5, 6)
+    ]
+    self.assertEqual([one['value'] for one in found], [0.75, 0.5])
+    self.assertEqual([one['seed'] for one in found], [5, 6])
+    self.assertEqual(found[1]['values']['validation'], {'return': 0.25})
+    self.assertEqual(found[0]['overrides'], {})
+    self.assertIn('experiments.ppo', found[0]['command'])
+    self.assertIn('--config.num_seeds=2', found[0]['command'])
+    (row,) = collecting.collect(workdir).rows
+    self.assertEqual(row.values, {5: 0.75, 6: 0.5})
+    self.assertEqual(
+        collecting.curves([row]), ('eval_return', [(row, [(10, 9), (20, 19)])])
+    )
+
+  def test_policies_are_compared_over_environment_steps(self):
+    directory = commands.temporary_directory(self)
+    for name, size in (('a', 8), ('b', 16)):
+      (directory / name).mkdir()
+      (directory / name / 'metrics.jsonl').write_text(json.dumps(dict(
+          step=2, eval_return=1.5, environment_steps=2 * size, wall_time=1.0
+      )) + '\n')
+    done = commands.Command(
+        'experiments.compare', directory / 'a', directory / 'b',
+        f'--output={directory / "plot.png"}',
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    lines = done.stdout.splitlines()
+    self.assertRegex(lines[0], 'eval_return  environment steps')
+    self.assertRegex(lines[1], r'1\.5 +16\b')
+    self.assertRegex(lines[2], r'1\.5 +32\b')
+    self.assertTrue((directory / 'plot.png').exists())
 
   @parameterized.parameters(
       (['optimizer.learning_rat=1'], 'Did you mean "optimizer.learning_rate"'),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import environments
 from rnnzoo import errors
+from rnnzoo.models import actor_critic
 from rnnzoo.rl import distributions
 from rnnzoo.rl import loop
 from rnnzoo.rl import moments as moments_lib
@@ -154,6 +155,86 @@ class AdvantagesTest(parameterized.TestCase):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+class LossTest(parameterized.TestCase):
+
+  def test_the_policy_of_the_rollout_has_moved_nowhere(self):
+    """Parts of a rollout keep whole sequences, each with its own state."""
+    learner, params, actor, _, rollout, *_ = rolled_out(
+        't_maze', 'min_gru', length=2
+    )
+    whole = ppo.Batch(
+        actor.carry, rollout.inputs, rollout.reset, rollout.action,
+        rollout.log_prob, rollout.reward, rollout.value,
+    )
+    loss = jax.jit(lambda index: learner.loss(params, whole.rows(index))[1])
+    for index in ([5, 2, 7, 0], [1, 3, 4, 6]):
+      metrics = loss(jnp.array(index))
+      self.assertLess(abs(float(metrics['kl'])), 1e-6)
+      self.assertEqual(float(metrics['clipped']), 0)
+      wanted = 0.5 * float((rollout.reward[jnp.array(index)] ** 2).mean())
+      self.assertAlmostEqual(float(metrics['value_loss']), wanted, 4)
+
+  def test_burn_in(self):
+    """Its steps move the state, and nothing else in the loss sees them."""
+    learner, params, actor, _, rollout, *_ = rolled_out(
+        't_maze', 'min_gru', length=2
+    )
+    whole = ppo.Batch(
+        actor.carry, rollout.inputs, rollout.reset, rollout.action,
+        rollout.log_prob, rollout.reward, rollout.value,
+    )
+    steps, changed = 6, whole.action.at[:, :6].set(0)
+    burning = make(
+        't_maze', 'min_gru', burn_in=steps, num_environments=8,
+        options=dict(length=2),
+    )
+    grad = jax.jit(jax.grad(burning.loss, has_aux=True))
+    grads, metrics = grad(params, whole)
+    # No step before `steps` counts, except for what it does to the state.
+    other, _ = grad(params, whole._replace(
+        action=changed, advantage=whole.advantage.at[:, :steps].set(9.0)
+    ))
+    jax.tree.map(np.testing.assert_array_equal, grads, other)
+    # The state at `steps` is the actor's, so that nothing has moved.
+    self.assertLess(abs(float(metrics['kl'])), 1e-6)
+
+    # The same as a shorter rollout that starts from that state, which is fixed.
+    def shorter(params):
+      carry, _ = learner.model(params)(
+          whole.inputs[:, :steps], whole.carry, reset=whole.reset[:, :steps]
+      )
+      return whole.after(steps, carry)
+
+    batch = jax.jit(shorter)(params)
+    wanted, _ = jax.jit(jax.grad(learner.loss, has_aux=True))(params, batch)
+    jax.tree.map(
+        lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4, atol=1e-6),
+        grads, wanted,
+    )
+
+  def test_values_are_clipped(self):
+    decided = jnp.array([[0.0, 2.0, -2.0, 0.1]])
+    before, target = jnp.zeros((1, 4)), jnp.array([[1.0, 1.0, 1.0, 1.0]])
+    # Far moves count as moves of 0.5, unless the true error is larger.
+    squares = [1.0, max(1.0, 0.25), max(9.0, 2.25), 0.81]
+    learner = make(value_clip_range=0.5, normalize_advantage=False)
+
+    class Model:
+      def __call__(self, inputs, carry, reset):
+        return carry, actor_critic.Decision(jnp.zeros((1, 4, 3)), decided)
+
+    learner.model = lambda params: Model()
+    log_prob = jnp.full((1, 4), -np.log(3.0))
+    batch = ppo.Batch(
+        None, None, None, jnp.zeros((1, 4), jnp.int32), log_prob,
+        target - before, before,
+    )
+    _, metrics = learner.loss(None, batch)
+    self.assertAlmostEqual(
+        float(metrics['value_loss']), 0.5 * np.mean(squares), 5
+    )
+
+
 class MomentsTest(absltest.TestCase):
 
   def test_moments_of_several_parts_are_those_of_the_whole(self):
@@ -221,8 +302,9 @@ class LearningTest(parameterized.TestCase):
     )
     state, metrics = loop.make_train_steps(learner, 40)(state)
     self.assertTrue(np.isfinite(metrics['loss']).all())
-    returns = saved.make_evaluate(learner, 64)(state)
-    self.assertGreater(float(returns.mean()), 0.9)
+    for mark in (saved.EVALUATION, saved.TEST):
+      returns = saved.make_evaluate(learner, 64, mark)(state)
+      self.assertGreater(float(returns.mean()), 0.9)
 
   def test_agents_side_by_side_are_those_alone(self):
     learner = make(options=dict(length=2))
@@ -230,9 +312,18 @@ class LearningTest(parameterized.TestCase):
         jax.vmap(learner.initial_state)(seeds)
     ))
     both, _ = run(jnp.array([3, 4], jnp.uint32))
-    alone, _ = jax.jit(
-        lambda seed: learner.update(learner.initial_state(seed))
-    )(4)
+
+    def one_step(seed):
+      state = learner.initial_state(seed)
+      first = state['params']['encoder']['kernel']
+      return learner.update(state)[0] | dict(first=first)
+
+    alone = jax.jit(one_step)(4)
+    # The keys of the first parameters are not those of the environments.
+    first, _ = jax.jit(learner.functional.initialize)(jax.random.key(4))
+    self.assertGreater(
+        float(abs(first['encoder']['kernel'] - alone['first']).max()), 0.01
+    )
     for one, two in zip(
         jax.tree.leaves(alone['params']), jax.tree.leaves(both['params'])
     ):
@@ -247,6 +338,7 @@ class LearningTest(parameterized.TestCase):
         (dict(model=dict(norm='batch')), 'model.norm must be rms or layer'),
         (dict(model=dict(bidirectional=True)), 'cannot look ahead'),
         (dict(discount=1.5), r'discount must be in \[0, 1\], got 1.5'),
+        (dict(burn_in=16), 'burn_in 16 must be less than rollout_length 16'),
     ):
       with self.assertRaisesRegex(errors.UserValueError, message):
         make(**changes)
