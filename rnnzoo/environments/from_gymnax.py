@@ -5,8 +5,11 @@ They need the extra `rl`; the package is imported when one of them is built.
 
 import dataclasses
 import functools
+import importlib
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
@@ -33,7 +36,7 @@ class Gymnax(base.Environment):
   def _made(self):
     """The environment of gymnax and its parameters."""
     try:
-      import gymnax
+      gymnax: Any = importlib.import_module('gymnax')
     except ImportError as error:
       raise errors.UserError(
           f'The environment {self.id} needs gymnax ({error}). Install it by '
@@ -47,15 +50,15 @@ class Gymnax(base.Environment):
       )
     return gymnax.make(self.id)
 
-  @property
+  @functools.cached_property
   def observation(self):
     environment, params = self._made
-    return self._converted(environment.observation_space(params))
+    return self._converted(environment.observation_space, params)
 
-  @property
+  @functools.cached_property
   def action(self):
     environment, params = self._made
-    return self._converted(environment.action_space(params))
+    return self._converted(environment.action_space, params)
 
   @property
   def max_steps(self):
@@ -81,8 +84,10 @@ class Gymnax(base.Environment):
         jnp.asarray(environment.is_truncated(state, params), bool),
     )
 
-  def _converted(self, space):
+  def _converted(self, make_space, params):
     """Returns a space of gymnax as one of ours."""
+    with jax.ensure_compile_time_eval():  # Its limits are arrays.
+      space = make_space(params)
     if hasattr(space, 'n'):
       return base.Discrete(int(space.n))
     if not hasattr(space, 'low'):

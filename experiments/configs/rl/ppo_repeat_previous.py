@@ -8,12 +8,13 @@ Three levels: `--config.environment.level=medium` asks for the 32nd last suit in
 place of the 4th last. The return is 1 if all answers are right, and -0.5 for
 guesses, which is what a policy without memory (`:none`) gets.
 
-Result (`experiments/results/rl/ppo_repeat_previous`), easy, seed 0, 409,600 steps,
-the best of ten evaluations of 64 episodes, on the episodes that chose it:
-minGRU 0.533 (77 % of the answers right), still rising, 50,757 parameters;
-without memory -0.484, 34,117 parameters. One seed each. The last 389,120 steps
-took 5 minutes with minGRU, at 1,100 to 2,000 environment steps/s on two CPU
-cores that other programs used, too; compilation comes on top.
+Result (`experiments/results/rl/ppo_repeat_previous`), easy, seed 0, 409,600
+steps, the best of ten evaluations of 64 episodes, on the episodes that chose
+it: minGRU 0.533 (77 % of the answers right), still rising, 50,757 parameters;
+without memory -0.484, 34,117 parameters. One seed each, from before runs left a
+`result.json`. The last 389,120 steps took 5 minutes with minGRU, at 1,100 to
+2,000 environment steps/s on two CPU cores that other programs used, too;
+compilation comes on top.
 """
 
 from experiments.configs.rl import settings
