@@ -6,6 +6,12 @@ r"""The T-maze: a sign at the start says where to turn at the end.
 
 `--config.environment.length=100` is a longer corridor. The return is 1 for the
 right side; without memory (`:none`) it is 0 on average.
+
+Result (`experiments/results/rl/ppo_t_maze`), a corridor of 10 steps, three
+agents at once (`--config.num_seeds=3`), 204,800 steps each, the best of five
+evaluations: minGRU 1 in all of 3 x 64 new episodes, 6,692 parameters. The steps
+took 192 s at 3,300 to 4,600 environment steps/s on one CPU core that many other
+programs used, too; compilation comes on top.
 """
 
 from experiments.configs.rl import settings
