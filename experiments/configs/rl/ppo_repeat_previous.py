@@ -8,14 +8,12 @@ Three levels: `--config.environment.level=medium` asks for the 32nd last suit in
 place of the 4th last. The return is 1 if all answers are right, and -0.5 for
 guesses, which is what a policy without memory (`:none`) gets.
 
-Result (`experiments/results/rl/ppo_repeat_previous`), easy, 409,600 steps of an
-agent, the best of ten evaluations. minGRU, three agents at once
-(`--config.num_seeds=3`): 0.60 in 3 x 64 new episodes (80 % of the answers
-right), still rising, 50,757 parameters. The steps took 362 s at 2,400 to 4,900
-environment steps/s on one CPU core that many other programs used, too;
-compilation comes on top. Without memory -0.484, 34,117 parameters: one agent of
-seed 0, on the episodes that chose the checkpoint, from before runs left a
-`result.json`.
+Result (`experiments/results/rl/ppo_repeat_previous`), easy, three agents at once
+(`--config.num_seeds=3`), 409,600 steps each, the best of ten evaluations:
+minGRU 0.60 in 3 x 64 new episodes (80 % of the answers right), still rising,
+50,757 parameters; without memory -0.51, 34,117 parameters. The steps took 362 s
+and 228 s on one CPU core that many other programs used, too; compilation comes
+on top.
 """
 
 from experiments.configs.rl import settings
