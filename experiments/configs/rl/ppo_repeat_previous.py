@@ -8,7 +8,7 @@ Three levels: `--config.environment.level=medium` asks for the 32nd last suit in
 place of the 4th last. The return is 1 if all answers are right, and -0.5 for
 guesses, which is what a policy without memory (`:none`) gets.
 
-Result (`experiments/results/rl/ppo_repeat_previous`), easy, three agents at once
+Result (`experiments/results/rl/ppo_repeat_previous`), easy, three at once
 (`--config.num_seeds=3`), 409,600 steps each, the best of ten evaluations:
 minGRU 0.60 in 3 x 64 new episodes (80 % of the answers right), still rising,
 50,757 parameters; without memory -0.51, 34,117 parameters. The steps took 362 s
