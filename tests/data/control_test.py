@@ -1,6 +1,5 @@
 """Trajectories: windows of episodes, the files, and what makes them."""
 
-import pathlib
 import sys
 import types
 from unittest import mock
@@ -14,6 +13,7 @@ from rnnzoo.data.builders import d4rl
 from rnnzoo.data.builders import hopper_ours
 from rnnzoo.data.control import episodes as episodes_lib
 from rnnzoo.data.control import trajectories
+from tests.experiments import commands
 
 K = 6
 
@@ -38,7 +38,7 @@ class TrajectoriesTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.path = pathlib.Path(self.create_tempdir()) / 'my.npz'
+    self.path = commands.temporary_directory(self) / 'my.npz'
 
   def load(self, found, **config):
     np.savez(self.path, **found)
@@ -161,7 +161,7 @@ class D4RLTest(parameterized.TestCase):
       del original['next_observations']
     # The last episode has no end.
     original['terminals'][-1] = original['timeouts'][-1] = False
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     with d4rl.records.quiet():
       d4rl.records.write(
           d4rl.builder_of(source, lambda: original), directory, directory
@@ -179,7 +179,7 @@ class D4RLTest(parameterized.TestCase):
     self.assertNotIn('tensorflow', sys.modules)
 
   def test_scores(self):
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     d4rl.prepare_fixture(directory, d4rl.Source('halfcheetah', 'medium-expert'))
     dataset = data.load(
         dict(name='d4rl', data_dir=str(directory), robot='halfcheetah',
@@ -191,7 +191,7 @@ class D4RLTest(parameterized.TestCase):
     self.assertEqual((dataset.in_features, dataset.out_features), (25, 6))
 
   def test_missing_files(self):
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     source = d4rl.SOURCES['d4rl_walker2d_medium_expert']
     with self.assertRaisesRegex(
         errors.UserFileNotFoundError,
@@ -236,7 +236,7 @@ class HopperTest(parameterized.TestCase):
         hopper_ours, 'mujoco', lambda: types.SimpleNamespace(__version__='0')
     ))
     self.enterContext(mock.patch.object(hopper_ours, 'STEP_SIZE', 0.05))
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     short = hopper_ours.generate
     self.enterContext(mock.patch.object(
         hopper_ours, 'generate',
@@ -246,7 +246,7 @@ class HopperTest(parameterized.TestCase):
     ))
     place = hopper_ours.prepare(directory, workers=1)
     self.assertEqual(hopper_ours.prepare(directory, workers=1), place)
-    with self.assertRaisesRegex(errors.UserValueError, 'holds the data of --se'):
+    with self.assertRaisesRegex(errors.UserValueError, 'the data of --seed=0'):
       hopper_ours.prepare(directory, seed=1)
     dataset = data.load(
         dict(name='trajectories', path='hopper_ours', data_dir=str(directory)),
@@ -266,7 +266,7 @@ class HopperTest(parameterized.TestCase):
     self.assertIn('at best', hopper_ours.describe(directory)['train'])
 
   def test_without_mujoco(self):
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     with mock.patch.dict(sys.modules, gymnasium=None):
       with self.assertRaisesRegex(
           errors.UserError, r"pip install 'rnnzoo\[decisions\]'"

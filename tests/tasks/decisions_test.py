@@ -1,6 +1,5 @@
 """Tests of the kind of task `decisions`, its models, and how they act."""
 
-import pathlib
 import sys
 import types
 from unittest import mock
@@ -17,6 +16,7 @@ from rnnzoo import errors
 from rnnzoo import models
 from rnnzoo import tasks
 from rnnzoo.data.control import trajectories
+from tests.experiments import commands
 
 B, T, S, A = 3, 6, 4, 2
 CONFIG = models.ModelConfig(
@@ -93,8 +93,8 @@ class ModelTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-      (dict(in_features=4), 'must be 2 more than an observation and an action'),
-      (dict(out_features=0), 'must be 2 more than an observation and an action'),
+      (dict(in_features=4), 'must be 2 more than an observation'),
+      (dict(out_features=0), 'must be 2 more than an observation'),
       (dict(bidirectional=True), 'a policy cannot look ahead'),
   )
   def test_wrong_configs(self, fields, message):
@@ -193,7 +193,7 @@ class ActingTest(parameterized.TestCase):
     self.assertAlmostEqual(found['score'], 41.0)  # Of -2 to 8.
 
   def test_facts_are_those_of_the_data(self):
-    directory = pathlib.Path(self.create_tempdir())
+    directory = commands.temporary_directory(self)
     arrays = trajectories.walks()
     np.savez(directory / 'my.npz', **arrays)
     dataset = data.load(
@@ -207,7 +207,8 @@ class ActingTest(parameterized.TestCase):
     facts = acting.facts_of(run)
     self.assertEqual(facts.environment, 'Hopper-v5')
     self.assertEqual((facts.window, facts.reward_scale), (20, 1000))
-    self.assertEqual((facts.mean.shape, facts.action_scale.shape), ((11,), (3,)))
+    sizes = facts.mean.shape, facts.action_scale.shape
+    self.assertEqual(sizes, ((11,), (3,)))
     run.task = tasks.Regression()
     with self.assertRaisesRegex(
         errors.UserValueError, 'holds a run of regression; only models of dec'

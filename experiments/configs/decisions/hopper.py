@@ -51,7 +51,7 @@ def get_config(layer: str = 'min_gru'):
   config.optimizer.clip = 0.25
   config.smoke_overrides.update(dict(
       total_steps=40, batch_size=16, log_every=5, eval_every=20, save_every=20,
-      keep=3, steps_per_dispatch=1, model=dict(num_layers=1, features=16, dropout=0.0),
-      data=dict(sequence_length=10),
+      keep=3, steps_per_dispatch=1, data=dict(sequence_length=10),
+      model=dict(num_layers=1, features=16, dropout=0.0),
   ))
   return config

@@ -147,7 +147,7 @@ def features_of(source: Source) -> dict[str, Any]:
       ),
   )))
   if source.quality != 'medium-expert':
-    found |= dict(algorithm=tfds.features.Text(), iteration=np.int32)
+    found |= dict(algorithm=np.object_, iteration=np.int32)
   if source.quality == 'medium':
     linear = lambda outputs, inputs: dict(
         weight=tensor(outputs, inputs), bias=tensor(outputs)
@@ -156,8 +156,8 @@ def features_of(source: Source) -> dict[str, Any]:
         fc0=linear(_POLICY, observation), fc1=linear(_POLICY, _POLICY),
         last_fc=linear(action, _POLICY),
         last_fc_log_std=linear(action, _POLICY),
-        nonlinearity=tfds.features.Text(),
-        output_distribution=tfds.features.Text(),
+        nonlinearity=np.object_,
+        output_distribution=np.object_,
     )
   return found
 

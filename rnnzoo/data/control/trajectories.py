@@ -78,13 +78,15 @@ def read(
   found = npz_file.read_arrays(path)
   if 'truncations' not in found and 'timeouts' in found:
     found['truncations'] = found.pop('timeouts')
-  for name, axes in AXES.items():
+  for name in AXES:
     if name not in found:
       raise errors.UserValueError(
           f'{path} (data.path) has no array {name}, only '
           f'{", ".join(found) or "none"}.' + errors.suggest(name, found)
       )
-    array, count = found[name], found.get('rewards', np.zeros(0)).size
+  count = found['rewards'].size
+  for name, axes in AXES.items():
+    array = found[name]
     real = array.dtype == bool or np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating)
     )
