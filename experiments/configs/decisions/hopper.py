@@ -32,9 +32,10 @@ def get_config(layer: str = 'min_gru'):
       dropout=0.1,
   ))
   if layer == 'attention':
-    # An embedding of the number of the step, as published.
+    # As published: an embedding of the number of the step, one head, and a
+    # memory of as many steps as a window has.
     config.model.max_time = 1000
-    config.model.layer_options = dict(num_heads=1)
+    config.model.layer_options = dict(num_heads=1, window=20)
   default.use_data(config, 'trajectories')
   config.data.path = 'hopper_ours'
   config.total_steps = 3000

@@ -134,9 +134,10 @@ SOURCES = {
 def features_of(source: Source) -> dict[str, Any]:
   """Returns the features of a record, as TFDS has them."""
   observation, action, qpos, qvel = ROBOTS[source.robot].sizes
-  tensor = lambda *shape, dtype=np.float32: tfds.features.Tensor(
-      shape=shape, dtype=dtype
-  )
+
+  def tensor(*shape: int, dtype: type = np.float32):
+    return tfds.features.Tensor(shape=shape, dtype=dtype)
+
   found: dict[str, Any] = dict(steps=tfds.features.Dataset(dict(
       observation=tensor(observation), action=tensor(action),
       reward=np.float32, discount=np.float32,

@@ -13,6 +13,7 @@ the last bits between machines and releases of MuJoCo, and then everything does;
 """
 
 from concurrent import futures
+from concurrent.futures import process
 import contextlib
 import functools
 import json
@@ -108,9 +109,14 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     arrays, record = generate(seed, workers or os.cpu_count() or 1)
     with (directory / FILE).open('wb') as file:
-      np.savez_compressed(file, **arrays)
+      np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     # Written last: without it, the data set is not there.
     (directory / RECORD).write_text(json.dumps(record, indent=2) + '\n')
+  except process.BrokenProcessPool as error:
+    raise errors.UserError(
+        'A process that generates data has ended, perhaps because memory was '
+        'short. Try fewer --workers.'
+    ) from error
   except OSError as error:
     raise errors.UserError(
         f'{NAME} cannot be written to {directory}: {error.strerror}.'

@@ -38,7 +38,10 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
 def write_fixture(directory, config: Any):
   """Prepares short episodes, see `Definition.write_fixture`."""
   settings.mark_fixture(directory)
-  d4rl.prepare_fixture(directory, d4rl.Source(config.robot, config.quality))
+  d4rl.prepare_fixture(directory, d4rl.Source(
+      settings.field(config, 'robot', 'hopper'),
+      settings.field(config, 'quality', 'medium'),
+  ))
 
 
 DEFINITION = definition.Definition(

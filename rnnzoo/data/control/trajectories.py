@@ -125,11 +125,12 @@ def write_fixture(directory: pathlib.Path, config: Any):
   """Writes walks on a line, see `Definition.write_fixture`."""
   settings.mark_fixture(directory)
   path = settings.fixture_file(directory, config, NAME)
-  if config.path in GENERATED:
-    path = directory / config.path / FILE
+  generated = settings.field(config, 'path', '')
+  if generated in GENERATED:
+    path = directory / generated / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'wb') as file:  # savez would add .npz to a name.
-    np.savez(file, **walks())
+    np.savez(file, **walks())  # pyright: ignore[reportArgumentType]
 
 
 def walks(
