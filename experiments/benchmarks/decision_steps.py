@@ -47,12 +47,17 @@ _COLUMNS = {
 }
 
 
-def make_model(layer):
-  """Returns the model of the config, with its initial parameters."""
+def make_model(layer, memory):
+  """Returns the model of the config, with its initial parameters.
+
+  Args:
+    layer: Its layer.
+    memory: The steps that attention sees.
+  """
   config = hopper.get_config(layer).model
   config.in_features, config.out_features = _IN, _ACTION
   if layer == 'attention':
-    config.layer_options.window = EPISODE
+    config.layer_options.window = memory
   model = models.DecisionModel(
       models.ModelConfig.from_dict(config.to_dict()), rngs=nnx.Rngs(0)
   )
@@ -64,17 +69,16 @@ def make_calls():
   """Returns a call for each way to act, and the bytes of its state."""
   calls, sizes = {}, {}
   for layer in _LAYERS.value:
-    model = make_model(layer)
     for batch in _BATCH.value:
       x = jnp.ones((batch, _IN))
       ways = dict(carried=0, reread=20)
       if layer == 'attention':
         ways['whole'] = EPISODE
       for way, window in ways.items():
-        # A policy reads what is left of the window again: here all of it.
+        model = make_model(layer, window or EPISODE)
         policy = acting.Policy(model, 'reread' if window else way, window)
         carry = policy.start(batch)
-        if window:
+        if window:  # Full, as after so many steps.
           carry = carry[0], jnp.ones_like(carry[1])
         key = layer, way, batch
         calls[key] = functools.partial(policy, carry, x)

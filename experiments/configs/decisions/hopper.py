@@ -13,7 +13,12 @@ takes the place of minGRU; `:behaviour_cloning` is an MLP that sees the
 observation only. The window of 20 steps, the scale of 1000, the clipping and
 the weight decay are those of the Decision Transformer
 (https://arxiv.org/abs/2106.01345); width, depth, rate and the number of steps
-are ours. The best checkpoint on validation acts.
+are ours and the first that were tried. The best checkpoint on validation acts.
+
+Result (`experiments/results/decisions/hopper`), seed 0, mean return of 20
+episodes with the state carried, and with the last 20 steps read again: minGRU
+2280 and 2356, LRU 1877 and 2462, attention with 1,000 steps of training ATT1 and
+ATT2, behaviour cloning 105 both. The data has 533 on average and 2915 at best.
 """
 
 from experiments.configs import default

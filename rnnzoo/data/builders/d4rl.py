@@ -308,7 +308,7 @@ def fixture_arrays(source: Source, count: int = 12) -> dict[str, Any]:
   """Returns arrays as in an original file of `count` episodes."""
   observation, action, qpos, qvel = ROBOTS[source.robot].sizes
   rng = np.random.default_rng(0)
-  lengths = rng.integers(12, 20, count)
+  lengths = rng.integers(21, 30, count)
   ends = np.cumsum(lengths) - 1
   steps = int(lengths.sum())
   x = rng.normal(size=(steps, observation)).astype(np.float32)
