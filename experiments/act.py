@@ -7,7 +7,7 @@ All episodes run side by side. The model acts in two ways, see
 and reading the last K steps again each time. `--target_return` is the return
 that it is asked for; the best one of its data by default.
 
-It needs `pip install 'rnnzoo[decisions]'`, and writes `returns.json` into the
+It needs `pip install -e '.[decisions]'`, and writes `returns.json` into the
 workdir.
 """
 

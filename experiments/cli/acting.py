@@ -105,7 +105,7 @@ def make_environments(name: str, count: int, facts: Facts) -> list[Any]:
         f'The policy was trained on {own}, and --environment is {name}: it '
         'can act in its own environment only.'
     )
-  install = "pip install 'rnnzoo[decisions]'"
+  install = "pip install 'gymnasium[mujoco]'"
   try:
     import gymnasium  # pyright: ignore[reportMissingImports]
   except ImportError as error:

@@ -269,7 +269,7 @@ class HopperTest(parameterized.TestCase):
     directory = commands.temporary_directory(self)
     with mock.patch.dict(sys.modules, gymnasium=None):
       with self.assertRaisesRegex(
-          errors.UserError, r"pip install 'rnnzoo\[decisions\]'"
+          errors.UserError, r"pip install 'gymnasium\[mujoco\]'"
       ):
         hopper_ours.prepare(directory)
     with self.assertRaisesRegex(errors.UserValueError, 'no --manual_dir'):

@@ -231,7 +231,7 @@ class ActingTest(parameterized.TestCase):
   def test_an_environment_that_is_not_installed(self):
     with mock.patch.dict(sys.modules, gymnasium=None):
       with self.assertRaisesRegex(
-          errors.UserError, r"pip install 'rnnzoo\[decisions\]'"
+          errors.UserError, r"pip install 'gymnasium\[mujoco\]'"
       ):
         acting.make_environments('', 1, FACTS)
 
@@ -240,7 +240,7 @@ class ActingTest(parameterized.TestCase):
 
     self.gymnasium(make)
     with self.assertRaisesRegex(
-        errors.UserError, r"needs mujoco.*pip install 'rnnzoo\[decisions\]'"
+        errors.UserError, r"needs mujoco.*pip install 'gymnasium\[mujoco\]'"
     ) as caught:
       acting.make_environments('', 1, FACTS)
     self.assertLen(str(caught.exception).splitlines(), 1)

@@ -1,6 +1,6 @@
 r"""D4RL's trajectories of MuJoCo, in the protocol of the Decision Transformer.
 
-  pip install 'rnnzoo[decisions]'
+  pip install -e '.[decisions]'
   python scripts/prepare_datasets.py d4rl_hopper_medium --manual_dir=DIR
   python -m experiments.train \
       --config=experiments/configs/decisions/d4rl.py:min_gru \

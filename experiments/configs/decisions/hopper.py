@@ -1,6 +1,6 @@
 r"""Hopper from our own trajectories: a decision model in MuJoCo.
 
-  pip install 'rnnzoo[decisions]'
+  pip install -e '.[decisions]'
   python scripts/prepare_datasets.py hopper_ours
   python -m experiments.train \
       --config=experiments/configs/decisions/hopper.py:min_gru \

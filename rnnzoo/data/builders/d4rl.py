@@ -208,7 +208,7 @@ def read_hdf5(path: pathlib.Path) -> dict[str, Any]:
   except ImportError as error:
     raise errors.UserError(
         f'{path} needs h5py, which is not installed: pip install '
-        "'rnnzoo[decisions]'."
+        'h5py.'
     ) from error
   found = {}
 

@@ -287,7 +287,7 @@ def mujoco():
   except ImportError as error:
     raise errors.UserError(
         f'{NAME} is generated in MuJoCo, which is not installed '
-        f"({error}): pip install 'rnnzoo[decisions]'."
+        f"({error}): pip install 'gymnasium[mujoco]'."
     ) from error
   return module
 
