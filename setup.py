@@ -37,6 +37,8 @@ _EXTRAS = {
     'tensorboard': ['tensorboardX>=2.6'],
     'export': ['flatbuffers>=24.3'],
     'tokenizers': ['tokenizers>=0.21'],
+    # Environments that are no part of rnnzoo: gymnasium's of MuJoCo.
+    'decisions': ['gymnasium[mujoco]>=1.0', 'h5py>=3.10'],
     # Work on rnnzoo itself: `scripts/test`, and what looks at a change first.
     'dev': ['pre-commit>=4'],
     'test': [

@@ -30,6 +30,8 @@ from rnnzoo import filenames
 from rnnzoo.data import settings
 from rnnzoo.data.builders import aan
 from rnnzoo.data.builders import cifar10
+from rnnzoo.data.builders import d4rl
+from rnnzoo.data.builders import hopper_ours
 from rnnzoo.data.builders import imdb
 from rnnzoo.data.builders import listops
 from rnnzoo.data.builders import listops_release
@@ -43,6 +45,7 @@ import tensorflow_datasets as tfds
 DATASETS = {
     'aan': aan,
     'cifar10': cifar10,
+    'hopper_ours': hopper_ours,
     'imdb': imdb,
     'listops': listops,
     'listops_release': listops_release,
@@ -51,9 +54,10 @@ DATASETS = {
     'smnist': smnist,
     'speech_commands': speech_commands,
     'tiny_shakespeare': tiny_shakespeare,
+    **d4rl.SOURCES,
 }
 # Those that --seed and --workers are for.
-GENERATED = ('listops', 'pathfinder')
+GENERATED = ('hopper_ours', 'listops', 'pathfinder')
 # Those that --size is for.
 SIZED = ('pathfinder', 'pathfinder_release')
 

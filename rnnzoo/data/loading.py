@@ -11,6 +11,8 @@ from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 from rnnzoo.data.audio import speech_commands
+from rnnzoo.data.control import d4rl
+from rnnzoo.data.control import trajectories
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import pathfinder
@@ -44,6 +46,7 @@ DATASETS = {
     'cifar10': cifar10.DEFINITION,
     'copying': copying.DEFINITION,
     'csv_file': csv_file.DEFINITION,
+    'd4rl': d4rl.DEFINITION,
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,
     'ett': ett.DEFINITION,
@@ -66,6 +69,7 @@ DATASETS = {
     'text8': wikipedia.TEXT8,
     'text_file': text_file.DEFINITION,
     'tiny_shakespeare': tiny_shakespeare.DEFINITION,
+    'trajectories': trajectories.DEFINITION,
     'uea': uea.DEFINITION,
 }
 

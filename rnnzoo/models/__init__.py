@@ -5,6 +5,8 @@ from rnnzoo.models.autoencoder import SequenceAutoencoder as SequenceAutoencoder
 from rnnzoo.models.backbone import Backbone as Backbone
 from rnnzoo.models.classifier import SequenceClassifier as SequenceClassifier
 from rnnzoo.models.config import ModelConfig as ModelConfig
+from rnnzoo.models.decision_model import BehaviourCloning as BehaviourCloning
+from rnnzoo.models.decision_model import DecisionModel as DecisionModel
 from rnnzoo.models.dlinear import DLinear as DLinear
 from rnnzoo.models.forecaster import Forecaster as Forecaster
 from rnnzoo.models.language_model import LanguageModel as LanguageModel

@@ -30,6 +30,7 @@ _DETAILS = dict(
     horizon=dict(low=0),
     future_features=dict(low=0),
     patch=dict(low=1),
+    max_time=dict(low=0, high=10_000_000),
     embed_std=dict(low=0),
 )
 
@@ -119,6 +120,8 @@ class ModelConfig:
       all columns. Otherwise it reads all columns together.
     patch: The number of steps that a forecaster reads at once, as one vector.
       It must divide `window`.
+    max_time: The number of steps of an episode for which a decision model has
+      an embedding each; later ones share the last. 0 means no embedding.
     pooling: How a classifier or a regressor gets one output for a sequence:
       from the `mean` of the features of all steps, or from the `last` or the
       `first` step. `none` means an output at every step. Masked steps do not
@@ -174,6 +177,7 @@ class ModelConfig:
   window_norm: Literal['none', 'last', 'mean', 'standard'] = 'standard'
   separate_columns: bool = True
   patch: int = 1
+  max_time: int = 0
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False

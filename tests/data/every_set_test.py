@@ -27,6 +27,7 @@ CASES = {
         name='csv_file', sequence_length=24, horizon=6, targets=('load',),
         ahead=('price',),
     ),
+    'd4rl': dict(name='d4rl', sequence_length=8),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
@@ -92,6 +93,7 @@ CASES = {
         name='text_file', sequence_length=32, contiguous=True
     ),
     'tiny_shakespeare': dict(name='tiny_shakespeare', sequence_length=32),
+    'trajectories': dict(name='trajectories', sequence_length=8),
     # Without the seed of the split, it goes with that of the run.
     'uea': dict(name='uea', split_seed=2345),
     'uea_ts': dict(name='uea', problem='JapaneseVowels', time=False),
@@ -151,7 +153,8 @@ class EverySetTest(parameterized.TestCase):
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
     self.assertEqual(
-        dataset.out_features > 0, dataset.task in ('regression', 'forecasting')
+        dataset.out_features > 0,
+        dataset.task in ('regression', 'forecasting', 'decisions'),
     )
     self.assertEqual(dataset.horizon > 0, dataset.task == 'forecasting')
     self.assertEqual(
@@ -211,9 +214,14 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(
         'reset' in train, dataset.contiguous or 'separator' in config
     )
-    self.assertEqual(dataset.forecast, dataset.per_step and np.array_equal(
-        train['targets'][:, :-1], train['inputs'][:, 1:]
-    ))
+    later, goals = train['inputs'][:, 1:], train['targets'][:, :-1]
+    if dataset.task == 'decisions':  # An action is a part of the next input.
+      exists = train['input_mask'][:, 1:, None]
+      later = np.where(exists, later[..., -1 - dataset.out_features:-1], 0)
+      goals = np.where(exists, goals, 0)
+    self.assertEqual(
+        dataset.forecast, dataset.per_step and np.array_equal(goals, later)
+    )
     for _, batch in evaluated:
       self.assertIn('mask', batch)
       self.assertTrue(batch['mask'].any())

@@ -54,7 +54,7 @@ def make(
       yield _finished(path(number), key)
     return
   pool = futures.ProcessPoolExecutor(
-      workers, multiprocessing.get_context('spawn'), _start_worker
+      workers, multiprocessing.get_context('spawn'), start_worker
   )
   waiting, numbers = collections.deque(), iter(numbers)
   try:
@@ -80,7 +80,7 @@ def make(
     pool.shutdown(cancel_futures=True)
 
 
-def _start_worker():
+def start_worker():
   """Makes a process end with its parent, and leave Ctrl-C to it."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

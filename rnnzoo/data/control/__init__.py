@@ -1,0 +1,1 @@
+"""Trajectories of control: what was seen, done and rewarded."""
