@@ -11,6 +11,8 @@ from rnnzoo.data import npz_file
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
 from rnnzoo.data.audio import speech_commands
+from rnnzoo.data.events import events_csv
+from rnnzoo.data.events import hawkes
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import pathfinder
@@ -47,8 +49,10 @@ DATASETS = {
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,
     'ett': ett.DEFINITION,
+    'events_csv': events_csv.DEFINITION,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
+    'hawkes': hawkes.DEFINITION,
     'imdb': imdb.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
     'listops': listops.DEFINITION,

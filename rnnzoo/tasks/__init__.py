@@ -12,6 +12,7 @@ file with a subclass of `Task` and one line here.
 from rnnzoo.tasks.autoencoding import Autoencoding
 from rnnzoo.tasks.base import Task
 from rnnzoo.tasks.classification import Classification
+from rnnzoo.tasks.events import EventPrediction
 from rnnzoo.tasks.forecasting import Forecasting
 from rnnzoo.tasks.known_source import KnownSource
 from rnnzoo.tasks.language import LanguageModelling
@@ -21,6 +22,7 @@ from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
 
 __all__ = [
-    'Autoencoding', 'Classification', 'Forecasting', 'KnownSource',
-    'LanguageModelling', 'Matching', 'Regression', 'TASKS', 'Task', 'find',
+    'Autoencoding', 'Classification', 'EventPrediction', 'Forecasting',
+    'KnownSource', 'LanguageModelling', 'Matching', 'Regression', 'TASKS',
+    'Task', 'find',
 ]

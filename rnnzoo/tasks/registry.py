@@ -6,6 +6,7 @@ from rnnzoo import errors
 from rnnzoo.tasks import autoencoding
 from rnnzoo.tasks import base
 from rnnzoo.tasks import classification
+from rnnzoo.tasks import events
 from rnnzoo.tasks import forecasting
 from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
@@ -17,6 +18,7 @@ Tasks = Mapping[str, type[base.Task]]
 TASKS: dict[str, type[base.Task]] = {
     'autoencoding': autoencoding.Autoencoding,
     'classification': classification.Classification,
+    'events': events.EventPrediction,
     'forecasting': forecasting.Forecasting,
     'known_source': known_source.KnownSource,
     'language_modelling': language.LanguageModelling,

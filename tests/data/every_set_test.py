@@ -31,6 +31,11 @@ CASES = {
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
     'ett': dict(name='ett', sequence_length=24, horizon=6),
+    'events_csv': dict(name='events_csv', sequence_length=16),
+    'events_csv_typed': dict(
+        name='events_csv', sequence_length=16, sequence_column='sequence',
+        type_column='type', path='typed.csv',
+    ),
     'formal_language': dict(
         name='formal_language', language='bucket_sort', eval_examples=30,
         test_lengths=(50,), test_examples=10,
@@ -38,6 +43,10 @@ CASES = {
     'group_word': dict(
         name='group_word', eval_examples=30, test_lengths=(40,),
         test_examples=10,
+    ),
+    'hawkes': dict(
+        name='hawkes', duration=8.0, sequence_length=12, train_examples=40,
+        eval_examples=30,
     ),
     'imdb': dict(name='imdb', sequence_length=50),
     'imdb_published': dict(
@@ -146,7 +155,8 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.batch_size, ROWS)
     self.assertIn(
         dataset.unit,
-        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'time steps'),
+        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'events',
+         'time steps'),
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
@@ -181,6 +191,8 @@ class EverySetTest(parameterized.TestCase):
           (ROWS, dataset.horizon, dataset.future_features), np.float32
       )
       form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
+      for gaps in ('gaps', 'target_gaps', 'true_log_likelihood'):
+        form[gaps] = (steps, np.float32)
       form['mask'] = (shape, np.bool_)
       form['input_mask'] = ((*steps, *pairs), np.bool_)
       form['reset'] = (steps, np.bool_)
