@@ -58,7 +58,7 @@ class PointProcessTest(parameterized.TestCase):
     found = model.log_likelihood(outputs, types, gaps)
     density = model.log_density(outputs, gaps)
     survival = model.log_survival(outputs, gaps)
-    self.assertIn(K, types)
+    self.assertIn(K, np.asarray(types))
     for i in np.ndindex(types.shape):
       k = int(types[i])
       self.assertEqual(found[i], survival[i] if k == K else density[i][k])
