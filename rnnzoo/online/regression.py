@@ -23,7 +23,7 @@ import optax
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import layers as zoo
-from rnnzoo.online import least_squares as least_squares_lib
+from rnnzoo.online import recursive_least_squares
 from rnnzoo.online import rtrl
 from rnnzoo.online import srnn
 from rnnzoo.online import streams
@@ -122,7 +122,7 @@ def make(name: str, config: Any) -> Learner:
   if layer == 'linear':
     return Learner(
         lambda seed: None,
-        lambda _, x, y: _squares(least_squares_lib.least_squares(
+        lambda _, x, y: _squares(recursive_least_squares.least_squares(
             x, y, lags=steps, forgetting=config.forgetting
         ), y),
         steps + 1,

@@ -78,7 +78,6 @@ class OnlineTest(absltest.TestCase):
         (lambda c: c.stream.update(name='sun'), 'stream.name must be one of'),
         (lambda c: c.update(learners=('lsm_3',)), 'no learner .lsm_3.'),
         (lambda c: c.update(learners=()), 'at least one learner'),
-        (lambda c: c.pop('stream') and c.update(environment={}), 'environment'),
     ):
       config = settings.defaults()
       with config.unlocked():
