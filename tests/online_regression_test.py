@@ -127,7 +127,7 @@ class LearnerTest(parameterized.TestCase):
       ('gru', 'gru cannot learn so: GRU is not diagonal: .* gru_10'),
       ('lrux', 'no learner .lrux.; .* Did you mean "lru"'),
       ('lstm_0', 'no learner .lstm_0.'), ('linear', 'no learner .linear.'),
-      ('srnn_3', 'no learner .srnn_3.'),
+      ('srnn_3', 'no learner .srnn_3.'), ('conv_lstm_3', 'no learner .conv'),
   )
   def test_wrong_names(self, name, message):
     with self.assertRaisesRegex(errors.UserValueError, message):

@@ -23,6 +23,7 @@ import optax
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import layers as zoo
+from rnnzoo.models import building
 from rnnzoo.online import recursive_least_squares
 from rnnzoo.online import rtrl
 from rnnzoo.online import srnn
@@ -212,7 +213,11 @@ def _parse(name: str) -> tuple[str, int]:
   if found := re.fullmatch(r'(.+)_(\d+)', name):
     if name not in zoo.LAYERS:
       layer, number = found[1], int(found[2])
-  known = [*zoo.LAYERS, 'srnn', 'linear']
+  # Not those that read images.
+  known = ['srnn', 'linear', *(
+      name for name, make in zoo.LAYERS.items()
+      if 'input_shape' not in building.options_of(make)
+  )]
   if (
       layer not in known or layer == 'linear' and not number
       or layer == 'srnn' and number or found and not number
@@ -227,7 +232,8 @@ def _parse(name: str) -> tuple[str, int]:
 
 def _network(layer: str, features: int, rngs: nnx.Rngs) -> Stack:
   """A map to the features, the layer, and a map to one number."""
-  inner = zoo.LAYERS[layer](features, rngs=rngs)
+  make: Any = zoo.LAYERS[layer]
+  inner = make(features, rngs=rngs)
   return Stack(
       nnx.Linear(1, features, rngs=rngs), inner,
       nnx.Linear(inner.out_features, 1, rngs=rngs),

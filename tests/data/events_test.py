@@ -207,6 +207,26 @@ class EventsCsvTest(parameterized.TestCase):
     )
     self.assertEqual(found.times.tolist(), [0.5, 2.5])
 
+  def test_whole_sequences_are_shared_out(self):
+    path = commands.temporary_directory(self) / 'my.csv'
+    events_csv.write_events(path, count=30)
+    dataset = data.load(
+        dict(name='events_csv', path=str(path), type_column='type',
+             sequence_column='sequence', sequence_length=20), batch_size=3,
+        seed=0,
+    )
+    self.assertEqual(dataset.class_names, ('a', 'b'))
+    self.assertEqual(dataset.vocab_size, 3)
+    self.assertEqual(
+        dataset.source['sequences'], dict(train=21, validation=3, test=6)
+    )
+    # The first event is read and not predicted, and no window has an end.
+    batch = dataset.train_batch(1)
+    self.assertTrue((batch['inputs'][:, 0] < 2).all())
+    np.testing.assert_array_equal(batch['targets'] < 2, batch['mask'])
+    self.assertNotIn('true_log_likelihood', batch)
+    self.assertEqual([*dataset.baselines()], ['poisson_loss'])
+
   def test_a_part_without_events(self):
     path = commands.temporary_directory(self) / 'my.csv'
     events_csv.write_events(path, count=3)

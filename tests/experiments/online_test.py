@@ -60,7 +60,9 @@ class OnlineTest(absltest.TestCase):
     for name in config.learners:
       record = results.read(workdir / name / 'seed_0' / 'result.json')
       self.assertEqual(record['steps'], 39)
-      self.assertEqual(record['overrides'], {'forgetting': '0.9'})
+      self.assertEqual(
+          record['overrides'], {'forgetting': '0.9', 'smoke': 'True'}
+      )
       self.assertTrue(record['smoke'])
       # The command repeats this run: this learner with this seed alone.
       self.assertIn(f'online/sunspots.py:{name} ', record['command'])

@@ -12,7 +12,7 @@ import csv
 import datetime
 import math
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import numpy as np
@@ -159,7 +159,7 @@ def read_times(
 
 def _check_times(path, times, lines):
   """Raises `UserValueError` unless the times increase."""
-  parsed = read_times(path, times, lines)
+  parsed: list[Any] = list(read_times(path, times, lines))
   steps = [after - before for before, after in zip(parsed, parsed[1:])]
   nothing = steps[0] - steps[0] if steps else 0
   for number, step in enumerate(steps):
@@ -190,6 +190,6 @@ def parse_time(text: str) -> datetime.datetime | float:
 
 
 def _form(time: datetime.datetime | float):
-  if isinstance(time, float):
+  if not isinstance(time, datetime.datetime):
     return 'number'
   return 'date' if time.utcoffset() is None else 'date with a time zone'
