@@ -8,6 +8,12 @@ rnnzoo/data/events/hawkes.py, 2,048 to train on; `excess` is how many nats per
 event the model is above the process that made them.
 `--config.model.event_density=intensity` describes the next event by rates in
 place of a mixture.
+
+Result (`experiments/results/events/hawkes`), three seeds, which also draw the
+sequences: minGRU 0.0065 nats per event above the process (1.461, where the
+process has 1.455 and a Poisson process 1.771), LRU 0.0121. A run takes about
+five minutes on a CPU core that other programs used, too. No other layer has
+been measured yet.
 """
 
 from experiments.configs import default
