@@ -21,7 +21,7 @@ import yaml
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
-    'cuda', 'dev', 'digits', 'export', 'tensorboard', 'test', 'tf',
+    'cuda', 'dev', 'digits', 'export', 'streams', 'tensorboard', 'test', 'tf',
     'timeseries', 'tokenizers', 'tpu',
 )
 

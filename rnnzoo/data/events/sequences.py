@@ -90,7 +90,7 @@ def cut(events: Events, length: int) -> list[Events]:
     end = events.end if ends else None
     parts.append(Events(
         events.times[begin:stop] - start, events.types[begin:stop],
-        None if end is None else end - start,
+        None if end is None else float(end - start),
         int(events.types[begin - 1]) if begin else events.first,
     ))
   return parts
