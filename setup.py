@@ -32,6 +32,7 @@ _EXTRAS = {
     # More data sets, more ways to look at a run, more formats.
     'digits': ['scikit-learn>=1.5'],
     'timeseries': ['aeon>=1.0'],  # Its files; it is not imported.
+    'streams': ['statsmodels>=0.14'],  # Likewise.
     'rl': ['gymnax>=1.0.1'],  # More environments; it wants jax<0.12.
     'tf': ['tensorflow-cpu>=2.21'],
     'tensorboard': ['tensorboardX>=2.6'],

@@ -82,7 +82,7 @@ def _config_lines(config: ConfigDict, exports) -> Iterator[str]:
         if not all(choice in text for choice in field.choices):
           text += f' One of {", ".join(filter(None, field.choices))}.'
         yield _entry(f'{name}={_shown(values[name])}', text)
-    if part == 'model':
+    if part == 'model' and part in config:
       yield from _option_lines(config.model, exports)
 
 

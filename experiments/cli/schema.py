@@ -14,18 +14,15 @@ from rnnzoo import fields
 from rnnzoo import models
 from rnnzoo import tasks as tasks_lib
 from rnnzoo.models import config as model_config
+from rnnzoo.online import regression
+from rnnzoo.online import streams
 from rnnzoo.rl import config as rl_config
 from rnnzoo.training import config as training_config
 from rnnzoo.training import optimizers
 
 # The parts of a config that have fields of their own.
-PARTS = ('data', 'environment', 'model', 'optimizer', 'mesh')
-_SHARED = dict(
-    **{f'model.{name}': field for name, field in model_config.FIELDS.items()},
-    **{
-        f'optimizer.{name}': field
-        for name, field in optimizers.FIELDS.items()
-    },
+PARTS = ('data', 'environment', 'stream', 'model', 'optimizer', 'mesh')
+_SMOKE = dict(
     smoke=fields.Field(
         bool, help='Make the run so small that it takes seconds.'
     ),
@@ -33,6 +30,14 @@ _SHARED = dict(
     smoke_overrides=fields.Field(
         dict, help='The fields that smoke changes, and their values.'
     ),
+)
+_SHARED = dict(
+    **{f'model.{name}': field for name, field in model_config.FIELDS.items()},
+    **{
+        f'optimizer.{name}': field
+        for name, field in optimizers.FIELDS.items()
+    },
+    **_SMOKE,
 )
 # Of experiments.train, apart from the data set.
 FIELDS = training_config.FIELDS | _SHARED | dict(
@@ -45,6 +50,10 @@ FIELDS = training_config.FIELDS | _SHARED | dict(
 )
 # Of experiments.ppo, apart from the environment.
 RL_FIELDS = rl_config.FIELDS | _SHARED
+# Of experiments.online.
+ONLINE_FIELDS = regression.FIELDS | _SMOKE | {
+    f'stream.{name}': field for name, field in streams.FIELDS.items()
+}
 
 
 def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
@@ -57,16 +66,22 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   Raises:
     UserValueError: If not.
   """
-  values, is_rl = config.to_dict(), 'environment' in config
-  source = 'environment' if is_rl else 'data'
+  values, source = config.to_dict(), source_of(config)
+  has = dict(
+      data=('model', 'optimizer', 'mesh'), environment=('model', 'optimizer'),
+      stream=(),
+  )
   for part in PARTS:
-    if part in (source, 'model', 'optimizer') or part == 'mesh' and not is_rl:
+    if part in (source, *has[source]):
       fields.check(part, values.get(part), fields.Field(dict))
   if 'name' not in values[source]:
     raise errors.UserValueError(f'The config has no field {source}.name.')
   known = fields_of(config, exports)
   flat = flatten(values)
-  file = 'rl/settings.py' if is_rl else 'default.py'
+  file = dict(
+      data='default.py', environment='rl/settings.py',
+      stream='online/settings.py',
+  )[source]
   fields.check_names(flat, known)
   for name in known:
     if name not in flat:
@@ -77,7 +92,10 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   for name in ('task', 'preset', 'smoke', 'smoke_overrides'):
     if name in known:
       fields.check(name, values[name], known[name])
-  if is_rl:
+  if source == 'stream':
+    regression.check(values)
+    return
+  if source == 'environment':
     for name, value in values['environment'].items():
       fields.check(f'environment.{name}', value, known[f'environment.{name}'])
     models.ModelConfig.from_dict(values['model'])
@@ -93,8 +111,16 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   training_config.check(config)
 
 
+def source_of(config: ConfigDict) -> str:
+  """Returns where the numbers of a config come from, its part of that name."""
+  found = [name for name in ('environment', 'stream') if name in config]
+  return found[0] if found else 'data'
+
+
 def fields_of(config: ConfigDict, exports: Exports = NO_EXPORTS):
   """Returns all fields of a config, those of its data or environment too."""
+  if source_of(config) == 'stream':
+    return ONLINE_FIELDS
   if 'environment' in config:
     name = fields.Field(str, help='The environment, by its name.')
     own = dict(name=name) | environments.fields_of(config.environment.name)

@@ -19,7 +19,9 @@ from rnnzoo.training import records
 
 # The command that trains a config, by a part that only its configs have.
 PPO = 'experiments.ppo'
-COMMANDS = dict(data='experiments.train', environment=PPO)
+COMMANDS = dict(
+    data='experiments.train', environment=PPO, stream='experiments.online'
+)
 
 
 def resolve(
@@ -30,7 +32,7 @@ def resolve(
   Args:
     config: The config, its overrides applied.
     exports: What the config file brings.
-    source: What the config must have: `data`, or an `environment`.
+    source: What the config must have: `data`, an `environment` or a `stream`.
 
   Raises:
     UserError: If the config is wrong, see schema.py.

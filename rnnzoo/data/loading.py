@@ -13,6 +13,8 @@ from rnnzoo.data import settings
 from rnnzoo.data.audio import speech_commands
 from rnnzoo.data.control import d4rl
 from rnnzoo.data.control import trajectories
+from rnnzoo.data.events import events_csv
+from rnnzoo.data.events import hawkes
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
 from rnnzoo.data.images import pathfinder
@@ -50,8 +52,10 @@ DATASETS = {
     'digits': digits.DEFINITION,
     'enwik8': wikipedia.ENWIK8,
     'ett': ett.DEFINITION,
+    'events_csv': events_csv.DEFINITION,
     'formal_language': formal_language.DEFINITION,
     'group_word': group_word.DEFINITION,
+    'hawkes': hawkes.DEFINITION,
     'imdb': imdb.DEFINITION,
     'induction_heads': induction_heads.DEFINITION,
     'listops': listops.DEFINITION,

@@ -238,6 +238,10 @@ class Dataset:
   - `input_mask` `[b, T]` bool (`[b, T, 2]` for pairs): which steps exist, where
     lengths are unequal. `T` may differ from batch to batch, see `buckets`.
   - `dt` `[b, T]` float32: the length of each step of time, where they differ.
+  - `gaps` and `target_gaps` `[b, T]` float32, for events: the time between the
+    event that is read, or predicted, and the one before. The last token says
+    that there is no event; `true_log_likelihood` `[b, T]` is that of each
+    target, in nats, where the process is known.
   - `probabilities` `[b, T, V]` float32: the true probabilities of each target,
     where they are known (`tasks.KnownSource`).
   - `reset` `[b, T]` bool: True on the first token of a stream (contiguous
@@ -261,7 +265,7 @@ class Dataset:
       `sequence_length`, by name: `{'test_256': 256}`. They show what a model
       does with sequences longer than those that it was trained on.
     unit: What one step of time is, for people: `'characters'`, `'bytes'`,
-      `'tokens'`, `'pixels'`, `'rows'` or `'time steps'`.
+      `'tokens'`, `'pixels'`, `'rows'`, `'events'` or `'time steps'`.
     vocab_size: Number of token ids; 0 if the inputs are no tokens.
     in_features: Width `D` of the input vectors; 0 if the inputs are no vectors.
     image_shape: `(H, W, C)` of the input images; empty if there are none.
@@ -279,6 +283,8 @@ class Dataset:
     horizon: Number `H` of steps to forecast, else 0. The first `K` inputs are
       the past of the `K` columns to forecast.
     future_features: Number `F` of inputs that are known for these steps, too.
+    gap_mean: The mean of the logarithms of the gaps between events, and
+    gap_deviation: their standard deviation.
     target_names: The names of the columns to forecast.
     target_offset: The mean that was subtracted from each of these columns, and
     target_scale: the deviation that the difference was divided by.
@@ -327,6 +333,8 @@ class Dataset:
   out_features: int = 0
   horizon: int = 0
   future_features: int = 0
+  gap_mean: float = 0.0
+  gap_deviation: float = 1.0
   target_names: tuple[str, ...] = ()
   target_offset: tuple[float, ...] = ()
   target_scale: tuple[float, ...] = ()

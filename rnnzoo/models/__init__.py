@@ -12,6 +12,7 @@ from rnnzoo.models.forecaster import Forecaster as Forecaster
 from rnnzoo.models.language_model import LanguageModel as LanguageModel
 from rnnzoo.models.language_model import OutputMap as OutputMap
 from rnnzoo.models.pair_classifier import PairClassifier as PairClassifier
+from rnnzoo.models.point_process import PointProcess as PointProcess
 from rnnzoo.models.presets import PRESETS as PRESETS
 from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
 from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry

@@ -29,6 +29,8 @@ _DETAILS = dict(
     window=dict(low=0),
     horizon=dict(low=0),
     future_features=dict(low=0),
+    components=dict(low=1, high=1024),
+    gap_deviation=dict(low=0, above_low=True),
     patch=dict(low=1),
     max_time=dict(low=0, high=10_000_000),
     embed_std=dict(low=0),
@@ -118,6 +120,14 @@ class ModelConfig:
     separate_columns: Whether a forecaster predicts each column from its own
       past and from the inputs that are no targets, with the same parameters for
       all columns. Otherwise it reads all columns together.
+    event_density: How a point process describes the next event. `mixture`: the
+      time by a mixture of log-normal densities, and the type by probabilities
+      that depend on this time. `intensity`: the rate of each type, which
+      approaches a limit as a sum of exponentials does.
+    components: The number of densities, or of exponentials of each type.
+    gap_mean: The mean of the logarithms of the gaps between events. The data
+      set decides.
+    gap_deviation: Their standard deviation, likewise.
     patch: The number of steps that a forecaster reads at once, as one vector.
       It must divide `window`.
     max_time: The number of steps of an episode for which a decision model has
@@ -176,6 +186,10 @@ class ModelConfig:
   distribution: Literal['point', 'gaussian', 'quantile'] = 'point'
   window_norm: Literal['none', 'last', 'mean', 'standard'] = 'standard'
   separate_columns: bool = True
+  event_density: Literal['mixture', 'intensity'] = 'mixture'
+  components: int = 8
+  gap_mean: float = 0.0
+  gap_deviation: float = 1.0
   patch: int = 1
   max_time: int = 0
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'

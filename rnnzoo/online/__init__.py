@@ -54,9 +54,12 @@ An example: predict eight sine waves, one token at a time.
 from rnnzoo.online.comparing import full_gradient as full_gradient
 from rnnzoo.online.comparing import gradient_error as gradient_error
 from rnnzoo.online.comparing import online_gradient as online_gradient
+from rnnzoo.online.recursive_least_squares import least_squares as least_squares
 from rnnzoo.online.rtrl import RTRL as RTRL
 from rnnzoo.online.rtrl import RTRLState as RTRLState
 from rnnzoo.online.rtrl import learn as learn
 from rnnzoo.online.srnn import SRNN as SRNN
 from rnnzoo.online.srnn import SRNNState as SRNNState
 from rnnzoo.online.stack import Stack as Stack
+from rnnzoo.online.truncated import Truncated as Truncated
+from rnnzoo.online.truncated import TruncatedState as TruncatedState

@@ -243,7 +243,7 @@ class RTRL:
 
 
 def learn(
-    learner: RTRL,
+    learner: Any,
     tx: optax.GradientTransformation,
     params: Tree,
     inputs: jax.Array,
@@ -259,7 +259,7 @@ def learn(
   example.
 
   Args:
-    learner: The learner.
+    learner: An `RTRL`, or another one with its interface, such as `Truncated`.
     tx: The optimiser.
     params: The parameters to start from.
     inputs: `[B, T, ...]`.

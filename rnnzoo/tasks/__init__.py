@@ -13,6 +13,7 @@ from rnnzoo.tasks.autoencoding import Autoencoding
 from rnnzoo.tasks.base import Task
 from rnnzoo.tasks.classification import Classification
 from rnnzoo.tasks.decisions import Decisions
+from rnnzoo.tasks.events import EventPrediction
 from rnnzoo.tasks.forecasting import Forecasting
 from rnnzoo.tasks.known_source import KnownSource
 from rnnzoo.tasks.language import LanguageModelling
@@ -22,7 +23,8 @@ from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
 
 __all__ = [
-    'Autoencoding', 'Classification', 'Decisions', 'Forecasting',
+    'Autoencoding', 'Classification', 'Decisions', 'EventPrediction',
+    'Forecasting',
     'KnownSource', 'LanguageModelling', 'Matching', 'Regression', 'TASKS',
     'Task', 'find',
 ]

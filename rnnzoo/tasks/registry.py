@@ -7,6 +7,7 @@ from rnnzoo.tasks import autoencoding
 from rnnzoo.tasks import base
 from rnnzoo.tasks import classification
 from rnnzoo.tasks import decisions
+from rnnzoo.tasks import events
 from rnnzoo.tasks import forecasting
 from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
@@ -19,6 +20,7 @@ TASKS: dict[str, type[base.Task]] = {
     'autoencoding': autoencoding.Autoencoding,
     'classification': classification.Classification,
     'decisions': decisions.Decisions,
+    'events': events.EventPrediction,
     'forecasting': forecasting.Forecasting,
     'known_source': known_source.KnownSource,
     'language_modelling': language.LanguageModelling,

@@ -32,6 +32,7 @@ CASES = {
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
     'ett': dict(name='ett', sequence_length=24, horizon=6),
+    'events_csv': dict(name='events_csv', sequence_length=16),
     'formal_language': dict(
         name='formal_language', language='bucket_sort', eval_examples=30,
         test_lengths=(50,), test_examples=10,
@@ -39,6 +40,10 @@ CASES = {
     'group_word': dict(
         name='group_word', eval_examples=30, test_lengths=(40,),
         test_examples=10,
+    ),
+    'hawkes': dict(
+        name='hawkes', duration=8.0, sequence_length=12, train_examples=40,
+        eval_examples=30,
     ),
     'imdb': dict(name='imdb', sequence_length=50),
     'imdb_published': dict(
@@ -148,7 +153,8 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.batch_size, ROWS)
     self.assertIn(
         dataset.unit,
-        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'time steps'),
+        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'events',
+         'time steps'),
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
     self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
@@ -184,6 +190,8 @@ class EverySetTest(parameterized.TestCase):
           (ROWS, dataset.horizon, dataset.future_features), np.float32
       )
       form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
+      for gaps in ('gaps', 'target_gaps', 'true_log_likelihood'):
+        form[gaps] = (steps, np.float32)
       form['mask'] = (shape, np.bool_)
       form['input_mask'] = ((*steps, *pairs), np.bool_)
       form['reset'] = (steps, np.bool_)
@@ -243,8 +251,11 @@ class EverySetTest(parameterized.TestCase):
       if 'generator' not in dataset.source:
         self.assert_same(first, other.eval_batches(split)[0])
     if not dataset.contiguous:  # The first step begins at the beginning.
-      inputs = dataset.train_batch(1)['inputs']
-      self.assertTrue((inputs != other.train_batch(1)['inputs']).any())
+      first, second = dataset.train_batch(1), other.train_batch(1)
+      self.assertTrue(any(  # Events of one type differ in their gaps only.
+          (first[name] != second[name]).any()
+          for name in ('inputs', 'gaps') if name in first
+      ))
 
   @parameterized.named_parameters(*EACH)
   def test_the_parts_of_all_processes_make_one_batch(self, config):

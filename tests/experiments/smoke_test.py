@@ -26,7 +26,7 @@ _CONFIGS = commands.ROOT / collecting.CONFIGS
 def configs():
   """Returns the config files, by their place among the configs.
 
-  Those of reinforcement learning, in `rl`, are in `ppo_test`.
+  Those of `rl` are in `ppo_test`, those of `online` in `online_test`.
   """
   files = [
       pathlib.PurePosixPath(file).relative_to(
@@ -34,7 +34,7 @@ def configs():
       ).as_posix()
       for file in collecting.config_files()
   ]
-  return [file for file in files if not file.startswith('rl/')]
+  return [file for file in files if not file.startswith(('rl/', 'online/'))]
 
 
 @functools.cache

@@ -10,8 +10,9 @@ A field that is empty, `NA`, `NaN`, `null` or `?` is a missing number.
 import collections
 import csv
 import datetime
+import math
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 import numpy as np
@@ -48,7 +49,7 @@ def read(path: pathlib.Path, time_column: str) -> Table:
     UserError: If the file cannot be read, or lacks the column, or a time is
       wrong; the message names the line.
   """
-  header, rows, lines = _rows(path)
+  header, rows, lines = read_rows(path)
   doubled = sorted({name for name in header if header.count(name) > 1})
   if doubled:
     raise errors.UserValueError(
@@ -95,8 +96,15 @@ def numbers(path: pathlib.Path, table: Table, name: str) -> np.ndarray:
   return column
 
 
-def _rows(path):
-  """Returns the header, the rows and the line of each row."""
+def read_rows(
+    path: pathlib.Path,
+) -> tuple[list[str], tuple[list[str], ...], list[int]]:
+  """Returns the header, the rows and the line of each row.
+
+  Raises:
+    UserError: If the file cannot be read, or a row has too few fields or too
+      many.
+  """
   try:
     # A file of Excel starts with a byte order mark.
     with open(path, encoding='utf-8-sig', newline='') as file:
@@ -123,24 +131,36 @@ def _rows(path):
   return header, rows, list(lines)
 
 
-def _check_times(path, times, lines):
-  """Raises `UserValueError` unless the times increase."""
+def read_times(
+    path: pathlib.Path, times: list[str], lines: list[int]
+) -> list[float] | list[datetime.datetime]:
+  """Returns times as numbers or dates, all of one form.
+
+  Raises:
+    UserValueError: If a text is neither a finite number nor a date, or the
+      forms differ; the message names the line.
+  """
   parsed = []
   for text, line in zip(times, lines):
     try:
-      parsed.append(_time(text))
+      parsed.append(parse_time(text))
     except ValueError as error:
       raise errors.UserValueError(
           f'{path}, line {line}: the time must be a date of ISO 8601, such as '
           f'2016-07-01 00:00:00, or a number, got {text[:40]!r}.'
       ) from error
-  try:
-    steps = [after - before for before, after in zip(parsed, parsed[1:])]
-  except TypeError as error:
+  if len({_form(time) for time in parsed}) > 1:
     raise errors.UserValueError(
         f'{path}: all times must be of one form: dates with a time zone, dates '
         'without one, or numbers.'
-    ) from error
+    )
+  return parsed
+
+
+def _check_times(path, times, lines):
+  """Raises `UserValueError` unless the times increase."""
+  parsed: list[Any] = list(read_times(path, times, lines))
+  steps = [after - before for before, after in zip(parsed, parsed[1:])]
   nothing = steps[0] - steps[0] if steps else 0
   for number, step in enumerate(steps):
     if not step > nothing:
@@ -158,8 +178,18 @@ def _check_times(path, times, lines):
     )
 
 
-def _time(text: str) -> datetime.datetime | float:
+def parse_time(text: str) -> datetime.datetime | float:
+  """Returns a finite number or a date; raises `ValueError` for others."""
   try:
-    return float(text)
+    number = float(text)
   except ValueError:
     return datetime.datetime.fromisoformat(text.strip())
+  if not math.isfinite(number):
+    raise ValueError('not finite')
+  return number
+
+
+def _form(time: datetime.datetime | float):
+  if not isinstance(time, datetime.datetime):
+    return 'number'
+  return 'date' if time.utcoffset() is None else 'date with a time zone'

@@ -1,0 +1,1 @@
+"""Events in continuous time: sequences of times, each with a type."""
