@@ -99,7 +99,9 @@ def main(argv):
       ), workdir)
   if hosts.is_first():
     report(summary, task, dataset, workdir)
-  if dataset.horizon and count == 1 and hosts.is_first():
+  if dataset.out_features and dataset.horizon and count == 1 and (
+      hosts.is_first()
+  ):
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks
     )

@@ -13,6 +13,7 @@ from rnnzoo.data import settings
 from rnnzoo.data.audio import speech_commands
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
+from rnnzoo.data.images import moving_mnist
 from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
 from rnnzoo.data.series import csv_file
@@ -53,6 +54,7 @@ DATASETS = {
     'induction_heads': induction_heads.DEFINITION,
     'listops': listops.DEFINITION,
     'mad': mad.DEFINITION,
+    'moving_mnist': moving_mnist.DEFINITION,
     'mqar': mqar.DEFINITION,
     'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,

@@ -13,3 +13,4 @@ from rnnzoo.models.pair_classifier import PairClassifier as PairClassifier
 from rnnzoo.models.presets import PRESETS as PRESETS
 from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
 from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry
+from rnnzoo.models.video import VideoPredictor as VideoPredictor

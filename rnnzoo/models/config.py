@@ -30,6 +30,7 @@ _DETAILS = dict(
     horizon=dict(low=0),
     future_features=dict(low=0),
     patch=dict(low=1),
+    halvings=dict(low=1, high=8),
     embed_std=dict(low=0),
 )
 
@@ -119,6 +120,8 @@ class ModelConfig:
       all columns. Otherwise it reads all columns together.
     patch: The number of steps that a forecaster reads at once, as one vector.
       It must divide `window`.
+    halvings: How often a model of videos halves the height and the width of a
+      frame before its blocks, and doubles them after its blocks.
     pooling: How a classifier or a regressor gets one output for a sequence:
       from the `mean` of the features of all steps, or from the `last` or the
       `first` step. `none` means an output at every step. Masked steps do not
@@ -174,6 +177,7 @@ class ModelConfig:
   window_norm: Literal['none', 'last', 'mean', 'standard'] = 'standard'
   separate_columns: bool = True
   patch: int = 1
+  halvings: int = 2
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False

@@ -19,8 +19,10 @@ from rnnzoo.tasks.matching import Matching
 from rnnzoo.tasks.registry import TASKS
 from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
+from rnnzoo.tasks.video import Video
 
 __all__ = [
     'Autoencoding', 'Classification', 'Forecasting', 'KnownSource',
-    'LanguageModelling', 'Matching', 'Regression', 'TASKS', 'Task', 'find',
+    'LanguageModelling', 'Matching', 'Regression', 'TASKS', 'Task', 'Video',
+    'find',
 ]
