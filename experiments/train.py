@@ -20,6 +20,7 @@ from experiments.cli import forecasts
 from experiments.cli import hosts
 from experiments.cli import published
 from experiments.cli import results
+from experiments.cli import rollouts
 from experiments.cli import sampling
 from experiments.cli import tasks
 from rnnzoo import restoring
@@ -99,17 +100,22 @@ def main(argv):
       ), workdir)
   if hosts.is_first():
     report(summary, task, dataset, workdir)
-  if dataset.out_features and dataset.horizon and count == 1 and (
-      hosts.is_first()
-  ):
+  if dataset.horizon and count == 1 and hosts.is_first():
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks
     )
-    forecasts.draw(
-        forecasts.make(run, dataset, 'test'), workdir / 'forecast.png',
-        f'{config.model.layer} on {dataset.name}, test',
-    )
-    print(f'forecast: {workdir / "forecast.png"}')
+    if dataset.image_shape:
+      images = workdir / 'rollout.gif'
+      rollouts.draw(
+          rollouts.make(run, dataset, 'test', [0]), images, scale=2
+      )
+      print(f'rollout: {images} and rollout.png')
+    else:
+      forecasts.draw(
+          forecasts.make(run, dataset, 'test'), workdir / 'forecast.png',
+          f'{config.model.layer} on {dataset.name}, test',
+      )
+      print(f'forecast: {workdir / "forecast.png"}')
   if config.sample_characters and dataset.vocabulary:
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks
