@@ -31,15 +31,20 @@ class VideoPredictor(nnx.Module):
   from 0 to 1: `jax.nn.sigmoid(logits)` is the prediction.
 
   >>> from flax import nnx
+  >>> import jax
   >>> import jax.numpy as jnp
   >>> config = ModelConfig(
   ...     layer='conv_s5', num_layers=1, features=8, image_shape=(16, 16, 1)
   ... )
-  >>> model = VideoPredictor(config, rngs=nnx.Rngs(0))
-  >>> frames = jnp.zeros((2, 5, 16, 16, 1), jnp.uint8)    # [B, T, H, W, C]
-  >>> carry, logits = model(frames)                       # of frames 1 to 5
-  >>> carry, later = model.rollout(carry, jax.nn.sigmoid(logits[:, -1]), 3)
-  >>> logits.shape, later.shape                           # later: 6 to 8
+  >>> def predict(frames):                      # [B, T, H, W, C]
+  ...   model = VideoPredictor(config, rngs=nnx.Rngs(0))
+  ...   carry, logits = model(frames)           # of frames 1 to T
+  ...   first = jax.nn.sigmoid(logits[:, -1])
+  ...   carry, later = model.rollout(carry, first, 3)
+  ...   return logits, later
+  >>> frames = jnp.zeros((2, 5, 16, 16, 1), jnp.uint8)
+  >>> logits, later = jax.eval_shape(predict, frames)
+  >>> logits.shape, later.shape                 # `later`: frames 6 to 8
   ((2, 5, 16, 16, 1), (2, 3, 16, 16, 1))
 
   Attributes:

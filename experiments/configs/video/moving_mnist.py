@@ -1,4 +1,36 @@
-r"""Moving MNIST: ten frames of two bouncing digits, and the next ten."""
+r"""Moving MNIST: ten frames of two bouncing digits, and the next ten.
+
+  python scripts/prepare_datasets.py smnist --manual_dir=DIR
+  python -m experiments.train \
+      --config=experiments/configs/video/moving_mnist.py:conv_s5_small \
+      --workdir=runs/moving
+  python -m experiments.rollout --workdir=runs/moving
+
+DIR holds the four files of MNIST. `:conv_lstm_small` is ConvLSTM. `:conv_s5`
+and `:conv_lstm` have the published frames of 64 x 64 and a larger model; nobody
+has trained them to the end yet. All settings are ours.
+
+The small form halves the digits and has frames of 32 x 32, so its errors are
+not those of the publications. Measured once, one seed, on one shared CPU core
+that other programs used most of the time, so the times are no speeds. Squared
+errors of a frame, summed over pixels, on 200 test sequences:
+
+    layer      steps  ten predicted frames  next frame  parameters
+    conv_s5     1000                 27.65       15.42      25,516
+    conv_lstm    482                 27.93       16.63      54,780
+    copying the last frame           59.41
+    black frames                     37.28
+
+Both beat copying and black frames, by grey clouds where digits may be, which
+vanish or spread after a few frames (`rollout.gif` and `rollout.png` beside the
+records in `experiments/results/video/moving_mnist`). ConvLSTM was stopped in
+step 482 (`--config.total_steps=482`). Both still improved: far from what they
+can do, and no comparison of the two, which got unequal steps.
+
+`experiments/results/moving_mnist_cpu.json` has the bytes and the time of a
+training step against the number of frames: at 320 frames ConvS5 takes 290 ms of
+CPU time and 76 MiB, ConvLSTM 836 ms and 111 MiB.
+"""
 
 from experiments.configs import default
 from rnnzoo import models
