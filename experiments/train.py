@@ -20,6 +20,7 @@ from experiments.cli import forecasts
 from experiments.cli import hosts
 from experiments.cli import published
 from experiments.cli import results
+from experiments.cli import rollouts
 from experiments.cli import sampling
 from experiments.cli import tasks
 from rnnzoo import restoring
@@ -103,11 +104,18 @@ def main(argv):
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks
     )
-    forecasts.draw(
-        forecasts.make(run, dataset, 'test'), workdir / 'forecast.png',
-        f'{config.model.layer} on {dataset.name}, test',
-    )
-    print(f'forecast: {workdir / "forecast.png"}')
+    if dataset.image_shape:
+      images = workdir / 'rollout.gif'
+      rollouts.draw(
+          rollouts.make(run, dataset, 'test', [0]), images, scale=2
+      )
+      print(f'rollout: {images} and rollout.png')
+    else:
+      forecasts.draw(
+          forecasts.make(run, dataset, 'test'), workdir / 'forecast.png',
+          f'{config.model.layer} on {dataset.name}, test',
+      )
+      print(f'forecast: {workdir / "forecast.png"}')
   if config.sample_characters and dataset.vocabulary:
     run = restoring.restore_run(
         workdir, layers=exports.layers, tasks=exports.tasks

@@ -47,7 +47,7 @@ def make(
   Raises:
     UserValueError: If the run forecasts nothing, or there is no such window.
   """
-  if not dataset.horizon:
+  if not (dataset.horizon and dataset.out_features):
     raise errors.UserValueError(
         f'This run is of {dataset.name}, a data set for {dataset.task}: there '
         'is no forecast to draw.'

@@ -17,6 +17,7 @@ from rnnzoo.data.events import events_csv
 from rnnzoo.data.events import hawkes
 from rnnzoo.data.images import cifar10
 from rnnzoo.data.images import digits
+from rnnzoo.data.images import moving_mnist
 from rnnzoo.data.images import pathfinder
 from rnnzoo.data.images import smnist
 from rnnzoo.data.series import csv_file
@@ -60,6 +61,7 @@ DATASETS = {
     'induction_heads': induction_heads.DEFINITION,
     'listops': listops.DEFINITION,
     'mad': mad.DEFINITION,
+    'moving_mnist': moving_mnist.DEFINITION,
     'mqar': mqar.DEFINITION,
     'needle': needle.DEFINITION,
     'npz_file': npz_file.DEFINITION,

@@ -230,7 +230,8 @@ class Dataset:
     tokens `[b, T, 2]`.
   - `targets`: one for each step, `[b, T]` int32 or `[b, T, K]` float32; or one
     for each sequence, `[b]` int32 or `[b, K]` float32; or for forecasting the
-    next `H` steps of `K` columns, `[b, H, K]` float32.
+    next `H` steps of `K` columns, `[b, H, K]` float32; or for video the next
+    `H` images `[b, H, *image_shape]`, of the dtype of the inputs.
   - `mask`: which targets count, bool, `[b, T]` or `[b]`, or `[b, H, K]` where
     some numbers to forecast are missing. A training batch has it only where
     some targets do not count.
@@ -265,7 +266,8 @@ class Dataset:
       `sequence_length`, by name: `{'test_256': 256}`. They show what a model
       does with sequences longer than those that it was trained on.
     unit: What one step of time is, for people: `'characters'`, `'bytes'`,
-      `'tokens'`, `'pixels'`, `'rows'`, `'events'` or `'time steps'`.
+      `'tokens'`, `'pixels'`, `'rows'`, `'frames'`, `'events'` or
+      `'time steps'`.
     vocab_size: Number of token ids; 0 if the inputs are no tokens.
     in_features: Width `D` of the input vectors; 0 if the inputs are no vectors.
     image_shape: `(H, W, C)` of the input images; empty if there are none.
@@ -280,8 +282,8 @@ class Dataset:
     class_names: Their names for people; empty if they have none.
     out_features: Number `K` of target values of a regression, or of columns to
       forecast, else 0.
-    horizon: Number `H` of steps to forecast, else 0. The first `K` inputs are
-      the past of the `K` columns to forecast.
+    horizon: Number `H` of steps to forecast, or of images, else 0. The first
+      `K` inputs are the past of the `K` columns to forecast.
     future_features: Number `F` of inputs that are known for these steps, too.
     gap_mean: The mean of the logarithms of the gaps between events, and
     gap_deviation: their standard deviation.

@@ -16,3 +16,4 @@ from rnnzoo.models.point_process import PointProcess as PointProcess
 from rnnzoo.models.presets import PRESETS as PRESETS
 from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
 from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry
+from rnnzoo.models.video import VideoPredictor as VideoPredictor

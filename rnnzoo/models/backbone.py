@@ -56,13 +56,15 @@ class Backbone(nnx.Module):
 
   def __init__(
       self, config: ModelConfig, layers: Layers | None = None, *,
-      rngs: nnx.Rngs,
+      image_shape: tuple[int, ...] = (), rngs: nnx.Rngs,
   ):
     """Creates the blocks.
 
     Args:
       config: What to build.
       layers: More layers by name, in addition to those of the zoo.
+      image_shape: `(H, W)` if the features are images `[B, T, H, W, D]`, which
+        all layers then read; empty if they are vectors.
       rngs: The source of the initial parameters.
 
     Raises:
@@ -72,10 +74,11 @@ class Backbone(nnx.Module):
     config.check_dtypes()
     known = {**zoo.LAYERS, **(layers or {})}
     period = min(config.layer.count(',') + 1, config.num_layers)
-    self.config = config
+    self.config, self.image_shape = config, tuple(image_shape)
     self.stacks = nnx.List([
         _make_stack(
-            config, range(position, config.num_layers, period), known, rngs
+            config, range(position, config.num_layers, period), known, rngs,
+            self.image_shape,
         )
         for position in range(period)
     ])
@@ -267,12 +270,15 @@ class Backbone(nnx.Module):
           f'take it{" in both directions" * self.config.bidirectional}. Layers '
           f'that do: {", ".join(building.timed_layers())}.'
       )
-    if x.ndim != len(axes) or x.shape[-1] != self.config.features:
+    end = len(axes) - 1
+    shape = (*self.image_shape, self.config.features)
+    if x.ndim != end + len(shape) or x.shape[end:] != shape:
+      names = ', '.join([*axes[:end], *map(str, self.image_shape), 'D'])
       raise ValueError(
-          f'`x` must be [{", ".join(axes)}] with D = {self.config.features}, '
-          f'got {x.shape}.'
+          f'`x` must be [{names}] with D = {self.config.features}, got '
+          f'{x.shape}.'
       )
-    checking.check_flags(x.shape[:-1], reset=reset, mask=mask)
+    checking.check_flags(x.shape[:end], reset=reset, mask=mask)
     if carry is None:
       return x, self.initialize_carry(x.shape[0]), flags
     period, depth = len(self.stacks), self.config.num_layers
@@ -293,15 +299,19 @@ class Backbone(nnx.Module):
 
 
 def _make_stack(
-    config: ModelConfig, depths: Sequence[int], known: Layers, rngs: nnx.Rngs
+    config: ModelConfig, depths: Sequence[int], known: Layers, rngs: nnx.Rngs,
+    image_shape: tuple[int, ...],
 ) -> Block:
   """Makes the blocks at `depths` one module with a leading axis `layers`."""
 
   def block(depth, rngs):
-    layer = building.make_layer(config, depth, known, rngs)
+    layer = building.make_layer(config, depth, known, rngs, image_shape)
     return Block(config.at_depth(depth), layer, rngs=rngs)
 
-  options = [building.layer_options(config, depth, known) for depth in depths]
+  options = [
+      building.layer_options(config, depth, known, images=bool(image_shape))
+      for depth in depths
+  ]
   if not config.scan_layers or options.count(options[0]) < len(options):
     graphdefs, states = zip(*(nnx.split(block(i, rngs)) for i in depths))
     states = jax.tree.map(lambda *u: jnp.stack(u), *states)

@@ -25,7 +25,9 @@ class BlockCarry(NamedTuple):
 class Block(nnx.Module):
   """A convolution, a recurrent layer and an MLP, each with a residual branch.
 
-  `ModelConfig` has the equations.
+  `ModelConfig` has the equations. Where the layer reads images, the features
+  are `[B, T, H, W, D]`, all other maps are those of a pixel, and there is no
+  convolution over time.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -339,7 +341,8 @@ def dropout(
   (2, 5, 8)
 
   Args:
-    x: Features `[B, T, D]` or `[B, D]`.
+    x: Features `[B, T, D]` or `[B, D]`, of images `[B, T, H, W, D]` or
+      `[B, H, W, D]`.
     rate: The probability of 0, rounded to a multiple of 2^-16, since each
       element gets sixteen random bits.
     key: A PRNG key; `None` means no dropout.
@@ -350,7 +353,9 @@ def dropout(
   """
   if key is None or rate == 0:
     return x
-  shape = (x.shape[0], 1, x.shape[-1]) if over_time and x.ndim == 3 else x.shape
+  shape = x.shape
+  if over_time and x.ndim in (3, 5):
+    shape = (x.shape[0], 1, *x.shape[2:])
   threshold = round(rate * 2**16)
   keep = jax.random.bits(key, shape, jnp.uint16) >= jnp.uint16(threshold)
   return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)

@@ -19,11 +19,14 @@ from rnnzoo.models.config import ModelConfig
 Layers = Mapping[str, Callable[..., base.RecurrentLayer]]
 
 # Arguments of layers that are not `layer_options`.
-_GIVEN = ('self', 'in_features', 'rngs', 'dtype', 'param_dtype')
+_GIVEN = (
+    'self', 'in_features', 'input_shape', 'rngs', 'dtype', 'param_dtype'
+)
 
 
 def make_layer(
-    config: ModelConfig, depth: int, known: Layers, rngs: nnx.Rngs
+    config: ModelConfig, depth: int, known: Layers, rngs: nnx.Rngs,
+    image_shape: tuple[int, ...] = (),
 ) -> base.RecurrentLayer:
   """Builds the layer of the block at `depth`.
 
@@ -40,6 +43,8 @@ def make_layer(
     depth: The index of the block.
     known: All layers by name.
     rngs: The source of the initial parameters.
+    image_shape: `(H, W)` if the features between the blocks are images
+      `[H, W, D]`, empty if they are vectors `[D]`.
 
   Returns:
     The layer, or a `Bidirectional` of two layers with `config.bidirectional`.
@@ -49,8 +54,9 @@ def make_layer(
       cannot be built with these options.
   """
   name = config.layer_names[depth]
-  options = layer_options(config, depth, known)
-  layer = _build(name, known[name], config, options, rngs)
+  options = layer_options(config, depth, known, images=bool(image_shape))
+  size = (*image_shape, config.features) if image_shape else config.features
+  layer = _build(name, known[name], config, size, options, rngs)
   if not config.bidirectional:
     return layer
   if hasattr(layer, 'first_value'):
@@ -58,12 +64,13 @@ def make_layer(
         f'model.bidirectional does not go with layer {name}, which looks at '
         'the values of the first of its kind.'
     )
-  backwards = _build(name, known[name], config, options, rngs)
+  backwards = _build(name, known[name], config, size, options, rngs)
   return zoo.Bidirectional(layer, backwards)
 
 
 def layer_options(
-    config: ModelConfig, depth: int, known: Layers
+    config: ModelConfig, depth: int, known: Layers,
+    *, images: bool | None = None,
 ) -> dict[str, Any]:
   """Returns the keyword arguments of the layer at `depth`, checked.
 
@@ -75,6 +82,8 @@ def layer_options(
     config: The model's config.
     depth: The index of the block.
     known: All layers by name.
+    images: Whether the blocks are made of images, not of vectors; `None` if
+      that is not to be checked.
 
   Returns:
     Values by the names of arguments.
@@ -90,10 +99,15 @@ def layer_options(
         f'are: {", ".join(sorted(known))}.'
     )
   allowed = options_of(known[name])
-  if 'input_shape' in allowed:
+  if reads_images(known[name]) and images is False:
     raise errors.UserValueError(
-        f'Layer {name} reads images [H, W, C]; the blocks of a model are made '
-        'of vectors. Use it by itself.'
+        f'Layer {name} reads images [H, W, C]; the blocks of this model are '
+        'made of vectors. Those of a model of videos are made of images.'
+    )
+  if images and not reads_images(known[name]):
+    raise errors.UserValueError(
+        f'Layer {name} reads vectors; the blocks of this model are made of '
+        f'images [H, W, C]. Layers that read them: {", ".join(image_layers())}.'
     )
   for other in config.layer_options.keys() & known:
     fields.check(
@@ -122,7 +136,7 @@ def layer_options(
   return {k: v for k, v in place.items() if k in allowed} | options
 
 
-def _build(name, make, config, options, rngs) -> base.RecurrentLayer:
+def _build(name, make, config, size, options, rngs) -> base.RecurrentLayer:
   """Calls `make`; raises `UserValueError` if that fails."""
   problem = (
       f'Layer {name} cannot be built of model.features {config.features} and '
@@ -130,7 +144,7 @@ def _build(name, make, config, options, rngs) -> base.RecurrentLayer:
   )
   try:
     layer = make(
-        config.features,
+        size,
         param_dtype=jnp.dtype(config.param_dtype),
         dtype=jnp.dtype(config.dtype),
         rngs=rngs,
@@ -165,6 +179,20 @@ def takes_dt(layer: Any) -> bool:
 def timed_layers() -> list[str]:
   """Returns the names of the layers of the zoo that take `dt`."""
   return [name for name, layer in zoo.LAYERS.items() if takes_dt(layer)]
+
+
+def reads_images(make: Callable[..., Any]) -> bool:
+  """Whether a layer, by its class or its function, reads images `[H, W, C]`.
+
+  >>> reads_images(zoo.ConvS5), reads_images(zoo.S5)
+  (True, False)
+  """
+  return 'input_shape' in inspect.signature(function_of(make)).parameters
+
+
+def image_layers() -> list[str]:
+  """Returns the names of the layers of the zoo that read images."""
+  return [name for name, layer in zoo.LAYERS.items() if reads_images(layer)]
 
 
 def function_of(make: Callable[..., Any]) -> Callable[..., Any]:

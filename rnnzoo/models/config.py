@@ -33,6 +33,7 @@ _DETAILS = dict(
     gap_deviation=dict(low=0, above_low=True),
     patch=dict(low=1),
     max_time=dict(low=0, high=10_000_000),
+    halvings=dict(low=1, high=8),
     embed_std=dict(low=0),
 )
 
@@ -132,6 +133,8 @@ class ModelConfig:
       It must divide `window`.
     max_time: The number of steps of an episode for which a decision model has
       an embedding each; later ones share the last. 0 means no embedding.
+    halvings: How often a model of videos halves the height and the width of a
+      frame before its blocks, and doubles them after its blocks.
     pooling: How a classifier or a regressor gets one output for a sequence:
       from the `mean` of the features of all steps, or from the `last` or the
       `first` step. `none` means an output at every step. Masked steps do not
@@ -192,6 +195,7 @@ class ModelConfig:
   gap_deviation: float = 1.0
   patch: int = 1
   max_time: int = 0
+  halvings: int = 2
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False

@@ -20,7 +20,8 @@ def spread_rows(x: jax.Array) -> jax.Array:
   features of the activations likewise, and every device would compute all rows.
 
   Args:
-    x: `[B, T, D]`, or `[B, D]` for one step.
+    x: `[B, T, D]`, or `[B, D]` for one step; `[B, T, H, W, D]` or
+      `[B, H, W, D]` where tokens are images.
 
   Returns:
     `x`, placed like that, and so is its gradient. An axis that the mesh does
@@ -31,7 +32,7 @@ def spread_rows(x: jax.Array) -> jax.Array:
   if mesh is None or not set(ours) & set(mesh.axis_names):
     return x
   spec = [mesh_lib.dividing(mesh, mesh_lib.BATCH_AXES, x.shape[0])]
-  if x.ndim == 3:
+  if x.ndim in (3, 5):
     spec.append(mesh_lib.dividing(mesh, mesh_lib.TIME_AXES, x.shape[1]))
   return jax.lax.with_sharding_constraint(x, P(*spec))
 

@@ -21,10 +21,10 @@ from rnnzoo.tasks.matching import Matching
 from rnnzoo.tasks.registry import TASKS
 from rnnzoo.tasks.registry import find
 from rnnzoo.tasks.regression import Regression
+from rnnzoo.tasks.video import Video
 
 __all__ = [
     'Autoencoding', 'Classification', 'Decisions', 'EventPrediction',
-    'Forecasting',
-    'KnownSource', 'LanguageModelling', 'Matching', 'Regression', 'TASKS',
-    'Task', 'find',
+    'Forecasting', 'KnownSource', 'LanguageModelling', 'Matching', 'Regression',
+    'TASKS', 'Task', 'Video', 'find',
 ]

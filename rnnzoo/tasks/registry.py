@@ -13,6 +13,7 @@ from rnnzoo.tasks import known_source
 from rnnzoo.tasks import language
 from rnnzoo.tasks import matching
 from rnnzoo.tasks import regression
+from rnnzoo.tasks import video
 
 Tasks = Mapping[str, type[base.Task]]
 
@@ -26,6 +27,7 @@ TASKS: dict[str, type[base.Task]] = {
     'language_modelling': language.LanguageModelling,
     'matching': matching.Matching,
     'regression': regression.Regression,
+    'video': video.Video,
 }
 
 

@@ -61,6 +61,10 @@ CASES = {
         )
         for task in mad.SIZES
     },
+    'moving_mnist': dict(
+        name='moving_mnist', sequence_length=3, horizon=2, size=20,
+        digit_size=14, eval_examples=10,
+    ),
     'mqar': dict(name='mqar', eval_examples=30),
     'needle': dict(
         name='needle', sequence_length=800, eval_examples=10,
@@ -153,16 +157,19 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(dataset.batch_size, ROWS)
     self.assertIn(
         dataset.unit,
-        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'events',
+        ('characters', 'bytes', 'tokens', 'pixels', 'rows', 'frames', 'events',
          'time steps'),
     )
     self.assertContainsSubset(('validation', 'test'), dataset.eval_splits)
-    self.assertEqual(dataset.vocab_size > 0, dataset.in_features == 0)
+    kinds = dataset.vocab_size, dataset.in_features, dataset.image_shape
+    self.assertEqual(sum(map(bool, kinds)), 1)
     self.assertEqual(
         dataset.out_features > 0,
         dataset.task in ('regression', 'forecasting', 'decisions'),
     )
-    self.assertEqual(dataset.horizon > 0, dataset.task == 'forecasting')
+    self.assertEqual(
+        dataset.horizon > 0, dataset.task in ('forecasting', 'video')
+    )
     self.assertEqual(
         dataset.num_classes > 0, dataset.task in ('classification', 'matching')
     )
@@ -176,7 +183,7 @@ class EverySetTest(parameterized.TestCase):
       )
       if not dataset.vocab_size:
         form['inputs'] = (
-            (*steps, dataset.in_features),
+            (*steps, *(dataset.image_shape or (dataset.in_features,))),
             inputs.dtype if small else np.float32,
         )
       shape = steps if dataset.per_step else steps[:1]
@@ -185,6 +192,10 @@ class EverySetTest(parameterized.TestCase):
         steps_ahead = (dataset.horizon,) * bool(dataset.horizon)
         form['targets'] = (
             (*shape, *steps_ahead, dataset.out_features), np.float32
+        )
+      if dataset.task == 'video':
+        form['targets'] = (
+            (ROWS, dataset.horizon, *dataset.image_shape), inputs.dtype
         )
       form['future'] = (
           (ROWS, dataset.horizon, dataset.future_features), np.float32
@@ -215,7 +226,7 @@ class EverySetTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(array).all())
       self.assertEqual('input_mask' in batch, 'input_mask' in train)
       largest = dataset.num_classes or dataset.vocab_size
-      if not dataset.out_features:
+      if not dataset.out_features and not dataset.image_shape:
         self.assertBetween(batch['targets'].min(), 0, largest - 1)
       if dataset.vocab_size:
         self.assertBetween(batch['inputs'].min(), 0, dataset.vocab_size - 1)
