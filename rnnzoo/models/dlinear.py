@@ -39,8 +39,8 @@ class DLinear(nnx.Module):
       t &= \mathrm{moving\ average}(x) \\
       y &= W_t t + b_t + W_s (x - t) + b_s
 
-  The maps are `[window, horizon]` and start as means over the window. Inputs
-  that are no targets are not read.
+  The maps are `[window, horizon]` and start as PyTorch's linear maps do, as in
+  the authors' code. Inputs that are no targets are not read.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -91,7 +91,7 @@ class DLinear(nnx.Module):
     self.trend, self.season = (
         nnx.Linear(
             config.window, config.horizon,
-            kernel_init=nnx.initializers.constant(1 / config.window),
+            kernel_init=initializers.uniform_fan_in(config.window),
             bias_init=initializers.uniform_fan_in(config.window),
             kernel_metadata=dict(axes=(None, None)),
             bias_metadata=dict(axes=(None,)),

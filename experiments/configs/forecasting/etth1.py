@@ -75,10 +75,13 @@ def get_config(layer: str = 'min_gru', file: str = 'ETTh1'):
   config.patience = 3
   config.optimizer.name = 'adam'
   config.optimizer.schedule = 'exponential'
-  config.optimizer.start_learning_rate = 1e-3
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = 384  # Constant so long.
-  config.optimizer.end_learning_rate = 1e-3 / 2**8.5
+  config.optimizer.learning_rate = 5e-3 if layer == 'dlinear' else 1e-3
+  # Another rate changes the whole schedule: constant for 1.5 epochs, then
+  # halved in each. That is the authors' rate in the middle of each epoch.
+  rate = config.optimizer.get_ref('learning_rate')
+  config.optimizer.start_learning_rate = rate * 1.0
+  config.optimizer.warmup_steps = 384
+  config.optimizer.end_learning_rate = rate * 2**-8.5
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip = 0.0
   config.optimizer.options = dict(b2=0.999)
