@@ -104,7 +104,12 @@ def main(argv):
 
 def write_predictions(found, path):
   """Writes a line of JSON for each sequence, in the order of the data set."""
-  plain = lambda u: u.tolist() if hasattr(u, 'tolist') else u
+
+  def plain(u):
+    if np.asarray(u).dtype.kind == 'f' and np.isnan(u).any():
+      u = np.where(np.isnan(u), None, u)  # JSON has no NaN.
+    return u.tolist() if hasattr(u, 'tolist') else u
+
   count = len(found['prediction'])
   files.write_text(pathlib.Path(path), ''.join(
       json.dumps({name: plain(u[i]) for name, u in found.items()}) + '\n'

@@ -101,10 +101,10 @@ class DLinear(nnx.Module):
     )
 
   def __call__(
-      self, inputs, carry=None, *, future=None, train=False, key=None
+      self, inputs, carry=None, *, future=None, dt=None, train=False, key=None
   ) -> tuple[None, jax.Array]:
     """Predicts the steps after a window, see `forecaster.Forecaster`."""
-    del carry, train, key
+    del carry, dt, train, key
     config = self.config
     inputs, _ = forecaster.check_window(config, inputs, future)
     past = inputs[..., : config.out_features]

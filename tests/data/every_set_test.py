@@ -27,6 +27,9 @@ CASES = {
         name='csv_file', sequence_length=24, horizon=6, targets=('load',),
         ahead=('price',),
     ),
+    'csv_file_irregular': dict(
+        name='csv_file', sequence_length=24, horizon=6, irregular=True
+    ),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
@@ -182,6 +185,7 @@ class EverySetTest(parameterized.TestCase):
       )
       form['probabilities'] = ((*steps, dataset.vocab_size), np.float32)
       form['mask'] = (shape, np.bool_)
+      form['dt'] = (steps, np.float32)
       form['input_mask'] = ((*steps, *pairs), np.bool_)
       form['reset'] = (steps, np.bool_)
       return form
