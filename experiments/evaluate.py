@@ -16,6 +16,7 @@ from experiments.cli import drivers
 from experiments.cli import hosts
 from experiments.cli import tasks
 import jax
+import numpy as np
 from rnnzoo import restoring
 from rnnzoo.tasks import base
 from rnnzoo.training import evaluation
