@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo.layers import initializers
 from rnnzoo.models import forecaster
 from rnnzoo.models.building import Layers
@@ -82,9 +83,11 @@ class DLinear(nnx.Module):
       )
     options = dict(dict(kernel=25), **config.layer_options)
     self.kernel = options.pop('kernel')
-    if options or not isinstance(self.kernel, int) or self.kernel % 2 != 1:
+    odd = fields.is_integer(self.kernel) and self.kernel % 2 == 1
+    if options or not odd or self.kernel < 1:
       raise errors.UserValueError(
-          'model.layer_options of dlinear may have an odd kernel only, got '
+          'model.layer_options of dlinear may have an odd kernel only, 1 or '
+          'more, got '
           f'{dict(config.layer_options)}.'
       )
     self.config = config

@@ -46,8 +46,8 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
 
   Returns:
     What `task.predict` gives, `target`, and `length`, the number of steps of
-    each sequence. Missing numbers of a forecast's target are NaN. If sequences differ in length, targets of every step are
-    object arrays of arrays.
+    each sequence. Missing numbers of a forecast's target are NaN. If sequences
+    differ in length, targets of every step are object arrays of arrays.
 
   Raises:
     UserError: If there are several processes, so that none has all rows.
@@ -132,7 +132,7 @@ def _everywhere(task, model, mesh):
 
 
 def _rows(found, batch, every=False):
-  """Returns a dictionary for each sequence of a batch that counts, or `every`."""
+  """Returns a dictionary for each sequence that counts, or for every one."""
   inputs, targets = batch['inputs'], batch['targets']
   mask, exists = batch.get('mask'), batch.get('input_mask')
   rows = []
@@ -141,11 +141,11 @@ def _rows(found, batch, every=False):
     if chosen is not None and not (every or np.any(chosen)):
       continue  # The row only fills up the last batch.
     length = inputs.shape[1] if exists is None else int(exists[i].sum())
-    if np.ndim(chosen) > 1:  # Each number of the target is one of its own.
+    if chosen is not None and np.ndim(chosen) > 1:  # Each number of the target is one of its own.
       target = np.where(chosen, target, np.nan)
     row = dict({name: u[i] for name, u in found.items()}, target=target)
     # A target at every step; some count.
-    if np.ndim(chosen) == 1:
+    if chosen is not None and np.ndim(chosen) == 1:
       row = {
           name: u[chosen] if np.shape(u)[:1] == chosen.shape else u
           for name, u in row.items()

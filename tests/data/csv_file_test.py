@@ -125,7 +125,8 @@ class CsvFileTest(parameterized.TestCase):
     columns['b'][30:] = 5.0
     dataset = self.loaded(columns)
     self.assertEqual(dataset.target_scale[1], 1)
-    self.assertLess(np.abs(dataset.train_batch(1)['inputs'][..., 1]).max(), 1e-9)
+    inputs = dataset.train_batch(1)['inputs'][..., 1]
+    self.assertLess(np.abs(inputs).max(), 1e-9)
     self.assert_close(rows_of(dataset, 'test', 'targets')[-1, :, 1], 4.9)
 
   def test_columns_by_their_roles(self):
@@ -286,6 +287,7 @@ class CsvFileTest(parameterized.TestCase):
       ('python', '2020-01-02,1,2,1_0\n', {}, "line 3: column 'c' must be"),
       ('endless', 'inf,1,2,3\n', {}, "line 3: .* a number, got 'inf'"),
       ('column', '', dict(targets=('OT',)), "no column 'OT' .data.targets.;"),
+      ('joined', '', dict(targets=('a,b',)), r"written \('a', 'b'\)."),
       ('near', '', dict(past=('A',)), "no column 'A' .data.past.; it has a, b"),
       ('time', '', dict(time_column='time'), "no column 'time' .data.time_col"),
       ('twice', '', dict(targets=('a',), past=('a',)),

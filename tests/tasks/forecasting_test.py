@@ -70,6 +70,7 @@ class DLinearTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(layer_options=dict(kernel=4)), 'an odd kernel only'),
+      (dict(layer_options=dict(kernel=-1)), 'an odd kernel only'),
       (dict(layer_options=dict(kernels=5)), 'an odd kernel only'),
       (dict(distribution='gaussian'), "must be 'point' for model.layer"),
       (dict(horizon=0), 'model.horizon must be set'),

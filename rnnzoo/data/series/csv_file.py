@@ -5,8 +5,8 @@ the columns of `data.past` and `data.ahead`. The columns of `data.ahead`, such
 as a calendar or a plan, are known for the steps to forecast, too.
 
 A missing number is no target. As an input it becomes the number before it, and
-a further input column says where that is so. Rows are taken as equally far apart,
-unless `data.irregular` says that layers get `dt`.
+a further input column says where that is so. Rows are taken as equally far
+apart, unless `data.irregular` says that layers get `dt`.
 """
 
 import dataclasses
@@ -189,7 +189,8 @@ FIELDS = dict(
     season=fields.Field(
         int, low=0, default=24,
         help='The period of the forecast that repeats the last one, printed '
-        'for comparison. 0 means none.',
+        'for comparison. 0 means none, and so does one that is longer than '
+        'sequence_length.',
     ),
 )
 DEFINITION = definition.Definition(

@@ -74,9 +74,12 @@ def read(path: pathlib.Path, time_column: str) -> Table:
 def check_column(path, field: str, name: str, names):
   """Raises `UserValueError` if a file has no column of this name."""
   if name not in names:
+    hint = errors.suggest(name, names)
+    if set(name.split(',')) <= set(names):  # One text names several.
+      hint = f' Several are written {tuple(name.split(","))}.'
     raise errors.UserValueError(
         f'{path} has no column {name!r} (data.{field}); it has '
-        f'{", ".join(names)}.' + errors.suggest(name, names)
+        f'{", ".join(names)}.{hint}'
     )
 
 
@@ -126,8 +129,8 @@ def _rows(path):
   other = [sign for sign in ';\t|' if len(header) == 1 and sign in header[0]]
   if other:
     raise errors.UserValueError(
-        f'{path}: commas must separate the fields of a line, got {other[0]!r} in '
-        'the first one. Write it anew, with a point in decimal numbers.'
+        f'{path}: commas must separate the fields of a line, got {other[0]!r} '
+        'in the first one. Write it anew, with a point in decimal numbers.'
     )
   if _is_data(header):
     raise errors.UserValueError(

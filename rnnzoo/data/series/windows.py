@@ -15,7 +15,6 @@ from rnnzoo import errors
 from rnnzoo.data import arrays
 from rnnzoo.data import pipeline
 
-
 # The squares of such numbers and their sums are finite in float32.
 _LARGEST = 1e12
 
