@@ -141,7 +141,8 @@ def _rows(found, batch, every=False):
     if chosen is not None and not (every or np.any(chosen)):
       continue  # The row only fills up the last batch.
     length = inputs.shape[1] if exists is None else int(exists[i].sum())
-    if chosen is not None and np.ndim(chosen) > 1:  # Each number of the target is one of its own.
+    if chosen is not None and np.ndim(chosen) > 1:
+      # Each number of the target is one of its own.
       target = np.where(chosen, target, np.nan)
     row = dict({name: u[i] for name, u in found.items()}, target=target)
     # A target at every step; some count.
