@@ -16,6 +16,7 @@ from experiments.cli import drivers
 from experiments.cli import hosts
 from experiments.cli import tasks
 import jax
+import numpy as np
 from rnnzoo import restoring
 from rnnzoo.tasks import base
 from rnnzoo.training import evaluation
@@ -104,7 +105,12 @@ def main(argv):
 
 def write_predictions(found, path):
   """Writes a line of JSON for each sequence, in the order of the data set."""
-  plain = lambda u: u.tolist() if hasattr(u, 'tolist') else u
+
+  def plain(u):
+    if np.asarray(u).dtype.kind == 'f' and np.isnan(u).any():
+      u = np.where(np.isnan(u), None, u)  # JSON has no NaN.
+    return u.tolist() if hasattr(u, 'tolist') else u
+
   count = len(found['prediction'])
   files.write_text(pathlib.Path(path), ''.join(
       json.dumps({name: plain(u[i]) for name, u in found.items()}) + '\n'

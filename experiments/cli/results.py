@@ -14,6 +14,8 @@ It holds no name of a directory of the machine. Its fields:
 * `published`, `published_error`, `source`: that number, or `null`.
 * `values`: all metrics of the checkpoint that validation chose, by split.
 * `larger_is_better`: those metrics of `values` that should grow.
+* `baselines`: what simple predictors reach on the test split, by names such as
+  `naive_mse`. Records of before lack it.
 * `command`: the command line, with another workdir.
 * `fixture`, `smoke`: only if `true`. Such a run says nothing about the layer.
 """
@@ -181,6 +183,10 @@ def record(
           name for name in larger_is_better
           if any(name in of_split for of_split in values.values())
       ],
+      'baselines': {
+          name: value for name, value in dataset.baselines().items()
+          if records.is_number(value)
+      },
       'command': shlex.join([
           'python', '-m', program, f'--config={file}', *words,
           f'--workdir=runs/{pathlib.Path(flag.filename).stem}',
@@ -227,6 +233,9 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       fields.check(f'overrides.{name}', text, _TEXT)
     like = {split: {} for split in result['values']}
     records.check_tree(result['values'], like, 'values')
+    fields.check('baselines', result.get('baselines', {}), fields.Field(dict))
+    for name, value in result.get('baselines', {}).items():
+      fields.check(f'baselines.{name}', value, _NUMBER)
     for split, metrics in result['values'].items():
       for name, value in metrics.items():
         fields.check(f'values.{split}.{name}', value, _NUMBER)

@@ -34,7 +34,8 @@ class Row:
     values: The number of each seed, by seed; empty if nothing was run.
     published: What others have published, if it is known.
     larger_is_better: Whether the metric should grow.
-    runs: The results themselves.
+    runs: The results themselves; none for a simple predictor, whose number
+      these hold, and none if nothing was run.
     folders: Where they lie.
   """
 
@@ -177,6 +178,10 @@ def collect(directory: pathlib.Path, root: pathlib.Path = results.ROOT):
         row for key, runs in groups.items() if key[0] == config
         for row in _rows(config, runs, numbers)
     ]
+    rows += _baselines(config, [
+        run for key, runs in groups.items() if key[0] == config
+        for run, _ in runs
+    ])
     seen = {row.published for row in rows}
     not_run = tuple(
         Row(config, '', n.layer, dict(n.where), n.metric, n.split, published=n)
@@ -288,6 +293,27 @@ def _rows(config, runs, numbers) -> Iterator[Row]:
         metric in first['larger_is_better'],
         tuple(run for run, _ in having), tuple(path for _, path in having),
     )
+
+
+def _baselines(config, runs) -> list[Row]:
+  """Returns a row for each simple predictor that runs were compared with.
+
+  Runs on the same data tell the same of it.
+  """
+  found = {}
+  for run in runs:
+    data = {
+        name: value for name, value in run['overrides'].items()
+        if name.startswith('data.') and name != 'data.path'
+    }
+    for name, value in run.get('baselines', {}).items():
+      layer, _, metric = name.rpartition('_')
+      if layer and metric == run['metric'] and run['split'] == 'test':
+        found[layer, *data.items()] = Row(
+            config, run['data'], layer, data, metric, 'test', run['unit'],
+            {0: value}, None, metric in run['larger_is_better'],
+        )
+  return list(found.values())
 
 
 def _recorded(result) -> published_lib.Number | None:

@@ -196,7 +196,7 @@ def _row(row: collecting.Row, color: str) -> str:
       published,
       f'<span class="verdict {verdict}"><i aria-hidden="true">'
       f'{_SIGNS[row.verdict]}</i> {texts.comparison(row)}</span>',
-      str(len(row.values)),
+      str(len(row.values)) if row.runs else '',
       texts.hours(row) if row.runs else '',
   ))
 
@@ -216,7 +216,9 @@ def _cells(row, kind, columns, cells) -> str:
 
 def _first_of_each(rows: Iterable[collecting.Row]) -> list[collecting.Row]:
   """Returns one row of each setting: others hold numbers of the same runs."""
-  return list({row.name: row for row in reversed(list(rows))}.values())[::-1]
+  return list({
+      row.name: row for row in reversed(list(rows)) if row.runs
+  }.values())[::-1]
 
 
 def _details(row: collecting.Row) -> str:

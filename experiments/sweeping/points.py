@@ -15,6 +15,7 @@ from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo.models import building
 from rnnzoo.rl.memoryless import Memoryless
+from rnnzoo.tasks import forecasting
 
 
 class Point(NamedTuple):
@@ -153,6 +154,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
 def _check_layers(config, exports) -> None:
   """Raises `UserValueError` on a layer or an option that does not exist."""
   model = models.ModelConfig.from_dict(config.model.to_dict())
+  if model.layer in forecasting.MODELS:  # It has no layers to check.
+    return
   known = {**layers.LAYERS, **(exports.layers or {})}
   if 'environment' in config:
     known['none'] = Memoryless

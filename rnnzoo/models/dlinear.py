@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo.layers import initializers
 from rnnzoo.models import forecaster
 from rnnzoo.models.building import Layers
@@ -39,8 +40,8 @@ class DLinear(nnx.Module):
       t &= \mathrm{moving\ average}(x) \\
       y &= W_t t + b_t + W_s (x - t) + b_s
 
-  The maps are `[window, horizon]` and start as means over the window. Inputs
-  that are no targets are not read.
+  The maps are `[window, horizon]` and start as PyTorch's linear maps do, as in
+  the authors' code. Inputs that are no targets are not read.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -82,16 +83,18 @@ class DLinear(nnx.Module):
       )
     options = dict(dict(kernel=25), **config.layer_options)
     self.kernel = options.pop('kernel')
-    if options or not isinstance(self.kernel, int) or self.kernel % 2 != 1:
+    odd = fields.is_integer(self.kernel) and self.kernel % 2 == 1
+    if options or not odd or self.kernel < 1:
       raise errors.UserValueError(
-          'model.layer_options of dlinear may have an odd kernel only, got '
+          'model.layer_options of dlinear may have an odd kernel only, 1 or '
+          'more, got '
           f'{dict(config.layer_options)}.'
       )
     self.config = config
     self.trend, self.season = (
         nnx.Linear(
             config.window, config.horizon,
-            kernel_init=nnx.initializers.constant(1 / config.window),
+            kernel_init=initializers.uniform_fan_in(config.window),
             bias_init=initializers.uniform_fan_in(config.window),
             kernel_metadata=dict(axes=(None, None)),
             bias_metadata=dict(axes=(None,)),
@@ -101,10 +104,10 @@ class DLinear(nnx.Module):
     )
 
   def __call__(
-      self, inputs, carry=None, *, future=None, train=False, key=None
+      self, inputs, carry=None, *, future=None, dt=None, train=False, key=None
   ) -> tuple[None, jax.Array]:
     """Predicts the steps after a window, see `forecaster.Forecaster`."""
-    del carry, train, key
+    del carry, dt, train, key
     config = self.config
     inputs, _ = forecaster.check_window(config, inputs, future)
     past = inputs[..., : config.out_features]

@@ -139,12 +139,18 @@ class Forecaster(nnx.Module):
         ) if config.future_features else None
     )
 
+  @property
+  def takes_dt(self) -> bool:
+    """Whether the layers take `dt`, the lengths of steps."""
+    return self.reader.takes_dt
+
   def __call__(
       self,
       inputs: jax.Array,
       carry: None = None,
       *,
       future: jax.Array | None = None,
+      dt: jax.Array | None = None,
       train: bool = False,
       key: jax.Array | None = None,
   ) -> tuple[None, jax.Array]:
@@ -155,6 +161,8 @@ class Forecaster(nnx.Module):
       carry: `None`: a forecast is of a whole window.
       future: What is known of the steps to forecast, `[B, horizon,
         future_features]`; `None` if `future_features` is 0.
+      dt: The length of each step `[B, window]`, for layers that take it; `None`
+        means 1. That of a patch is the mean over its steps.
       train: Whether batch norms use and update the statistics of the batch.
       key: The PRNG key of dropout; `None` means no dropout.
 
@@ -162,14 +170,17 @@ class Forecaster(nnx.Module):
       `(None, forecast)`: `[B, horizon, C]`, float32 or wider. With
       `distribution='gaussian'` it is `[B, horizon, C, 2]`, means and
       deviations; with `quantile` `[B, horizon, C, Q]`, one number for each
-      level of `QUANTILES`.
+      level of `QUANTILES`, in ascending order.
 
     Raises:
-      ValueError: If a shape is wrong.
+      ValueError: If a shape is wrong, or a layer does not take `dt`.
     """
     del carry
     config = self.config
     inputs, future = check_window(config, inputs, future)
+    dt = checking.as_array('dt', dt)
+    if dt is not None and dt.shape != inputs.shape[:2]:
+      raise ValueError(f'`dt` must be {inputs.shape[:2]}, got {dt.shape}.')
     columns = config.out_features
     norm = WindowNorm.of(config.window_norm, inputs[..., :columns])
     past = norm.forwards(inputs[..., :columns])
@@ -178,9 +189,12 @@ class Forecaster(nnx.Module):
     if config.separate_columns:  # Each column is a row of its own.
       past = past.swapaxes(1, 2).reshape(batch * columns, config.window, 1)
       others = jnp.repeat(others, columns, axis=0)
+      dt = None if dt is None else jnp.repeat(dt, columns, axis=0)
     x = jnp.concatenate([past, others], axis=-1)
     x = x.reshape(len(x), config.window // config.patch, -1)
-    _, y = self.reader(x, train=train, key=key)
+    if dt is not None:
+      dt = dt.reshape(*x.shape[:2], config.patch).mean(-1)
+    _, y = self.reader(x, dt=dt, train=train, key=key)
     numbers = _PARAMETERS[config.distribution]
     if config.separate_columns:
       y = y.reshape(batch, columns, config.horizon, numbers).swapaxes(1, 2)
@@ -247,5 +261,6 @@ def parameters(
         mean * norm.scale + norm.offset, deviation * norm.scale
     ], axis=-1)
   if distribution == 'quantile':
+    y = jnp.sort(y, axis=-1)  # A quantile is never below one of a lower level.
     return y * norm.scale[..., None] + norm.offset[..., None]
   return y[..., 0] * norm.scale + norm.offset

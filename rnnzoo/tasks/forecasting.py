@@ -21,8 +21,8 @@ class Forecasting(base.Task):
 
   The batch holds `inputs` `[B, L, D]`, whose first `C` columns are the past of
   the columns to forecast, `targets` `[B, H, C]`, their next steps, and perhaps
-  `future` `[B, H, F]`, what is known of these. `mask`, `[B]` or `[B, H, C]`,
-  says which targets count.
+  `future` `[B, H, F]`, what is known of these, and `dt` `[B, L]`, the lengths
+  of the steps. `mask`, `[B]` or `[B, H, C]`, says which targets count.
 
   The loss depends on `model.distribution`: the squared error (`point`), the
   negative log-likelihood in nats (`gaussian`), or twice the mean pinball loss
@@ -58,7 +58,8 @@ class Forecasting(base.Task):
 
   def forward(self, model, batch, carry, *, train, key):
     _, y = model(
-        batch['inputs'], future=batch.get('future'), train=train, key=key
+        batch['inputs'], future=batch.get('future'), dt=batch.get('dt'),
+        train=train, key=key,
     )
     targets, mask = batch['targets'], batch.get('mask')
     if mask is not None and mask.ndim < targets.ndim:
@@ -81,7 +82,9 @@ class Forecasting(base.Task):
 
   def predict(self, model, batch):
     """Returns the forecast, and the quantiles 0.1 and 0.9 if it has them."""
-    _, y = model(batch['inputs'], future=batch.get('future'))
+    _, y = model(
+        batch['inputs'], future=batch.get('future'), dt=batch.get('dt')
+    )
     return _described(self.model.distribution, y)
 
   def describe(self, means, dataset):

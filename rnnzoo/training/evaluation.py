@@ -46,8 +46,8 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
 
   Returns:
     What `task.predict` gives, `target`, and `length`, the number of steps of
-    each sequence. If sequences differ in length, targets of every step are
-    object arrays of arrays.
+    each sequence. Missing numbers of a forecast's target are NaN. If sequences
+    differ in length, targets of every step are object arrays of arrays.
 
   Raises:
     UserError: If there are several processes, so that none has all rows.
@@ -70,7 +70,9 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
       found = memory.fetch(
           step(params, batch_stats, sharding.global_batch(mesh, batch))
       )
-      rows += _rows(found, batch)
+      rows += _rows(found, batch, every=bool(dataset.horizon))
+  if dataset.horizon:  # Without the rows that only fill up the last batch.
+    rows = rows[: dataset.source['examples'][split]]
   if split in dataset.eval_order:
     rows = [rows[i] for i in np.argsort(dataset.eval_order[split])]
   names = rows[0] if rows else ()
@@ -129,19 +131,22 @@ def _everywhere(task, model, mesh):
   return jax.device_put(variables, jax.NamedSharding(mesh, jax.P()))
 
 
-def _rows(found, batch):
-  """Returns a dictionary for each sequence of a batch that counts."""
+def _rows(found, batch, every=False):
+  """Returns a dictionary for each sequence that counts, or for every one."""
   inputs, targets = batch['inputs'], batch['targets']
   mask, exists = batch.get('mask'), batch.get('input_mask')
   rows = []
   for i, target in enumerate(targets):
     chosen = None if mask is None else mask[i]
-    if chosen is not None and not np.any(chosen):
+    if chosen is not None and not (every or np.any(chosen)):
       continue  # The row only fills up the last batch.
     length = inputs.shape[1] if exists is None else int(exists[i].sum())
+    if chosen is not None and np.ndim(chosen) > 1:
+      # Each number of the target is one of its own.
+      target = np.where(chosen, target, np.nan)
     row = dict({name: u[i] for name, u in found.items()}, target=target)
     # A target at every step; some count.
-    if chosen is not None and np.ndim(chosen):
+    if chosen is not None and np.ndim(chosen) == 1:
       row = {
           name: u[chosen] if np.shape(u)[:1] == chosen.shape else u
           for name, u in row.items()

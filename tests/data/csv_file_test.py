@@ -107,10 +107,27 @@ class CsvFileTest(parameterized.TestCase):
     raw = targets * dataset.target_scale + dataset.target_offset
     self.assert_close(raw[0, :, 1], columns['b'][28 : 28 + H])
 
+  def test_only_train_rows_standardise(self):
+    changed = series()
+    for column in changed.values():
+      column[20:] *= 1000
+    dataset, other = self.loaded(series()), self.loaded(changed)
+    self.assertEqual(dataset.target_offset, other.target_offset)
+    self.assertEqual(dataset.target_scale, other.target_scale)
+    for step in range(1, 6):
+      for key, values in dataset.train_batch(step).items():
+        np.testing.assert_array_equal(values, other.train_batch(step)[key])
+
   def test_a_constant_column(self):
-    columns = dict(series(), b=np.full(37, 4.0))
+    # Rounding leaves equal numbers a deviation of 1e-17. The jump after the
+    # train part must not be divided by it.
+    columns = dict(series(), b=np.full(37, 0.1))
+    columns['b'][30:] = 5.0
     dataset = self.loaded(columns)
-    self.assertTrue((dataset.train_batch(1)['inputs'][..., 1] == 0).all())
+    self.assertEqual(dataset.target_scale[1], 1)
+    inputs = dataset.train_batch(1)['inputs'][..., 1]
+    self.assertLess(np.abs(inputs).max(), 1e-9)
+    self.assert_close(rows_of(dataset, 'test', 'targets')[-1, :, 1], 4.9)
 
   def test_columns_by_their_roles(self):
     columns = series()
@@ -198,11 +215,79 @@ class CsvFileTest(parameterized.TestCase):
       self.load()
     self.assertIn('1 of 73 steps of time are not 1:00:00 long', logs.output[0])
 
+  def test_irregular_times(self):
+    lengths = np.random.default_rng(0).choice([1, 1, 1, 4], 36)
+    elapsed = np.concatenate([[0], lengths.cumsum()])
+    columns = zip((1.5e9 + 0.1 * elapsed).tolist(), *series().values())
+    self.path.write_text(HEAD + ''.join(
+        ','.join(map(repr, map(float, row))) + '\n' for row in columns
+    ))
+    with self.assertLogs(level='WARNING') as logs:
+      dataset = self.load(irregular=True, ahead=('c',))
+    self.assertIn('1 to 4 times as long', logs.output[0])
+    self.assertTrue(dataset.irregular)
+    self.assertEqual(dataset.future_features, 2)
+    dt, future = (rows_of(dataset, 'test', key) for key in ('dt', 'future'))
+    before = np.concatenate([[1], lengths])  # The step that leads to a row.
+    near = lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-4)
+    for number in range(len(dt)):
+      now = 28 + number
+      near(dt[number], before[now - L : now])
+      near(
+          future[number, :, 1], (elapsed[now : now + H] - elapsed[now - 1]) / H
+      )
+    with self.assertRaisesRegex(errors.UserValueError, 'needs the times'):
+      self.load(irregular=True, time_column='')
+
+  def test_decimal_times_are_equally_far_apart(self):
+    self.path.write_text(HEAD + ''.join(
+        f'{1.5e9 + 0.1 * row!r},{row % 7},{row % 5},{row % 3}\n'
+        for row in range(37)
+    ))
+    with self.assertNoLogs(level='WARNING'):
+      dataset = self.load(irregular=True)
+    np.testing.assert_allclose(dataset.train_batch(1)['dt'], 1, rtol=1e-4)
+
+  def test_a_file_of_a_spreadsheet(self):
+    """A byte order mark, lines of Windows, quotes, a line of spaces."""
+    expected = self.loaded(series()).train_batch(1)['inputs']
+    lines = [
+        ','.join(f'"{text}"' for text in line.split(','))
+        for line in table(series()).splitlines()
+    ]
+    self.path.write_bytes(
+        b'\xef\xbb\xbf' + '\r\n'.join([*lines, '   ', '']).encode()
+    )
+    found = self.load().train_batch(1)['inputs']
+    np.testing.assert_array_equal(found, expected)
+
+  @parameterized.parameters(
+      (slice(0, 20), 'b', "Column 'b' has no number in the train part, the f"),
+      (slice(20, 28), 'abc', 'The validation part must have a number to fore'),
+      (slice(28, 37), 'abc', 'of a, b, c all are missing there'),
+  )
+  def test_parts_without_a_number(self, rows, names, message):
+    columns = series()
+    for name in names:
+      columns[name][rows] = np.nan
+    with self.assertRaisesRegex(errors.UserValueError, message):
+      self.loaded(columns)
+
+  @parameterized.parameters((3, 1e300), (3, 1.7e308), (30, 1e20))
+  def test_numbers_that_float32_cannot_hold(self, row, number):
+    columns = series()
+    columns['b'][row] = number
+    with self.assertRaisesRegex(errors.UserValueError, "'b' must have numbers"):
+      self.loaded(columns)
+
   @parameterized.named_parameters(
       ('text', '2020-01-02,1,2,three\n', {},
        "line 3: column 'c' must be finite numbers, got 'three'"),
       ('infinite', '2020-01-02,1,2,inf\n', {}, "line 3: column 'c' must be"),
+      ('python', '2020-01-02,1,2,1_0\n', {}, "line 3: column 'c' must be"),
+      ('endless', 'inf,1,2,3\n', {}, "line 3: .* a number, got 'inf'"),
       ('column', '', dict(targets=('OT',)), "no column 'OT' .data.targets.;"),
+      ('joined', '', dict(targets=('a,b',)), r"written \('a', 'b'\)."),
       ('near', '', dict(past=('A',)), "no column 'A' .data.past.; it has a, b"),
       ('time', '', dict(time_column='time'), "no column 'time' .data.time_col"),
       ('twice', '', dict(targets=('a',), past=('a',)),
@@ -214,7 +299,8 @@ class CsvFileTest(parameterized.TestCase):
       ('equal', '2020-01-01,1,2,3\n', {}, 'line 3: the time 2020-01-01 is not'),
       ('date', 'yesterday,1,2,3\n', {}, "line 3: .* ISO 8601.* 'yesterday'"),
       ('forms', '7,1,2,3\n', {}, 'all times must be of one form'),
-      ('fields', '2020-01-02,1,2\n', {}, 'line 3: 3 fields; the first line'),
+      ('fields', '2020-01-02,1,2\n', {},
+       'line 3: a row must have as many fields as the first line, 4, got 3'),
       ('rows', '', dict(parts=(0.7, 0.1, 0.2)), 'The train part of 1 rows'),
       ('parts', '', dict(parts=(0.7, 0.1)), 'data.parts must be three'),
       ('shares', '', dict(parts=(0.7, 0.7, 0.1)), 'data.parts must be three'),
@@ -232,6 +318,8 @@ class CsvFileTest(parameterized.TestCase):
       (b'date,a,b\n', 'must have a line of names and at least one row'),
       (b'date,a,a\n1,2,3\n', "several columns 'a'"),
       (b'date,a\n1,\xff\n', 'is no CSV file in UTF-8'),
+      (b'date;a\n1;2\n', "commas must separate .*, got ';' in the first"),
+      (b'2020-01-01,1,2.5\n2020-01-02,1,2\n', 'names of the columns, got num'),
   )
   def test_files_without_a_table(self, content, message):
     self.path.write_bytes(content)

@@ -28,6 +28,9 @@ CASES = {
         ahead=('price',),
     ),
     'd4rl': dict(name='d4rl', sequence_length=8),
+    'csv_file_irregular': dict(
+        name='csv_file', sequence_length=24, horizon=6, irregular=True
+    ),
     'digits': dict(name='digits'),
     'digits_rows': dict(name='digits', sequence='rows'),
     'enwik8': dict(name='enwik8', sequence_length=32),
@@ -204,6 +207,7 @@ class EverySetTest(parameterized.TestCase):
       for gaps in ('gaps', 'target_gaps', 'true_log_likelihood'):
         form[gaps] = (steps, np.float32)
       form['mask'] = (shape, np.bool_)
+      form['dt'] = (steps, np.float32)
       form['input_mask'] = ((*steps, *pairs), np.bool_)
       form['reset'] = (steps, np.bool_)
       return form

@@ -65,7 +65,7 @@ class ResultsTest(parameterized.TestCase):
         mock.patch.object(results, 'ROOT', self.root.resolve())
     )
 
-  def make(self, name, *words, rows=ROWS, **values):
+  def make(self, name, *words, rows=ROWS, baselines=(), **values):
     """Writes the record of a run; returns it."""
     folder = self.results / name
     folder.mkdir(parents=True)
@@ -77,7 +77,10 @@ class ResultsTest(parameterized.TestCase):
     config.eval_splits = ('validation', 'long')
     result = results.make(
         summary(**values), folder, config, tasks.LanguageModelling(),
-        types.SimpleNamespace(name='copying', unit='tokens', bytes_per_token=0),
+        types.SimpleNamespace(
+            name='copying', unit='tokens', bytes_per_token=0,
+            baselines=lambda: dict(baselines),
+        ),
         flag,
         ('abc', False),
     )
@@ -177,12 +180,20 @@ class ResultsTest(parameterized.TestCase):
     self.assertEqual(row.published.value, 1.5)
 
   def test_report(self):
-    self.make('seed_0', test_loss=1.2)
-    self.make('seed_1', '--config.seed=1', seed=1, test_loss=1.4)
+    simple = dict(guess_loss=1.6, gzip_bits=3.0)
+    self.make('seed_0', test_loss=1.2, baselines=simple)
+    self.make(
+        'seed_1', '--config.seed=1', seed=1, test_loss=1.4, baselines=simple
+    )
     report = collecting.collect(self.results, self.root)
+    # A simple predictor has a row, if its metric is the one that is compared.
+    [guess] = [row for row in report.rows if not row.runs]
+    self.assertEqual(
+        (guess.name, guess.metric, guess.mean), ('guess', 'loss', 1.6)
+    )
     loss, long, longer = sorted(
-        report.rows, key=lambda row: ('test', 'long', 'test_256').index(
-            row.split)
+        (row for row in report.rows if row.runs),
+        key=lambda row: ('test', 'long', 'test_256').index(row.split),
     )
     self.assertAlmostEqual(loss.mean, 1.3)
     self.assertAlmostEqual(loss.error, 0.1)
@@ -206,7 +217,7 @@ class ResultsTest(parameterized.TestCase):
     self.assertNotIn('<script>alert', html)
     self.assertNotRegex(html, r'(src|href)="(?!https://arxiv)')
     lines = markdown.document(report).splitlines()
-    self.assertLen(lines, 2 + 4)
+    self.assertLen(lines, 2 + 5)
     self.assertEqual({line.count(' | ') for line in lines if '---' not in line},
                      {10})
 
@@ -263,6 +274,7 @@ class ResultsTest(parameterized.TestCase):
         ('number', json.dumps(good | dict(values=dict(test=3)))),
         ('override', json.dumps(good | dict(overrides=dict(seed=[3])))),
         ('same', json.dumps(good)),
+        ('simple', json.dumps(good | dict(baselines=dict(a_loss='low')))),
         ('steps', json.dumps(good | dict(steps=9, seed=1))),
         ('fixture', json.dumps(good | dict(fixture=True))),
         ('smoke', json.dumps(good | dict(smoke=True))),
@@ -274,14 +286,15 @@ class ResultsTest(parameterized.TestCase):
     (self.results / 'bare/summary.json').write_text(json.dumps(summary()))
     report = collecting.collect(self.results, self.root)
     self.assertLen(report.rows, 2 + 1)  # Those of the good one.
-    self.assertLen(report.problems, 11)
+    self.assertLen(report.problems, 12)
     for line, name, said in zip(report.problems, (
         'cut', 'empty', 'fixture', 'kind', 'list', 'number', 'old', 'override',
-        'same', 'smoke', 'steps',
+        'same', 'simple', 'smoke', 'steps',
     ), (
         'not JSON', 'damaged', 'generated data', 'hours must be a number',
         'damaged', 'damaged', 'older form: it lacks values',
-        'overrides.seed must be a string', 'with the same seed', 'a smoke run',
+        'overrides.seed must be a string', 'with the same seed',
+        'baselines.a_loss must be a number', 'a smoke run',
         'with other steps',
     )):
       self.assertStartsWith(line, f'results/{name}/result.json is ')

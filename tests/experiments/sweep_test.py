@@ -175,6 +175,13 @@ class PointsTest(parameterized.TestCase):
     self.assertRegex(lines[2], r'1\.5 +32\b')
     self.assertTrue((directory / 'plot.png').exists())
 
+  def test_a_model_without_layers(self):
+    [point] = points.make(
+        'experiments/configs/forecasting/etth1.py:dlinear',
+        ['data.horizon=192'], 1,
+    )
+    self.assertEqual(point.overrides, (('data.horizon', '192'),))
+
   @parameterized.parameters(
       (['optimizer.learning_rat=1'], 'Did you mean "optimizer.learning_rate"'),
       (['total_steps=many'], 'total_steps=many'),

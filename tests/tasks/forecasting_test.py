@@ -1,6 +1,8 @@
 """Tests of the kind of task `forecasting` and its models."""
 
 import dataclasses
+import functools
+import json
 import math
 import pathlib
 from unittest import mock
@@ -52,6 +54,8 @@ class DLinearTest(parameterized.TestCase):
     weights = lambda m: (np.asarray(m.kernel[...]), np.asarray(m.bias[...]))
     (trend, b1), (season, b2) = map(weights, (model.trend, model.season))
     self.assertEqual(trend.shape, (L, H))
+    for weight in (trend, b1, season, b2):  # Uniform, as PyTorch's.
+      self.assertBetween(np.abs(weight).max(), 0.7 * L**-0.5, L**-0.5)
     for row in range(B):
       for column in range(C):
         x = np.asarray(inputs()[row, :, column])
@@ -66,6 +70,7 @@ class DLinearTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(layer_options=dict(kernel=4)), 'an odd kernel only'),
+      (dict(layer_options=dict(kernel=-1)), 'an odd kernel only'),
       (dict(layer_options=dict(kernels=5)), 'an odd kernel only'),
       (dict(distribution='gaussian'), "must be 'point' for model.layer"),
       (dict(horizon=0), 'model.horizon must be set'),
@@ -92,6 +97,8 @@ class ForecasterTest(parameterized.TestCase):
     self.assertEqual((y.shape, y.dtype), ((B, H, C, *last), jnp.float32))
     if name == 'gaussian':
       self.assertTrue((y[..., 1] > 0).all())
+    if name == 'quantile':  # None is below one of a lower level.
+      self.assertTrue((jnp.diff(y) >= 0).all())
 
   @parameterized.parameters(
       ('last', 1), ('mean', 1), ('standard', 1), ('standard', 3)
@@ -139,6 +146,21 @@ class ForecasterTest(parameterized.TestCase):
     difference = np.abs(changed - y)
     self.assertTrue((difference[:, 2] > 1e-6).all())
     self.assertEqual(difference[:, [0, 1, 3]].max(), 0)
+
+  def test_lengths_of_steps(self):
+    model = build(layer='lru', patch=2)
+    self.assertTrue(model.takes_dt)
+    forecast = jax.jit(lambda dt: model(inputs(), dt=dt)[1])
+    ones = np.ones((B, L), np.float32)
+    # A patch is as long as its steps are, on average.
+    longer, other = ones.copy(), ones.copy()
+    longer[:, 2], other[:, 2:4] = 3, 2
+    y, longer, other = map(forecast, (ones, longer, other))
+    self.assertGreater(jnp.abs(longer - y).min(), 0)
+    np.testing.assert_allclose(longer, other, rtol=1e-6)
+    with self.assertRaisesRegex(ValueError, r'`dt` must be \(3, 8\), got'):
+      model(inputs(), dt=ones[:, 1:])
+    self.assertFalse(build().takes_dt)
 
   def test_wrong_calls(self):
     with self.assertRaisesRegex(errors.UserValueError, 'patch must divide'):
@@ -268,6 +290,44 @@ class TrainingTest(parameterized.TestCase):
       forecasts.draw(forecast, image, 'A run', ['wind'])
     with self.assertRaisesRegex(errors.UserValueError, r'--window must be in'):
       forecasts.make(run, dataset, 'test', window=10**6)
+
+  def test_predictions_where_numbers_are_missing(self):
+    lines = self.path.read_text().splitlines()
+    for row in (*range(260, 275), 280):
+      lines[1 + row] = f'{lines[1 + row].split(",")[0]},,,1.5'
+    lines[1 + 290] = f'{lines[1 + 290].split(",")[0]},,,'
+    path = commands.temporary_directory(self) / 'gaps.csv'
+    path.write_text('\n'.join(lines) + '\n')
+    dataset = self.load(path=str(path), horizon=2, targets=('load', 'price'))
+    task = tasks.Forecasting(models.ModelConfig(layer='dlinear')).bind(dataset)
+    model = task.build(nnx.Rngs(0))
+    mesh = sharding.make_mesh(
+        dict(data=1, fsdp=1, model=1, sequence=1), jax.devices()[:1]
+    )
+    found = evaluation.predict(task, dataset, model, 'test', mesh)
+    # A line for each window, also where all of its numbers are missing.
+    count = dataset.source['examples']['test']
+    self.assertEqual(found['target'].shape, (count, 2, 2))
+    missing = np.isnan(found['target'])
+    self.assertTrue(missing.all((1, 2)).any())
+    self.assertFalse(missing.all())
+    self.assertTrue(np.isfinite(found['prediction']).all())
+    means = evaluation.evaluate_model(task, dataset, model, 'test', mesh)
+    error = found['prediction'].astype(np.float64) - found['target']
+    self.assertAlmostEqual(np.nanmean(error**2), means['mse'], places=5)
+    self.assertAlmostEqual(np.nanmean(np.abs(error)), means['mae'], places=5)
+    file = commands.temporary_directory(self) / 'predictions.jsonl'
+    commands.imported('experiments.evaluate').write_predictions(found, file)
+    strict = functools.partial(json.loads, parse_constant=self.fail)
+    rows = list(map(strict, file.read_text().splitlines()))
+    self.assertLen(rows, count)
+    np.testing.assert_array_equal(
+        [[[u is None for u in v] for v in row['target']] for row in rows],
+        missing,
+    )
+    irregular = self.load(irregular=True)
+    with self.assertRaisesRegex(errors.UserValueError, 'lengths .dt.*dlinear'):
+      task.bind(irregular)
 
   def test_devices_share_windows(self):
     dataset = self.load()

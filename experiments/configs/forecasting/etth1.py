@@ -9,25 +9,41 @@ another layer after the file, or `:dlinear` for DLinear
 (https://arxiv.org/abs/2205.13504), which has no state. Horizons of the papers
 are 96, 192, 336 and 720 hours; a model reads the last 336 hours.
 
-DLinear is trained nearly as by its authors: Adam, batches of 32, a rate that is
-constant for about two epochs and halves with each one after them (an epoch has
-237 to 256 steps), ten epochs at most. A run ends after three validations
-without a gain, and the best checkpoint is tested. The rate of 0.001, and the
-initial kernels of one over the length, are ours: about ten settings were tried,
-and test errors were seen meanwhile. The authors' rates are 0.005 here and 0.05
-on ETTh2; neither has been tried with this schedule at all horizons.
+DLinear is trained nearly as by its authors: PyTorch's initial values, Adam,
+batches of 32, a rate of 0.005 that is constant for about 1.5 epochs and halves
+in each one after them (an epoch has 237 to 256 steps), ten epochs at most. A
+run ends after three validations without a gain, and the best checkpoint is
+tested. On ETTh2 the authors' rate is 0.05. Of 0.001, 0.005, 0.01 and 0.05
+validation preferred 0.005 at 96 hours of ETTh1 and at 192 hours of ETTh2; the
+others were not compared. Test errors were seen meanwhile.
 
-A layer reads each column by itself, 12 hours as one vector, after the mean of
+A layer reads each column by itself, a day as one vector, after the mean of
 the window was subtracted and its deviation divided by. Both are put back into
 the forecast. `--config.model.window_norm`, `--config.model.patch` and
 `--config.model.separate_columns` change this.
 `--config.model.distribution=quantile` or `gaussian` forecasts a band, too.
 
-The published numbers are second-hand. Measured for DLinear, one seed, squared
-errors at the four horizons: 0.374, 0.412, 0.445 and 0.501 (published: 0.375,
-0.405, 0.439 and 0.472); the first has its record in
-`experiments/results/forecasting`. At 720 hours validation chooses the first
-checkpoint. No layer with a state has been trained to the end yet.
+Results (`experiments/results/forecasting`), squared and absolute errors on the
+test part, seed 0, and DLinear's published squared error (second-hand):
+
+  horizon              96            192           336           720
+  naive           1.294 0.713   1.325 0.733   1.330 0.746   1.335 0.755
+  seasonal naive  0.512 0.433   0.581 0.469   0.650 0.501   0.655 0.514
+  DLinear         0.388 0.412   0.417 0.426   0.486 0.481   0.486 0.500
+  published       0.375         0.405         0.439         0.472
+  minGRU          0.378 0.404
+  LRU             0.381 0.403
+  Mamba           0.389 0.409
+
+So DLinear is within 3 % of the published number at 192 hours only; at 96 and
+720 it is 3.4 and 3.0 % above it, at 336 hours 11 %. One seed says little: the
+high rate makes the errors of two seeds differ by several per cent. The layers
+have been trained at 96 hours only, with settings that were not tuned.
+
+  python -m experiments.sweep \
+      --configs=experiments/configs/forecasting/etth1.py:dlinear \
+      --grid=data.horizon=96,192,336,720 --grid=data.path=FOLDER \
+      --grid=tensorboard=False --workdir=runs/dlinear
 """
 
 from experiments.configs import default
@@ -55,13 +71,13 @@ def get_config(layer: str = 'min_gru', file: str = 'ETTh1'):
   """Returns the config.
 
   Args:
-    layer: The layer of both blocks, or `dlinear`.
+    layer: The layer, or `dlinear`.
     file: The file of the data set.
   """
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
-      layer=layer, num_layers=2, features=64, mlp='none', pooling='last',
-      patch=12, dropout=0.1,
+      layer=layer, num_layers=1, features=32, mlp='none', pooling='last',
+      patch=24, dropout=0.1,
   ))
   default.use_data(config, 'ett')
   config.data.file = file
@@ -75,10 +91,13 @@ def get_config(layer: str = 'min_gru', file: str = 'ETTh1'):
   config.patience = 3
   config.optimizer.name = 'adam'
   config.optimizer.schedule = 'exponential'
-  config.optimizer.start_learning_rate = 1e-3
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.warmup_steps = 384  # Constant so long.
-  config.optimizer.end_learning_rate = 1e-3 / 2**8.5
+  config.optimizer.learning_rate = 5e-3 if layer == 'dlinear' else 3e-3
+  # Another rate changes the whole schedule: constant for 1.5 epochs, then
+  # halved in each. That is the authors' rate in the middle of each epoch.
+  rate = config.optimizer.get_ref('learning_rate')
+  config.optimizer.start_learning_rate = rate * 1.0
+  config.optimizer.warmup_steps = 384
+  config.optimizer.end_learning_rate = rate * 2**-8.5
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip = 0.0
   config.optimizer.options = dict(b2=0.999)

@@ -5,9 +5,11 @@ the columns of `data.past` and `data.ahead`. The columns of `data.ahead`, such
 as a calendar or a plan, are known for the steps to forecast, too.
 
 A missing number is no target. As an input it becomes the number before it, and
-a further input column says where that is so.
+a further input column says where that is so. Rows are taken as equally far
+apart, unless `data.irregular` says that layers get `dt`.
 """
 
+import dataclasses
 import datetime
 import pathlib
 from typing import Any
@@ -72,9 +74,15 @@ def read(
       logging.info('%s: missing numbers: %s.', path, ', '.join(
           f'{count} in {column}' for column, count in missing.items() if count
       ))
+    series = windows.standardise(**columns, train_rows=ends['train'])
+    if config.irregular:
+      if not config.time_column:
+        raise errors.UserValueError(
+            'data.irregular=True needs the times, data.time_column.'
+        )
+      series = dataclasses.replace(series, steps=table.steps)
     return windows.dataset(
-        windows.standardise(**columns, train_rows=ends['train']),
-        ends, shard, pipeline.check_seed(seed),
+        series, ends, shard, pipeline.check_seed(seed),
         sequence_length=config.sequence_length,
         horizon=config.horizon,
         season=config.season,
@@ -147,6 +155,12 @@ FIELDS = dict(
         help='The column of the times, which must increase: dates of ISO 8601 '
         'or numbers. If empty, there is none.',
     ),
+    irregular=fields.Field(
+        bool, default=False,
+        help='Whether layers get the length of each step of time, dt, and the '
+        'model the times of the steps to forecast. Otherwise rows are taken as '
+        'equally far apart.',
+    ),
     targets=fields.Field(
         tuple, default=(),
         help='The columns to forecast. If empty, all that no other field '
@@ -175,7 +189,8 @@ FIELDS = dict(
     season=fields.Field(
         int, low=0, default=24,
         help='The period of the forecast that repeats the last one, printed '
-        'for comparison. 0 means none.',
+        'for comparison. 0 means none, and so does one that is longer than '
+        'sequence_length.',
     ),
 )
 DEFINITION = definition.Definition(

@@ -4,7 +4,8 @@
   2016-07-01 00:00:00,5.827,30.531
   2016-07-01 01:00:00,5.693,
 
-A field that is empty, `NA`, `NaN`, `null` or `?` is a missing number.
+A field that is empty, `NA`, `NaN`, `null` or `?` is a missing number. A line of
+spaces is no row.
 """
 
 import collections
@@ -18,7 +19,9 @@ from absl import logging
 import numpy as np
 from rnnzoo import errors
 
-_MISSING = ('', 'na', 'n/a', 'nan', 'null', 'none', '?')
+_MISSING = ('', 'na', 'n/a', '#n/a', 'nan', 'null', 'none', '?')
+# Steps of time that differ by less, as a share of the usual one, are equal.
+_EQUAL = 1e-3
 
 
 class Table(NamedTuple):
@@ -27,12 +30,15 @@ class Table(NamedTuple):
   Attributes:
     names: The names of all columns but the one of the times.
     times: The times as they are written; empty if no column has them.
+    steps: The time of each row since the first one in units of the usual step,
+      `[N]` float64: 0, 1, 2 and so on if the rows are equally far apart.
     texts: The other columns by name, one text for each row.
     lines: The line of each row in the file, for messages.
   """
 
   names: tuple[str, ...]
   times: list[str]
+  steps: np.ndarray
   texts: dict[str, list[str]]
   lines: list[int]
 
@@ -57,20 +63,23 @@ def read(path: pathlib.Path, time_column: str) -> Table:
         'line must differ.'
     )
   texts = dict(zip(header, map(list, zip(*rows))))
-  times = []
+  times, steps = [], np.arange(len(rows), dtype=np.float64)
   if time_column:
     check_column(path, 'time_column', time_column, header)
     times = texts.pop(time_column)
-    _check_times(path, times, lines)
-  return Table(tuple(texts), times, texts, lines)
+    steps = _steps(path, times, lines)
+  return Table(tuple(texts), times, steps, texts, lines)
 
 
 def check_column(path, field: str, name: str, names):
   """Raises `UserValueError` if a file has no column of this name."""
   if name not in names:
+    hint = errors.suggest(name, names)
+    if set(name.split(',')) <= set(names):  # One text names several.
+      hint = f' Several are written {tuple(name.split(","))}.'
     raise errors.UserValueError(
         f'{path} has no column {name!r} (data.{field}); it has '
-        f'{", ".join(names)}.' + errors.suggest(name, names)
+        f'{", ".join(names)}.{hint}'
     )
 
 
@@ -85,7 +94,7 @@ def numbers(path: pathlib.Path, table: Table, name: str) -> np.ndarray:
     if text.strip().lower() in _MISSING:
       continue
     try:
-      column[row] = float(text)
+      column[row] = _number(text)
     except ValueError:
       pass
     if not np.isfinite(column[row]):
@@ -110,7 +119,10 @@ def read_rows(
     with open(path, encoding='utf-8-sig', newline='') as file:
       reader = csv.reader(file)
       header = [name.strip() for name in next(reader, [])]
-      found = [(row, reader.line_num) for row in reader if row]
+      found = [
+          (row, reader.line_num) for row in reader
+          if len(row) > 1 or ''.join(row).strip()
+      ]
   except OSError as error:
     raise errors.UserError(f'Cannot read {path}: {error.strerror}.') from error
   except (UnicodeDecodeError, csv.Error) as error:
@@ -121,14 +133,45 @@ def read_rows(
     raise errors.UserValueError(
         f'{path} must have a line of names and at least one row.'
     )
+  other = [sign for sign in ';\t|' if len(header) == 1 and sign in header[0]]
+  if other:
+    raise errors.UserValueError(
+        f'{path}: commas must separate the fields of a line, got {other[0]!r} '
+        'in the first one. Write it anew, with a point in decimal numbers.'
+    )
+  if _is_data(header):
+    raise errors.UserValueError(
+        f'{path}: the first line must have the names of the columns, got '
+        f'numbers: {",".join(header)[:80]}'
+    )
   for row, line in found:
     if len(row) != len(header):
       raise errors.UserValueError(
-          f'{path}, line {line}: {len(row)} fields; the first line has '
-          f'{len(header)}, separated by commas.'
+          f'{path}, line {line}: a row must have as many fields as the first '
+          f'line, {len(header)}, got {len(row)}.'
       )
   rows, lines = zip(*found)
   return header, rows, list(lines)
+
+
+def _is_data(header) -> bool:
+  """Whether a first line holds numbers and times, where names should be.
+
+  The numbers 0, 1, 2 and so on are names, which some programs write.
+  """
+  try:
+    for text in header:
+      parse_time(text)
+  except ValueError:
+    return False
+  return header != [str(number) for number in range(len(header))]
+
+
+def _number(text: str) -> float:
+  """Returns a number as files have it; Python has underscores in its own."""
+  if '_' in text:
+    raise ValueError(text)
+  return float(text)
 
 
 def read_times(
@@ -157,8 +200,12 @@ def read_times(
   return parsed
 
 
-def _check_times(path, times, lines):
-  """Raises `UserValueError` unless the times increase."""
+def _steps(path, times, lines) -> np.ndarray:
+  """Returns `Table.steps`.
+
+  Raises:
+    UserValueError: Unless the times increase.
+  """
   parsed: list[Any] = list(read_times(path, times, lines))
   steps = [after - before for before, after in zip(parsed, parsed[1:])]
   nothing = steps[0] - steps[0] if steps else 0
@@ -169,23 +216,30 @@ def _check_times(path, times, lines):
           f'not after {times[number]}, the time of the row before. Sort the '
           'rows by time.'
       )
-  lengths = collections.Counter(steps)
-  if len(lengths) > 1:
-    [(usual, count)] = lengths.most_common(1)
+  if not steps:
+    return np.zeros(1)
+  [(usual, _)] = collections.Counter(steps).most_common(1)
+  # Of dates the quotient is exact; of decimal numbers it is not quite.
+  since = np.array([(time - parsed[0]) / usual for time in parsed])
+  lengths = np.diff(since)
+  others = np.abs(lengths - 1) > _EQUAL
+  if others.any():
     logging.warning(
-        '%s: %d of %d steps of time are not %s long. Rows are taken as equally '
-        'far apart.', path, len(steps) - count, len(steps), usual,
+        '%s: %d of %d steps of time are not %s long, but %.3g to %.3g times as '
+        'long.', path, others.sum(), len(steps), usual, lengths.min(),
+        lengths.max(),
     )
+  return since
 
 
 def parse_time(text: str) -> datetime.datetime | float:
   """Returns a finite number or a date; raises `ValueError` for others."""
   try:
-    number = float(text)
+    number = _number(text)
   except ValueError:
     return datetime.datetime.fromisoformat(text.strip())
   if not math.isfinite(number):
-    raise ValueError('not finite')
+    raise ValueError(text)
   return number
 
 

@@ -15,6 +15,9 @@ from rnnzoo import errors
 from rnnzoo.data import arrays
 from rnnzoo.data import pipeline
 
+# The squares of such numbers and their sums are finite in float32.
+_LARGEST = 1e12
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -30,6 +33,8 @@ class Series:
     offset: The mean that was subtracted from them, `[C]`.
     scale: The deviation that they were divided by, `[C]`.
     ahead: The places of the `F` columns in `values`.
+    steps: The time of each row, `[N]` float64, in units of the usual step;
+      `None` if the rows are equally far apart.
   """
 
   values: np.ndarray
@@ -38,6 +43,7 @@ class Series:
   offset: np.ndarray
   scale: np.ndarray
   ahead: slice
+  steps: np.ndarray | None = None
 
   @property
   def targets(self) -> np.ndarray:
@@ -54,8 +60,9 @@ def standardise(
   """Returns columns as a `Series`.
 
   Each column loses its mean over the train part, and is divided by its
-  deviation there (by 1 if that is 0). A missing number becomes the one before
-  it, and 0, the mean, at the start; an indicator column is 1 where that is so.
+  deviation there (by 1 if all numbers are equal). A missing number becomes the
+  one before it, and 0, the mean, at the start; an indicator column is 1 where
+  that is so.
 
   >>> gaps = np.array([1.0, 3.0, np.nan, 7.0])
   >>> standardise(dict(load=gaps), {}, {}, 2).values.T
@@ -67,18 +74,39 @@ def standardise(
     past: Columns that are known up to the present only.
     ahead: Columns that are known over the horizon, too.
     train_rows: The number of rows of the train part.
+
+  Raises:
+    UserValueError: If a column has no number in the train part, or numbers that
+      float32 cannot hold when they are standardised.
   """
+  names = *targets, *past, *ahead
   raw = np.stack([*targets.values(), *past.values(), *ahead.values()], axis=1)
   known = np.isfinite(raw)
-  count = known[:train_rows].sum(0).clip(1)
-  part = np.where(known, raw, 0)[:train_rows]
-  mean = part.sum(0) / count
-  part = np.where(known[:train_rows], raw[:train_rows] - mean, 0)
-  deviation = np.sqrt((part**2).sum(0) / count)
-  scale = np.where(deviation > 0, deviation, 1)
-  steps = np.arange(len(raw))[:, None]
-  latest = np.maximum.accumulate(np.where(known, steps, 0), axis=0)
-  values = np.where(known, (raw - mean) / scale, 0)
+  train = np.where(known, raw, np.nan)[:train_rows]
+  for name, column in zip(names, known[:train_rows].T):
+    if not column.any():
+      raise errors.UserValueError(
+          f'Column {name!r} has no number in the train part, the first '
+          f'{train_rows} rows.'
+      )
+  with np.errstate(over='ignore', invalid='ignore'):
+    mean, deviation = np.nanmean(train, 0), np.nanstd(train, 0)
+    # Rounding gives equal numbers a deviation, which nothing may be divided by.
+    varies = np.nanmax(train, 0) > np.nanmin(train, 0)
+    scale = np.where(varies & (deviation > 0), deviation, 1)
+    values = np.where(known, (raw - mean) / scale, 0)
+    fits = (np.isfinite(mean) & np.isfinite(scale)) & (
+        np.abs(values) < _LARGEST
+    ).all(0)
+  for name, good in zip(names, fits):
+    if not good:
+      raise errors.UserValueError(
+          f'Column {name!r} must have numbers within {_LARGEST:.0e} deviations '
+          'of the mean of the train part. Rescale it, or leave the others '
+          'empty.'
+      )
+  rows = np.arange(len(raw))[:, None]
+  latest = np.maximum.accumulate(np.where(known, rows, 0), axis=0)
   values = np.take_along_axis(values, latest, axis=0)
   gaps = ~known[:, ~known.all(0)]
   number = len(targets)
@@ -105,7 +133,9 @@ def dataset(
   """Returns all windows of a series as a `Dataset`.
 
   A window belongs to the part that holds all of the steps to forecast. The
-  steps to read may lie in the part before.
+  steps to read may lie in the part before. If the rows are not equally far
+  apart, batches have `dt`, and one more number that is known of each step to
+  forecast: the time since the last step read, over that of `H` usual steps.
 
   Args:
     series: The series.
@@ -118,10 +148,14 @@ def dataset(
     **attributes: The other attributes of the `Dataset`.
 
   Raises:
-    UserValueError: If there is a part without a window.
+    UserValueError: If there is a part without a window, or without a number to
+      forecast.
   """
   starts = first_rows(ends, sequence_length, horizon)
+  _check_known(series, starts, sequence_length, horizon)
   reads, forecasts = np.arange(sequence_length), np.arange(horizon)
+  future_features = series.ahead.stop - series.ahead.start
+  future_features += series.steps is not None
 
   def batch(split, training, numbers):
     first, count = starts[split]
@@ -130,8 +164,15 @@ def dataset(
     found = dict(
         inputs=series.values[rows + reads], targets=series.targets[later]
     )
-    if series.ahead.stop > series.ahead.start:
-      found['future'] = series.values[:, series.ahead][later]
+    future = [series.values[:, series.ahead][later]]
+    if series.steps is not None:
+      # Of the first row the time before it is not known: the usual step.
+      lengths = np.diff(series.steps, prepend=series.steps[0] - 1)
+      found['dt'] = lengths[rows + reads].astype(np.float32)
+      since = series.steps[later] - series.steps[later[:, :1] - 1]
+      future.append(since[..., None].astype(np.float32) / horizon)
+    if future_features:
+      found['future'] = np.concatenate(future, axis=-1)
     if series.known is not None:
       found['mask'] = series.known[later]
     if training:
@@ -148,7 +189,8 @@ def dataset(
       sequence_length=sequence_length,
       horizon=horizon,
       in_features=series.values.shape[1],
-      future_features=series.ahead.stop - series.ahead.start,
+      future_features=future_features,
+      irregular=series.steps is not None,
       out_features=len(series.names),
       target_names=series.names,
       target_offset=tuple(series.offset.tolist()),
@@ -167,10 +209,29 @@ def dataset(
       ),
       source=dict(
           examples=windows,
-          sha256=hashlib.sha256(series.values.tobytes()).hexdigest(),
+          sha256=_digest(series),
       ),
       **attributes,
   )
+
+
+def _digest(series) -> str:
+  found = hashlib.sha256(series.values.tobytes())
+  if series.steps is not None:
+    found.update(series.steps.tobytes())
+  return found.hexdigest()
+
+
+def _check_known(series, starts, sequence_length, horizon):
+  """Raises `UserValueError` if all numbers to forecast of a part are gaps."""
+  for name, (first, count) in starts.items():
+    first += sequence_length
+    rows = slice(first, first + count + horizon - 1)
+    if series.known is not None and not series.known[rows].any():
+      raise errors.UserValueError(
+          f'The {name} part must have a number to forecast, but of '
+          f'{", ".join(series.names)} all are missing there.'
+      )
 
 
 def part_ends(rows: int, parts) -> dict[str, int]:
