@@ -47,7 +47,8 @@ _REPEATS = flags.DEFINE_integer(
     lower_bound=1,
 )
 _OUT = drivers.define_path(
-    'out', 'experiments/results/newton_cpu.json', 'The JSON file of the results.'
+    'out', 'experiments/results/newton_cpu.json',
+    'The JSON file of the results.',
 )
 
 # Tried in this order.

@@ -29,8 +29,9 @@ class Elman(parallel_cells.MixingCell):
       y_t &= h_t \quad \text{or, if projected,} \quad C h_t + D \odot x_t
 
   The state is `H` numbers a sequence. The layer is sequential over time, or
-  iterates over all tokens at once with `solver='newton'`. A token costs `H (D + H)` multiplications, of which `H D` are computed for all
-  tokens at once. A projection costs `D H` more, for all tokens at once.
+  iterates over all tokens at once with `solver='newton'`. A token costs `H (D +
+  H)` multiplications, of which `H D` are computed for all tokens at once. A
+  projection costs `D H` more, for all tokens at once.
 
   The options make it the dense RNN that the LRU is compared with (Orvieto et
   al., 2023, https://arxiv.org/abs/2303.06349): `activation` `relu`, `tanh` or

@@ -29,8 +29,8 @@ class GRU(parallel_cells.MixingCell):
       h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
 
   The state is `H` numbers a sequence. The layer is sequential over time, or
-  iterates over all tokens at once with `solver='newton'`. A token costs `3 H (D + H)` multiplications, of which `3 H D` are computed for
-  all tokens at once.
+  iterates over all tokens at once with `solver='newton'`. A token costs `3 H (D
+  + H)` multiplications, of which `3 H D` are computed for all tokens at once.
 
   Example::
 

@@ -28,8 +28,8 @@ class LSTM(parallel_cells.MixingCell):
       h_t &= o_t \odot \tanh(c_t)
 
   The state is `2 H` numbers a sequence. The layer is sequential over time, or
-  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D + H)` multiplications, of which `4 H D` are computed for
-  all tokens at once.
+  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D
+  + H)` multiplications, of which `4 H D` are computed for all tokens at once.
 
   Example::
 

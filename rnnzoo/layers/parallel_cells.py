@@ -175,14 +175,12 @@ class MixingCell(ParallelCell):
       tangents = [
           jnp.ones_like(u) if u is leaf else jnp.zeros_like(u) for u in leaves
       ]
+      slope = jnp.broadcast_to(slopes, mixed.shape)
+      if leaf is not h:
+        slope = jnp.zeros_like(mixed)
+      *tangents, slope, _ = ops.vary_together((*tangents, slope, mixed))
       new, column = jax.jvp(
-          advance,
-          (carry, mixed),
-          (
-              structure.unflatten(tangents),
-              jnp.broadcast_to(slopes, mixed.shape) if leaf is h
-              else jnp.zeros_like(mixed),
-          ),
+          advance, (carry, mixed), (structure.unflatten(tangents), slope)
       )
       columns.append(jax.tree.leaves(column))
     if len(leaves) == 1:

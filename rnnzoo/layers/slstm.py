@@ -145,8 +145,9 @@ class SLSTM(Recurrence):
   the same numbers.
 
   The state is `4 H` numbers a sequence. The layer is sequential over time, or
-  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D + H / heads)` multiplications, of which `4 H D` are
-  computed for all tokens at once.
+  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D
+  + H / heads)` multiplications, of which `4 H D` are computed for all tokens at
+  once.
 
   The paper allows both forget gates; the official code uses the sigmoid. The
   initial values are those of the official code: R is 0, and the bias of the

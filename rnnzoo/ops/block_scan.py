@@ -22,7 +22,7 @@ def block_scan(
     reverse: bool = False,
     reset: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  r"""Computes `h_t = A_t h_{t-1} + x_t`, with a matrix `K x K` for each channel.
+  r"""Computes `h_t = A_t h_{t-1} + x_t`, with a matrix for each channel.
 
   It is `linear_scan` for states of K numbers a channel: an oscillator, or the
   cell and the output of an LSTM. It must move `(K^2 + 2 K) B T D` numbers. On

@@ -8,6 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops.block_scan import block_scan
 from rnnzoo.ops.linear_scan import api
@@ -143,8 +144,7 @@ def newton_scan(
     )
   if h0.ndim not in (2, 3):
     raise ValueError(f'`h0` must be [B, D] or [B, K, D], got {h0.shape}.')
-  x = jax.tree.map(jnp.asarray, x)
-  leaves = jax.tree.leaves(x)
+  leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
   if not leaves or any(u.ndim < 2 for u in leaves):
     raise ValueError('`x` must be a tree of arrays [B, T, ...].')
   batch, time = leaves[0].shape[:2]
@@ -174,10 +174,16 @@ def newton_scan(
     return h0, jnp.zeros((batch, time, *h0.shape[1:]), h0.dtype), (
         jnp.zeros((batch,), h0.dtype)
     )
-  token = jax.tree.map(
-      lambda u: jnp.zeros((batch * time, *u.shape[2:]), u.dtype), x
+  # Inside a user's `jax.shard_map` all of them vary over the same axes.
+  *leaves, h0, initial, reset, mask = mesh.same_varying(
+      *leaves, h0, initial, reset, mask
   )
-  state = jnp.zeros((batch * time, *h0.shape[1:]), h0.dtype)
+  x = structure.unflatten(leaves)
+  flat = lambda u: u.reshape(batch * time, *u.shape[2:])
+  token = jax.tree.map(flat, x)
+  state = flat(
+      jnp.broadcast_to(h0[:, None], (batch, time, *h0.shape[1:]))
+  )
   step, constants = jax.closure_convert(step, state, token)
   approximate, others = None, []
   if linearize is not None:
@@ -264,9 +270,11 @@ def _backward(problem, residuals, cotangents):
     goes_on = lambda state: (state[0] < h.shape[1]) & ~(
         state[2] <= problem.tolerance
     )
+    unknown, adjoint = mesh.same_varying(
+        jnp.asarray(jnp.inf, h.dtype), adjoint
+    )
     _, adjoint, _ = lax.while_loop(
-        goes_on, iterate,
-        (jnp.zeros((), jnp.int32), adjoint, jnp.asarray(jnp.inf, h.dtype)),
+        goes_on, iterate, (jnp.zeros((), jnp.int32), adjoint, unknown)
     )
   dp, dx, dconstants = vjp(adjoint)
   first = dp[:, 0]
@@ -369,11 +377,14 @@ class _System(NamedTuple):
 
 def _exact(step, h):
   """Returns `step(h)` and the Jacobian of a step that mixes no channels."""
+  along = lambda tangent: jax.jvp(
+      step, (h,), (mesh.same_varying(tangent, h)[0],)
+  )
   if h.ndim == 2:
-    return jax.jvp(step, (h,), (jnp.ones_like(h),))
+    return along(jnp.ones_like(h))
   columns = []
   for k in range(h.shape[1]):
-    f, column = jax.jvp(step, (h,), (jnp.zeros_like(h).at[:, k].set(1),))
+    f, column = along(jnp.zeros_like(h).at[:, k].set(1))
     columns.append(column)
   return f, jnp.stack(columns, axis=2)
 
