@@ -135,6 +135,25 @@ def gru_reset_before(case):
   return {'y': y}, {'h': carry}
 
 
+def para_gru(case):
+  layer = layers.ParaGRU(
+      case.x.shape[2], case.par['A'].shape[1],
+      num_heads=case.cfg['num_heads'], rngs=nnx.Rngs(0),
+  )
+  carry, y = with_parameters(layer, case.par)(case.x, case.st0.get('h'))
+  return {'y': y}, {'h': carry}
+
+
+def para_lstm(case):
+  layer = layers.ParaLSTM(
+      case.x.shape[2], case.par['A'].shape[1],
+      num_heads=case.cfg['num_heads'], rngs=nnx.Rngs(0),
+  )
+  carry = layers.LSTMCarry(**case.st0) if case.st0 else None
+  carry, y = with_parameters(layer, case.par)(case.x, carry)
+  return {'y': y}, {'c': carry.c, 'h': carry.h}
+
+
 def slstm(case):
   layer = layers.SLSTM(
       case.x.shape[2], case.par['b_f'].shape[0],
@@ -413,6 +432,10 @@ ADAPTERS = dict(
     mlstm=mlstm,
     mlstm__extreme=mlstm,
     mlstm__h0=mlstm,
+    para_gru=para_gru,
+    para_gru__h0=para_gru,
+    para_lstm=para_lstm,
+    para_lstm__h0=para_lstm,
     retention=retention,
     rglru=rg_lru,
     rglru__h0=rg_lru,

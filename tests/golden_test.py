@@ -36,7 +36,12 @@ _ASSUMED = dict(
     discretization=('zoh, dt=1',),
     forget_gate=('exp (log-sigmoid stabilised)',),
     g=('log of the forget gate',), gamma_h=('1-2^(-5-h)',),
-    gate_order=('i,f,z,o',), gates=('h', 'rzn', 'ifgo'), gelu=('exact erf',),
+    gate_order=('i,f,z,o',),
+    gates=(
+        'h', 'rzn', 'ifgo', 'A, B, b: z, r, candidate',
+        'A, B, b: f, o, c; C: f, o',
+    ),
+    gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,),
     max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),

@@ -50,6 +50,8 @@ from rnnzoo.layers.mlstm import MLSTM as MLSTM
 from rnnzoo.layers.mlstm_block import MLSTMBlock as MLSTMBlock
 from rnnzoo.layers.mlstm_block import MLSTMBlockCarry as MLSTMBlockCarry
 from rnnzoo.layers.mlstm_large import MLSTMLarge as MLSTMLarge
+from rnnzoo.layers.para_gru import ParaGRU as ParaGRU
+from rnnzoo.layers.para_lstm import ParaLSTM as ParaLSTM
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
 from rnnzoo.layers.recurrences import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.recurrences import RecurrentCell as RecurrentCell
@@ -104,6 +106,8 @@ LAYERS = dict(
     mlstm=MLSTM,
     mlstm_block=MLSTMBlock,
     mlstm_large=MLSTMLarge,
+    para_gru=ParaGRU,
+    para_lstm=ParaLSTM,
     parallel_lmu=ParallelLMU,
     ret_net=RetNet,
     rg_lru=RGLRU,

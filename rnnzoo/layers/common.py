@@ -322,3 +322,27 @@ class BatchNorm(nnx.Module):
 
 
 NORMS = dict(rms=RMSNorm, layer=LayerNorm, batch=BatchNorm)
+
+
+def gates_by_head(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype
+) -> jax.Array:
+  """Maps the features of each head to the gates of its own units.
+
+  Args:
+    x: `[..., heads * I]`.
+    kernel: `[heads, I, G, J]`.
+    bias: `[G, heads * J]`.
+    dtype: Dtype of the result, in which products are also summed.
+
+  Returns:
+    `[..., G, heads * J]`.
+  """
+  heads, size, gates, units = kernel.shape
+  y = block_diagonal(
+      x, kernel.reshape(heads, size, gates * units), dtype=dtype
+  )
+  y = y.reshape(*x.shape[:-1], heads, gates, units).swapaxes(-3, -2)
+  y = y.reshape(*x.shape[:-1], gates * heads * units)
+  y = add_bias(y, bias.reshape(-1))
+  return y.reshape(*x.shape[:-1], gates, heads * units)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
-from rnnzoo.layers import recurrences
+from rnnzoo.layers import parallel_cells
 from rnnzoo.layers import state_space
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
@@ -21,16 +21,17 @@ HIDDEN_INITIALIZATIONS = dict(
 )
 
 
-class Elman(recurrences.RecurrentCell):
+class Elman(parallel_cells.MixingCell):
   r"""A simple recurrent network.
 
   .. math::
       h_t &= f(W x_t + b + U h_{t-1}), \qquad f = \tanh \\
       y_t &= h_t \quad \text{or, if projected,} \quad C h_t + D \odot x_t
 
-  The state is `H` numbers a sequence. The layer is sequential over time. A
-  token costs `H (D + H)` multiplications, of which `H D` are computed for all
-  tokens at once. A projection costs `D H` more, for all tokens at once.
+  The state is `H` numbers a sequence. The layer is sequential over time, or
+  iterates over all tokens at once with `solver='newton'`. A token costs `H (D +
+  H)` multiplications, of which `H D` are computed for all tokens at once. A
+  projection costs `D H` more, for all tokens at once.
 
   The options make it the dense RNN that the LRU is compared with (Orvieto et
   al., 2023, https://arxiv.org/abs/2303.06349): `activation` `relu`, `tanh` or
@@ -61,6 +62,8 @@ class Elman(recurrences.RecurrentCell):
       hidden_init: str = 'orthogonal',
       use_bias: bool = True,
       use_projection: bool = False,
+      solver: parallel_cells.Solver = 'sequential',
+      newton_iterations: int | None = None,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -76,6 +79,10 @@ class Elman(recurrences.RecurrentCell):
       use_bias: Whether there is a `b`.
       use_projection: Whether the output is `C h + D x`, with a matrix C and a
         vector D. They start as in the LRU, with variances 1 / H and 1.
+      solver: `sequential`, one token after the other, or `newton`, all tokens
+        at once by `ops.newton_scan`.
+      newton_iterations: The number of iterations of Newton's method; as many as
+        needed if `None`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -83,6 +90,7 @@ class Elman(recurrences.RecurrentCell):
     Raises:
       ValueError: If an option is unknown.
     """
+    self.set_solver(solver, newton_iterations)
     choices = state_space.check_choice
     choices('activation', activation, ACTIVATIONS)
     choices('hidden_init', hidden_init, HIDDEN_INITIALIZATIONS)
@@ -112,9 +120,14 @@ class Elman(recurrences.RecurrentCell):
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))
 
-  def update(self, carry, projected, dtype):
-    hidden = common.project(self.hidden, carry.astype(dtype), carry.dtype)
-    h = ACTIVATIONS[self.activation](projected + hidden)[:, 0]
+  def mix(self, h, dtype):
+    return common.project(self.hidden, h.astype(dtype), h.dtype)
+
+  def mix_diagonal(self):
+    return jnp.diagonal(self.hidden.kernel[...], axis1=0, axis2=2)
+
+  def advance(self, carry, projected, mixed):
+    h = ACTIVATIONS[self.activation](projected + mixed)[:, 0]
     return h, h
 
   def __call__(self, x, carry=None, *, reset=None, mask=None):

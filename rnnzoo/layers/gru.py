@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
-from rnnzoo.layers import recurrences
+from rnnzoo.layers import parallel_cells
 
 
-class GRU(recurrences.RecurrentCell):
+class GRU(parallel_cells.MixingCell):
   r"""A gated recurrent unit, in both common forms.
 
   With `reset_after=True`, as in cuDNN, PyTorch and Flax, :math:`z` is the
@@ -28,9 +28,9 @@ class GRU(recurrences.RecurrentCell):
       n_t &= \tanh(W_n x_t + b_n + U_n (r_t \odot h_{t-1})) \\
       h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot n_t
 
-  The state is `H` numbers a sequence. The layer is sequential over time. A
-  token costs `3 H (D + H)` multiplications, of which `3 H D` are computed for
-  all tokens at once.
+  The state is `H` numbers a sequence. The layer is sequential over time, or
+  iterates over all tokens at once with `solver='newton'`. A token costs `3 H (D
+  + H)` multiplications, of which `3 H D` are computed for all tokens at once.
 
   Example::
 
@@ -53,6 +53,8 @@ class GRU(recurrences.RecurrentCell):
       hidden_features: int | None = None,
       *,
       reset_after: bool = True,
+      solver: parallel_cells.Solver = 'sequential',
+      newton_iterations: int | None = None,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -63,10 +65,23 @@ class GRU(recurrences.RecurrentCell):
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the state; `D` if `None`.
       reset_after: Whether the reset gate acts after the recurrent product.
+      solver: `sequential`, one token after the other, or `newton`, all tokens
+        at once by `ops.newton_scan`, which needs `reset_after`.
+      newton_iterations: The number of iterations of Newton's method; as many as
+        needed if `None`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If the solver is unknown or cannot be used.
     """
+    self.set_solver(solver, newton_iterations)
+    if solver == 'newton' and not reset_after:
+      raise ValueError(
+          "solver='newton' needs `reset_after=True`: otherwise two products "
+          'follow each other in one step.'
+      )
     self.in_features = in_features
     self.hidden_features = self.out_features = hidden_features or in_features
     self.reset_after = reset_after
@@ -87,12 +102,20 @@ class GRU(recurrences.RecurrentCell):
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))
 
+  def mix(self, h, dtype):
+    return common.project(self.hidden, h.astype(dtype), h.dtype)
+
+  def mix_diagonal(self):
+    return jnp.diagonal(self.hidden.kernel[...], axis1=0, axis2=2)
+
+  def advance(self, carry, projected, mixed):
+    h = advance(carry, projected, mixed)
+    return h, h
+
   def update(self, carry, projected, dtype):
-    h = carry
     if self.reset_after:
-      hidden = common.project(self.hidden, h.astype(dtype), h.dtype)
-      h = advance(h, projected, hidden)
-      return h, h
+      return super().update(carry, projected, dtype)
+    h = carry
     x_r, x_z, x_n = (projected[:, i] for i in range(3))
     kernel = self.hidden.kernel[...].astype(dtype)
     times = lambda h, k: jnp.tensordot(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
-from rnnzoo.layers import recurrences
+from rnnzoo.layers import parallel_cells
 
 
 class LSTMCarry(NamedTuple):
@@ -18,7 +18,7 @@ class LSTMCarry(NamedTuple):
   h: jax.Array
 
 
-class LSTM(recurrences.RecurrentCell):
+class LSTM(parallel_cells.MixingCell):
   r"""An LSTM with a forget gate and without peepholes.
 
   .. math::
@@ -27,9 +27,9 @@ class LSTM(recurrences.RecurrentCell):
       c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
       h_t &= o_t \odot \tanh(c_t)
 
-  The state is `2 H` numbers a sequence. The layer is sequential over time. A
-  token costs `4 H (D + H)` multiplications, of which `4 H D` are computed for
-  all tokens at once.
+  The state is `2 H` numbers a sequence. The layer is sequential over time, or
+  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D
+  + H)` multiplications, of which `4 H D` are computed for all tokens at once.
 
   Example::
 
@@ -52,6 +52,8 @@ class LSTM(recurrences.RecurrentCell):
       hidden_features: int | None = None,
       *,
       forget_bias: float = 1.0,
+      solver: parallel_cells.Solver = 'sequential',
+      newton_iterations: int | None = None,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -62,10 +64,18 @@ class LSTM(recurrences.RecurrentCell):
       in_features: Size `D` of an input.
       hidden_features: Size `H` of the cell; `D` if `None`.
       forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015).
+      solver: `sequential`, one token after the other, or `newton`, all tokens
+        at once by `ops.newton_scan`.
+      newton_iterations: The number of iterations of Newton's method; as many as
+        needed if `None`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
+
+    Raises:
+      ValueError: If the solver is unknown or cannot be used.
     """
+    self.set_solver(solver, newton_iterations)
     self.in_features = in_features
     self.hidden_features = self.out_features = hidden_features or in_features
     self.dtype = dtype
@@ -87,10 +97,14 @@ class LSTM(recurrences.RecurrentCell):
   def project(self, x):
     return common.project(self.input, x, base.state_dtype(x.dtype))
 
-  def update(self, carry, projected, dtype):
-    c, h = carry
-    gates = projected + common.project(self.hidden, h.astype(dtype), h.dtype)
-    return advance(c, gates)
+  def mix(self, h, dtype):
+    return common.project(self.hidden, h.astype(dtype), h.dtype)
+
+  def mix_diagonal(self):
+    return jnp.diagonal(self.hidden.kernel[...], axis1=0, axis2=2)
+
+  def advance(self, carry, projected, mixed):
+    return advance(carry.c, projected + mixed)
 
 
 def advance(c, gates):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
-from rnnzoo.layers import recurrences
+from rnnzoo.layers import parallel_cells
 
 _LOG_FORGET = dict(sigmoid=jax.nn.log_sigmoid, exponential=lambda f: f)
 _RECURRENT_INITS = ('zeros', 'uniform')
@@ -32,7 +32,7 @@ class SLSTMCarry(NamedTuple):
   h: jax.Array
 
 
-class Recurrence(recurrences.RecurrentCell):
+class Recurrence(parallel_cells.MixingCell):
   """The recurrence of sLSTM. A subclass maps inputs to `[..., 4, H]`."""
 
   def __init__(
@@ -100,14 +100,21 @@ class Recurrence(recurrences.RecurrentCell):
     full = lambda u: jnp.full((batch_size, self.hidden_features), u, dtype)
     return SLSTMCarry(c=full(0), n=full(0), m=full(-jnp.inf), h=full(0))
 
-  def update(self, carry, projected, dtype):
-    c, n, m, h = carry
+  def mix(self, h, dtype):
     heads, size = self.R.shape[:2]
-    recurrent = common.block_diagonal(
+    mixed = common.block_diagonal(
         h.astype(dtype), self.R[...].reshape(heads, size, -1), dtype=h.dtype
     )
-    recurrent = recurrent.reshape(h.shape[0], heads, 4, size).swapaxes(1, 2)
-    gates = projected + recurrent.reshape(projected.shape)
+    mixed = mixed.reshape(h.shape[0], heads, 4, size).swapaxes(1, 2)
+    return mixed.reshape(h.shape[0], 4, heads * size)
+
+  def mix_diagonal(self):
+    slopes = jnp.diagonal(self.R[...], axis1=1, axis2=3)  # [heads, 4, size]
+    return slopes.swapaxes(0, 1).reshape(4, -1)
+
+  def advance(self, carry, projected, mixed):
+    c, n, m, _ = carry
+    gates = projected + mixed
     i, f, z, o = (gates[:, k] for k in range(4))
     kept = _LOG_FORGET[self.forget_gate](f) + m
     m = jnp.maximum(kept, i)
@@ -137,9 +144,10 @@ class SLSTM(Recurrence):
   official cell starts at 0 and treats the first token separately, which gives
   the same numbers.
 
-  The state is `4 H` numbers a sequence. The layer is sequential over time. A
-  token costs `4 H (D + H / heads)` multiplications, of which `4 H D` are
-  computed for all tokens at once.
+  The state is `4 H` numbers a sequence. The layer is sequential over time, or
+  iterates over all tokens at once with `solver='newton'`. A token costs `4 H (D
+  + H / heads)` multiplications, of which `4 H D` are computed for all tokens at
+  once.
 
   The paper allows both forget gates; the official code uses the sigmoid. The
   initial values are those of the official code: R is 0, and the bias of the
@@ -172,6 +180,8 @@ class SLSTM(Recurrence):
       recurrent_init: Literal['zeros', 'uniform'] = 'zeros',
       bias_init: Literal['powerlaw', 'linspace'] = 'powerlaw',
       relative_depth: float = 0.0,
+      solver: parallel_cells.Solver = 'sequential',
+      newton_iterations: int | None = None,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -189,6 +199,10 @@ class SLSTM(Recurrence):
       relative_depth: The place of the layer in a stack, from 0 for the first to
         1 for the last. The exponent of the power law is `0.3 + 1.3 *
         relative_depth`.
+      solver: `sequential`, one token after the other, or `newton`, all tokens
+        at once by `ops.newton_scan`.
+      newton_iterations: The number of iterations of Newton's method; as many as
+        needed if `None`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the biases.
       rngs: Source of the initial parameters.
@@ -197,6 +211,7 @@ class SLSTM(Recurrence):
       ValueError: If the heads do not divide `H`, or an option is unknown.
     """
     self.in_features = in_features
+    self.set_solver(solver, newton_iterations)
     super().__init__(
         hidden_features or in_features, num_heads, forget_gate, recurrent_init,
         bias_init, relative_depth, dtype, param_dtype, rngs,

@@ -7,6 +7,7 @@ from rnnzoo.ops.attention_cache import (
     empty_attention_cache as empty_attention_cache,
 )
 from rnnzoo.ops.attention_cache import sequence_positions as sequence_positions
+from rnnzoo.ops.block_scan import block_scan as block_scan
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
 from rnnzoo.ops.delta_rule import delta_rule as delta_rule
@@ -35,6 +36,7 @@ from rnnzoo.ops.mlstm import MLSTMState as MLSTMState
 from rnnzoo.ops.mlstm import empty_mlstm_state as empty_mlstm_state
 from rnnzoo.ops.mlstm import mlstm as mlstm
 from rnnzoo.ops.mlstm import mlstm_step as mlstm_step
+from rnnzoo.ops.newton_scan import newton_scan as newton_scan
 from rnnzoo.ops.rows import map_rows as map_rows
 from rnnzoo.ops.rows import spread_rows as spread_rows
 from rnnzoo.ops.rows import vary_together as vary_together

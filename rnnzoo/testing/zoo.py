@@ -50,6 +50,8 @@ LAYERS = dict(
         8, num_heads=2, input_gate_bias=0.0, zero_init=False, norm='rms',
         norm_epsilon=0.1, use_bias=True, chunk_size=4, rngs=rngs,
     ),
+    para_gru=lambda rngs: layers.ParaGRU(4, 6, num_heads=2, rngs=rngs),
+    para_lstm=lambda rngs: layers.ParaLSTM(4, 6, num_heads=2, rngs=rngs),
     parallel_lmu=lambda rngs: layers.ParallelLMU(
         6, 5, order=4, theta=10, rngs=rngs
     ),
@@ -126,6 +128,7 @@ VARIANTS = dict(
     griffin_complex=lambda rngs: layers.GriffinBlock(
         6, 8, recurrence='cg_lru', num_heads=2, conv_kernel=3, rngs=rngs
     ),
+    gru_newton=lambda rngs: layers.GRU(6, 5, solver='newton', rngs=rngs),
     gru_reset_before=lambda rngs: layers.GRU(
         6, 5, reset_after=False, rngs=rngs
     ),

@@ -141,6 +141,37 @@ def min_lstm_unnormalized(p, x, h):
   return h, ys
 
 
+def heads_input(p, x_t):
+  """`B x + b` of ParaRNN: each head maps its inputs to its units."""
+  parts = np.split(x_t, p['B'].shape[0], axis=1)
+  heads = [np.einsum('bi,igj->bgj', u, w) for u, w in zip(parts, p['B'])]
+  return np.moveaxis(np.concatenate(heads, axis=2) + p['b'], 1, 0)
+
+
+def para_gru(p, x, h):
+  """Danieli et al. (2025), arXiv 2510.21450: the diagonal GRU."""
+  a, ys = p['A'], []
+  for x_t in x:
+    u = heads_input(p, x_t)
+    z, r = sigmoid(a[0] * h + u[0]), sigmoid(a[1] * h + u[1])
+    h = z * np.tanh(a[2] * h * r + u[2]) + (1 - z) * h
+    ys.append(h)
+  return h, ys
+
+
+def para_lstm(p, x, carry):
+  """The same, the diagonal LSTM with one gate for input and forgetting."""
+  (c, h), ys = carry, []
+  a, peephole = p['A'], p['C']
+  for x_t in x:
+    u = heads_input(p, x_t)
+    f = sigmoid(a[0] * h + peephole[0] * c + u[0])
+    c = f * c + (1 - f) * np.tanh(a[2] * h + u[2])
+    h = sigmoid(a[1] * h + peephole[1] * c + u[1]) * np.tanh(c)
+    ys.append(h)
+  return (c, h), ys
+
+
 _DENSE = dict(
     hidden_init='glorot_normal', use_bias=False, use_projection=True
 )
@@ -169,6 +200,8 @@ class TranscriptionTest(parameterized.TestCase):
       ('min_lstm', min_lstm, layers.MinLSTM, {}),
       ('min_lstm_unnormalized', min_lstm_unnormalized, layers.MinLSTM,
        dict(normalize=False)),
+      ('para_gru', para_gru, layers.ParaGRU, dict(num_heads=2)),
+      ('para_lstm', para_lstm, layers.ParaLSTM, dict(num_heads=2)),
   )
   def test_equals_a_loop_in_numpy(self, equations, layer, options):
     transcription.check(
