@@ -91,7 +91,7 @@ def make(
       metric=next(iter(config.stop_at), task.best),
       unit=lambda metric: task.unit(metric, dataset),
       larger_is_better=task.larger_is_better,
-      data=dataset.name, smoke=config.smoke,
+      data=dataset.name, smoke=config.smoke, baselines=dataset.baselines(),
   )
 
 
@@ -106,6 +106,7 @@ def record(
     larger_is_better: Collection[str],
     data: str,
     smoke: bool,
+    baselines: Mapping[str, float] | None = None,
     program: str = 'experiments.train',
 ) -> dict[str, Any]:
   """Returns the result of a finished run of any program.
@@ -122,6 +123,7 @@ def record(
     larger_is_better: The metrics that should grow.
     data: The name of the data set or of the environment.
     smoke: Whether the run was made small.
+    baselines: What simple predictors reach on the test split.
     program: The command that made the run.
 
   Raises:
@@ -184,7 +186,7 @@ def record(
           if any(name in of_split for of_split in values.values())
       ],
       'baselines': {
-          name: value for name, value in dataset.baselines().items()
+          name: value for name, value in (baselines or {}).items()
           if records.is_number(value)
       },
       'command': shlex.join([

@@ -79,8 +79,11 @@ class ParallelCell(recurrences.RecurrentCell):
 
   def linearize(
       self, carry: base.Carry, projected: Any, dtype: jnp.dtype
-  ) -> tuple[base.Carry, jax.Array] | None:
+  ) -> tuple[base.Carry, jax.Array]:
     """Returns `update`'s carry and the part of its Jacobian within a channel.
+
+    A cell none of whose channels reads another one need not define it, because
+    this part is all.
 
     Args:
       carry: As for `update`.
@@ -89,10 +92,9 @@ class ParallelCell(recurrences.RecurrentCell):
 
     Returns:
       The next carry, and `[B, H]` or, for a carry of K arrays,
-      `[B, K, K, H]` with the new state first. `None` if no channel reads
-      another one, so that this part is all.
+      `[B, K, K, H]` with the new state first.
     """
-    del carry, projected, dtype
+    raise TypeError(f'{type(self).__name__} does not define linearize.')
 
   def _scan(self, carry, projected, initial, reset, mask, dtype):
     if self.solver == 'sequential':

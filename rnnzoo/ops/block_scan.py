@@ -87,8 +87,8 @@ def block_scan(
   reset = checking.flag('reset', reset, x.shape)
   if not x.size:
     return h0, x
-  a, x, h0, reset = mesh.align(x[:, :, 0], (a, x, h0, reset), _LAYOUTS)
-  return _scan(reverse, a, x, h0, reset)
+  operands = mesh.align(x[:, :, 0], (a, x, h0, reset), _LAYOUTS)
+  return _scan(reverse, *operands)
 
 
 @lambda fn: jax.custom_vjp(fn, nondiff_argnums=(0,))

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import warnings
 
 import jax
+from jax import core
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import mesh
 from rnnzoo.ops import checking
+from rnnzoo.ops import rows
 from rnnzoo.ops.block_scan import block_scan
 from rnnzoo.ops.linear_scan import api
 
@@ -175,8 +177,8 @@ def newton_scan(
         jnp.zeros((batch,), h0.dtype)
     )
   # Inside a user's `jax.shard_map` all of them vary over the same axes.
-  *leaves, h0, initial, reset, mask = mesh.same_varying(
-      *leaves, h0, initial, reset, mask
+  leaves, h0, initial, reset, mask = rows.vary_together(
+      (leaves, h0, initial, reset, mask)
   )
   x = structure.unflatten(leaves)
   flat = lambda u: u.reshape(batch * time, *u.shape[2:])
@@ -422,7 +424,7 @@ def _residual(h, f):
 
 def _report(residual, tolerance, strict):
   """Warns or raises about a residual, where it is known."""
-  if isinstance(residual, jax.core.Tracer) or not (
+  if isinstance(residual, core.Tracer) or not (
       residual.is_fully_addressable
   ):
     return
