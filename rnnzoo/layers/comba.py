@@ -106,7 +106,7 @@ class Comba(delta_memory.DeltaMemory):
     )
     if value_features is None:
       value_features = 2 * key_features
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     self._make_tokens(
         in_features, num_heads=num_heads, num_value_heads=None,
         key_features=key_features, value_features=value_features,

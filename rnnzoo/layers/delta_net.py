@@ -1,5 +1,7 @@
 """DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2406.06484."""
 
+from typing import Any
+
 from flax import nnx
 import jax.numpy as jnp
 from rnnzoo.layers import delta_memory
@@ -102,7 +104,7 @@ class DeltaNet(delta_memory.DeltaMemory):
       value_features = key_features
     self.activation = delta_memory.checked_activation(activation)
     self.allow_negative_eigenvalues = allow_negative_eigenvalues
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     self._make_tokens(
         in_features, num_heads=num_heads, num_value_heads=None,
         key_features=key_features, value_features=value_features,

@@ -1,5 +1,7 @@
 """Gated DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2412.06464."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -113,7 +115,7 @@ class GatedDeltaNet(delta_memory.DeltaMemory):
       )
     self.activation = delta_memory.checked_activation(activation)
     self.allow_negative_eigenvalues = allow_negative_eigenvalues
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     self._make_tokens(
         in_features, num_heads=num_heads, num_value_heads=num_value_heads,
         key_features=key_features, value_features=value_features,

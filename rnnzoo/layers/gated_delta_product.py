@@ -1,5 +1,7 @@
 """DeltaProduct (Siems et al., 2025), https://arxiv.org/abs/2502.10297."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -121,7 +123,7 @@ class GatedDeltaProduct(delta_memory.DeltaMemory):
     self.num_householder = num_householder
     self.activation = delta_memory.checked_activation(activation)
     self.allow_negative_eigenvalues = allow_negative_eigenvalues
-    options = dict(param_dtype=param_dtype, rngs=rngs)
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     self._make_tokens(
         in_features, num_heads=num_heads, num_value_heads=None,
         key_features=key_features, value_features=value_features,

@@ -33,11 +33,11 @@ class KDA(delta_memory.DeltaMemory):
   :math:`g_t = \mathrm{bound} \cdot \sigma(e^{A_{\log}} (W_f^2 W_f^1 x_t +
   b_f))`.
 
-  The state is `G K V` numbers a sequence, and `(C - 1) (2 H K + G V)` for the
-  convolutions (32768 + 2304 if `D` is 256), where `G` heads of values share the
-  queries and keys of `H`. A token costs `D H (K + V)` multiplications for each
-  pair of maps (of tokens, and of gates: `2 V (D + H K)`), and for the state `3
-  G K V` in a step; in parallel it runs in chunks (`ops.dplr_scan`).
+  `G` heads of values share the queries and keys of `H`. The state is `G K V`
+  numbers a sequence, and `(C - 1) (2 H K + G V)` for the convolutions (32768 +
+  2304 if `D` is 256). A token costs `2 D (H K + G V) + V (2 D + G (K + V))`
+  multiplications in maps, and for the state `3 G K V` in a step. In parallel it
+  runs in chunks of tokens (`ops.dplr_scan`), like `RWKV7`.
 
   The defaults are those of Kimi Linear, whose layers have heads of 128
   features. `use_gate_bias`, `num_value_heads`, `allow_negative_eigenvalues` and
