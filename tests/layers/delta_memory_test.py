@@ -248,19 +248,19 @@ class DeltaMemoryTest(parameterized.TestCase):
     self.assertEqual(layer.qkv.kernel.dtype, jnp.bfloat16)
 
   def test_a_training_step_does_not_store_all_states(self):
-    time, batch = 512, 2
-    layer = layers.KDA(32, num_heads=1, rngs=nnx.Rngs(0))
+    time, features = 512, 128
+    layer = layers.KDA(features, num_heads=1, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
 
     def loss(params, x):
       return (nnx.merge(graph, params)(x)[1] ** 2).sum()
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(
-        params, jax.ShapeDtypeStruct((batch, time, 32), jnp.float32)
+        params, jax.ShapeDtypeStruct((1, time, features), jnp.float32)
     ).compile()
     temporaries = compiled.memory_analysis().temp_size_in_bytes
-    states = 4 * time * layer.initialize_carry(batch).S.size
-    self.assertLess(temporaries, 0.8 * states)
+    states = 4 * time * layer.initialize_carry(1).S.size
+    self.assertLess(temporaries, 0.5 * states)
 
   @parameterized.parameters(
       (layers.KDA, dict(num_heads=3), '`num_heads` must divide 4, got 3'),
