@@ -119,6 +119,10 @@ def dplr_step(
 def decayed(u: jax.Array, log_decay: jax.Array) -> jax.Array:
   """Returns `e^g u`, the `a` that reads of a decayed state what `u` would.
 
+  >>> import jax.numpy as jnp
+  >>> decayed(jnp.array([2., 3.]), jnp.array([0., -jnp.inf]))
+  Array([2., 0.], dtype=float32)
+
   Args:
     u: `[..., K]`.
     log_decay: `g` `[..., K]`.

@@ -18,8 +18,9 @@ LAYERS = dict(
         6, num_heads=2, chunk_size=4, rngs=rngs
     ),
     elman=lambda rngs: layers.Elman(6, 5, rngs=rngs),
+    # Three heads of values share one of keys.
     gated_delta_net=lambda rngs: layers.GatedDeltaNet(
-        4, num_heads=1, chunk_size=4, rngs=rngs
+        4, num_heads=1, num_value_heads=3, chunk_size=4, rngs=rngs
     ),
     gated_delta_net2=lambda rngs: layers.GatedDeltaNet2(
         4, num_heads=2, chunk_size=4, rngs=rngs
@@ -132,10 +133,6 @@ VARIANTS = dict(
     ),
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
-    ),
-    gated_delta_net_grouped=lambda rngs: layers.GatedDeltaNet(
-        4, num_heads=1, num_value_heads=2, key_features=2, chunk_size=4,
-        rngs=rngs,
     ),
     gated_delta_product_plain=lambda rngs: layers.GatedDeltaProduct(
         4, num_householder=3, key_features=3, conv_kernel=2, use_decay=False,
