@@ -58,7 +58,8 @@ _LAYER_OPTIONS = dict(
     delta_net=_HEADS,
     gated_delta_net=_HEADS,
     gated_delta_net2=_HEADS,
-    gated_delta_product=_HEADS,
+    # With values of 12 features, its map would have a multiple of PRIME.
+    gated_delta_product=dict(num_heads=8, value_features=6),
     gla=dict(num_heads=8, decay_rank=4),
     griffin=_HEADS,
     kda=_HEADS,

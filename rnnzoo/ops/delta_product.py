@@ -1,9 +1,13 @@
 """Several steps of the delta rule for each token (DeltaProduct)."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from rnnzoo.ops import checking
 from rnnzoo.ops import delta_rule as delta_rule_lib
+from rnnzoo.ops import rank_one
 
 
 def delta_product(
@@ -61,21 +65,47 @@ def delta_product(
     ValueError: If shapes or dtypes disagree.
   """
   q, k, v, beta, log_decay = _checked('BT', q, k, v, beta, log_decay)
-  reset, mask = checking.flags(reset, mask, q.shape)
   count = k.shape[2]
-  in_line = lambda u: u.reshape(
-      u.shape[0], u.shape[1] * count, *u.shape[3:]
+  # The other steps of a token have the shapes and the dtypes of the first.
+  operands, reset, mask = rank_one.checked(
+      dict(q=q, k=k[:, :, 0], v=v[:, :, 0], beta=beta[:, :, 0],
+           log_decay=log_decay, S0=S0),
+      'BTH', reset, mask,
   )
-  # The first step decays and resets, the last one reads.
-  first = lambda u: in_line(_padded(u, 0, count - 1))
-  steps = lambda flag: jnp.repeat(flag, count, axis=1)
-  S, y = delta_rule_lib.delta_rule(
-      in_line(_padded(q, count - 1, 0)), in_line(k), in_line(v), in_line(beta),
-      S0, log_decay=None if log_decay is None else first(log_decay),
-      scale=scale, reset=None if reset is None else first(reset),
-      mask=None if mask is None else steps(mask), chunk_size=chunk_size,
+  # Each device puts its own steps in line, so that no tokens move.
+  beside = lambda u: jnp.moveaxis(u, 2, 3).reshape(
+      *q.shape[:3], count * math.prod(u.shape[4:])
   )
-  return S, y.reshape(*v.shape[:3], *y.shape[2:])[:, :, -1]
+  operands.update(k=beside(k), v=beside(v), beta=beside(beta))
+  if chunk_size is None:
+    chunk_size = 32 if q.shape[-1] <= 64 else 64
+  body = functools.partial(delta_rule_lib.one_chunk, scale=scale)
+  return rank_one.run(
+      body, operands, reset, mask, chunk_size,
+      functools.partial(_in_line, count), lambda y: _last(y, count),
+  )
+
+
+def _in_line(count, q, k, v, beta, log_decay, S0, reset, mask):
+  """Gives each token `count` steps: the first decays, the last one reads."""
+  line = lambda u: u.reshape(u.shape[0], u.shape[1] * count, *u.shape[3:])
+  split = lambda u: line(jnp.moveaxis(
+      u.reshape(*u.shape[:3], count, u.shape[3] // count), 3, 2
+  ))
+  first = lambda u: line(_padded(u, 0, count - 1))
+  return (
+      line(_padded(q, count - 1, 0)), split(k), split(v),
+      split(beta)[..., 0],
+      None if log_decay is None else first(log_decay), S0,
+      None if reset is None else first(reset),
+      None if mask is None else jnp.repeat(mask, count, axis=1),
+  )
+
+
+def _last(y, count):
+  """The outputs of the last steps of the tokens."""
+  time = y.shape[1] // count
+  return y.reshape(y.shape[0], time, count, *y.shape[2:])[:, :, -1]
 
 
 def delta_product_step(
