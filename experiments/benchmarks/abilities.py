@@ -113,6 +113,10 @@ _PARITY = dict(
     delta_net='cannot', gated_delta_net='cannot', gla='cannot',
     mamba2='cannot', mlstm='cannot', mlstm_block='cannot',
     mlstm_large='cannot', rwkv6='cannot',
+    # Like those of `delta_net`, their transitions have no negative eigenvalues.
+    kda='cannot',
+    # Its transitions have some by default.
+    gated_delta_product='can',
     # A softmax is a mean too, of more and more bits.
     attention='cannot',
     # Their decays are constant.

@@ -55,7 +55,8 @@ FAMILIES = {
         's5',
     ),
     'state: one matrix per head': (
-        'delta_net', 'gated_delta_net', 'gla', 'linear_attention', 'mamba2',
+        'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
+        'gated_delta_product', 'gla', 'kda', 'linear_attention', 'mamba2',
         'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
     ),
     'state: the last keys and values': ('attention',),

@@ -39,9 +39,13 @@ from rnnzoo import tasks
 # The state of each layer.
 _MEMORY = dict(
     attention='all tokens',
+    comba='matrix',
     delta_net='matrix',
     gated_delta_net='matrix',
+    gated_delta_net2='matrix',
+    gated_delta_product='matrix',
     gla='matrix',
+    kda='matrix',
     linear_attention='matrix',
     mamba2='matrix',
     mlstm='matrix',

@@ -19,6 +19,7 @@ from rnnzoo.layers.carries import take_rows as take_rows
 from rnnzoo.layers.carry_files import load_carry as load_carry
 from rnnzoo.layers.carry_files import save_carry as save_carry
 from rnnzoo.layers.cg_lru import CGLRU as CGLRU
+from rnnzoo.layers.comba import Comba as Comba
 from rnnzoo.layers.conv_lstm import ConvLSTM as ConvLSTM
 from rnnzoo.layers.conv_lstm import ConvLSTMCarry as ConvLSTMCarry
 from rnnzoo.layers.conv_s5 import ConvS5 as ConvS5
@@ -29,11 +30,16 @@ from rnnzoo.layers.directions import BidirectionalCarry as BidirectionalCarry
 from rnnzoo.layers.directions import Reverse as Reverse
 from rnnzoo.layers.elman import Elman as Elman
 from rnnzoo.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from rnnzoo.layers.gated_delta_net2 import GatedDeltaNet2 as GatedDeltaNet2
+from rnnzoo.layers.gated_delta_product import (
+    GatedDeltaProduct as GatedDeltaProduct,
+)
 from rnnzoo.layers.gla import GLA as GLA
 from rnnzoo.layers.griffin import GriffinBlock as GriffinBlock
 from rnnzoo.layers.griffin import GriffinCarry as GriffinCarry
 from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
+from rnnzoo.layers.kda import KDA as KDA
 from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
 from rnnzoo.layers.lmu import LMU as LMU
 from rnnzoo.layers.lmu import LMUCarry as LMUCarry
@@ -86,15 +92,19 @@ LAYERS = dict(
     aaren=Aaren,
     attention=Attention,
     cg_lru=CGLRU,
+    comba=Comba,
     conv_lstm=ConvLSTM,
     conv_s5=ConvS5,
     delta_net=DeltaNet,
     elman=Elman,
     gated_delta_net=GatedDeltaNet,
+    gated_delta_net2=GatedDeltaNet2,
+    gated_delta_product=GatedDeltaProduct,
     gla=GLA,
     griffin=GriffinBlock,
     gru=GRU,
     hgrn=HGRN,
+    kda=KDA,
     linear_attention=LinearAttention,
     lmu=LMU,
     lru=LRU,

@@ -1,39 +1,16 @@
 """DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2406.06484."""
 
-from collections.abc import Callable
-import math
-from typing import NamedTuple
+from typing import Any
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
-from rnnzoo import ops
-from rnnzoo.layers import base
-from rnnzoo.layers import common
-from rnnzoo.layers import initializers
+from rnnzoo.layers import delta_memory
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
-    silu=jax.nn.silu,
-    relu=jax.nn.relu,
-    elu=lambda u: jax.nn.elu(u) + 1,
-    identity=lambda u: u,
-)
+ACTIVATIONS = delta_memory.ACTIVATIONS
+DeltaNetCarry = delta_memory.DeltaNetCarry
 
 
-class DeltaNetCarry(NamedTuple):
-  """State of `DeltaNet` and `GatedDeltaNet`.
-
-  Attributes:
-    conv: Last inputs of the convolutions of queries, keys and values, `[B, C-1,
-      H (2 K + V)]`.
-    S: The map from keys to values `[B, H, K, V]`.
-  """
-
-  conv: jax.Array
-  S: jax.Array
-
-
-class DeltaNet(base.RecurrentLayer):
+class DeltaNet(delta_memory.DeltaMemory):
   r"""Linear attention that corrects the value its state returns for a key.
 
   For each head, with :math:`*` a causal convolution with one filter of `C` taps
@@ -82,8 +59,6 @@ class DeltaNet(base.RecurrentLayer):
     value_features: Features `V` of a value of a head.
   """
 
-  carry_tails = ('conv',)
-
   def __init__(
       self,
       in_features: int,
@@ -122,155 +97,24 @@ class DeltaNet(base.RecurrentLayer):
     Raises:
       ValueError: If sizes do not fit, or the activation is unknown.
     """
-    num_heads, key_features = heads_of(
+    num_heads, key_features = delta_memory.heads_of(
         in_features, 128, num_heads, key_features
     )
     if value_features is None:
       value_features = key_features
-    if activation not in ACTIVATIONS:
-      raise ValueError(
-          f'`activation` must be one of {", ".join(ACTIVATIONS)}, got '
-          f'{activation!r}.'
-      )
-    for name, value in dict(
-        num_heads=num_heads, key_features=key_features,
-        value_features=value_features, conv_kernel=conv_kernel,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    self.in_features = self.out_features = d = in_features
-    self.num_heads = num_heads
-    self.key_features, self.value_features = key_features, value_features
-    self.conv_kernel = conv_kernel
-    self.activation = activation
+    self.activation = delta_memory.checked_activation(activation)
     self.allow_negative_eigenvalues = allow_negative_eigenvalues
-    self.chunk_size = chunk_size
-    self.dtype = dtype
-
-    channels = num_heads * (2 * key_features + value_features)
-    options = dict(param_dtype=param_dtype, rngs=rngs)
-    # One map and one convolution for queries, keys and values together.
-    self.qkv = linear(d, channels, ('embed', 'hidden'), **options)
-    taps = initializers.uniform_fan_in(conv_kernel)
-    self.conv = nnx.Param(
-        taps(rngs.params(), (conv_kernel, channels), param_dtype),
-        axes=(None, 'hidden'),
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
+    self._make_tokens(
+        in_features, num_heads=num_heads, num_value_heads=None,
+        key_features=key_features, value_features=value_features,
+        conv_kernel=conv_kernel, chunk_size=chunk_size, dtype=dtype, **options,
     )
-    self.beta = linear(d, num_heads, ('embed', 'heads'), **options)
-    self.norm = common.HeadNorm(
-        num_heads, value_features, epsilon=norm_epsilon, share=True,
-        param_dtype=param_dtype,
+    self.beta = delta_memory.linear(
+        in_features, num_heads, ('embed', 'heads'), **options
     )
-    self.output = linear(
-        num_heads * value_features, d, ('hidden', 'embed'), **options
-    )
+    self._make_readout(norm_epsilon, **options)
 
-  @property
-  def state_shape(self) -> base.StateShape:
-    """Sizes of the arrays of the carry of one sequence."""
-    return base.carry_shape(
-        DeltaNetCarry,
-        conv=(self.conv_kernel - 1, self.conv.shape[-1]),
-        S=(self.num_heads, self.key_features, self.value_features),
-    )
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    flags = dict(reset=reset, mask=mask)
-    tail, operands = self._project(ops.causal_conv1d, x, carry, flags)
-    S, y = ops.delta_rule(
-        *operands, carry.S, log_decay=self._log_decay(x),
-        scale=self.key_features**-0.5, chunk_size=self.chunk_size, **flags,
-    )
-    return DeltaNetCarry(tail, S), self._readout(y, x, mask)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = base.prepare(
-        self, x, carry, reset, mask, step=True
-    )
-    flags = dict(reset=reset, mask=mask)
-    tail, operands = self._project(ops.causal_conv1d_step, x, carry, flags)
-    S = carry.S
-    if reset is not None:
-      S = base.select(reset, initial.S, S)
-    S, y = ops.delta_rule_step(
-        *operands, S, log_decay=self._log_decay(x),
-        scale=self.key_features**-0.5,
-    )
-    if mask is not None:
-      S = base.select(mask, S, carry.S)
-    return DeltaNetCarry(tail, S), self._readout(y, x, mask)
-
-  def _project(self, convolve, x, carry, flags):
-    """Returns the tail, and `q`, `k`, `v` and `beta` for `ops.delta_rule`."""
-    tail, u = convolve(
-        common.project(self.qkv, x), self.conv[...], None, carry.conv, **flags
-    )
-    keys = self.num_heads * self.key_features
-    q, k, v = jnp.split(u, [keys, 2 * keys], axis=-1)
-    heads = lambda u, features: u.reshape(
-        *u.shape[:-1], self.num_heads, features
-    )
-    activate = ACTIVATIONS[self.activation]
-    q, k = (_unit(activate(heads(u, self.key_features))) for u in (q, k))
-    v = jax.nn.silu(heads(v, self.value_features))
-    beta = common.project(self.beta, x, base.state_dtype(x.dtype))
-    beta = jax.nn.sigmoid(beta)
-    if self.allow_negative_eigenvalues:
-      beta = 2 * beta
-    return tail, (q, k, v, beta)
-
-  def _log_decay(self, x):
-    """Returns log decays `[..., H]` in a subclass, `None` here."""
-    del x
-
-  def _readout(self, y, x, mask):
-    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
-    y = self._gate(self.norm(y), x)
-    y = y.reshape(*x.shape[:-1], self.num_heads * self.value_features)
-    y = y.astype(x.dtype)
-    return base.masked(common.project(self.output, y), mask)
-
-  def _gate(self, y, x):
-    """Applies the output gate of a subclass to `y` `[..., H, V]`."""
-    del x
-    return y
-
-
-def linear(n, m, axes, *, param_dtype, rngs):
-  """Makes a map `[n] -> [m]` without bias, initialised as in PyTorch."""
-  return nnx.Linear(
-      n,
-      m,
-      use_bias=False,
-      kernel_init=initializers.uniform_fan_in(n),
-      kernel_metadata=dict(axes=axes),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )
-
-
-def heads_of(
-    features, largest, num_heads, head_features
-) -> tuple[int, int]:
-  """Returns the number of heads and the features of a head."""
-  if num_heads is None and head_features is None:
-    head_features = math.gcd(features, largest)
-  for name, number in (
-      ('num_heads', num_heads), ('key_features', head_features)
-  ):
-    if None not in (num_heads, head_features):
-      break
-    if number is not None and (number < 1 or features % number):
-      raise ValueError(f'`{name}` must divide {features}, got {number}.')
-  return (
-      features // head_features if num_heads is None else num_heads,
-      features // num_heads if head_features is None else head_features,
-  )
-
-
-def _unit(u: jax.Array) -> jax.Array:
-  """Normalises the features of `u` to length 1, up to an epsilon."""
-  wide = u.astype(base.state_dtype(u.dtype))
-  square = jnp.square(wide).sum(-1, keepdims=True)
-  return (wide * jax.lax.rsqrt(square + 1e-6)).astype(u.dtype)
+  def _operands(self, q, k, v, x):
+    q, k = delta_memory.unit(q), delta_memory.unit(k)
+    return dict(q=q, k=k, v=v, beta=self._rates(self.beta, x))

@@ -1,15 +1,15 @@
 """Gated DeltaNet (Yang et al., 2024), https://arxiv.org/abs/2412.06464."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from rnnzoo.layers import base
 from rnnzoo.layers import common
-from rnnzoo.layers import delta_net
-from rnnzoo.layers import initializers
+from rnnzoo.layers import delta_memory
 
 
-class GatedDeltaNet(delta_net.DeltaNet):
+class GatedDeltaNet(delta_memory.DeltaMemory):
   r"""`DeltaNet` with the decay of Mamba-2 and an output gate.
 
   With queries, keys, values and :math:`\beta` as in `DeltaNet`, for each head
@@ -27,6 +27,12 @@ class GatedDeltaNet(delta_net.DeltaNet):
   and `(C - 1) H (2 K + V)` for the convolutions (24576 + 2304 if `D` is 256). A
   token costs `D H (2 K + 3 V)` multiplications in maps, and for the state as
   much as in `DeltaNet`: one decay a head costs almost nothing.
+
+  With `num_value_heads`, `G` heads of values have a decay and a :math:`\beta`
+  of their own, and `G / H` of them share the queries and keys of a head, as in
+  Qwen3-Next: `num_heads=16, num_value_heads=32, key_features=128,
+  norm_epsilon=1e-6` if `D` is 2048. Its `b_a` start at 1, which is
+  `dt_min=1.3132617, dt_max=1.3132617`. The state is then `G K V` numbers.
 
   The two published implementations differ in details. Here `beta` has no bias,
   as in flash-linear-attention (that of NVIDIA has one). The initial rates
@@ -47,7 +53,8 @@ class GatedDeltaNet(delta_net.DeltaNet):
   Attributes:
     in_features: Size `D` of an input and of an output.
     out_features: `D`.
-    num_heads: Number `H` of heads.
+    num_heads: Number `H` of heads of queries and keys.
+    num_value_heads: Number `G` of heads of values.
     key_features: Features `K` of a query and of a key of a head.
     value_features: Features `V` of a value of a head.
   """
@@ -57,6 +64,7 @@ class GatedDeltaNet(delta_net.DeltaNet):
       in_features: int,
       *,
       num_heads: int | None = None,
+      num_value_heads: int | None = None,
       key_features: int | None = None,
       value_features: int | None = None,
       conv_kernel: int = 4,
@@ -75,10 +83,12 @@ class GatedDeltaNet(delta_net.DeltaNet):
     Args:
       in_features: Size `D` of an input.
       num_heads: Number `H` of heads; `0.75 D / K` if `None`.
+      num_value_heads: Number `G` of heads of values, a multiple of `H`; `H` if
+        `None`.
       key_features: Features `K` of a key. If `None`, `0.75 D / H`; if
         `num_heads` is `None` too, the largest power of two up to 256 that
         divides `0.75 D`.
-      value_features: Features `V` of a value; `2 K` if `None`.
+      value_features: Features `V` of a value; `2 K H / G` if `None`.
       conv_kernel: Taps `C` of the convolutions.
       activation: The activation of queries and keys: `silu`, `relu`, `elu`
         (plus 1) or `identity`.
@@ -96,44 +106,42 @@ class GatedDeltaNet(delta_net.DeltaNet):
     Raises:
       ValueError: If sizes do not fit, or the activation is unknown.
     """
-    num_heads, key_features = delta_net.heads_of(
+    num_heads, key_features = delta_memory.heads_of(
         3 * in_features // 4, 256, num_heads, key_features
     )
     if value_features is None:
-      value_features = 2 * key_features
-    step_sizes = initializers.step_size_bias(dt_min, dt_max)
-    super().__init__(
-        in_features,
-        num_heads=num_heads,
-        key_features=key_features,
-        value_features=value_features,
-        conv_kernel=conv_kernel,
-        activation=activation,
-        allow_negative_eigenvalues=allow_negative_eigenvalues,
-        norm_epsilon=norm_epsilon,
-        chunk_size=chunk_size,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
+      value_features = delta_memory.values_of(
+          num_heads, num_value_heads, 2 * key_features
+      )
+    self.activation = delta_memory.checked_activation(activation)
+    self.allow_negative_eigenvalues = allow_negative_eigenvalues
+    options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
+    self._make_tokens(
+        in_features, num_heads=num_heads, num_value_heads=num_value_heads,
+        key_features=key_features, value_features=value_features,
+        conv_kernel=conv_kernel, chunk_size=chunk_size, dtype=dtype, **options,
     )
-    options = dict(param_dtype=param_dtype, rngs=rngs)
-    self.decay = delta_net.linear(
-        in_features, num_heads, ('embed', 'heads'), **options
+    per_head = lambda: delta_memory.linear(
+        in_features, self.num_value_heads, ('embed', 'heads'), **options
     )
-    self.gate = delta_net.linear(
-        in_features, num_heads * value_features, ('embed', 'hidden'), **options
+    self.beta = per_head()
+    self._make_readout(norm_epsilon, **options)
+    self.decay = per_head()
+    self.gate = delta_memory.linear(
+        in_features, self.num_value_heads * value_features,
+        ('embed', 'hidden'), **options,
     )
-    # Parameters of the decay are float32 at least, and have no weight decay.
-    per_head = lambda u: nnx.Param(u, axes=('heads',), recurrent=True)
-    shape, state_dtype = (num_heads,), base.state_dtype(param_dtype)
-    rates = jax.random.uniform(rngs.params(), shape, state_dtype, 1e-3, 16.0)
-    self.A_log = per_head(jnp.log(rates))
-    self.dt_bias = per_head(step_sizes(rngs.params(), shape, state_dtype))
+    self._make_head_decay(dt_min, dt_max, **options)
 
-  def _log_decay(self, x):
-    dtype = base.state_dtype(x.dtype)
-    dt = common.project(self.decay, x, dtype) + self.dt_bias[...].astype(dtype)
-    return -jnp.exp(self.A_log[...].astype(dtype)) * jax.nn.softplus(dt)
+  def _operands(self, q, k, v, x):
+    q, k = (
+        delta_memory.shared(delta_memory.unit(u), self.num_value_heads)
+        for u in (q, k)
+    )
+    return dict(
+        q=q, k=k, v=v, beta=self._rates(self.beta, x),
+        log_decay=self._head_decay(x),
+    )
 
   def _gate(self, y, x):
     gate = common.project(self.gate, x).reshape(y.shape)

@@ -10,8 +10,11 @@ from rnnzoo.ops.attention_cache import sequence_positions as sequence_positions
 from rnnzoo.ops.block_scan import block_scan as block_scan
 from rnnzoo.ops.causal_conv1d import causal_conv1d as causal_conv1d
 from rnnzoo.ops.causal_conv1d import causal_conv1d_step as causal_conv1d_step
+from rnnzoo.ops.delta_product import delta_product as delta_product
+from rnnzoo.ops.delta_product import delta_product_step as delta_product_step
 from rnnzoo.ops.delta_rule import delta_rule as delta_rule
 from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
+from rnnzoo.ops.dplr import decayed as decayed
 from rnnzoo.ops.dplr import dplr_scan as dplr_scan
 from rnnzoo.ops.dplr import dplr_step as dplr_step
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv

@@ -77,7 +77,7 @@ def delta_rule(
   operands, reset, mask = rank_one.checked(operands, 'BTH', reset, mask)
   if chunk_size is None:  # Large states are saved less often.
     chunk_size = 32 if q.shape[-1] <= 64 else 64
-  body = functools.partial(_one_chunk, scale=scale)
+  body = functools.partial(one_chunk, scale=scale)
   return rank_one.run(body, operands, reset, mask, chunk_size)
 
 
@@ -111,7 +111,7 @@ def delta_rule_step(
   return S, (scale * rank_one.read(q, S)).astype(out_dtype)
 
 
-def _one_chunk(S, inputs, visible, *, scale):
+def one_chunk(S, inputs, visible, *, scale):
   """Runs one chunk `[B, H, Q, ...]`; without queries it has no outputs.
 
   The steps are those of the chunkwise form in the papers. `M` masks what is not

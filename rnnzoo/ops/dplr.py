@@ -13,7 +13,7 @@ def dplr_scan(
     k: jax.Array,
     v: jax.Array,
     a: jax.Array,
-    b: jax.Array,
+    b: jax.Array | None,
     S0: jax.Array | None = None,
     *,
     log_decay: jax.Array,
@@ -35,6 +35,14 @@ def dplr_scan(
   reads the state *before* the decay. Nothing is divided by decays, so they may
   be arbitrarily strong.
 
+  Without `b`, which is then `-k`, a token writes its value minus what it reads:
+
+  .. math::
+      S_t = \mathrm{diag}(e^{g_t}) S_{t-1} + k_t (v_t - S_{t-1}^\top a_t)^\top
+
+  With `a = decayed(key, log_decay)` and `k` a rate times that key, this is Kimi
+  Delta Attention (https://arxiv.org/abs/2510.26692). It takes fewer products.
+
   >>> import jax.numpy as jnp
   >>> k = jnp.array([1., 0.])[None, None, None].repeat(2, axis=1)
   >>> v = jnp.array([[2.], [5.]])[None, :, None]
@@ -47,7 +55,8 @@ def dplr_scan(
     k: Keys `[B, T, H, K]`.
     v: Values `[B, T, H, V]`.
     a: Queries that read the state that enters a step `[B, T, H, K]`.
-    b: Keys under which the result is added to the state `[B, T, H, K]`.
+    b: Keys under which the result is added to the state `[B, T, H, K]`; `-k`
+      if `None`.
     S0: State before the first step `[B, H, K, V]`; zeros if `None`.
     log_decay: Logarithms `g` of the decays `[B, T, H, K]`, at most 0, and minus
       infinity is allowed.
@@ -78,7 +87,7 @@ def dplr_step(
     k: jax.Array,
     v: jax.Array,
     a: jax.Array,
-    b: jax.Array,
+    b: jax.Array | None,
     S: jax.Array,
     *,
     log_decay: jax.Array,
@@ -96,11 +105,32 @@ def dplr_step(
   operands, _, _ = rank_one.checked(operands, 'BH', None, None)
   q, k, v, a, b, g, S = operands.values()
   dtype, out_dtype = S.dtype, v.dtype
-  q, k, v, a, b = (u.astype(dtype) for u in (q, k, v, a, b))
+  q, k, v, a = (u.astype(dtype) for u in (q, k, v, a))
   found = rank_one.read(a, S)
-  S = S * jnp.exp(g)[..., None] + rank_one.outer(b, found)
+  S = S * jnp.exp(g)[..., None]
+  if b is None:
+    v = v - found
+  else:
+    S = S + rank_one.outer(b.astype(dtype), found)
   S = S + rank_one.outer(k, v)
   return S, (scale * rank_one.read(q, S)).astype(out_dtype)
+
+
+def decayed(u: jax.Array, log_decay: jax.Array) -> jax.Array:
+  """Returns `e^g u`, the `a` that reads of a decayed state what `u` would.
+
+  >>> import jax.numpy as jnp
+  >>> decayed(jnp.array([2., 3.]), jnp.array([0., -jnp.inf]))
+  Array([2., 0.], dtype=float32)
+
+  Args:
+    u: `[..., K]`.
+    log_decay: `g` `[..., K]`.
+
+  Returns:
+    `[..., K]` in the dtype of `u`.
+  """
+  return (jnp.exp(log_decay) * u).astype(u.dtype)
 
 
 def _one_chunk(S, inputs, visible, *, scale):
@@ -114,20 +144,23 @@ def _one_chunk(S, inputs, visible, *, scale):
     3. Y = gamma Q S + A_qk V + A_qb U
     4. S' = gamma_Q S + (gamma_Q / gamma K)^T V + (gamma_Q / gamma B)^T U
 
-  Here gamma is the decay from the entering state to each token, gamma' the one
-  to the token before it, gamma_Q the one of the whole chunk.
+  If B is -K, its products are those of K, and V - U is written. Here gamma is
+  the decay from the entering state to each token, gamma' the one to the token
+  before it, gamma_Q the one of the whole chunk.
   """
   q, k, v, a, b, g = inputs
   out_dtype, dtype = v.dtype, S.dtype
-  k, v, a, b = (u.astype(dtype) for u in (k, v, a, b))
+  k, v, a = (u.astype(dtype) for u in (k, v, a))
+  b = None if b is None else b.astype(dtype)
 
   # 1. `a` reads the state that the token before it left, as a query of that
   # token would. So `a` moves to that token, and its products move back.
   q = None if q is None else q.astype(dtype)
   queries = () if q is None else (q,)
-  *of_q, of_a = decays.all_scores((*queries, _advanced(a)), (k, b), g)
+  keys = (k,) if b is None else (k, b)
+  *of_q, of_a = decays.all_scores((*queries, _advanced(a)), keys, g)
   earlier = visible.pairs & rank_one.below_diagonal(k.shape[-2])
-  ak, ab = (jnp.where(earlier, decays.delayed(u, -2), 0) for u in of_a)
+  ak, *ab = (jnp.where(earlier, decays.delayed(u, -2), 0) for u in of_a)
   state = jnp.exp(decays.until(g, -2))
   last = jnp.where(
       visible.last[..., None], jnp.exp(decays.after(g, -2)), 0
@@ -138,19 +171,25 @@ def _one_chunk(S, inputs, visible, *, scale):
   # 2. What each token reads with `a`.
   found = read_state(a, decays.delayed(state, -2, first=1))
   found = found + rank_one.matmul(ak, v)
-  found = rank_one.matmul(rank_one.unit_lower_inverse(ab), found)
+  solve = rank_one.unit_lower_inverse(-ak if b is None else ab[0])
+  found = rank_one.matmul(solve, found)
+  if b is None:
+    v = v - found
   # 3. The outputs.
   y = None
   if q is not None:
-    qk, qb = (jnp.where(visible.pairs, u, 0) for u in of_q[0])
-    y = read_state(q, state)
-    y = y + rank_one.matmul(qk, v) + rank_one.matmul(qb, found)
+    qk, *qb = (jnp.where(visible.pairs, u, 0) for u in of_q[0])
+    y = read_state(q, state) + rank_one.matmul(qk, v)
+    if b is not None:
+      y = y + rank_one.matmul(qb[0], found)
     y = (scale * y).astype(out_dtype)
   # 4. The state that leaves the chunk.
   through = jnp.where(visible.through[..., None], state[..., -1, :], 0)
   S = through[..., None] * S
   S = S + rank_one.outer_sum(last * k, v)
-  return S + rank_one.outer_sum(last * b, found), y
+  if b is not None:
+    S = S + rank_one.outer_sum(last * b, found)
+  return S, y
 
 
 def _advanced(u):

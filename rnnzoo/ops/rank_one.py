@@ -67,7 +67,10 @@ def _differentiate_inverse(primals, tangents):
   return inverse, matmul(matmul(inverse, tangents[0]), inverse)
 
 
-def run(body, operands, reset, mask, chunk_size):
+def run(
+    body, operands, reset, mask, chunk_size,
+    unfold=lambda *operands: operands, fold=lambda y: y,
+):
   """Runs a recurrence on what each device holds.
 
   Args:
@@ -77,13 +80,16 @@ def run(body, operands, reset, mask, chunk_size):
     reset: `[B, T]` or `None`.
     mask: `[B, T]` or `None`.
     chunk_size: A power of two.
+    unfold: Maps the operands and flags of a device to those of the recurrence,
+      if it has more steps than there are tokens.
+    fold: Maps its outputs back.
 
   Returns:
     `(S_last, y)`: `[B, H, K, V]` and `[B, T, H, V]`.
   """
 
   def local(*operands, segments):
-    *inputs, S0, reset, mask = operands
+    *inputs, S0, reset, mask = unfold(*operands)
     summary = lambda inputs, reset: _summary(
         body, inputs, reset, chunk_size, S0.dtype
     )
@@ -93,7 +99,7 @@ def run(body, operands, reset, mask, chunk_size):
     S, y = chunkwise.scan_chunks(
         body, S0, tuple(inputs), reset, mask, chunk_size
     )
-    return chunkwise.leaving_state(segments, S), y
+    return chunkwise.leaving_state(segments, S), fold(y)
 
   layouts = {
       name: 'bdkk' if name == 'S0' else 'btdk'[: u.ndim]

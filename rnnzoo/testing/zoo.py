@@ -11,13 +11,21 @@ LAYERS = dict(
         8, num_heads=4, num_kv_heads=2, window=5, chunk_size=2, rngs=rngs
     ),
     cg_lru=lambda rngs: layers.CGLRU(8, num_heads=2, rngs=rngs),
+    comba=lambda rngs: layers.Comba(4, num_heads=1, chunk_size=4, rngs=rngs),
     conv_lstm=lambda rngs: layers.ConvLSTM((3, 4, 2), 3, rngs=rngs),
     conv_s5=lambda rngs: layers.ConvS5((3, 4, 2), 4, rngs=rngs),
     delta_net=lambda rngs: layers.DeltaNet(
         6, num_heads=2, chunk_size=4, rngs=rngs
     ),
     elman=lambda rngs: layers.Elman(6, 5, rngs=rngs),
+    # Three heads of values share one of keys.
     gated_delta_net=lambda rngs: layers.GatedDeltaNet(
+        4, num_heads=1, num_value_heads=3, chunk_size=4, rngs=rngs
+    ),
+    gated_delta_net2=lambda rngs: layers.GatedDeltaNet2(
+        4, num_heads=2, chunk_size=4, rngs=rngs
+    ),
+    gated_delta_product=lambda rngs: layers.GatedDeltaProduct(
         4, num_heads=1, chunk_size=4, rngs=rngs
     ),
     gla=lambda rngs: layers.GLA(
@@ -25,6 +33,9 @@ LAYERS = dict(
     ),
     griffin=lambda rngs: layers.GriffinBlock(6, 8, num_heads=2, rngs=rngs),
     gru=lambda rngs: layers.GRU(6, 5, rngs=rngs),
+    kda=lambda rngs: layers.KDA(
+        4, num_heads=1, num_value_heads=2, chunk_size=4, rngs=rngs
+    ),
     linear_attention=lambda rngs: layers.LinearAttention(
         6, num_heads=2, value_features=2, chunk_size=4, rngs=rngs
     ),
@@ -125,12 +136,21 @@ VARIANTS = dict(
     elman_bfloat16=lambda rngs: layers.Elman(
         6, 5, dtype=jnp.bfloat16, rngs=rngs
     ),
+    gated_delta_product_plain=lambda rngs: layers.GatedDeltaProduct(
+        4, num_householder=3, key_features=3, conv_kernel=2, use_decay=False,
+        use_output_gate=False, dtype=jnp.bfloat16, rngs=rngs,
+    ),
     griffin_complex=lambda rngs: layers.GriffinBlock(
         6, 8, recurrence='cg_lru', num_heads=2, conv_kernel=3, rngs=rngs
     ),
     gru_newton=lambda rngs: layers.GRU(6, 5, solver='newton', rngs=rngs),
     gru_reset_before=lambda rngs: layers.GRU(
         6, 5, reset_after=False, rngs=rngs
+    ),
+    kda_safe=lambda rngs: layers.KDA(
+        4, num_heads=2, value_features=1, lower_bound=-5.0, use_gate_bias=True,
+        allow_negative_eigenvalues=True, chunk_size=4, dtype=jnp.bfloat16,
+        rngs=rngs,
     ),
     linear_attention_norm=lambda rngs: layers.LinearAttention(
         6, num_heads=2, feature_map='identity', use_normalizer=False,

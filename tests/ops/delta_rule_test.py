@@ -1,4 +1,4 @@
-"""`delta_rule`, `dplr_scan`: against a loop in float64, decays, NaN, a mesh."""
+"""The delta rule and its kin: against loops in float64, decays, NaN, a mesh."""
 
 import functools
 
@@ -61,10 +61,20 @@ def dplr_scan(q, k, v, a, b, g, S, reset, mask):
   )
 
 
+def delta_scan(q, k, v, a, g, S, reset, mask):
+  """`dplr_scan` without `b`: what a token reads is what it corrects."""
+  return dplr_scan(q, k, v, a, None, g, S, reset, mask)
+
+
+def delta_scan_loop(q, k, v, a, g, S, reset, mask):
+  return loop(q, k, v, a, -k, g, S, reset, mask)
+
+
 _FORMS = dict(
     plain=(delta_rule, delta_loop),
     gated=(delta_rule, delta_loop),
     dplr=(dplr_scan, loop),
+    correction=(delta_scan, delta_scan_loop),
 )
 
 
@@ -80,8 +90,9 @@ def operands(name, batch, time, heads=2):
   g[:, 2::5] *= 400
   g[-1, 1::4, :, :2] = -np.inf
   g[0, ::3] = 0
-  if name == 'dplr':
-    between = normal(*shape, keys) / 2, normal(*shape, keys) / 2, g
+  if name in ('dplr', 'correction'):
+    between = tuple(normal(*shape, keys) / 2 for _ in range(2)) + (g,)
+    between = between[name == 'correction':]
   else:
     between = 2 * random.random(shape), None if name == 'plain' else g[..., 0]
   flags = random.random((2, batch, time)) < np.array([0.3, 0.7])[:, None, None]
@@ -118,16 +129,64 @@ class DeltaRuleTest(parameterized.TestCase):
       got = value_and_pullback(run, arguments, given)
     tolerance.assert_close(got, want)
 
-  @parameterized.parameters('gated', 'dplr')
+  @parameterized.parameters('gated', 'dplr', 'correction')
   def test_steps_match_loop(self, name):
     (q, k, v, *between, g, S), _ = operands(name, 2, 1)
-    step = ops.dplr_step if name == 'dplr' else ops.delta_rule_step
+    step = ops.delta_rule_step if name == 'gated' else ops.dplr_step
     flags = np.zeros((2, 1), bool), np.ones((2, 1), bool)
     with jax.enable_x64(True):
       want, y = _FORMS[name][1](q, k, v, *between, g, S, *flags)
       q, k, v, *between, g = (u[:, 0] for u in (q, k, v, *between, g))
+      if name == 'correction':
+        between = *between, None
       got = step(q, k, v, *between, S, log_decay=g, scale=_SCALE)
       tolerance.assert_close(got, (want, y[:, 0]))
+
+  def test_products_are_steps_of_the_delta_rule(self):
+    """Golden numbers hold it to a definition; here, to its flags and a step."""
+    arguments, (reset, mask) = operands('gated', 2, 6)
+    q, k, v, beta, g, S = jax.tree.map(f32, arguments)
+    pairs = lambda u: u.reshape(2, 3, 2, *u.shape[2:])
+    k, v, beta, q, g = *map(pairs, (k, v, beta)), q[:, :3], g[:, :3]
+    reset, mask = reset[:, :3], mask[:, :3]
+
+    def both(q, k, v, beta, g, S):
+      state, ys = S, []
+      for t in range(3):
+        here, old = mask[:, t, None, None, None], state
+        state = jnp.where((reset & mask)[:, t, None, None, None], 0, state)
+        state, y = ops.delta_product_step(
+            q[:, t], k[:, t], v[:, t], beta[:, t], state, log_decay=g[:, t],
+            scale=_SCALE,
+        )
+        state = jnp.where(here, state, old)
+        ys.append(jnp.where(here[..., 0], y, 0))
+      return (state, jnp.stack(ys, 1)), ops.delta_product(
+          q, k, v, beta, S, log_decay=g, scale=_SCALE, reset=reset, mask=mask,
+          chunk_size=4,
+      )
+
+    want, got = _jit(both)(q, k, v, beta, g, S)
+    tolerance.assert_close(got, want)
+    S, y = ops.delta_product(q[:, :0], k[:, :0], v[:, :0], beta[:, :0])
+    self.assertEqual((S.shape, y.shape), ((2, 2, 4, 3), (2, 0, 2, 3)))
+
+  @parameterized.parameters(
+      (0, np.zeros((2, 3)), r'`q` must be \[B, T, H, K\]'),
+      (1, np.zeros((2, 4, 0, 2, 4)), '`k` must be .* with N at least 1, got'),
+      (1, np.zeros((2, 4, 2, 4)), r'`k` must be \[B, T, N, H, K\] with N'),
+      (2, np.zeros((2, 4, 1, 2, 3)), r'`v` must be \[B, T, N, H, V\]'),
+      (3, np.zeros((2, 4, 2)), r'`beta` must be \[B, T, N, H\]'),
+  )
+  def test_bad_input_of_products(self, index, value, message):
+    arguments = [
+        np.zeros(shape) for shape in (
+            (2, 4, 2, 4), (2, 4, 2, 2, 4), (2, 4, 2, 2, 3), (2, 4, 2, 2)
+        )
+    ]
+    arguments[index] = value
+    with self.assertRaisesRegex(ValueError, message):
+      ops.delta_product(*arguments)
 
   def test_no_tokens(self):
     for name, (run, _) in _FORMS.items():

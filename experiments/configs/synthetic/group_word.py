@@ -12,8 +12,8 @@ beyond the 32nd count. `--config.data.group=Z2` is parity.
 
 Two blocks of width 128, each the layer without an MLP: what tracks the state is
 the layer. The run ends early once 99.9 % of the validation targets are right.
-DeltaNet and Gated DeltaNet have eigenvalues in (-1, 1); for (0, 1),
-`--config.model.layer_options.allow_negative_eigenvalues=False`.
+DeltaNet, Gated DeltaNet, Gated DeltaProduct and KDA have eigenvalues in (-1,
+1); for (0, 1), `--config.model.layer_options.allow_negative_eigenvalues=False`.
 
 Expected: no number is known for this setting. The paper has plots: a linear RNN
 or Mamba needs more layers for longer words of A5, one layer of an RNN does not.
@@ -50,6 +50,10 @@ PUBLISHED = []
 OPTIONS = dict(
     delta_net=dict(allow_negative_eigenvalues=True),
     gated_delta_net=dict(allow_negative_eigenvalues=True),
+    # Its eigenvalues are in (-1, 1) by default, and a token corrects twice.
+    gated_delta_product=dict(num_householder=2),
+    # Heads as large as those of Gated DeltaNet.
+    kda=dict(allow_negative_eigenvalues=True, key_features=32),
     lru=dict(r_min=0.9, r_max=0.999),
 )
 
