@@ -237,14 +237,15 @@ class EverySetTest(parameterized.TestCase):
     self.assertEqual(
         'reset' in train, dataset.contiguous or 'separator' in config
     )
-    later, goals = train['inputs'][:, 1:], train['targets'][:, :-1]
-    if dataset.task == 'decisions':  # An action is a part of the next input.
-      exists = train['input_mask'][:, 1:, None]
-      later = np.where(exists, later[..., -1 - dataset.out_features:-1], 0)
-      goals = np.where(exists, goals, 0)
-    self.assertEqual(
-        dataset.forecast, dataset.per_step and np.array_equal(goals, later)
-    )
+    are_later_inputs = False
+    if dataset.per_step:
+      later, goals = train['inputs'][:, 1:], train['targets'][:, :-1]
+      if dataset.task == 'decisions':  # An action is a part of the next input.
+        exists = train['input_mask'][:, 1:, None]
+        later = np.where(exists, later[..., -1 - dataset.out_features:-1], 0)
+        goals = np.where(exists, goals, 0)
+      are_later_inputs = np.array_equal(goals, later)
+    self.assertEqual(dataset.forecast, are_later_inputs)
     for _, batch in evaluated:
       self.assertIn('mask', batch)
       self.assertTrue(batch['mask'].any())
