@@ -69,6 +69,8 @@ _LAYER_OPTIONS = dict(
     mlstm=_HEADS,
     mlstm_block=_HEADS,
     mlstm_large=_HEADS,
+    para_gru=_HEADS,
+    para_lstm=_HEADS,
     parallel_lmu=dict(order=8, theta=16.0),
     ret_net=_HEADS,
     rg_lru=_HEADS,
