@@ -12,6 +12,7 @@ workdir.
 """
 
 import json
+import math
 import pathlib
 
 from absl import flags
@@ -20,6 +21,7 @@ from experiments.cli import config_flag
 from experiments.cli import drivers
 from experiments.cli import results
 import jax
+from rnnzoo import errors
 from rnnzoo import filenames
 from rnnzoo import restoring
 from rnnzoo.training import files
@@ -52,6 +54,10 @@ _LAYERS = drivers.define_path(
 
 def main(argv):
   drivers.check_usage(argv, workdir=_WORKDIR.value)
+  if not math.isfinite(_TARGET_RETURN.value or 0):
+    raise errors.UserValueError(
+        f'--target_return must be a finite number, got {_TARGET_RETURN.value}.'
+    )
   host.enable_compilation_cache()
   # One small program after another: waiting for another thread costs more.
   jax.config.update('jax_cpu_enable_async_dispatch', False)

@@ -94,7 +94,11 @@ def run_all(flag, config, workdir, commit) -> None:
 
 
 def describe(got: regression.Result, stream: streams.Stream):
-  """Returns the numbers of a run, errors in variances of the targets."""
+  """Returns the numbers of a run, errors in variances of the targets.
+
+  `naive_error` is that of the input as the prediction: of the value before,
+  where targets are the next inputs.
+  """
   steps = len(got.errors)
   naive = np.square(stream.inputs - stream.targets).mean()
   return dict(

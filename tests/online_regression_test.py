@@ -114,9 +114,12 @@ class StreamsTest(parameterized.TestCase):
     np.testing.assert_allclose(found.targets[:, 0] * scale + mean, [2, 2, 5])
     for text, message in (
         ('year,a\n1950,x\n', "line 2: expected a number, got 'x'"),
-        ('year,a\n1950,1\n', 'at least three numbers that differ, got 1'),
+        ('year,a\n1950,1\n', 'at least three numbers, all finite.* got 1'),
+        ('year,a\n1,1\n2,0\n3,0\n', 'differ after the first one, got 3'),
+        ('year,a\n1,nan\n2,0\n3,1\n', 'all finite'),
+        ('year,a\n1,\udcff\n2,0\n3,1\n', 'cannot be read as CSV in UTF-8'),
     ):
-      path.write_text(text)
+      path.write_text(text, errors='surrogateescape')
       with self.assertRaisesRegex(errors.UserValueError, message):
         streams.load(config, 0)
 
@@ -132,6 +135,16 @@ class LearnerTest(parameterized.TestCase):
   def test_wrong_names(self, name, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       regression.make(name, CONFIG)
+
+  def test_an_error_that_is_not_finite(self):
+    learner = regression.Learner(
+        lambda seed: None, lambda _, x, y: jnp.log(y).sum((0, 2)), 0
+    )
+    stream = streams.Stream(np.ones((3, 1)), np.array([[1.0], [2.0], [-1.0]]))
+    with self.assertRaisesRegex(
+        errors.UserError, 'at step 2. Try .* for linear a forgetting closer'
+    ):
+      regression.run(learner, stream, 0, {})
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ Transformer acts.
 """
 
 from collections.abc import Mapping
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def make_environments(name: str, count: int, facts: Facts) -> list[Any]:
         '--environment, such as Hopper-v5.'
     )
   own = facts.environment
-  if own and name.rpartition('-v')[0] != own.rpartition('-v')[0]:
+  if own and _without_version(name) != _without_version(own):
     raise errors.UserValueError(
         f'The policy was trained on {own}, and --environment is {name}: it '
         'can act in its own environment only.'
@@ -131,6 +132,10 @@ def make_environments(name: str, count: int, facts: Facts) -> list[Any]:
         'it can act in its own environment only.'
     )
   return found
+
+
+def _without_version(name: str) -> str:
+  return re.sub(r'-v\d+$', '', name)
 
 
 class Policy:

@@ -16,7 +16,11 @@ def least_squares(
 
   After each token the map minimises the sum of squared errors so far, the
   errors of `s` tokens ago weighted by `forgetting**s`, plus `regularization`
-  times the squares of the first map, which fade likewise.
+  times the sum of the squares of the map, which after `n` tokens is weighted by
+  `forgetting**n`.
+
+  With `forgetting` below 1, what the inputs do not show for long is forgotten:
+  on a stream without noise numbers may then grow until they are not finite.
 
   >>> import jax.numpy as jnp
   >>> wave = jnp.sin(0.3 * jnp.arange(101))[None, :, None]

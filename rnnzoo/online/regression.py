@@ -190,7 +190,8 @@ def run(
   if not np.isfinite(found).all():
     raise errors.UserError(
         f'The error is not finite at step {int(np.argmin(np.isfinite(found)))}.'
-        ' Try a smaller learning_rate or srnn_learning_rate.'
+        ' Try a smaller learning_rate or srnn_learning_rate, or for linear a '
+        'forgetting closer to 1.'
     )
   return Result(found, seconds, learner.parameters)
 

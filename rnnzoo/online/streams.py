@@ -126,8 +126,13 @@ def packaged(name: str, path: str = '') -> Stream:
         f'There is no file {found[0] if found else f"{name}.csv"}. '
         'pip install --no-deps statsmodels brings it; stream.path may name it.'
     )
-  with open(found[0], encoding='utf-8', newline='') as file:
-    rows = [row for row in csv.reader(file) if row][1:]
+  try:
+    with open(found[0], encoding='utf-8', newline='') as file:
+      rows = [row for row in csv.reader(file) if row][1:]
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise errors.UserValueError(
+        f'{found[0]} cannot be read as CSV in UTF-8: {error}.'
+    ) from error
   values = []
   for number, row in enumerate(rows, 2):
     for text in row[1:]:
@@ -140,10 +145,13 @@ def packaged(name: str, path: str = '') -> Stream:
         raise errors.UserValueError(
             f'{found[0]}, line {number}: expected a number, got {text[:40]!r}.'
         ) from error
-  if len(values) < 3 or not np.std(values) > 0:
+  # The first number is no target.
+  if not np.isfinite(values).all() or len(values) < 3 or not (
+      np.std(values[1:]) > 0
+  ):
     raise errors.UserValueError(
-        f'{found[0]} must have at least three numbers that differ, got '
-        f'{len(values)}.'
+        f'{found[0]} must have at least three numbers, all finite, which '
+        f'differ after the first one, got {len(values)}.'
     )
   return _of_series(np.array(values))
 

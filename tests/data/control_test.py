@@ -124,7 +124,8 @@ class TrajectoriesTest(parameterized.TestCase):
       (dict(actions=np.ones(37)), r'actions must be numbers \[N, S\]'),
       (dict(observations=np.ones((36, 4))), r'float64 \(36, 4\) with 37 rew'),
       (dict(terminals=np.array(['no'] * 37)), 'terminals must be numbers'),
-      (dict(rewards=np.full(37, np.nan)), 'must be finite, but row 0 is not'),
+      (dict(rewards=np.full(37, np.nan)), 'must be finite.* but row 0 is not'),
+      (dict(rewards=np.full(37, 1e39)), 'must be finite in float32'),
       (
           dict(terminals=np.zeros(37), truncations=np.zeros(37)),
           'no episode ends',
@@ -144,6 +145,13 @@ class TrajectoriesTest(parameterized.TestCase):
   def test_wrong_fields(self, config, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
       self.load(arrays(), **config)
+
+  def test_each_part_has_an_episode(self):
+    for count, shares in ((3, (0.1, 0.1, 0.8)), (4, (0.02, 0.49, 0.49))):
+      part = episodes_lib.split(count, shares)
+      self.assertTrue(np.bincount(part, minlength=3).all(), f'{part}')
+    with self.assertRaisesRegex(errors.UserValueError, 'three positive shares'):
+      episodes_lib.split(9, (0.8, 0.1, float('nan')))
 
   def test_two_episodes_are_too_few(self):
     with self.assertRaisesRegex(errors.UserValueError, 'There are 2 whole ep'):
@@ -204,6 +212,16 @@ class D4RLTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserError, 'There is no file walker2d'):
       source.prepare(directory, directory)
     (directory / source.file).write_bytes(b'nothing')
+    found = d4rl.fixture_arrays(source, 2)
+    for other, message in (
+        ({'x': np.ones(3)}, r'observations must be \[N, 17\], got no such'),
+        (found | dict(actions=found['actions'][:, :3]), r'actions .* got \['),
+        (found | dict(timeouts=np.ones(2)), r'timeouts must be \[N, 1\], got'),
+    ):
+      with mock.patch.object(d4rl, 'read_hdf5', return_value=other):
+        with self.assertRaisesRegex(errors.UserValueError, message) as caught:
+          source.prepare(directory, directory)
+      self.assertNotIn('\n', str(caught.exception))
     with mock.patch.dict(sys.modules, h5py=None):
       with self.assertRaisesRegex(errors.UserError, 'needs h5py'):
         source.prepare(directory, directory)

@@ -221,6 +221,7 @@ class ActingTest(parameterized.TestCase):
     acting.make_environments('Line-v2', 1, FACTS)  # Another version will do.
     for name, facts, message in (
         ('Walker2d-v5', FACTS, 'trained on Line-v1, and --environment is Walk'),
+        ('Walker', FACTS._replace(environment='Line'), 'is Walker: it can act'),
         ('', FACTS._replace(environment=''), 'which environment it is from'),
         ('', FACTS._replace(mean=np.zeros(9)), r'sizes \(4,\) and \(2,\)'),
     ):

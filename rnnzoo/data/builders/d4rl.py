@@ -80,7 +80,8 @@ class Source(NamedTuple):
       The directory of the data set.
 
     Raises:
-      UserError: If h5py is not installed, or the file is missing or damaged.
+      UserError: If h5py is not installed, or the file is missing, damaged or
+        another.
     """
     where = f'It is at {ADDRESS.format(file=self.file)}'
     if manual_dir is None:
@@ -95,7 +96,8 @@ class Source(NamedTuple):
           f'{where}'
       )
     return records.write(
-        builder_of(self, lambda: read_hdf5(path)), data_dir, manual_dir
+        builder_of(self, lambda: checked(read_hdf5(path), self, path)),
+        data_dir, manual_dir,
     )
 
   def read(self, data_dir: pathlib.Path) -> list[dict[str, np.ndarray]]:
@@ -224,6 +226,30 @@ def read_hdf5(path: pathlib.Path) -> dict[str, Any]:
         f'{path} cannot be read as HDF5: {records.first_line(error)}.'
     ) from error
   return found
+
+
+def checked(
+    arrays: dict[str, Any], source: Source, path: pathlib.Path
+) -> dict[str, Any]:
+  """Returns the arrays of a file if they are those of a data set.
+
+  Raises:
+    UserValueError: If an array is missing or has another shape.
+  """
+  observation, action, *_ = ROBOTS[source.robot].sizes
+  sizes = dict(
+      observations=observation, actions=action, rewards=1, terminals=1,
+      timeouts=1,
+  )
+  count = np.size(arrays.get('observations', ())) // observation
+  for name, size in sizes.items():
+    found = np.shape(arrays.get(name, ()))
+    if not found or found[0] != count or np.prod(found) != count * size:
+      raise errors.UserValueError(
+          f'{path} is not the {source.file} of D4RL: {name} must be [N, '
+          f'{size}], got {list(found) if name in arrays else "no such array"}.'
+      )
+  return arrays
 
 
 def episodes(arrays: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -211,7 +211,7 @@ def split(count: int, shares) -> np.ndarray:
   Raises:
     UserValueError: If the shares are wrong, or there are too few episodes.
   """
-  if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+  if len(shares) != 3 or min(shares) <= 0 or not abs(sum(shares) - 1) <= 1e-6:
     raise errors.UserValueError(
         'data.parts must be three positive shares that add up to 1 (train, '
         f'validation, test), got {fields.shown(shares)}.'
@@ -221,7 +221,8 @@ def split(count: int, shares) -> np.ndarray:
         f'There are {count} whole episodes, but train, validation and test '
         'need one each.'
     )
-  validation, test = (max(1, round(count * share)) for share in shares[1:])
+  validation = min(max(1, round(count * shares[1])), count - 2)
+  test = min(max(1, round(count * shares[2])), count - 1 - validation)
   order = np.random.default_rng(_SPLIT_SEED).permutation(count)
   part = np.zeros(count, np.int64)
   part[order[:validation]] = 1

@@ -96,10 +96,12 @@ def read(
           f'{["[N]", "[N, S]"][axes - 1]}, one row for each of N rewards, got '
           f'{array.dtype} {array.shape} with {count} rewards.'
       )
+    with np.errstate(over='ignore'):
+      array = array.astype(np.float32)  # Beyond its largest number: infinite.
     bad = ~np.isfinite(array).reshape(count, -1).all(1)
     if bad.any():
       raise errors.UserValueError(
-          f'{path} (data.path): {name} must be finite, but row '
+          f'{path} (data.path): {name} must be finite in float32, but row '
           f'{int(np.argmax(bad))} is not, nor are {int(bad.sum()) - 1} others.'
       )
   done = (found['terminals'] != 0) | (found['truncations'] != 0)
