@@ -18,6 +18,10 @@ import numpy as np
 from rnnzoo import errors
 
 WAYS = ('carried', 'reread')
+_NEEDED = (
+    'environment', 'observation_mean', 'observation_scale', 'action_scale',
+    'reward_scale', 'best_return', 'mean_return', 'unit_scores',
+)
 
 
 class Facts(NamedTuple):
@@ -65,7 +69,8 @@ def facts_of(run) -> Facts:
   """Returns the facts of a restored run.
 
   Raises:
-    UserValueError: If the run is of another kind of task.
+    UserValueError: If the run is of another kind of task, or of data that does
+      not say what it takes to act.
   """
   if run.task.name != 'decisions':
     raise errors.UserValueError(
@@ -73,6 +78,11 @@ def facts_of(run) -> Facts:
         'act.'
     )
   data = run.data
+  if missing := [name for name in _NEEDED if name not in data]:
+    raise errors.UserValueError(
+        f'The data of the run has no {missing[0]} in Dataset.source, which it '
+        'takes to act; rnnzoo/data/control/episodes.py writes it.'
+    )
   return Facts(
       data['environment'], np.array(data['observation_mean']),
       np.array(data['observation_scale']), np.array(data['action_scale']),

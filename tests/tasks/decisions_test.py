@@ -209,6 +209,10 @@ class ActingTest(parameterized.TestCase):
     self.assertEqual((facts.window, facts.reward_scale), (20, 1000))
     sizes = facts.mean.shape, facts.action_scale.shape
     self.assertEqual(sizes, ((11,), (3,)))
+    run.data = dict(dataset.source)
+    del run.data['action_scale']
+    with self.assertRaisesRegex(errors.UserValueError, 'has no action_scale'):
+      acting.facts_of(run)
     run.task = tasks.Regression()
     with self.assertRaisesRegex(
         errors.UserValueError, 'holds a run of regression; only models of dec'

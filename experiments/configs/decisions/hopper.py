@@ -17,7 +17,7 @@ are ours and the first that were tried. The best checkpoint on validation acts.
 
 Result (`experiments/results/decisions/hopper`), seed 0, mean return of 20
 episodes with the state carried, and with the last 20 steps read again: minGRU
-2280 and 2356, LRU 1877 and 2462, attention with 1,000 steps of training 2295
+2280 and 2356, LRU 1876 and 2462, attention with 1,000 steps of training 2295
 and 2272, behaviour cloning 105 both. The data has 533 on average and 2915 at
 best.
 """
