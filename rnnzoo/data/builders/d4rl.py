@@ -244,12 +244,13 @@ def checked(
   count = np.size(arrays.get('observations', ())) // observation
   for name, size in sizes.items():
     found = np.shape(arrays.get(name, ()))
-    if not found or found[0] != count or np.prod(found) != count * size:
+    if not count or found[:1] != (count,) or np.prod(found) != count * size:
       raise errors.UserValueError(
           f'{path} is not the {source.file} of D4RL: {name} must be [N, '
           f'{size}], got {list(found) if name in arrays else "no such array"}.'
       )
-  return arrays
+  flat = ('rewards', 'terminals', 'timeouts')
+  return arrays | {name: arrays[name].reshape(count) for name in flat}
 
 
 def episodes(arrays: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
