@@ -79,7 +79,7 @@ class DLinOSS(oscillators.Oscillators):
     G = (1 - squared) / (dt * squared)
     A = (2 + dt * G - 2 * jnp.cos(theta) * jnp.sqrt(1 + dt * G)) / dt**2
     self.A_diag, self.G_diag, self.steps = (
-        nnx.Param(u.astype(param_dtype), axes=('state',), recurrent=True)
+        nnx.Param(u.astype(param_dtype), axes=('hidden',), recurrent=True)
         for u in (A, G, steps)
     )
 

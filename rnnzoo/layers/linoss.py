@@ -81,7 +81,7 @@ class LinOSS(oscillators.Oscillators):
     self.create_maps(state_features, dtype, param_dtype, rngs)
     uniform = lambda: nnx.Param(
         jax.random.uniform(rngs.params(), (state_features,), param_dtype),
-        axes=('state',), recurrent=True,
+        axes=('hidden',), recurrent=True,
     )
     self.A_diag, self.steps = uniform(), uniform()
 

@@ -59,10 +59,11 @@ class Oscillators(base.RecurrentLayer):
 
     # The last axis holds real and imaginary parts.
     self.B = nnx.Param(
-        uniform(p, d, 2, fan_in=d), axes=('state', 'embed', None)
+        uniform(p, d, 2, fan_in=d), axes=('hidden', 'embed', None),
+        recurrent=True,
     )
     self.C = nnx.Param(
-        uniform(d, p, 2, fan_in=p), axes=('embed', 'state', None)
+        uniform(d, p, 2, fan_in=p), axes=('embed', 'hidden', None)
     )
     self.D = nnx.Param(
         jax.random.normal(rngs.params(), (d,), param_dtype), axes=(None,)
