@@ -214,10 +214,9 @@ def _parse(name: str) -> tuple[str, int]:
   if found := re.fullmatch(r'(.+)_(\d+)', name):
     if name not in zoo.LAYERS:
       layer, number = found[1], int(found[2])
-  # Not those that read images.
   known = ['srnn', 'linear', *(
       name for name, make in zoo.LAYERS.items()
-      if 'input_shape' not in building.options_of(make)
+      if not building.reads_images(make)
   )]
   if (
       layer not in known or layer == 'linear' and not number
