@@ -193,7 +193,7 @@ class NewtonScanTest(parameterized.TestCase):
 
   def test_a_sequence_does_not_disturb_the_others(self):
     step, weights, _ = _STEPS['dense']
-    weights = np.float32(weights)
+    weights = np.float32(weights / 2)
     x = np.float32(np.tile(_X[:1], (2, 20, 1)))
     h0 = np.zeros((2, _D), np.float32)
     calls = []
