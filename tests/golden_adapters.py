@@ -135,6 +135,37 @@ def gru_reset_before(case):
   return {'y': y}, {'h': carry}
 
 
+def linoss(case):
+  layer = layers.LinOSS(
+      case.x.shape[2], case.par['steps'].shape[0],
+      discretization=case.cfg['discretization'].lower(), rngs=nnx.Rngs(0),
+  )
+  carry, y = with_parameters(layer, case.par)(case.x)
+  return {'y': y}, {**parts('z', carry.z), **parts('y', carry.y)}
+
+
+def d_linoss(case):
+  layer = layers.DLinOSS(
+      case.x.shape[2], case.par['steps'].shape[0], rngs=nnx.Rngs(0)
+  )
+  carry, y = with_parameters(layer, case.par)(case.x)
+  return {'y': y}, {**parts('z', carry.z), **parts('y', carry.y)}
+
+
+def signed_min_gru(case):
+  layer = layers.SignedMinGRU(
+      case.x.shape[2],
+      expansion_factor=case.st0['h'].shape[1] / case.x.shape[2],
+      coupled=case.cfg['coupled'], use_projection=False, rngs=nnx.Rngs(0),
+  )
+  values = {
+      'gates.kernel': stacked(case, 'W_{}', 'zsh'),
+      'gates.bias': stacked(case, 'b_{}', 'zsh'),
+  }
+  carry, y = with_parameters(layer, values)(case.x, case.st0['h'])
+  return {'y': y}, {'h': carry}
+
+
 def para_gru(case):
   layer = layers.ParaGRU(
       case.x.shape[2], case.par['A'].shape[1],
@@ -403,6 +434,7 @@ ADAPTERS = dict(
     aaren=aaren,
     aaren__extreme=aaren,
     causal_conv1d__segments=causal_conv1d,
+    d_linoss=d_linoss,
     delta_rule=delta_rule,
     elman=elman,
     gated_delta_rule=delta_rule,
@@ -413,6 +445,8 @@ ADAPTERS = dict(
     gru__reset_before=gru_reset_before,
     hgrn=hgrn,
     linear_attention=linear_attention,
+    linoss_im=linoss,
+    linoss_imex=linoss,
     linrec_complex=linrec_complex,
     linrec_complex__long=linrec_complex,
     linrec_complex__rev=linrec_complex,
@@ -440,17 +474,19 @@ ADAPTERS = dict(
     rglru=rg_lru,
     rglru__h0=rg_lru,
     rglru__reset=rg_lru,
-    s4d=s4d,
-    s5__bilinear=s5,
-    s5__zoh=s5,
     rwkv4_timemix=rwkv4,
     rwkv4_wkv=wkv,
     rwkv4_wkv__h0=wkv,
     rwkv6_wkv=rwkv6_wkv,
     rwkv7_timemix=rwkv7,
     rwkv7_wkv=rwkv7_wkv,
+    s4d=s4d,
+    s5__bilinear=s5,
+    s5__zoh=s5,
     s6=s6,
     s6__plain=s6,
+    signed_mingru=signed_min_gru,
+    signed_mingru__coupled=signed_min_gru,
     simple_gla=linear_attention,
     slstm=slstm,
     slstm__h0=slstm,

@@ -35,7 +35,7 @@ _PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
 # say it. A file with another value needs an adapter that reads the option.
 _ASSUMED = dict(
     activation=('g',), block_len_used=(8,), c=(8.0,), clip_eigs=(False,),
-    discretization=('zoh, dt=1',),
+    damping=(False, True), discretization=('zoh, dt=1', 'IMEX'),
     forget_gate=('exp (log-sigmoid stabilised)',),
     g=('log of the forget gate',), gamma_h=('1-2^(-5-h)',),
     gate_order=('i,f,z,o',),

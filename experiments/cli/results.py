@@ -57,6 +57,8 @@ _FIELDS = dict(
 )
 # Overrides that say which runs, not of what.
 _SEEDS = ('seed', 'num_seeds')
+# Where the data lies, and what is written beside a run, change no result.
+_WITHOUT_EFFECT = ('data.data_dir', 'tensorboard')
 # A value that holds a separator is taken for the name of a file.
 _PATH = re.compile(r'''[^\s'",;=()\[\]{}]*/[^'",;()\[\]{}]*''')
 
@@ -251,6 +253,8 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     raise errors.UserValueError(f'{path} is damaged: {error}') from error
   except ValueError as error:
     raise errors.UserValueError(f'{path} is {error}.') from error
+  for name in _WITHOUT_EFFECT:  # Older records have them.
+    result['overrides'].pop(name, None)
   return result
 
 
@@ -297,7 +301,7 @@ def overrides_of(flag: config_flag.ConfigFlag) -> dict[str, str]:
   if not {'data.name', 'preset', 'model.layer'} & set(flag.overrides):
     own = flag.unchanged
   for name in flag.overrides:
-    if name == 'data.data_dir':  # Where the data lies changes no result.
+    if name in _WITHOUT_EFFECT:
       continue
     value = of(name, flag.value)
     if own is not None and name.startswith('data.') and value == of(name, own):

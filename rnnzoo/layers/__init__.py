@@ -23,6 +23,7 @@ from rnnzoo.layers.comba import Comba as Comba
 from rnnzoo.layers.conv_lstm import ConvLSTM as ConvLSTM
 from rnnzoo.layers.conv_lstm import ConvLSTMCarry as ConvLSTMCarry
 from rnnzoo.layers.conv_s5 import ConvS5 as ConvS5
+from rnnzoo.layers.d_linoss import DLinOSS as DLinOSS
 from rnnzoo.layers.delta_net import DeltaNet as DeltaNet
 from rnnzoo.layers.delta_net import DeltaNetCarry as DeltaNetCarry
 from rnnzoo.layers.directions import Bidirectional as Bidirectional
@@ -41,6 +42,7 @@ from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
 from rnnzoo.layers.kda import KDA as KDA
 from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
+from rnnzoo.layers.linoss import LinOSS as LinOSS
 from rnnzoo.layers.lmu import LMU as LMU
 from rnnzoo.layers.lmu import LMUCarry as LMUCarry
 from rnnzoo.layers.lru import LRU as LRU
@@ -56,6 +58,7 @@ from rnnzoo.layers.mlstm import MLSTM as MLSTM
 from rnnzoo.layers.mlstm_block import MLSTMBlock as MLSTMBlock
 from rnnzoo.layers.mlstm_block import MLSTMBlockCarry as MLSTMBlockCarry
 from rnnzoo.layers.mlstm_large import MLSTMLarge as MLSTMLarge
+from rnnzoo.layers.oscillators import OscillatorCarry as OscillatorCarry
 from rnnzoo.layers.para_gru import ParaGRU as ParaGRU
 from rnnzoo.layers.para_lstm import ParaLSTM as ParaLSTM
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
@@ -78,6 +81,7 @@ from rnnzoo.layers.s4 import S4 as S4
 from rnnzoo.layers.s4d import S4D as S4D
 from rnnzoo.layers.s5 import S5 as S5
 from rnnzoo.layers.sgru import SGRU as SGRU
+from rnnzoo.layers.signed_min_gru import SignedMinGRU as SignedMinGRU
 from rnnzoo.layers.slstm import SLSTM as SLSTM
 from rnnzoo.layers.slstm import SLSTMCarry as SLSTMCarry
 from rnnzoo.layers.slstm_block import SLSTMBlock as SLSTMBlock
@@ -95,6 +99,7 @@ LAYERS = dict(
     comba=Comba,
     conv_lstm=ConvLSTM,
     conv_s5=ConvS5,
+    d_linoss=DLinOSS,
     delta_net=DeltaNet,
     elman=Elman,
     gated_delta_net=GatedDeltaNet,
@@ -106,6 +111,7 @@ LAYERS = dict(
     hgrn=HGRN,
     kda=KDA,
     linear_attention=LinearAttention,
+    linoss=LinOSS,
     lmu=LMU,
     lru=LRU,
     lstm=LSTM,
@@ -130,6 +136,7 @@ LAYERS = dict(
     s4d=S4D,
     s5=S5,
     sgru=SGRU,
+    signed_min_gru=SignedMinGRU,
     slstm=SLSTM,
     slstm_block=SLSTMBlock,
     tfc_sgru=TFCSGRU,

@@ -116,27 +116,32 @@ def _backward(reverse, residuals, cotangents):
   """Runs the adjoint `l_t = g_t + A_{t+1}^T l_{t+1}`, the other way."""
   a, h, h0, reset = residuals
   dlast, dh = cotangents
-  shift = functools.partial(_shift, reverse=reverse)
+
+  def shift(u, layout, edge=None, *, later):
+    """Moves `u` by one step of travel; `edge`, or 0, comes in."""
+    edge = jnp.zeros_like(u[:, 0]) if edge is None else edge
+    return _shift(
+        u, edge, h[:, :, 0], layout, later_index=later != reverse
+    )
+
   transposed = jnp.swapaxes(a, 2, 3)
   if a.shape[1] > 1:
-    # At the last step the state is `dlast` and has not been multiplied.
-    transposed = shift(transposed, later=False)
-  starts = None
-  if reset is not None:
-    starts = shift(reset, later=False)
-  # `dlast` reaches the last step as it is.
-  final = 0 if reverse else -1
-  dh = dh.at[:, final].add(dlast)
-  _, adjoint = block_scan(
+    transposed = shift(transposed, 'btkkd', later=False)
+  starts = None if reset is None else shift(reset, 'bt', later=False)
+  # `dlast` reaches the last step as it is. By selection, so that no device
+  # needs the steps of others.
+  steps = jnp.arange(h.shape[1]) == (0 if reverse else h.shape[1] - 1)
+  dh += jnp.where(steps[:, None, None], dlast[:, None], 0)
+  first_adjoint, adjoint = block_scan(
       transposed, dh, None, reverse=not reverse, reset=starts
   )
-  before = shift(h, later=True, edge=h0)
+  before = shift(h, 'btkd', h0, later=True)
   if reset is not None:
     before = jnp.where(reset[:, :, None, None], 0, before)
   da = adjoint[:, :, :, None] * before[:, :, None]
   summed = tuple(i for i, n in enumerate(a.shape) if n == 1 < da.shape[i])
   first = -1 if reverse else 0
-  dh0 = jnp.einsum('bijd,bid->bjd', a[:, first], adjoint[:, first])
+  dh0 = jnp.einsum('bijd,bid->bjd', a[:, first], first_adjoint)
   dh0 = jnp.broadcast_to(dh0, h0.shape)
   if reset is not None:
     dh0 = jnp.where(reset[:, first, None, None], 0, dh0)
@@ -146,12 +151,29 @@ def _backward(reverse, residuals, cotangents):
 _scan.defvjp(_forward, _backward)
 
 
-def _shift(u, *, reverse, later, edge=None):
-  """Moves `u` `[B, T, ...]` by one step of travel; `edge`, or 0, comes in."""
-  edge = jnp.zeros_like(u[:, 0]) if edge is None else edge
-  if later != reverse:
-    return jnp.concatenate([edge[:, None], u[:, :-1]], axis=1)
-  return jnp.concatenate([u[:, 1:], edge[:, None]], axis=1)
+def _shift(u, edge, like, layout, *, later_index):
+  """Moves `u` `[B, T, ...]` by one step, also where time is split.
+
+  Args:
+    u: An array of this layout.
+    edge: `[B, ...]`, which comes in at the first or the last step.
+    like: `[B, T, D]`, which decides how to split.
+    layout: See `rnnzoo/mesh.py`.
+    later_index: Whether values move to the next index, not to the one before.
+  """
+
+  def local(u, edge, *, segments):
+    if segments is not None:
+      own = u[:, -1 if later_index else 0]
+      edge = segments.from_neighbor(own, edge, not later_index)
+    if later_index:
+      return (jnp.concatenate([edge[:, None], u[:, :-1]], axis=1),)
+    return (jnp.concatenate([u[:, 1:], edge[:, None]], axis=1),)
+
+  if not mesh.splits_time(like):
+    return local(u, edge, segments=None)[0]
+  layouts = layout, layout.replace('t', '')
+  return mesh.run_per_device(local, like, (u, edge), layouts, (layout,))[0]
 
 
 def _entering_state(segments, a, x, h0, reset, reverse):

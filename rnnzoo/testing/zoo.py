@@ -14,6 +14,7 @@ LAYERS = dict(
     comba=lambda rngs: layers.Comba(4, num_heads=1, chunk_size=4, rngs=rngs),
     conv_lstm=lambda rngs: layers.ConvLSTM((3, 4, 2), 3, rngs=rngs),
     conv_s5=lambda rngs: layers.ConvS5((3, 4, 2), 4, rngs=rngs),
+    d_linoss=lambda rngs: layers.DLinOSS(6, 4, rngs=rngs),
     delta_net=lambda rngs: layers.DeltaNet(
         6, num_heads=2, chunk_size=4, rngs=rngs
     ),
@@ -39,6 +40,7 @@ LAYERS = dict(
     linear_attention=lambda rngs: layers.LinearAttention(
         6, num_heads=2, value_features=2, chunk_size=4, rngs=rngs
     ),
+    linoss=lambda rngs: layers.LinOSS(6, 4, rngs=rngs),
     lmu=lambda rngs: layers.LMU(6, 5, order=4, theta=10, rngs=rngs),
     hgrn=lambda rngs: layers.HGRN(6, lower_bound=0.3, rngs=rngs),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
@@ -91,6 +93,9 @@ LAYERS = dict(
     rwkv6=lambda rngs: layers.RWKV6(
         6, head_features=3, mix_rank=2, decay_rank=3, layer_index=1,
         num_layers=3, zero_init=False, chunk_size=4, rngs=rngs,
+    ),
+    signed_min_gru=lambda rngs: layers.SignedMinGRU(
+        6, expansion_factor=1.5, rngs=rngs
     ),
     slstm=lambda rngs: layers.SLSTM(
         6, 4, num_heads=2, recurrent_init='uniform', rngs=rngs

@@ -172,6 +172,60 @@ def para_lstm(p, x, carry):
   return (c, h), ys
 
 
+def linoss(p, x, carry, explicit=False):
+  """Rusch, Rus (2025), arXiv 2410.03943, section 2.2."""
+  A = np.maximum(p['A_diag'], 0)
+  return oscillators(p, x, carry, A, np.zeros_like(A), not explicit)
+
+
+def linoss_imex(p, x, carry):
+  """The same, the implicit-explicit rule."""
+  return linoss(p, x, carry, explicit=True)
+
+
+def d_linoss(p, x, carry):
+  """Boyer et al. (2025), arXiv 2505.12171, with the limits of A."""
+  dt, G = sigmoid(p['steps']), np.maximum(p['G_diag'], 0)
+  width = 2 * np.sqrt(1 + dt * G)
+  A = np.clip(
+      p['A_diag'], (2 + dt * G - width) / dt**2, (2 + dt * G + width) / dt**2
+  )
+  return oscillators(p, x, carry, A, G, implicit=False)
+
+
+def oscillators(p, x, carry, A, G, implicit):
+  """`y'' = -A y - G y' + B x` step by step, z being y'."""
+  (z, y), ys = carry, []
+  dt = sigmoid(p['steps'])
+  B, C = (p[u][..., 0] + 1j * p[u][..., 1] for u in 'BC')
+  for x_t in x:
+    force = x_t @ B.T
+    if implicit:
+      y = (y + dt * z + dt**2 * force) / (1 + dt**2 * A)
+      z = z + dt * (force - A * y)
+    else:
+      z = (z + dt * (force - A * y)) / (1 + dt * G)
+      y = y + dt * z
+    ys.append((y @ C.T).real + p['D'] * x_t)
+  return (z, y), ys
+
+
+def signed_min_gru(p, x, h, coupled=False):
+  """The signed minGRU of mingru-scans."""
+  w, b, ys = p['gates/kernel'], p['gates/bias'], []
+  for x_t in x:
+    z, s, v = (x_t @ w[:, k] + b[k] for k in range(3))
+    z, a = sigmoid(z), np.tanh(s)
+    h = ((1 - z) * a if coupled else a) * h + z * v
+    ys.append(h)
+  return h, ys
+
+
+def signed_min_gru_coupled(p, x, h):
+  """The same, the decay within 1 - z."""
+  return signed_min_gru(p, x, h, coupled=True)
+
+
 _DENSE = dict(
     hidden_init='glorot_normal', use_bias=False, use_projection=True
 )
@@ -200,8 +254,15 @@ class TranscriptionTest(parameterized.TestCase):
       ('min_lstm', min_lstm, layers.MinLSTM, {}),
       ('min_lstm_unnormalized', min_lstm_unnormalized, layers.MinLSTM,
        dict(normalize=False)),
+      ('d_linoss', d_linoss, layers.DLinOSS, dict(state_features=5)),
+      ('linoss', linoss, layers.LinOSS, dict(state_features=5)),
+      ('linoss_imex', linoss_imex, layers.LinOSS,
+       dict(state_features=5, discretization='imex')),
       ('para_gru', para_gru, layers.ParaGRU, dict(num_heads=2)),
       ('para_lstm', para_lstm, layers.ParaLSTM, dict(num_heads=2)),
+      ('signed_min_gru', signed_min_gru, layers.SignedMinGRU, {}),
+      ('signed_min_gru_coupled', signed_min_gru_coupled, layers.SignedMinGRU,
+       dict(coupled=True)),
   )
   def test_equals_a_loop_in_numpy(self, equations, layer, options):
     transcription.check(

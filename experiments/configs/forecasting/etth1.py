@@ -34,6 +34,7 @@ test part, seed 0, and DLinear's published squared error (second-hand):
   minGRU          0.378 0.404
   LRU             0.381 0.403
   Mamba           0.389 0.409
+  Aaren           0.381 0.403
 
 So DLinear is within 3 % of the published number at 192 hours only; at 96 and
 720 it is 3.4 and 3.0 % above it, at 336 hours 11 %. One seed says little: the
