@@ -106,7 +106,8 @@ def newton_scan(
   Args:
     step: Maps states `[N, D]` or `[N, K, D]` and inputs, a tree of arrays
       `[N, ...]`, to the next states, for each of N tokens by itself. It may use
-      other arrays, which then have gradients.
+      other floating arrays, which then have gradients. Integers that `jax.jit`
+      traces must be in `x`: JAX cannot differentiate around them otherwise.
     x: The inputs, a tree of arrays `[B, T, ...]`.
     h0: The state before the first token, `[B, D]` or `[B, K, D]`, floating. The
       dtype of all states.
