@@ -75,6 +75,7 @@ def cells():
     found = [
         module for _, module in nnx.iter_graph(model)
         if isinstance(module, parallel_cells.ParallelCell)
+        and names.get(type(module)) in _CELLS
     ]
     if not found:
       raise errors.UserValueError(

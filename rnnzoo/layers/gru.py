@@ -8,6 +8,11 @@ from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
 from rnnzoo.layers import parallel_cells
 
+_TWO_PRODUCTS = (
+    "solver='newton' and `residual` need `reset_after=True`: otherwise two "
+    'products follow each other in one step.'
+)
+
 
 class GRU(parallel_cells.MixingCell):
   r"""A gated recurrent unit, in both common forms.
@@ -78,10 +83,7 @@ class GRU(parallel_cells.MixingCell):
     """
     self.set_solver(solver, newton_iterations)
     if solver == 'newton' and not reset_after:
-      raise ValueError(
-          "solver='newton' needs `reset_after=True`: otherwise two products "
-          'follow each other in one step.'
-      )
+      raise ValueError(_TWO_PRODUCTS)
     self.in_features = in_features
     self.hidden_features = self.out_features = hidden_features or in_features
     self.reset_after = reset_after
@@ -111,6 +113,11 @@ class GRU(parallel_cells.MixingCell):
   def advance(self, carry, projected, mixed):
     h = advance(carry, projected, mixed)
     return h, h
+
+  def linearize(self, carry, projected, dtype):
+    if not self.reset_after:
+      raise ValueError(_TWO_PRODUCTS)
+    return super().linearize(carry, projected, dtype)
 
   def update(self, carry, projected, dtype):
     if self.reset_after:

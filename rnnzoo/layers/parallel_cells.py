@@ -71,10 +71,16 @@ class ParallelCell(recurrences.RecurrentCell):
     Returns:
       `[B]`: the largest difference of a state from that which the cell computes
       of the state before it, relative where states are above 1.
+
+    Raises:
+      ValueError: As a call, or if the cell is a GRU without `reset_after`.
     """
     x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
+    # Who asks for the residual needs no warning. The tolerance does not matter
+    # for a fixed number of iterations.
+    tolerance = None if self.newton_iterations is None else math.inf
     return self._solve(
-        carry, self.project(x), initial, reset, mask, x.dtype
+        carry, self.project(x), initial, reset, mask, x.dtype, tolerance
     )[2]
 
   def linearize(
@@ -102,7 +108,9 @@ class ParallelCell(recurrences.RecurrentCell):
     carry, y, _ = self._solve(carry, projected, initial, reset, mask, dtype)
     return carry, base.masked(y, mask)
 
-  def _solve(self, carry, projected, initial, reset, mask, dtype):
+  def _solve(
+      self, carry, projected, initial, reset, mask, dtype, tolerance=None
+  ):
     """Returns the last carry, all outputs, and the residuals."""
     leaves, structure = jax.tree.flatten(carry)
 
@@ -123,6 +131,10 @@ class ParallelCell(recurrences.RecurrentCell):
       return pack(carry), jacobian
 
     rounding = jnp.finfo(dtype)
+    if tolerance is None and rounding.bits < 32:
+      # A product in bfloat16 jumps with its input: no state solves the
+      # equations to the last digit of float32.
+      tolerance = float(rounding.eps) / 4
     last, h, residual = ops.newton_scan(
         step,
         projected,
@@ -132,9 +144,7 @@ class ParallelCell(recurrences.RecurrentCell):
         reset=reset,
         mask=mask,
         num_iterations=self.newton_iterations,
-        # A product in bfloat16 jumps with its input: no state solves the
-        # equations to the last digit of float32.
-        tolerance=float(rounding.eps) / 4 if rounding.bits < 32 else None,
+        tolerance=tolerance,
     )
     return unpack(last), output_of(unpack(h)), residual
 

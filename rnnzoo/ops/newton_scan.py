@@ -77,19 +77,22 @@ def newton_scan(
   channel of the old state only: one `linear_scan` for states `[B, D]`, one
   `block_scan` of `K x K` matrices for states `[B, K, D]`. For other
   recurrences, such as a GRU with its dense matrix, `linearize` gives an
-  approximation of that form, and the iteration converges linearly.
+  approximation of that form, and the iteration converges linearly. Without it
+  the gradients of such a recurrence are wrong: nothing checks which channels
+  `step` reads.
 
   Gradients are those of the solution, not of the iterations. With the exact
   Jacobian they take one reversed scan. With `linearize` the adjoint equation
   is solved by the same iteration with exact vector-Jacobian products, to
   `tolerance` or to its end after T iterations. If the states are not solved to
-  the tolerance, neither are the gradients. Only reverse mode is supported;
-  second derivatives only without `linearize`.
+  the tolerance, neither are the gradients. The residual has none. Only reverse
+  mode is supported; second derivatives only without `linearize`.
 
   The result is close to the exact one if the residual is small and the
-  recurrence forgets: where :math:`|J_t| \le L`, the error of every state is at
-  most `residual * (1 + L + L^2 + ... + L^(T-1))`, with the residual not divided
-  by the size of the state. For `L < 1` that is `residual / (1 - L)`.
+  recurrence forgets: if the absolute values in every row of the whole Jacobian,
+  at all states, add up to `L` at most, the error of every state is at most
+  `residual * (1 + L + L^2 + ... + L^(T-1))`, with the residual not divided by
+  the size of the state. For `L < 1` that is below `residual / (1 - L)`.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.ones((1, 5, 1))
@@ -103,7 +106,8 @@ def newton_scan(
   Args:
     step: Maps states `[N, D]` or `[N, K, D]` and inputs, a tree of arrays
       `[N, ...]`, to the next states, for each of N tokens by itself. It may use
-      other arrays, which then have gradients.
+      other floating arrays, which then have gradients. Integers that `jax.jit`
+      traces must be in `x`: JAX cannot differentiate around them otherwise.
     x: The inputs, a tree of arrays `[B, T, ...]`.
     h0: The state before the first token, `[B, D]` or `[B, K, D]`, floating. The
       dtype of all states.
@@ -112,7 +116,8 @@ def newton_scan(
       the Jacobian has that form and is computed from `step`.
     initial: The state to which a reset returns, like `h0`; zeros if `None`.
     reset: Booleans `[B, T]`, `True` where a new sequence starts.
-    mask: Booleans `[B, T]`, `False` where the state passes unchanged.
+    mask: Booleans `[B, T]`, `False` where the state passes unchanged. `step`
+      gets 0 in place of the floating inputs there.
     num_iterations: A fixed number of iterations. If `None`, the iteration ends
       when all residuals are at most `tolerance`.
     max_iterations: The largest number of iterations then; T if `None`, with
@@ -123,15 +128,15 @@ def newton_scan(
       damped form. Plain Newton (`None`) can grow beyond all bounds in long
       sequences where the Jacobian at a wrong guess is larger than 1. With 1 an
       iteration of a diagonal recurrence cannot.
-    strict: Whether to raise if the tolerance is not reached. Only outside
-      `jax.jit`.
+    strict: Whether to raise if the tolerance is not reached. It has no effect
+      where the residual is not known: in `jax.jit`, `jax.grad` and `jax.vmap`.
 
   Returns:
     `(h_last, h, residual)`: the state after the last token, all states
     `[B, T, D]` or `[B, T, K, D]`, and the largest difference of a state from
     `step` of the state before it, divided by the size of the state where that
-    is above 1, `[B]`; NaN if a state is. Outside `jax.jit`, a residual above
-    the tolerance is a warning too.
+    is above 1, `[B]`; NaN if a state is. Where `strict` could raise, a residual
+    above the tolerance is a warning otherwise.
 
   Raises:
     ValueError: If shapes or dtypes disagree, or a number is out of range.
@@ -172,10 +177,17 @@ def newton_scan(
   for name, value in (('tolerance', tolerance), ('max_slope', max_slope)):
     if value is not None and not value > 0:
       raise ValueError(f'`{name}` must be above 0, got {value}.')
-  if not batch * time:
+  if not h0.size * time:
     return h0, jnp.zeros((batch, time, *h0.shape[1:]), h0.dtype), (
         jnp.zeros((batch,), h0.dtype)
     )
+  if mask is not None:
+    # An absent token may hold anything, and 0 * NaN would be in the gradients.
+    leaves = [
+        jnp.where(mask.reshape(*mask.shape, *(1,) * (u.ndim - 2)), u, 0)
+        if jnp.issubdtype(u.dtype, jnp.inexact) else u
+        for u in leaves
+    ]
   # Inside a user's `jax.shard_map` all of them vary over the same axes.
   leaves, h0, initial, reset, mask = rows.vary_together(
       (leaves, h0, initial, reset, mask)
@@ -186,9 +198,12 @@ def newton_scan(
   state = flat(
       jnp.broadcast_to(h0[:, None], (batch, time, *h0.shape[1:]))
   )
+  step = _checked('step', step, state.shape)
   step, constants = jax.closure_convert(step, state, token)
   approximate, others = None, []
   if linearize is not None:
+    shapes = state.shape, (*state.shape[:-1], *state.shape[1:])
+    linearize = _checked('linearize', linearize, *shapes)
     approximate, others = jax.closure_convert(linearize, state, token)
   problem = _Problem(
       step, approximate, num_iterations, max_iterations or time,
@@ -215,7 +230,15 @@ def _solve(problem, constants, others, x, h0, initial, reset, mask):
     return p, *system.linearize(p, problem.max_slope)
 
   def iterate(p, f, J):
-    return system.scan(J, f - _times(J, p))
+    # An infinite state, such as the logarithm of an empty one, is as `step`
+    # left it: in a scan, 0 times it would be NaN.
+    infinite = jnp.isinf(f)
+    by_row, by_column = infinite, jnp.isinf(p)
+    if J.ndim > p.ndim:
+      by_row, by_column = by_row[:, :, :, None], by_column[:, :, None]
+    J = jnp.where(by_row | by_column | ~jnp.isfinite(J), 0, J)
+    h = system.scan(J, jnp.where(infinite, 0, f - _times(J, p)))
+    return jnp.where(infinite, f, h)
 
   if problem.iterations is not None:
     h = lax.fori_loop(
@@ -224,18 +247,22 @@ def _solve(problem, constants, others, x, h0, initial, reset, mask):
     return h, _residual(h, system.step(system.previous(h), x, constants))
 
   def goes_on(state):
-    count, h, _, f, _ = state
+    count, moved, h, _, f, _ = state
     # Written so that a NaN goes on.
     solved = jnp.all(_residual(h, f) <= problem.tolerance)
-    return (count < problem.limit) & ~solved
+    return (count < problem.limit) & moved & ~solved
 
   def body(state):
-    count, _, *guess = state
+    count, _, old, *guess = state
     h = iterate(*guess)
-    return count + 1, h, *linearize(h)
+    # From equal states all iterations are equal. So a NaN in one sequence does
+    # not keep the others waiting for T iterations.
+    return count + 1, _difference(h, old).any(), h, *linearize(h)
 
-  _, h, _, f, _ = lax.while_loop(
-      goes_on, body, (jnp.zeros((), jnp.int32), first, *linearize(first))
+  moved, first = mesh.same_varying(jnp.asarray(True), first)
+  _, _, h, _, f, _ = lax.while_loop(
+      goes_on, body,
+      (jnp.zeros((), jnp.int32), moved, first, *linearize(first)),
   )
   return h, _residual(h, f)
 
@@ -263,17 +290,18 @@ def _backward(problem, residuals, cotangents):
     def iterate(state):
       count, u, _ = state
       new = system.scan_back(J, dh + system.next(missing(u)))
-      size = jnp.abs(new).max(initial=0)
-      return count + 1, new, jnp.abs(new - u).max(initial=0) / (
-          jnp.where(size > 0, size, 1)
-      )
+      # For each sequence by itself: another one may be larger, or NaN.
+      largest = lambda u: u.max(axis=tuple(range(1, u.ndim)))
+      size = largest(jnp.abs(new))
+      change = largest(jnp.where(_difference(new, u), jnp.abs(new - u), 0))
+      return count + 1, new, change / jnp.where(size > 0, size, 1)
 
     # Written so that a NaN goes on.
-    goes_on = lambda state: (state[0] < h.shape[1]) & ~(
+    goes_on = lambda state: (state[0] < h.shape[1]) & ~jnp.all(
         state[2] <= problem.tolerance
     )
     unknown, adjoint = mesh.same_varying(
-        jnp.asarray(jnp.inf, h.dtype), adjoint
+        jnp.full(h.shape[:1], jnp.inf, h.dtype), adjoint
     )
     _, adjoint, _ = lax.while_loop(
         goes_on, iterate, (jnp.zeros((), jnp.int32), adjoint, unknown)
@@ -347,9 +375,17 @@ class _System(NamedTuple):
     )
 
   def guess(self):
-    """One step from the initial state, for every token."""
+    """One step from the initial state, for every token that is there."""
     start = jnp.broadcast_to(self.initial[:, None], self._shape())
-    return self.step(start, self.x, self.constants)
+    f = self.per_token(self.problem.step, start, self.x, self.constants)
+    if self.mask is None:
+      return f
+    # An absent one has the guess of the last one that is there, or `h0`.
+    time = jnp.broadcast_to(jnp.arange(f.shape[1]), self.mask.shape)
+    last = lax.cummax(jnp.where(self.mask, time, -1), axis=1)
+    last = _as_flag(last, f)
+    held = jnp.take_along_axis(f, jnp.maximum(last, 0), axis=1)
+    return jnp.where(last < 0, self.h0[:, None], held)
 
   def scan(self, J, b):
     """Solves `h_t = J_t h_{t-1} + b_t`; `J` is 0 where a sequence starts."""
@@ -375,6 +411,26 @@ class _System(NamedTuple):
   def _shape(self):
     time = jax.tree.leaves(self.x)[0].shape[1]
     return self.h0.shape[0], time, *self.h0.shape[1:]
+
+
+def _checked(name, fn, *shapes):
+  """Returns `fn`, which now raises `ValueError` unless it returns these."""
+
+  def run(h, x):
+    results = fn(h, x)
+    types = lambda shape, dtype: f'{dtype} {shape}'
+    wanted = ', '.join(types(shape, h.dtype) for shape in shapes)
+    got = ', '.join(
+        types(jnp.shape(u), jnp.result_type(u))
+        for u in jax.tree.leaves(results)
+    )
+    if got != wanted:
+      raise ValueError(
+          f'`{name}` must return {wanted} for {h.shape[0]} tokens, got {got}.'
+      )
+    return results
+
+  return run
 
 
 def _exact(step, h):
@@ -414,6 +470,11 @@ def _as_flag(flag, like):
   return flag.reshape(*flag.shape, *(1,) * (like.ndim - 2))
 
 
+def _difference(h, old):
+  """Where two arrays differ; NaN is equal to NaN."""
+  return (h != old) & ~(jnp.isnan(h) & jnp.isnan(old))
+
+
 def _residual(h, f):
   """The largest difference `[B]`, for each state over its size or 1."""
   # Equal infinities are no difference.
@@ -431,10 +492,14 @@ def _report(residual, tolerance, strict):
   worst = float(np.max(residual))
   if worst <= tolerance:
     return
-  message = (
-      f'newton_scan has a residual of {worst:.2g}, above its tolerance of '
-      f'{tolerance:.2g}: allow more iterations, or set `max_slope` to 1.'
-  )
+  advice = 'allow more iterations, or set `max_slope` to 1.'
   if strict:
-    raise FloatingPointError(message)
-  warnings.warn(message, stacklevel=3)
+    raise FloatingPointError(
+        f'newton_scan has a residual of {worst:.2g}, above its tolerance of '
+        f'{tolerance:.2g}: {advice}'
+    )
+  # Python shows a text once for each line that calls: no residual is in it.
+  warnings.warn(
+      f'newton_scan did not reach its tolerance of {tolerance:.2g}: {advice}',
+      stacklevel=3,
+  )

@@ -1,5 +1,7 @@
 """Cells solved by Newton's method, against the scan of the same cell."""
 
+import warnings
+
 from absl.testing import parameterized
 from flax import nnx
 import jax
@@ -28,6 +30,7 @@ class SolverTest(parameterized.TestCase):
     rng = np.random.default_rng(0)
     x = np.float32(2 * rng.standard_normal((_B, _T, _D)))
     reset, mask = rng.random((2, _B, _T)) < np.array([0.02, 0.9])[:, None, None]
+    mask[0, :3] = False
     graphs, state = {}, None
     for solver in ('newton', 'sequential'):
       graphs[solver], state = nnx.split(_make(name, solver))
@@ -51,7 +54,9 @@ class SolverTest(parameterized.TestCase):
     few, many = (
         _make('para_gru', 'newton', newton_iterations=n) for n in (1, 8)
     )
-    self.assertGreater(few.residual(x).max(), 1e-3)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      self.assertGreater(few.residual(x).max(), 1e-3)
     self.assertLess(many.residual(x).max(), 1e-6)
     exact = _make('para_gru', 'sequential')(x)
     testing.assert_close(many(x), exact, tolerance=1e-5)
@@ -66,10 +71,13 @@ class SolverTest(parameterized.TestCase):
         '`newton_iterations` must be at least 1': dict(
             solver='newton', newton_iterations=0
         ),
-        'needs `reset_after=True`': dict(solver='newton', reset_after=False),
+        'need `reset_after=True`': dict(solver='newton', reset_after=False),
     }.items():
       with self.assertRaisesRegex(ValueError, message):
         _make('gru', **options)
+    cell = _make('gru', 'sequential', reset_after=False)
+    with self.assertRaisesRegex(ValueError, 'need `reset_after=True`'):
+      cell.residual(jnp.ones((1, 2, _D)))
     for heads in (0, 3):
       with self.assertRaisesRegex(ValueError, '`num_heads` must divide'):
         _make('para_gru', 'newton', num_heads=heads)

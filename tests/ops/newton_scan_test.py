@@ -156,13 +156,75 @@ class NewtonScanTest(parameterized.TestCase):
   def test_says_when_it_has_not_converged(self):
     step, x, h0 = _sequence(400)
     few = dict(num_iterations=1)
-    with self.assertWarnsRegex(UserWarning, 'residual of .* above'):
+    with self.assertWarnsRegex(UserWarning, 'did not reach its tol'):
       residual = ops.newton_scan(step, x, h0, **few)[2]
     self.assertFalse(residual[0] < 0.01)
     with self.assertRaisesRegex(FloatingPointError, 'more iterations'):
       ops.newton_scan(step, x, h0, strict=True, **few)
     with self.assertRaisesRegex(FloatingPointError, 'nan'):
       ops.newton_scan(step, x * np.nan, h0, strict=True)
+
+  def test_infinite_states_and_absent_tokens(self):
+    # The logarithm of an empty sum, and padding of NaN before the sequence.
+    mask = np.ones((1, 8), bool)
+    mask[0, [0, 1, 2, 5]] = False
+    x = np.where(mask[..., None], np.float32(_RNG.random((1, 8, 2))), np.nan)
+    h0 = np.full((1, 2), -np.inf, np.float32)
+
+    def total(scale, x):
+      step = lambda h, x: jnp.logaddexp(0.5 * h, scale * x)
+      h = ops.newton_scan(step, x, h0, mask=mask)[1]
+      return jnp.sum(h[:, 3:]), h
+
+    (_, h), grads = jax.jit(
+        jax.value_and_grad(total, (0, 1), has_aux=True)
+    )(2.0, x)
+    step = lambda h, x: jnp.logaddexp(0.5 * h, 2 * x)
+    want = _loop(step, np.nan_to_num(x), h0, h0, ~mask, mask)
+    np.testing.assert_array_equal(h[:, :3], np.full((1, 3, 2), -np.inf))
+    tolerance.assert_close(h[:, 3:], want[1][:, 3:], np.float32)
+    self.assertTrue(np.isfinite(grads[0]))
+    self.assertTrue(np.all(np.isfinite(grads[1])))
+    # An infinite slope is as good as any other.
+    x = np.array([0, 0, 1, 2], np.float32)[None, :, None]
+    step = lambda h, x: jnp.sqrt(h) + x
+    h = ops.newton_scan(step, x, np.zeros((1, 1), np.float32), strict=True)[1]
+    self.assertAlmostEqual(float(h[0, -1, 0]), 3, places=5)
+
+  def test_a_sequence_does_not_disturb_the_others(self):
+    step, weights, _ = _STEPS['dense']
+    weights = np.float32(weights / 2)
+    x = np.float32(np.tile(_X[:1], (2, 20, 1)))
+    h0 = np.zeros((2, _D), np.float32)
+    calls = []
+
+    def run(h, x):
+      jax.debug.callback(lambda: calls.append(1))
+      return step(weights, h, x)
+
+    scan = lambda x: ops.newton_scan(
+        run, x, h0,
+        linearize=_diagonal_of(run, jnp.diagonal(weights)),
+    )[1]
+    x[0, 3] = np.nan
+    h = jax.jit(scan)(x)
+    jax.effects_barrier()
+    self.assertLess(len(calls), x.shape[1] // 2)
+    self.assertTrue(np.all(np.isnan(h[0, 3:])))
+    # Gradients of 1 and of 1e-9.
+    x[0] = x[1]
+    scales = np.array([1, 1e-9], np.float32)[:, None, None]
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(scan(x) ** 2 * scales)))(x)
+    np.testing.assert_allclose(
+        grad[1] * 1e9, grad[0], rtol=1e-4, atol=1e-5
+    )
+
+  def test_reads_a_closed_over_array_again(self):
+    scale = 1.0
+    step, x = lambda h, x: scale * x, np.ones((1, 2, 1), np.float32)
+    for scale in (1.0, 2.0):
+      h = ops.newton_scan(step, x, np.zeros((1, 1), np.float32))[1]
+      np.testing.assert_array_equal(h, scale * x)
 
   def test_bad_arguments(self):
     step, x, h0 = _sequence(4)
@@ -177,9 +239,16 @@ class NewtonScanTest(parameterized.TestCase):
         '`max_slope` must be above 0': lambda: scan(max_slope=0.0),
         '`initial` must be': lambda: scan(initial=h0[:, :2]),
         '`reset` must be bool': lambda: scan(reset=np.zeros((1, 4))),
+        r'`step` must return float32 \(4, 4\) for 4 tokens': lambda: (
+            ops.newton_scan(lambda h, x: jnp.bfloat16(h + x), x, h0)
+        ),
+        '`linearize` must return': lambda: scan(linearize=lambda h, x: (h, 1)),
     }.items():
       with self.assertRaisesRegex(ValueError, message):
         call()
+    # No channels.
+    h, residual = scan(x=x[..., :0], h0=h0[:, :0])[1:]
+    self.assertEqual((h.shape, residual.shape), ((1, 4, 0), (1,)))
     last, h, residual = scan(x=x[:, :0])
     np.testing.assert_array_equal(last, h0)
     self.assertEqual((h.shape, residual.shape), ((1, 0, 4), (1,)))
