@@ -374,7 +374,7 @@ class _System(NamedTuple):
         lambda u: u.reshape(*p.shape[:2], *u.shape[1:]), results
     )
 
-  def guess(self):
+  def guess(self) -> jax.Array:
     """One step from the initial state, for every token that is there."""
     start = jnp.broadcast_to(self.initial[:, None], self._shape())
     f = self.per_token(self.problem.step, start, self.x, self.constants)

