@@ -259,7 +259,7 @@ def _solve(problem, constants, others, x, h0, initial, reset, mask):
     # not keep the others waiting for T iterations.
     return count + 1, _difference(h, old).any(), h, *linearize(h)
 
-  moved, first = mesh.same_varying(jnp.asarray(True), first)
+  moved, _ = mesh.same_varying(jnp.asarray(True), first)
   _, _, h, _, f, _ = lax.while_loop(
       goes_on, body,
       (jnp.zeros((), jnp.int32), moved, first, *linearize(first)),
