@@ -127,7 +127,7 @@ def main(argv: list[str]):
     complaint = f'There is no data set {unknown[0]!r}. ' if unknown else ''
     print(
         f'prepare_datasets: {complaint}Name one or more of '
-        f'{", ".join(DATASETS)}.',
+        f'{", ".join(sorted(DATASETS))}.',
         file=sys.stderr,
     )
     sys.exit(2)

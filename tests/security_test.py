@@ -40,6 +40,8 @@ _ALLOWED = {
     ('rnnzoo/__init__.py', 'importlib.import_module'),
     ('rnnzoo/ops/linear_scan/dispatch.py', 'importlib.import_module'),
     ('rnnzoo/layers/base.py', 'importlib.import_module'),
+    # An optional package, by its name in the source.
+    ('rnnzoo/environments/from_gymnax.py', 'importlib.import_module'),
     # While a pickle is loaded, which imports modules anyway.
     ('rnnzoo/layers/pickling.py', 'importlib.import_module'),
     ('experiments/faults/inject.py', 'runpy'),

@@ -65,14 +65,16 @@ def predict(task, dataset, model, split: str, mesh) -> dict[str, np.ndarray]:
     return task.predict(task.functional.merge(params, batch_stats), batch)
 
   rows = []
+  # The numbers of windows of a forecast, whose targets may be missing.
+  examples = dataset.source.get('examples') if dataset.horizon else None
   with jax.set_mesh(mesh):
     for batch in dataset.eval_batches(split):
       found = memory.fetch(
           step(params, batch_stats, sharding.global_batch(mesh, batch))
       )
-      rows += _rows(found, batch, every=bool(dataset.horizon))
-  if dataset.horizon:  # Without the rows that only fill up the last batch.
-    rows = rows[: dataset.source['examples'][split]]
+      rows += _rows(found, batch, every=bool(examples))
+  if examples:  # Without the rows that only fill up the last batch.
+    rows = rows[: examples[split]]
   if split in dataset.eval_order:
     rows = [rows[i] for i in np.argsort(dataset.eval_order[split])]
   names = rows[0] if rows else ()

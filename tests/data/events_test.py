@@ -194,7 +194,7 @@ class EventsCsvTest(parameterized.TestCase):
       ('end', '1,a,x\n2,a,x\n', dict(end='1.5'), 'line 3: .* data.end 1.5'),
       ('limit', '1,a,x\n2,a,x\n', dict(end='late'), 'data.end must be a date'),
       ('parts', '1,a,x\n2,a,x\n', dict(parts=(0.5, 0.1, 0.1)), 'add up to 1'),
-      ('fields', '1,a\n', {}, 'line 2: 2 fields; the first line has 3'),
+      ('fields', '1,a\n', {}, 'line 2: a row must have .* 3, got 2'),
   )
   def test_bad_files(self, rows, fields, message):
     with self.assertRaisesRegex(errors.UserError, message) as caught:

@@ -18,37 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.data.builders import records
+from rnnzoo.data.control import robots
 import tensorflow_datasets as tfds
 
 VERSION = '1.2.0'
 ADDRESS = (
     'http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/{file}'
 )
-QUALITIES = ('medium', 'medium-replay', 'medium-expert')
 _POLICY = 256  # Hidden units of the policies that made the data.
-
-
-class Robot(NamedTuple):
-  """The sizes of an environment.
-
-  Attributes:
-    sizes: Those of an observation, an action, `qpos` and `qvel`.
-    scores: The returns that count as 0 and 100: of a random policy, and of an
-      expert.
-    environment: The nearest one in gymnasium. D4RL's `-v2` is of the time
-      before; `-v4` has the same rewards and another release of MuJoCo.
-  """
-
-  sizes: tuple[int, int, int, int]
-  scores: tuple[float, float]
-  environment: str
-
-
-ROBOTS = dict(
-    halfcheetah=Robot((17, 6, 9, 9), (-280.178953, 12135.0), 'HalfCheetah-v4'),
-    hopper=Robot((11, 3, 6, 6), (-20.272305, 3234.3), 'Hopper-v4'),
-    walker2d=Robot((17, 6, 9, 9), (1.629008, 4592.3), 'Walker2d-v4'),
-)
 
 
 class Source(NamedTuple):
@@ -128,14 +105,15 @@ class Source(NamedTuple):
 
 SOURCES = {
     source.name: source for source in (
-        Source(robot, quality) for robot in ROBOTS for quality in QUALITIES
+        Source(robot, quality) for robot in robots.ROBOTS
+        for quality in robots.QUALITIES
     )
 }
 
 
 def features_of(source: Source) -> dict[str, Any]:
   """Returns the features of a record, as TFDS has them."""
-  observation, action, qpos, qvel = ROBOTS[source.robot].sizes
+  observation, action, qpos, qvel = robots.ROBOTS[source.robot].sizes
 
   def tensor(*shape: int, dtype: type = np.float32):
     return tfds.features.Tensor(shape=shape, dtype=dtype)
@@ -236,7 +214,7 @@ def checked(
   Raises:
     UserValueError: If an array is missing or has another shape.
   """
-  observation, action, *_ = ROBOTS[source.robot].sizes
+  observation, action, *_ = robots.ROBOTS[source.robot].sizes
   sizes = dict(
       observations=observation, actions=action, rewards=1, terminals=1,
       timeouts=1,
@@ -333,7 +311,7 @@ def prepare_fixture(data_dir: pathlib.Path, source: Source):
 
 def fixture_arrays(source: Source, count: int = 12) -> dict[str, Any]:
   """Returns arrays as in an original file of `count` episodes."""
-  observation, action, qpos, qvel = ROBOTS[source.robot].sizes
+  observation, action, qpos, qvel = robots.ROBOTS[source.robot].sizes
   rng = np.random.default_rng(0)
   lengths = rng.integers(21, 30, count)
   ends = np.cumsum(lengths) - 1

@@ -12,15 +12,17 @@ from rnnzoo import fields
 from rnnzoo.data import definition
 from rnnzoo.data import pipeline
 from rnnzoo.data import settings
-from rnnzoo.data.builders import d4rl
 from rnnzoo.data.control import episodes as episodes_lib
+from rnnzoo.data.control import robots
 
 NAME = 'd4rl'
 
 
 def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
   """Returns windows of the episodes, see `episodes.dataset`."""
-  robot = d4rl.ROBOTS[config.robot]
+  from rnnzoo.data.builders import d4rl  # TFDS is slow to load.
+
+  robot = robots.ROBOTS[config.robot]
   found = d4rl.Source(config.robot, config.quality).read(
       settings.data_directory(config)
   )
@@ -37,6 +39,8 @@ def load(config: Any, shard: pipeline.Shard, seed: int) -> pipeline.Dataset:
 
 def write_fixture(directory, config: Any):
   """Prepares short episodes, see `Definition.write_fixture`."""
+  from rnnzoo.data.builders import d4rl
+
   settings.mark_fixture(directory)
   d4rl.prepare_fixture(directory, d4rl.Source(
       settings.field(config, 'robot', 'hopper'),
@@ -48,11 +52,11 @@ DEFINITION = definition.Definition(
     task='decisions',
     fields=dict(
         robot=fields.Field(
-            str, choices=tuple(d4rl.ROBOTS), default='hopper',
+            str, choices=tuple(robots.ROBOTS), default='hopper',
             help='What acts.',
         ),
         quality=fields.Field(
-            str, choices=d4rl.QUALITIES, default='medium',
+            str, choices=robots.QUALITIES, default='medium',
             help='Which policies made the data.',
         ),
         **episodes_lib.FIELDS,
