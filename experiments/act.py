@@ -45,11 +45,7 @@ _ENVIRONMENT = flags.DEFINE_string(
 _SEED = flags.DEFINE_integer(
     'seed', 1000, 'The seed of the first environment.', lower_bound=0
 )
-_LAYERS = drivers.define_path(
-    'layers', None,
-    'The config file of the run. It is needed only if the file exports '
-    'LAYERS, TASKS or DATASETS.',
-)
+_LAYERS = drivers.define_layers()
 
 
 def main(argv):

@@ -31,10 +31,7 @@ _SPLIT = flags.DEFINE_string(
     'split', 'test',
     'The part of the data to evaluate on, such as test or validation.',
 )
-_DATA_DIR = drivers.define_path(
-    'data_dir', None,
-    'The directory of prepared data sets, if it is another than in training.',
-)
+_DATA_DIR = drivers.define_data_dir()
 _ALLOW_CHANGED = flags.DEFINE_bool(
     'allow_changed', False,
     'Evaluate even if the data has changed since training.',
@@ -43,11 +40,7 @@ _PREDICTIONS = drivers.define_path(
     'predictions', None,
     'Write every prediction to this file, as lines of JSON.',
 )
-_LAYERS = drivers.define_path(
-    'layers', None,
-    'The config file of the run. It is needed only if the file exports '
-    'LAYERS, TASKS or DATASETS.',
-)
+_LAYERS = drivers.define_layers()
 flags.adopt_module_key_flags(hosts)
 
 

@@ -29,15 +29,8 @@ _COLUMNS = flags.DEFINE_list(
 _OUTPUT = drivers.define_path(
     'output', 'forecast.png', 'Write the plot to this file.'
 )
-_DATA_DIR = drivers.define_path(
-    'data_dir', None,
-    'The directory of prepared data sets, if it is another than in training.',
-)
-_LAYERS = drivers.define_path(
-    'layers', None,
-    'The config file of the run. It is needed only if the file exports '
-    'LAYERS, TASKS or DATASETS.',
-)
+_DATA_DIR = drivers.define_data_dir()
+_LAYERS = drivers.define_layers()
 
 
 def main(argv):

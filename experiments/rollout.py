@@ -33,15 +33,8 @@ _OUTPUT = drivers.define_path(
     'output', 'rollout.gif',
     'Write the GIF to this file, and the PNG beside it.',
 )
-_DATA_DIR = drivers.define_path(
-    'data_dir', None,
-    'The directory of prepared data sets, if it is another than in training.',
-)
-_LAYERS = drivers.define_path(
-    'layers', None,
-    'The config file of the run. It is needed only if the file exports '
-    'LAYERS, TASKS or DATASETS.',
-)
+_DATA_DIR = drivers.define_data_dir()
+_LAYERS = drivers.define_layers()
 
 
 def main(argv):

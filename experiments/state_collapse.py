@@ -59,18 +59,11 @@ _SPLIT = flags.DEFINE_string('split', 'test', 'The part of the data to read.')
 _TEXT = flags.DEFINE_string(
     'text', '', 'Read this text again and again, not the data.'
 )
-_DATA_DIR = drivers.define_path(
-    'data_dir', None,
-    'The directory of prepared data sets, if it is another than in training.',
-)
+_DATA_DIR = drivers.define_data_dir()
 _ALLOW_CHANGED = flags.DEFINE_bool(
     'allow_changed', False, 'Read the data even if it has changed.'
 )
-_LAYERS = drivers.define_path(
-    'layers', None,
-    'The config file of the run. It is needed only if the file exports '
-    'LAYERS, TASKS or DATASETS.',
-)
+_LAYERS = drivers.define_layers()
 flags.adopt_module_key_flags(plots)
 # Bins of positions, and the positions at which states are measured.
 _GROWTH = 2**0.25

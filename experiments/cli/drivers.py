@@ -38,6 +38,23 @@ def define_path(name, default, help_text):
   )
 
 
+def define_layers():
+  """Defines `--layers`, the config file of a run that is restored."""
+  return define_path(
+      'layers', None,
+      'The config file of the run. It is needed only if the file exports '
+      'LAYERS, TASKS or DATASETS.',
+  )
+
+
+def define_data_dir():
+  """Defines `--data_dir`, for the data of a run that is restored."""
+  return define_path(
+      'data_dir', None,
+      'The directory of prepared data sets, if it is another than in training.',
+  )
+
+
 def run(main):
   """Runs an absl `main`; an error that the user can correct is one line.
 

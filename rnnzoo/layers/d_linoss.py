@@ -91,9 +91,4 @@ class DLinOSS(oscillators.Oscillators):
         self.A_diag[...].astype(dtype),
         (middle - width) / dt**2, (middle + width) / dt**2,
     )
-    s = 1 / (1 + dt * G)
-    matrix = jnp.stack([
-        jnp.stack([s, -dt * A * s]),
-        jnp.stack([dt * s, 1 - dt**2 * A * s]),
-    ])
-    return matrix, jnp.stack([dt * s, dt**2 * s])
+    return oscillators.explicit_transition(dt, A, 1 / (1 + dt * G))

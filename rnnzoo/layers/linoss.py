@@ -89,13 +89,7 @@ class LinOSS(oscillators.Oscillators):
     dt = jax.nn.sigmoid(self.steps[...].astype(dtype))
     A = jax.nn.relu(self.A_diag[...].astype(dtype))
     if self.discretization == 'imex':
-      one = jnp.ones_like(dt)
-      matrix = [[one, -dt * A], [dt, 1 - dt**2 * A]]
-      return _stack(matrix), jnp.stack([dt, dt**2])
+      return oscillators.explicit_transition(dt, A, jnp.ones_like(dt))
     s = 1 / (1 + dt**2 * A)
     matrix = [[s, -dt * A * s], [dt * s, s]]
-    return _stack(matrix), jnp.stack([dt * s, dt**2 * s])
-
-
-def _stack(rows):
-  return jnp.stack([jnp.stack(row) for row in rows])
+    return oscillators.stacked(matrix), jnp.stack([dt * s, dt**2 * s])

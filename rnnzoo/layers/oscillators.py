@@ -127,6 +127,27 @@ class Oscillators(base.RecurrentLayer):
     return base.masked(common.product(y.astype(x.dtype), C) + skip, mask)
 
 
+def explicit_transition(
+    dt: jax.Array, A: jax.Array, damping: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns `transition` of the implicit-explicit rule.
+
+  Args:
+    dt: Length of a step `[P]`.
+    A: Stiffness `[P]`.
+    damping: What a step multiplies a velocity by, `[P]`.
+  """
+  matrix = [
+      [damping, -dt * A * damping], [dt * damping, 1 - dt**2 * A * damping]
+  ]
+  return stacked(matrix), jnp.stack([dt * damping, dt**2 * damping])
+
+
+def stacked(rows: list[list[jax.Array]]) -> jax.Array:
+  """Returns the matrix `[2, 2, P]` of these entries `[P]`."""
+  return jnp.stack([jnp.stack(row) for row in rows])
+
+
 def _parts(carry):
   """A carry as real numbers `[B, 2, 2 P]`."""
   return jnp.stack(

@@ -3,12 +3,10 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from rnnzoo.layers import base
-from rnnzoo.layers import common
 from rnnzoo.layers import parallel_cells
 
 
-class ParaGRU(parallel_cells.ParallelCell):
+class ParaGRU(parallel_cells.DiagonalCell):
   r"""A GRU whose units read themselves only, parallel over time.
 
   .. math::
@@ -71,24 +69,16 @@ class ParaGRU(parallel_cells.ParallelCell):
       ValueError: If the heads do not divide `D` and `H`, or the solver is
         unknown or cannot be used.
     """
-    self.in_features = d = in_features
-    self.hidden_features = self.out_features = h = hidden_features or d
-    self.num_heads = num_heads
-    self.dtype = dtype
     self.set_solver(solver, newton_iterations)
-    self.A, self.B, self.b = parallel_cells.diagonal_parameters(
-        d, h, num_heads, h, param_dtype, rngs
+    # Gates in the order z, r, n.
+    self.create_maps(
+        in_features, hidden_features, num_heads, dtype, param_dtype, rngs
     )
 
   @property
   def state_shape(self) -> tuple[int, ...]:
     """Sizes `(H,)` of the state of one sequence."""
     return (self.hidden_features,)
-
-  def project(self, x):
-    return common.gates_by_head(
-        x, self.B[...], self.b[...], base.state_dtype(x.dtype)
-    )
 
   def update(self, carry, projected, dtype):
     del dtype  # There is no product.

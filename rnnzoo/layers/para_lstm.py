@@ -4,12 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo.layers import base
-from rnnzoo.layers import common
 from rnnzoo.layers import lstm
 from rnnzoo.layers import parallel_cells
 
 
-class ParaLSTM(parallel_cells.ParallelCell):
+class ParaLSTM(parallel_cells.DiagonalCell):
   r"""An LSTM whose units read themselves only, parallel over time.
 
   .. math::
@@ -74,27 +73,21 @@ class ParaLSTM(parallel_cells.ParallelCell):
       ValueError: If the heads do not divide `D` and `H`, or the solver is
         unknown or cannot be used.
     """
-    self.in_features = d = in_features
-    self.hidden_features = self.out_features = h = hidden_features or d
-    self.num_heads = num_heads
-    self.dtype = dtype
     self.set_solver(solver, newton_iterations)
     # Gates in the order f, o, n.
-    self.A, self.B, self.b = parallel_cells.diagonal_parameters(
-        d, h, num_heads, h // num_heads, param_dtype, rngs
+    self.create_maps(
+        in_features, hidden_features, num_heads, dtype, param_dtype, rngs,
+        fan_out_by_head=True,
     )
-    self.C = parallel_cells.diagonal_weights(2, h, param_dtype, rngs)
+    self.C = parallel_cells.diagonal_weights(
+        2, self.hidden_features, param_dtype, rngs
+    )
 
   @property
   def state_shape(self) -> base.StateShape:
     """Sizes of the arrays of the carry of one sequence."""
     size = (self.hidden_features,)
     return base.carry_shape(lstm.LSTMCarry, c=size, h=size)
-
-  def project(self, x):
-    return common.gates_by_head(
-        x, self.B[...], self.b[...], base.state_dtype(x.dtype)
-    )
 
   def update(self, carry, projected, dtype):
     del dtype  # There is no product.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import common
 from rnnzoo.layers import recurrences
 from rnnzoo.layers import state_space
 
@@ -152,6 +153,67 @@ class ParallelCell(recurrences.RecurrentCell):
     return type(self).linearize is not ParallelCell.linearize
 
 
+class DiagonalCell(ParallelCell):
+  """A cell whose units read themselves only: what ParaGRU and ParaLSTM share.
+
+  Attributes:
+    A: Weights of the state `[3, H]`, one for each gate.
+    B: The map of inputs to gates, block diagonal, `[heads, D / heads, 3,
+      H / heads]`.
+    b: Its bias `[3, H]`, for the first gate from 0 to -1 over the units.
+  """
+
+  def create_maps(
+      self, in_features: int, hidden_features: int | None, num_heads: int,
+      dtype: Any, param_dtype: jnp.dtype, rngs: nnx.Rngs, *,
+      fan_out_by_head: bool = False,
+  ) -> None:
+    """Sets the attributes, with the authors' initial values.
+
+    Args:
+      in_features: `D`.
+      hidden_features: `H`; `D` if `None`.
+      num_heads: Number of blocks of `B`.
+      dtype: Compute dtype; that of the input if `None`.
+      param_dtype: Dtype of the parameters.
+      rngs: Source of the initial parameters.
+      fan_out_by_head: Whether the Glorot distribution of `B` counts the outputs
+        of one head, not all.
+
+    Raises:
+      ValueError: If the heads do not divide `D` and `H`.
+    """
+    self.in_features = d = in_features
+    self.hidden_features = self.out_features = h = hidden_features or d
+    self.num_heads = num_heads
+    self.dtype = dtype
+    if num_heads < 1 or d % num_heads or h % num_heads:
+      raise ValueError(
+          f'`num_heads` must divide the {d} inputs and the {h} units, got '
+          f'{num_heads}.'
+      )
+    self.A = diagonal_weights(3, h, param_dtype, rngs)
+    fan_in, units = d // num_heads, h // num_heads
+    bound = math.sqrt(6 / (fan_in + (units if fan_out_by_head else h)))
+    self.B = nnx.Param(
+        jax.random.uniform(
+            rngs.params(), (num_heads, fan_in, 3, units), param_dtype, -bound,
+            bound,
+        ),
+        axes=('heads', 'inner', None, None),
+    )
+    zeros = jnp.zeros((h,), param_dtype)
+    first = -jnp.linspace(0, 1, h, dtype=param_dtype)
+    self.b = nnx.Param(
+        jnp.stack([first, zeros, zeros]), axes=(None, 'hidden'), recurrent=True
+    )
+
+  def project(self, x):
+    return common.gates_by_head(
+        x, self.B[...], self.b[...], base.state_dtype(x.dtype)
+    )
+
+
 class MixingCell(ParallelCell):
   """A cell whose gates read the last output through one linear map.
 
@@ -205,56 +267,6 @@ class MixingCell(ParallelCell):
 def output_of(carry: base.Carry) -> jax.Array:
   """The output among the arrays of a carry."""
   return getattr(carry, 'h', carry)
-
-
-def diagonal_parameters(
-    in_features: int,
-    hidden_features: int,
-    num_heads: int,
-    fan_out: int,
-    param_dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> tuple[nnx.Param, nnx.Param, nnx.Param]:
-  """Makes what ParaGRU and ParaLSTM share, with the authors' initial values.
-
-  Args:
-    in_features: `D`.
-    hidden_features: `H`.
-    num_heads: Number of blocks of `B`.
-    fan_out: The number of outputs for the Glorot distribution of `B`.
-    param_dtype: Dtype of the parameters.
-    rngs: Source of the initial parameters.
-
-  Returns:
-    `A` `[3, H]`, which multiplies the state; `B`
-    `[heads, D / heads, 3, H / heads]`, which maps inputs; and the bias `b`
-    `[3, H]`, for the first gate from 0 to -1 over the units.
-
-  Raises:
-    ValueError: If the heads do not divide `D` and `H`.
-  """
-  if num_heads < 1 or in_features % num_heads or hidden_features % num_heads:
-    raise ValueError(
-        f'`num_heads` must divide the {in_features} inputs and the '
-        f'{hidden_features} units, got {num_heads}.'
-    )
-  A = diagonal_weights(3, hidden_features, param_dtype, rngs)
-  fan_in = in_features // num_heads
-  bound = math.sqrt(6 / (fan_in + fan_out))
-  B = nnx.Param(
-      jax.random.uniform(
-          rngs.params(),
-          (num_heads, fan_in, 3, hidden_features // num_heads),
-          param_dtype, -bound, bound,
-      ),
-      axes=('heads', 'inner', None, None),
-  )
-  zeros = jnp.zeros((hidden_features,), param_dtype)
-  bias = jnp.stack([
-      -jnp.linspace(0, 1, hidden_features, dtype=param_dtype), zeros, zeros
-  ])
-  b = nnx.Param(bias, axes=(None, 'hidden'), recurrent=True)
-  return A, B, b
 
 
 def diagonal_weights(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import exact
+from rnnzoo.ops import split_time
 
 # The layouts of `a`, `x`, `h0` and `reset` (see `rnnzoo/mesh.py`).
 _LAYOUTS = ('btkkd', 'btkd', 'bkd', 'bt')
@@ -120,8 +121,8 @@ def _backward(reverse, residuals, cotangents):
   def shift(u, layout, edge=None, *, later):
     """Moves `u` by one step of travel; `edge`, or 0, comes in."""
     edge = jnp.zeros_like(u[:, 0]) if edge is None else edge
-    return _shift(
-        u, edge, h[:, :, 0], layout, later_index=later != reverse
+    return split_time.shift(
+        u, edge, later=later != reverse, layout=layout, like=h[:, :, 0]
     )
 
   transposed = jnp.swapaxes(a, 2, 3)
@@ -149,31 +150,6 @@ def _backward(reverse, residuals, cotangents):
 
 
 _scan.defvjp(_forward, _backward)
-
-
-def _shift(u, edge, like, layout, *, later_index):
-  """Moves `u` `[B, T, ...]` by one step, also where time is split.
-
-  Args:
-    u: An array of this layout.
-    edge: `[B, ...]`, which comes in at the first or the last step.
-    like: `[B, T, D]`, which decides how to split.
-    layout: See `rnnzoo/mesh.py`.
-    later_index: Whether values move to the next index, not to the one before.
-  """
-
-  def local(u, edge, *, segments):
-    if segments is not None:
-      own = u[:, -1 if later_index else 0]
-      edge = segments.from_neighbor(own, edge, not later_index)
-    if later_index:
-      return (jnp.concatenate([edge[:, None], u[:, :-1]], axis=1),)
-    return (jnp.concatenate([u[:, 1:], edge[:, None]], axis=1),)
-
-  if not mesh.splits_time(like):
-    return local(u, edge, segments=None)[0]
-  layouts = layout, layout.replace('t', '')
-  return mesh.run_per_device(local, like, (u, edge), layouts, (layout,))[0]
 
 
 def _entering_state(segments, a, x, h0, reset, reverse):

@@ -184,7 +184,7 @@ def newton_scan(
   if mask is not None:
     # An absent token may hold anything, and 0 * NaN would be in the gradients.
     leaves = [
-        jnp.where(mask.reshape(*mask.shape, *(1,) * (u.ndim - 2)), u, 0)
+        jnp.where(_as_flag(mask, u), u, 0)
         if jnp.issubdtype(u.dtype, jnp.inexact) else u
         for u in leaves
     ]
@@ -389,18 +389,14 @@ class _System(NamedTuple):
 
   def scan(self, J, b):
     """Solves `h_t = J_t h_{t-1} + b_t`; `J` is 0 where a sequence starts."""
-    run = api.linear_scan if b.ndim == 3 else block_scan
-    return run(J, b, reset=self.reset)[1]
+    return _linear(J, b, self.reset)
 
   def scan_back(self, J, b):
     """Solves `u_t = J_{t+1}^T u_{t+1} + b_t`."""
-    run = api.linear_scan if b.ndim == 3 else block_scan
     starts = self.reset
     if starts is not None:
       starts = jnp.concatenate([starts[:, 1:], starts[:, :1]], axis=1)
-    return run(
-        self.next(_transposed(J)), b, reverse=True, reset=starts
-    )[1]
+    return _linear(self.next(_transposed(J)), b, starts, reverse=True)
 
   def next(self, u):
     """Moves `u` `[B, T, ...]` to the token before, 0 across a reset."""
@@ -411,6 +407,12 @@ class _System(NamedTuple):
   def _shape(self):
     time = jax.tree.leaves(self.x)[0].shape[1]
     return self.h0.shape[0], time, *self.h0.shape[1:]
+
+
+def _linear(J, b, reset, reverse=False):
+  """All states of a linear recurrence, diagonal or of small matrices."""
+  run = api.linear_scan if b.ndim == 3 else block_scan
+  return run(J, b, reset=reset, reverse=reverse)[1]
 
 
 def _checked(name, fn, *shapes):

@@ -81,14 +81,25 @@ def entering_state_by_powers(
   return segments.combine_earlier(combine, (forgets, steps, last), first)[2]
 
 
-def shift(u: jax.Array, edge: jax.Array, *, later: bool) -> jax.Array:
+def shift(
+    u: jax.Array,
+    edge: jax.Array,
+    *,
+    later: bool,
+    layout: str = 'btd',
+    like: jax.Array | None = None,
+) -> jax.Array:
   """Returns `u_{t-1}` if `later`, or else `u_{t+1}`, where time may be split.
 
   Args:
-    u: `[B, T, D]`.
-    edge: `[B, D]`, which fills the gap at the first or at the last step.
+    u: `[B, T, D]`, or an array of another layout.
+    edge: `[B, D]`, `u` without its time, which fills the gap at the first or at
+      the last step.
     later: Whether values move to later steps.
+    layout: The layout of `u`, see `rnnzoo/mesh.py`.
+    like: `[B, T, D]`, which decides how to split; `u` if `None`.
   """
+  like = u if like is None else like
 
   def local(u, edge, *, segments):
     if segments is not None:
@@ -98,9 +109,10 @@ def shift(u: jax.Array, edge: jax.Array, *, later: bool) -> jax.Array:
       return (jnp.concatenate([edge[:, None], u[:, :-1]], axis=1),)
     return (jnp.concatenate([u[:, 1:], edge[:, None]], axis=1),)
 
-  if not mesh.splits_time(u):
+  if not mesh.splits_time(like):
     return local(u, edge, segments=None)[0]
-  return mesh.run_per_device(local, u, (u, edge), ('btd', 'bd'), ('btd',))[0]
+  layouts = layout, layout.replace('t', '')
+  return mesh.run_per_device(local, like, (u, edge), layouts, (layout,))[0]
 
 
 def _has_reset(last, reset):
