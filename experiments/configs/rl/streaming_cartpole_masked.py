@@ -20,8 +20,8 @@ Result (`experiments/results/rl/streaming_cartpole_masked`), three agents,
 
 So the LRU learns it, in about 20,000 steps; PPO was given 204,800. Three agents
 do not separate exact from truncated gradients: one agent of `lru_1` and one of
-`lru_10` stay below 200, the others reach 447 to 500. minGRU fails; why was not looked
-into.
+`lru_10` stay below 200, the others reach 447 to 500. minGRU fails, and why was
+not looked into.
 """
 
 from experiments.configs.rl import settings
