@@ -118,7 +118,7 @@ _COLUMNS = {
 def settings_of(layer):
   """Returns the settings of a layer."""
   settings = _COMMON | _SETTINGS.get(layer, {})
-  if layer == 'attention':
+  if _MEMORY[layer] == 'all tokens':
     settings = settings | dict(layer_options=dict(window=_LENGTH.value))
   return settings | dict(
       batch=_BATCH.value, features=_FEATURES.value, length=_LENGTH.value,

@@ -102,7 +102,7 @@ class LightningAttention(linear_memory.LinearMemory):
     self.chunk_size = chunk_size
     self.dtype = dtype
     # An array, not a number: the blocks of a stack differ in it.
-    self.rates = jnp.asarray(decay_rates(num_heads, block_index, num_blocks))
+    self.rates = decay_rates(num_heads, block_index, num_blocks)
     options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
     usual = initializers.uniform_fan_in
     into = lambda: linear_maps.into_heads(d, num_heads, k, usual(d), **options)
@@ -118,7 +118,7 @@ class LightningAttention(linear_memory.LinearMemory):
         jax.nn.silu(common.project(linear, x))
         for linear in (self.query, self.key, self.value)
     )
-    rates = self.rates.astype(base.state_dtype(x.dtype))
+    rates = jnp.asarray(self.rates, base.state_dtype(x.dtype))
     return dict(q=q, k=k, v=v, log_decay=-rates)
 
   def _readout(self, o, x):
