@@ -17,8 +17,13 @@ import jax
 import numpy as np
 from tests import golden_adapters
 from tests import golden_adapters_delta
+from tests import golden_adapters_mixers
 
-ADAPTERS = golden_adapters.ADAPTERS | golden_adapters_delta.ADAPTERS
+ADAPTERS = (
+    golden_adapters.ADAPTERS
+    | golden_adapters_delta.ADAPTERS
+    | golden_adapters_mixers.ADAPTERS
+)
 
 _DIRECTORY = pathlib.Path(
     os.environ.get('RNNZOO_GOLDEN_DIR')
@@ -46,8 +51,13 @@ _ASSUMED = dict(
     gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
-    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
-    pp0=(-1e30, -1e38), scale=(0.5,), step_rescale=(1.0,), temporal_width=(4,),
+    layer_idx=(3,), max_sqrt_gradient=(1000,), norm_weight=('1 + w',),
+    normalize=(False,), num_heads=(2,), num_layers=(10,), pp0=(-1e30, -1e38),
+    rate_h=(
+        '2^(-8h/H) (1 - layer_idx/(num_layers-1+1e-5) + 1e-5), h = 1..H',
+    ),
+    rotary_style=('half split',), scale=(0.5,), step_rescale=(1.0,),
+    temporal_width=(4,),
     time_decay=('already -exp(raw)',),
     w=('-exp(w_raw)', 'log decay (<0)'),
 )
@@ -226,6 +236,8 @@ class AdaptersTest(parameterized.TestCase):
         'names.', 'delta_memory.', 'kda_lib.', 'comba_lib.',
         'gated_delta_net2.', 'gated_delta_product.', 'steps_of_tokens',
         'sizes', 'into_heads', 'low_rank_maps', 'head_decay_maps', 'run',
+        'linear_maps', 'bound_logit', 'log_decay', 'short_conv_parameters',
+        'rotary_share', 'gated_attention_parameters',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

@@ -41,11 +41,14 @@ _MEMORY = dict(
     attention='all tokens',
     comba='matrix',
     delta_net='matrix',
+    gated_attention='all tokens',
     gated_delta_net='matrix',
     gated_delta_net2='matrix',
     gated_delta_product='matrix',
     gla='matrix',
+    hgrn2='matrix',
     kda='matrix',
+    lightning_attention='matrix',
     linear_attention='matrix',
     mamba2='matrix',
     mlstm='matrix',
@@ -115,7 +118,7 @@ _COLUMNS = {
 def settings_of(layer):
   """Returns the settings of a layer."""
   settings = _COMMON | _SETTINGS.get(layer, {})
-  if layer == 'attention':
+  if _MEMORY[layer] == 'all tokens':
     settings = settings | dict(layer_options=dict(window=_LENGTH.value))
   return settings | dict(
       batch=_BATCH.value, features=_FEATURES.value, length=_LENGTH.value,
