@@ -17,8 +17,12 @@ import jax
 import numpy as np
 from tests import golden_adapters
 from tests import golden_adapters_delta
+from tests import golden_adapters_mamba3
 
-ADAPTERS = golden_adapters.ADAPTERS | golden_adapters_delta.ADAPTERS
+ADAPTERS = (
+    golden_adapters.ADAPTERS | golden_adapters_delta.ADAPTERS
+    | golden_adapters_mamba3.ADAPTERS
+)
 
 _DIRECTORY = pathlib.Path(
     os.environ.get('RNNZOO_GOLDEN_DIR')
@@ -29,6 +33,9 @@ _DIRECTORY = pathlib.Path(
 # What is compared, where it is not all: Mamba's authors keep the last K inputs
 # of the convolution, of which only K - 1 are read again.
 _PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
+
+# Angles that may differ by whole turns.
+_ANGLES = ('stT.angle',)
 
 
 # Options that no adapter passes on: the layer has this form only, or the arrays
@@ -46,7 +53,7 @@ _ASSUMED = dict(
     gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
-    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
+    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2, 3),
     pp0=(-1e30, -1e38), scale=(0.5,), step_rescale=(1.0,), temporal_width=(4,),
     time_decay=('already -exp(raw)',),
     w=('-exp(w_raw)', 'log decay (<0)'),
@@ -139,6 +146,9 @@ def _problems(got, data, tolerance):
       limit = tolerance['gradients']
       size = max(size, 1e-3 * steepest)
     u = np.asarray(got[key], np.float64)
+    if key in _ANGLES:
+      u, want = (np.stack([np.cos(v), np.sin(v)]) for v in (u, want))
+      size = 1.0
     if u.shape != want.shape:
       lines.append(f'{key}: {u.shape}, want {want.shape}')
       continue
@@ -226,6 +236,8 @@ class AdaptersTest(parameterized.TestCase):
         'names.', 'delta_memory.', 'kda_lib.', 'comba_lib.',
         'gated_delta_net2.', 'gated_delta_product.', 'steps_of_tokens',
         'sizes', 'into_heads', 'low_rank_maps', 'head_decay_maps', 'run',
+        'mamba3.', 'one_rank', 'rotation', 'carry_of', 'input_maps',
+        'states_of',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)
