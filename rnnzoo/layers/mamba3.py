@@ -353,7 +353,7 @@ def recurrence(
   """
   ranks = x.shape[-2]
   turns = _turns(angle, dt)
-  angle, cos, sin = _accumulate(turns, carry.angle, reset, mask)
+  angle, cos, sin = accumulate(turns, carry.angle, reset, mask)
   q, k = (rotate(u, cos, sin, rotation).astype(x.dtype) for u in (q, k))
   weight, weight_before = _weights(dt, trapezoid)
   # The weight of the token before the first one is in the state already.
@@ -489,7 +489,12 @@ def _weights(dt, trapezoid):
   return current * dt, (1 - current) * dt
 
 
-def _accumulate(turns, angle, reset, mask):
+def accumulate(
+    turns: jax.Array,
+    angle: jax.Array,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sums rotations over time.
 
   Numbers on the unit circle are multiplied. A sum of angles would lose a digit
