@@ -117,6 +117,8 @@ _PARITY = dict(
     kda='cannot',
     # Its transitions have some by default.
     gated_delta_product='can',
+    # It rotates its state by angles that depend on the input.
+    mamba3='can',
     # A softmax is a mean too, of more and more bits.
     attention='cannot',
     # Their decays are constant.

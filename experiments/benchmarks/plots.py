@@ -57,7 +57,8 @@ FAMILIES = {
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
         'gated_delta_product', 'gla', 'kda', 'linear_attention', 'mamba2',
-        'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
+        'mamba3', 'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6',
+        'rwkv7',
     ),
     'state: the last keys and values': ('attention',),
     'state: the last token': ('rwkv4_channel_mix', 'rwkv7_channel_mix'),
