@@ -67,12 +67,13 @@ class Mamba3(base.RecurrentLayer):
   matrices, and `3 R H N P` for the state; in parallel, `2 R H N P` and about
   `R Q H (N + P)` within a chunk.
 
-  This is the whole block of the paper. The published input map is one matrix
-  with columns for z, x, B, C, step sizes, rates, :math:`\tau` and
-  :math:`\omega`, in this order. Here it is four, `in_proj`, `bc_proj`,
-  `rates_proj` and `angle_proj`, so that heads can be split over devices. There,
-  the state is the transpose, and values are kept before they are multiplied by
-  :math:`w_x`. `rotation` is that of the published kernels by default.
+  The published input map is one matrix with columns for z, x, B, C, step
+  sizes, rates, :math:`\tau` and :math:`\omega`, in this order. Here it is four,
+  `in_proj`, `bc_proj`, `rates_proj` and `angle_proj`, so that heads can be
+  split over devices. There, the state is the transpose, and values are kept
+  before they are multiplied by :math:`w_x`. `rotation` is that of the published
+  kernels by default. Released code exists with either `rate`: take the one that
+  belongs to the weights.
 
   Example::
 
