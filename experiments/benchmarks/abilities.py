@@ -96,7 +96,7 @@ _SETTINGS = dict(
         lstm=dict(learning_rate=1e-2),
         # To turn by half a turn takes a step size of 1 at least.
         mamba3=dict(
-            learning_rate=1e-2,
+            learning_rate=4e-3,
             layer_options=dict(
                 head_features=8, state_features=16, dt_min=0.1, dt_max=1.0,
                 rate='softplus',
