@@ -17,11 +17,13 @@ import jax
 import numpy as np
 from tests import golden_adapters
 from tests import golden_adapters_delta
+from tests import golden_adapters_mamba3
 from tests import golden_adapters_mixers
 
 ADAPTERS = (
     golden_adapters.ADAPTERS
     | golden_adapters_delta.ADAPTERS
+    | golden_adapters_mamba3.ADAPTERS
     | golden_adapters_mixers.ADAPTERS
 )
 
@@ -34,6 +36,9 @@ _DIRECTORY = pathlib.Path(
 # What is compared, where it is not all: Mamba's authors keep the last K inputs
 # of the convolution, of which only K - 1 are read again.
 _PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
+
+# Angles that may differ by whole turns.
+_ANGLES = ('stT.angle',)
 
 
 # Options that no adapter passes on: the layer has this form only, or the arrays
@@ -52,7 +57,7 @@ _ASSUMED = dict(
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
     layer_idx=(3,), max_sqrt_gradient=(1000,), norm_weight=('1 + w',),
-    normalize=(False,), num_heads=(2,), num_layers=(10,), pp0=(-1e30, -1e38),
+    normalize=(False,), num_heads=(2, 3), num_layers=(10,), pp0=(-1e30, -1e38),
     rate_h=(
         '2^(-8h/H) (1 - layer_idx/(num_layers-1+1e-5) + 1e-5), h = 1..H',
     ),
@@ -149,6 +154,9 @@ def _problems(got, data, tolerance):
       limit = tolerance['gradients']
       size = max(size, 1e-3 * steepest)
     u = np.asarray(got[key], np.float64)
+    if key in _ANGLES:
+      u, want = (np.stack([np.cos(v), np.sin(v)]) for v in (u, want))
+      size = 1.0
     if u.shape != want.shape:
       lines.append(f'{key}: {u.shape}, want {want.shape}')
       continue
@@ -238,6 +246,8 @@ class AdaptersTest(parameterized.TestCase):
         'sizes', 'into_heads', 'low_rank_maps', 'head_decay_maps', 'run',
         'linear_maps', 'bound_logit', 'log_decay', 'short_conv_parameters',
         'rotary_share', 'gated_attention_parameters',
+        'mamba3.', 'one_rank', 'rotation', 'carry_of', 'input_maps',
+        'states_of',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

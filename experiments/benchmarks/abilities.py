@@ -94,6 +94,14 @@ _SETTINGS = dict(
     parity=dict(
         gru=dict(learning_rate=1e-2),
         lstm=dict(learning_rate=1e-2),
+        # To turn by half a turn takes a step size of 1 at least.
+        mamba3=dict(
+            learning_rate=4e-3,
+            layer_options=dict(
+                head_features=8, state_features=16, dt_min=0.1, dt_max=1.0,
+                rate='softplus',
+            ),
+        ),
         slstm=dict(learning_rate=1e-2),
     ),
 )
@@ -120,6 +128,8 @@ _PARITY = dict(
     kda='cannot',
     # Its transitions have some by default.
     gated_delta_product='can',
+    # It rotates its state by angles that depend on the input.
+    mamba3='can',
     # A softmax is a mean too, of more and more bits.
     attention='cannot', gated_attention='cannot',
     # Their decays are constant.

@@ -51,6 +51,7 @@ _MEMORY = dict(
     lightning_attention='matrix',
     linear_attention='matrix',
     mamba2='matrix',
+    mamba3='matrix',
     mlstm='matrix',
     ret_net='matrix',
     rwkv6='matrix',
@@ -100,8 +101,9 @@ _SETTINGS = dict(
     attention=dict(learning_rate=1e-2),
     delta_net=dict(learning_rate=1e-2),
     linear_attention=dict(learning_rate=1e-2),
-    # The default state would be four times as large as any other.
+    # The default states would be four times as large as any other.
     mamba2=dict(layer_options=dict(state_features=32, head_features=32)),
+    mamba3=dict(layer_options=dict(state_features=32, head_features=32)),
 )
 
 _COLUMNS = {

@@ -69,6 +69,7 @@ _LAYER_OPTIONS = dict(
     linear_attention=_HEADS,
     lmu=dict(order=8, theta=16.0),
     mamba2=dict(head_features=8, state_features=4),
+    mamba3=dict(head_features=16, state_features=4),
     mlstm=_HEADS,
     mlstm_block=_HEADS,
     mlstm_large=_HEADS,

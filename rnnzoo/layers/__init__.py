@@ -57,6 +57,8 @@ from rnnzoo.layers.mamba import Mamba as Mamba
 from rnnzoo.layers.mamba import MambaCarry as MambaCarry
 from rnnzoo.layers.mamba2 import Mamba2 as Mamba2
 from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
+from rnnzoo.layers.mamba3 import Mamba3 as Mamba3
+from rnnzoo.layers.mamba3 import Mamba3Carry as Mamba3Carry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
 from rnnzoo.layers.mlstm import MLSTM as MLSTM
@@ -127,6 +129,7 @@ LAYERS = dict(
     lstm=LSTM,
     mamba=Mamba,
     mamba2=Mamba2,
+    mamba3=Mamba3,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
     mlstm=MLSTM,

@@ -61,6 +61,10 @@ LAYERS = dict(
         4, head_features=2, num_groups=2, state_features=3, chunk_size=4,
         rngs=rngs,
     ),
+    mamba3=lambda rngs: layers.Mamba3(
+        4, head_features=2, num_groups=2, state_features=4, chunk_size=4,
+        rngs=rngs,
+    ),
     min_gru=lambda rngs: layers.MinGRU(6, rngs=rngs),
     min_lstm=lambda rngs: layers.MinLSTM(6, rngs=rngs),
     mlstm=lambda rngs: layers.MLSTM(
@@ -212,6 +216,11 @@ VARIANTS = dict(
         chunk_size=4,
         param_dtype=jnp.bfloat16,
         rngs=rngs,
+    ),
+    mamba3_mimo=lambda rngs: layers.Mamba3(
+        4, head_features=2, num_groups=2, state_features=4, rank=3,
+        rotary_fraction=1.0, rate='softplus', use_output_norm=True,
+        norm_epsilon=0.1, chunk_size=4, rngs=rngs,
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
         6,
