@@ -60,7 +60,7 @@ _COLUMNS = {
 
 
 class Adapter:
-  """An environment of rnnzoo as memorax calls it; episodes follow each other."""
+  """An environment of rnnzoo as memorax calls it, one episode after another."""
 
   def __init__(self, environment: environments.Environment, spaces):
     """Wraps `environment`; `spaces` are the classes of spaces of gymnax."""
