@@ -46,7 +46,7 @@ _ASSUMED = dict(
     gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
-    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
+    levels=(7,), max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
     pp0=(-1e30, -1e38), scale=(0.5,), step_rescale=(1.0,), temporal_width=(4,),
     time_decay=('already -exp(raw)',),
     w=('-exp(w_raw)', 'log decay (<0)'),
