@@ -17,6 +17,7 @@ from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
 from rnnzoo.ops.dplr import decayed as decayed
 from rnnzoo.ops.dplr import dplr_scan as dplr_scan
 from rnnzoo.ops.dplr import dplr_step as dplr_step
+from rnnzoo.ops.fenwick import MOST_LEVELS as MOST_LEVELS
 from rnnzoo.ops.fenwick import LevelState as LevelState
 from rnnzoo.ops.fenwick import empty_level_state as empty_level_state
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv

@@ -140,13 +140,34 @@ def merged(before: jax.Array, after: jax.Array, levels: int) -> jax.Array:
   return number_of_bits(before ^ after, levels)
 
 
-def next_state(state: LevelState, new: jax.Array) -> LevelState:
-  """Returns the state after one token that adds `new` `[B, H, K, V]`."""
-  levels = state.levels.shape[2] + 1
-  level = merged(state.count, state.count + 1, levels)[:, None]
-  here = jnp.arange(1, levels) == level[..., None]
+def after_step(
+    state: LevelState,
+    levels: jax.Array,
+    new: jax.Array,
+    y: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[LevelState, jax.Array]:
+  """Returns the state after one token, and its output, 0 where it is absent.
+
+  Args:
+    state: The state before the token.
+    levels: The levels of `state` after the decay, `[B, H, N, K, V]`.
+    new: What the token adds `[B, H, K, V]`.
+    y: The output `[B, H, V]` of the token.
+    mask: Booleans `[B]`, `False` where it is absent, or `None`.
+  """
+  number = levels.shape[2] + 1
+  level = merged(state.count, state.count + 1, number)[:, None]
+  here = jnp.arange(1, number) == level[..., None]
   new = jnp.where(here[..., None, None], new[:, :, None], 0)
-  return LevelState(merge(state.levels, level) + new, state.count + 1)
+  levels, count = merge(levels, level) + new, state.count + 1
+  if mask is not None:
+    where = lambda u, v: jnp.where(
+        mask.reshape(mask.shape + (1,) * (u.ndim - 1)), u, v
+    )
+    levels, count = where(levels, state.levels), where(count, state.count)
+    y = where(y, 0)
+  return LevelState(levels, count), y
 
 
 def number_of_bits(n: jax.Array, levels: int) -> jax.Array:
@@ -265,6 +286,13 @@ def check_length(
         f'{levels} levels hold sequences of at most {room} tokens, got '
         f'{longest}; take {more} levels, or reset the state.'
     )
+
+
+def check_length_of_step(
+    count: jax.Array, levels: int, mask: jax.Array | None
+):
+  """Does the same for one token, with `mask` `[B]` or `None`."""
+  check_length(count, levels, mask=None if mask is None else mask[:, None])
 
 
 def _is_local(u):

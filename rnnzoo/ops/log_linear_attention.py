@@ -88,6 +88,8 @@ def log_linear_attention(
   )
   reset, mask = checking.flags(reset, mask, v.shape)
   time, levels = v.shape[1], scales.shape[-1]
+  if not time:
+    return state, jnp.zeros_like(v)
   fenwick.check_length(state.count, levels, time, reset, mask)
   S, y = mesh.run_per_device(
       functools.partial(_run, scale=scale, chunk_size=chunk_size or 64),
@@ -111,10 +113,12 @@ def log_linear_attention_step(
     *,
     log_decay: jax.Array | None = None,
     scale: float = 1.0,
+    mask: jax.Array | None = None,
 ) -> tuple[fenwick.LevelState, jax.Array]:
   """Runs `log_linear_attention` for one token; operands have no axis T.
 
-  It costs `(2 L + 1) K V` multiplications per head.
+  It costs `(2 L + 1) K V` multiplications per head. Where `mask` `[B]` is
+  `False`, the state stays and the output is 0, and the levels may be full.
 
   Returns:
     `(state, y)`: the next state, and `[B, H, V]` in the dtype of `v`.
@@ -126,7 +130,8 @@ def log_linear_attention_step(
   q, k, v, scales, state, g = _checked(
       q, k, v, level_scales, state, log_decay, ('B',)
   )
-  fenwick.check_length(state.count, scales.shape[-1])
+  _, mask = checking.flags(None, mask, v.shape[:1])
+  fenwick.check_length_of_step(state.count, scales.shape[-1], mask)
   S, out_dtype = state.levels, v.dtype
   q, k, v, scales = (u.astype(S.dtype) for u in (q * scale, k, v, scales))
   heads = v.shape[1] // q.shape[1]
@@ -136,10 +141,8 @@ def log_linear_attention_step(
   weights = scales[..., 1:, None] * q[:, :, None]
   y = exact.einsum('bhnk,bhnkv->bhv', weights, S)
   y = y + scales[..., :1] * (q * k).sum(-1, keepdims=True) * v
-  state = fenwick.next_state(
-      state._replace(levels=S), k[..., None] * v[..., None, :]
-  )
-  return state, y.astype(out_dtype)
+  new = k[..., None] * v[..., None, :]
+  return fenwick.after_step(state, S, new, y.astype(out_dtype), mask)
 
 
 def _run(
@@ -150,9 +153,7 @@ def _run(
   tokens['present'] = jnp.ones_like(S, shape=v.shape[:2] + (1,))
   if g is not None:
     tokens['g'] = g
-  count = jnp.zeros_like(S, shape=S.shape[:1])
-  if v.shape[1]:
-    count = starts[:, 0].astype(S.dtype)
+  count = starts[:, 0].astype(S.dtype)
 
   def one_chunk(state, chunk, visible):
     (S, count), out_dtype = state, chunk['v'].dtype
