@@ -41,6 +41,12 @@ from rnnzoo.ops.log_linear_attention import (
 from rnnzoo.ops.log_linear_attention import (
     log_linear_attention_step as log_linear_attention_step,
 )
+from rnnzoo.ops.log_linear_delta_rule import (
+    log_linear_delta_rule as log_linear_delta_rule,
+)
+from rnnzoo.ops.log_linear_delta_rule import (
+    log_linear_delta_rule_step as log_linear_delta_rule_step,
+)
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
 from rnnzoo.ops.lti_scan import lti_scan as lti_scan
 from rnnzoo.ops.max_plus_scan import max_plus_scan as max_plus_scan

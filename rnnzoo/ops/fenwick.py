@@ -15,6 +15,7 @@ Axes: `B` batch, `H` heads, `Q` tokens of a chunk, `L` levels, `N = L - 1`
 states. The state of level l is at index l - 1.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -229,15 +230,34 @@ def into_levels(u: jax.Array, level: jax.Array, levels: int) -> jax.Array:
   return jnp.where(here, u[..., None, :, :], 0)
 
 
+def checked_scales(scales: Any, v: jax.Array, axes: Sequence[str]) -> jax.Array:
+  """Returns the scales `[..., H, L]` as an array, or raises.
+
+  Args:
+    scales: As given by the caller.
+    v: Values `[..., H, V]`.
+    axes: The letters of the axes in front of the levels.
+  """
+  scales = jnp.asarray(scales)
+  if scales.ndim != v.ndim or scales.shape[:-1] != v.shape[:-1]:
+    raise ValueError(
+        f'`level_scales` must be {checking.brackets([*axes, "L"])}, '
+        f'{v.shape[:-1]} and L, got {scales.shape}.'
+    )
+  checking.are_floating(level_scales=scales)
+  if not 2 <= scales.shape[-1] <= MOST_LEVELS:
+    raise ValueError(
+        f'`level_scales` must have 2 to {MOST_LEVELS} levels, got '
+        f'{scales.shape[-1]}.'
+    )
+  return scales
+
+
 def checked_state(
     state: LevelState | None, rows: int, heads: int, levels: int, keys: int,
     values: int, dtype: Any,
 ) -> LevelState:
   """Returns the state in its dtypes, zeros if `None`, or raises."""
-  if not 2 <= levels <= MOST_LEVELS:
-    raise errors.UserValueError(
-        f'`level_scales` must have 2 to {MOST_LEVELS} levels, got {levels}.'
-    )
   empty = empty_level_state(rows, heads, levels, keys, values, dtype)
   return checking.state_tuple(state, empty)
 

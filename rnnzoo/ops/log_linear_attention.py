@@ -4,13 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from rnnzoo import mesh
-from rnnzoo.ops import attention_cache
 from rnnzoo.ops import checking
-from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
 from rnnzoo.ops import fenwick
 from rnnzoo.ops import head_groups
+from rnnzoo.ops import level_scan
 from rnnzoo.ops import linear_attention_chunk as chunk_lib
 
 
@@ -86,22 +84,21 @@ def log_linear_attention(
   q, k, v, scales, state, g = _checked(
       q, k, v, level_scales, state, log_decay, ('B', 'T')
   )
-  reset, mask = checking.flags(reset, mask, v.shape)
-  time, levels = v.shape[1], scales.shape[-1]
-  if not time:
-    return state, jnp.zeros_like(v)
-  fenwick.check_length(state.count, levels, time, reset, mask)
-  S, y = mesh.run_per_device(
-      functools.partial(_run, scale=scale, chunk_size=chunk_size or 64),
+  tokens = dict(q=q, k=k, v=v, level_scales=scales)
+  if g is not None:
+    tokens['log_decay'] = g
+  return level_scan.run(
+      functools.partial(_one_chunk, scale=scale),
+      jnp.multiply,
+      lambda S: jnp.ones_like(S, shape=S.shape[:2] + (1, 1, 1)),
+      tokens,
+      state,
       # A group stays on one device, unless it is the only one.
       v if q.shape[2] == 1 else q,
-      (q, k, v, scales, state.levels, g,
-       fenwick.starts(state.count, time, levels, reset, mask), reset, mask),
-      ('btdk',) * 4 + ('bdkkk', 'btd', 'bt', 'bt', 'bt'),
-      ('bdkkk', 'btdk'),
+      reset,
+      mask,
+      64 if chunk_size is None else chunk_size,
   )
-  count = attention_cache.count_after(state.count, time, reset, mask)
-  return fenwick.LevelState(S, count), y
 
 
 def log_linear_attention_step(
@@ -145,53 +142,26 @@ def log_linear_attention_step(
   return fenwick.after_step(state, S, new, y.astype(out_dtype), mask)
 
 
-def _run(
-    q, k, v, scales, S, g, starts, reset, mask, *, segments, scale, chunk_size
-):
-  """Runs what one device holds, one chunk after the other."""
-  tokens = dict(q=q, k=k, v=v, scales=scales)
-  tokens['present'] = jnp.ones_like(S, shape=v.shape[:2] + (1,))
-  if g is not None:
-    tokens['g'] = g
-  count = starts[:, 0].astype(S.dtype)
-
-  def one_chunk(state, chunk, visible):
-    (S, count), out_dtype = state, chunk['v'].dtype
-    chunk = {name: u.astype(S.dtype) for name, u in chunk.items()}
-    places = fenwick.places(count, chunk['present'], visible, S.shape[2] + 1)
-    weights = None if g is None else chunk_lib.changing(chunk['g'])
-    y = None
-    if 'q' in chunk:
-      y = _outputs(
-          S, chunk['q'] * scale, chunk['k'], chunk['v'], chunk['scales'],
-          weights, visible, places,
-      ).astype(out_dtype)
-    S = _next(S, chunk['k'], chunk['v'], weights, visible, places)
-    return (S, places.count), y
-
-  def summary(tokens, reset):
-    """How the segment changes a state, and the state that its tokens leave."""
-    left = {n: u for n, u in tokens.items() if n not in ('q', 'scales')}
-    (own, _), _ = chunkwise.scan_chunks(
-        one_chunk, (jnp.zeros_like(S), count), left, reset, None, chunk_size
+def _one_chunk(S, chunk, visible, places, *, scale):
+  """Runs one chunk `[B, H, Q, ...]`, see `level_scan.run`."""
+  k, v, g = chunk['k'], chunk['v'], chunk.get('log_decay')
+  weights = None if g is None else chunk_lib.changing(g)
+  y = None
+  if 'q' in chunk:
+    y = _outputs(
+        S, chunk['q'] * scale, k, v, chunk['level_scales'], weights, visible,
+        places,
     )
-    last, through = chunkwise.visible_at_end(reset, v)
-    number = jnp.where(last, tokens['present'][..., 0], 0).sum(1)
-    merged = fenwick.merged(
-        count, jnp.where(through, count, 0) + number, S.shape[2] + 1
-    )
-    kept = jnp.zeros_like(S, shape=S.shape[:2])
-    kept = kept if g is None else kept + tokens['g'].sum(1)
-    kept = jnp.where(through[:, None], jnp.exp(kept), 0)
-    return (kept, merged.astype(S.dtype)), own
-
-  S = chunkwise.entering_state(
-      segments, summary, _combine, S, tokens, reset, mask
-  )
-  (S, _), y = chunkwise.scan_chunks(
-      one_chunk, (S, count), tokens, reset, mask, chunk_size
-  )
-  return chunkwise.leaving_state(segments, S), y
+  through = jnp.ones_like(S, shape=S.shape[:2])
+  if weights is not None:
+    through = weights.through
+    v = v * weights.last[..., None]
+  through = jnp.where(visible.through, through, 0)
+  v = jnp.where(visible.last[..., None], v, 0)
+  v = fenwick.into_levels(v, places.left, S.shape[2] + 1)
+  v = head_groups.by_group(k.shape[1], v)
+  new = exact.einsum('bgjk,bgrnjv->bgrnkv', k, v).reshape(S.shape)
+  return through[..., None, None, None], new, y
 
 
 def _outputs(S, q, k, v, scales, weights, visible, places):
@@ -223,39 +193,12 @@ def _outputs(S, q, k, v, scales, weights, visible, places):
   return y.reshape(v.shape)
 
 
-def _next(S, k, v, weights, visible, places):
-  """Returns the state that leaves a chunk; arguments as of `_outputs`."""
-  if weights is not None:
-    S = S * weights.through[..., None, None, None]
-    v = v * weights.last[..., None]
-  S = jnp.where(visible.through[..., None, None, None], S, 0)
-  v = jnp.where(visible.last[..., None], v, 0)
-  v = fenwick.into_levels(v, places.left, S.shape[2] + 1)
-  v = head_groups.by_group(k.shape[1], v)
-  new = exact.einsum('bgjk,bgrnjv->bgrnkv', k, v)
-  return fenwick.merge(S, places.merged) + new.reshape(S.shape)
-
-
-def _combine(earlier, later):
-  """Merges the summaries of two adjacent segments of time."""
-  (before, first), S = earlier
-  (kept, merged), own = later
-  S = fenwick.merge(kept[..., None, None, None] * S, merged[:, None])
-  return (kept * before, jnp.maximum(first, merged)), S + own
-
-
 def _checked(q, k, v, scales, state, g, leading):
   """Returns the operands as arrays, and the state, or raises."""
   if g is not None:
     checking.has_axes('log_decay', jnp.asarray(g), leading + ('H',))
   q, k, v, S, g, _ = head_groups.checked(q, k, v, None, g, None, leading)
-  scales = jnp.asarray(scales)
-  if scales.ndim != v.ndim or scales.shape[:-1] != v.shape[:-1]:
-    raise ValueError(
-        f'`level_scales` must be {checking.brackets(leading + ("H", "L"))}, '
-        f'{v.shape[:-1]} and L, got {scales.shape}.'
-    )
-  checking.are_floating(level_scales=scales)
+  scales = fenwick.checked_scales(scales, v, leading + ('H',))
   dtype = jnp.promote_types(S.dtype, scales.dtype)
   rows, heads, features, values = S.shape
   state = fenwick.checked_state(

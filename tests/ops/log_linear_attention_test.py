@@ -1,4 +1,4 @@
-"""`log_linear_attention`: against its formula, in float64; NaN, a mesh."""
+"""Recurrences with levels: against their formulas in float64; NaN, a mesh."""
 
 import functools
 
@@ -16,8 +16,10 @@ f32 = np.float32
 _HEADS, _KEYS, _VALUES = 4, 3, 2
 
 
-def operands(groups=2, levels=6, batch=2, time=19, seed=0):
-  """Random `q, k, v, level_scales, log_decay` and flags, float64."""
+def operands(
+    groups=2, levels=6, batch=2, time=19, seed=0, delta_rule=False
+):
+  """Random operands by name and flags, float64."""
   random = np.random.default_rng(seed)
   normal = lambda *shape: random.standard_normal(shape)
   shape = batch, time
@@ -31,6 +33,8 @@ def operands(groups=2, levels=6, batch=2, time=19, seed=0):
   flags = dict(
       reset=random.random(shape) < 0.06, mask=random.random(shape) < 0.9
   )
+  if delta_rule:
+    arguments['beta'] = random.random((*shape, _HEADS))
   return arguments, flags
 
 
@@ -47,65 +51,71 @@ def level(t, s, levels):
 
 
 def formula(
-    q, k, v, level_scales, log_decay, reset=None, mask=None, scale=1.0
+    q, k, v, level_scales, log_decay, beta=None, reset=None, mask=None,
+    scale=1.0,
 ):
-  """Every pair of tokens of a sequence, and the states after the last one."""
+  """Every pair of tokens of a sequence, and the states after the last one.
+
+  With `beta`, transitions are those of the delta rule.
+  """
   batch, time, heads, _ = v.shape
-  shared, levels = heads // q.shape[2], level_scales.shape[3]
+  keys, levels = q.shape[3], level_scales.shape[3]
+  q, k = (np.repeat(u, heads // u.shape[2], axis=2) for u in (q, k))
   y = np.zeros(v.shape)
-  S = np.zeros((batch, heads, levels - 1, q.shape[3], v.shape[3]))
+  S = np.zeros((batch, heads, levels - 1, keys, v.shape[3]))
   counts = np.zeros(batch, np.int32)
   for i, h in np.ndindex(batch, heads):
-    tokens = []
+    written = []  # What each token of the sequence wrote, as it is now.
     for t in range(time):
       if mask is not None and not mask[i, t]:
         continue
       if reset is not None and reset[i, t]:
-        tokens = []
-      tokens.append(t)
-      for position, s in enumerate(tokens):
-        between = sum(log_decay[i, u, h] for u in tokens[position + 1 :])
-        weight = level_scales[i, t, h, level(len(tokens) - 1, position, levels)]
-        score = q[i, t, h // shared] @ k[i, s, h // shared]
-        y[i, t, h] += scale * weight * np.exp(between) * score * v[i, s, h]
-    counts[i] = len(tokens)
-    for position, s in enumerate(tokens):
-      decay = np.exp(sum(log_decay[i, u, h] for u in tokens[position + 1 :]))
-      S[i, h, level(len(tokens), position, levels) - 1] += decay * np.outer(
-          k[i, s, h // shared], v[i, s, h]
-      )
+        written = []
+      key, value = k[i, t, h], v[i, t, h]
+      transition = np.exp(log_decay[i, t, h]) * np.eye(keys)
+      if beta is not None:
+        transition -= transition @ np.outer(beta[i, t, h] * key, key)
+        value = beta[i, t, h] * value
+      written = [transition @ u for u in written] + [np.outer(key, value)]
+      for s, u in enumerate(written):
+        at = level(len(written) - 1, s, levels)
+        y[i, t, h] += scale * level_scales[i, t, h, at] * (q[i, t, h] @ u)
+    counts[i] = len(written)
+    for s, u in enumerate(written):
+      S[i, h, level(len(written), s, levels) - 1] += u
   return ops.LevelState(S, counts), y
 
 
 def chunked(
-    q, k, v, level_scales, log_decay, state=None, chunk_size=4, **options
+    q, k, v, level_scales, log_decay, beta=None, state=None, chunk_size=4,
+    **options
 ):
-  return ops.log_linear_attention(
-      q, k, v, level_scales, state, log_decay=log_decay, chunk_size=chunk_size,
-      **options,
-  )
+  options |= dict(state=state, log_decay=log_decay, chunk_size=chunk_size)
+  if beta is None:
+    return ops.log_linear_attention(q, k, v, level_scales, **options)
+  return ops.log_linear_delta_rule(q, k, v, beta, level_scales, **options)
 
 
 def scanned(
-    q, k, v, level_scales, log_decay, state, reset=None, mask=None, scale=1.0
+    q, k, v, level_scales, log_decay, state, beta=None, reset=None, mask=None,
+    scale=1.0,
 ):
-  """`log_linear_attention_step`, one token after the other."""
+  """The step, one token after the other."""
 
   def body(state, token):
-    q, k, v, scales, g, reset, mask = token
-    old = state
+    q, k, v, beta, scales, g, reset, mask = token
     if reset is not None:
-      old = base.select(reset, jax.tree.map(jnp.zeros_like, state), state)
-    new, y = ops.log_linear_attention_step(
-        q, k, v, scales, old, log_decay=g, scale=scale
+      state = base.select(reset, jax.tree.map(jnp.zeros_like, state), state)
+    options = dict(log_decay=g, scale=scale, mask=mask)
+    if beta is None:
+      return ops.log_linear_attention_step(q, k, v, scales, state, **options)
+    return ops.log_linear_delta_rule_step(
+        q, k, v, beta, scales, state, **options
     )
-    if mask is None:
-      return new, y
-    return base.select(mask, new, state), base.masked(y, mask)
 
   if reset is not None and mask is not None:
     reset = reset & mask
-  tokens = q, k, v, level_scales, log_decay, reset, mask
+  tokens = q, k, v, beta, level_scales, log_decay, reset, mask
   state, y = jax.lax.scan(
       body, state, jax.tree.map(lambda u: jnp.moveaxis(u, 1, 0), tokens)
   )
@@ -136,10 +146,15 @@ def with_gradients(function, arguments, state, **options):
 
 class LogLinearAttentionTest(parameterized.TestCase):
 
-  @parameterized.parameters((1, 6, True), (2, 6, False), (4, 3, True))
-  def test_matches_the_formula_and_its_steps(self, groups, levels, flagged):
+  @parameterized.parameters(
+      (1, 6, True), (2, 6, False), (4, 3, True), (4, 6, False, True),
+      (4, 3, True, True),
+  )
+  def test_matches_the_formula_and_its_steps(
+      self, groups, levels, flagged, delta_rule=False
+  ):
     """Also with 3 levels, where older tokens join the last one."""
-    arguments, flags = operands(groups, levels)
+    arguments, flags = operands(groups, levels, delta_rule=delta_rule)
     options = dict(scale=0.5, **(flags if flagged else {}))
     want = formula(**arguments, **options)
     with jax.enable_x64(True):
@@ -167,13 +182,15 @@ class LogLinearAttentionTest(parameterized.TestCase):
     with jax.enable_x64(True):
       tolerance.assert_close(chunked(**arguments), formula(**arguments))
 
-  def test_scales_of_one_give_linear_attention(self):
-    arguments, flags = operands()
+  @parameterized.parameters(False, True)
+  def test_scales_of_one_give_the_recurrence_without_levels(self, delta_rule):
+    arguments, flags = operands(4, delta_rule=delta_rule)
     arguments['level_scales'] = np.ones_like(arguments['level_scales'])
     with jax.enable_x64(True):
       state, y = chunked(**arguments, **flags)
       del arguments['level_scales']
-      want = ops.linear_attention(**arguments, **flags)
+      plain = ops.delta_rule if delta_rule else ops.linear_attention
+      want = plain(**arguments, **flags)
       tolerance.assert_close((state.levels.sum(2), y), want)
 
   def test_very_strong_decays(self):
@@ -191,8 +208,9 @@ class LogLinearAttentionTest(parameterized.TestCase):
     for gradient in jax.tree.leaves(gradients):
       self.assertTrue(np.isfinite(gradient).all())
 
-  def test_nan_before_a_reset_or_in_padding_is_contained(self):
-    arguments, _ = operands(batch=1, time=11)
+  @parameterized.parameters(False, True)
+  def test_nan_before_a_reset_or_in_padding_is_contained(self, delta_rule):
+    arguments, _ = operands(4, batch=1, time=11, delta_rule=delta_rule)
     arguments = jax.tree.map(f32, arguments)
     state = some_state(batch=1)
     place = np.arange(11)
@@ -212,6 +230,7 @@ class LogLinearAttentionTest(parameterized.TestCase):
     (_, want), d_want = run(arguments, S)
     (_, got), d_got = run(jax.tree.map(spoil, arguments), np.nan * S)
     np.testing.assert_array_equal(got[0].levels, want[0].levels)
+    self.assertTrue(np.isfinite(want[0].levels).all())
     np.testing.assert_array_equal(got[0].count, 4)
     np.testing.assert_array_equal(got[1][:, 6:], want[1][:, 6:])
     self.assertTrue(np.isnan(got[1][:, :6]).all())
@@ -237,11 +256,11 @@ class LogLinearAttentionTest(parameterized.TestCase):
         (state.levels.dtype, y.dtype), (jnp.float32, jnp.bfloat16)
     )
 
-  @parameterized.parameters((4, (2, 2, 2)), (1, (1, 2, 4)))
-  def test_on_a_mesh(self, groups, sizes):
+  @parameterized.parameters((1, (1, 2, 4)), (4, (2, 2, 2), True))
+  def test_on_a_mesh(self, groups, sizes, delta_rule=False):
     if len(jax.devices()) < 8:
       self.skipTest('needs 8 devices')
-    arguments, flags = operands(groups, time=16)
+    arguments, flags = operands(groups, time=16, delta_rule=delta_rule)
     arguments, state = jax.tree.map(
         lambda u: f32(u) if u.dtype == float else u, (arguments, some_state())
     )
@@ -287,6 +306,16 @@ class LogLinearAttentionTest(parameterized.TestCase):
     arguments = operands()[0] | {name: value}
     with self.assertRaisesRegex(ValueError, message):
       chunked(**arguments)
+
+  def test_the_delta_rule_names_them_too(self):
+    arguments, _ = operands(4, delta_rule=True)
+    for name, value, message in (
+        ('beta', np.zeros((2, 19), f32), '`beta` must be'),
+        ('level_scales', np.zeros((2, 19, 4, 26), f32), '2 to 25 .* got 26'),
+        ('state', some_state(5), r'`state.levels` must be \(2, 4, 5, 3, 2\)'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        chunked(**arguments | {name: value})
 
   def test_sequences_longer_than_their_levels_raise(self):
     arguments, _ = operands(levels=5)  # For 16 tokens; there are 19.
