@@ -45,6 +45,9 @@ from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
 from rnnzoo.layers.linoss import LinOSS as LinOSS
 from rnnzoo.layers.lmu import LMU as LMU
 from rnnzoo.layers.lmu import LMUCarry as LMUCarry
+from rnnzoo.layers.log_linear_gated_delta_net import (
+    LogLinearGatedDeltaNet as LogLinearGatedDeltaNet,
+)
 from rnnzoo.layers.log_linear_mamba2 import LogLinearMamba2 as LogLinearMamba2
 from rnnzoo.layers.lru import LRU as LRU
 from rnnzoo.layers.lstm import LSTM as LSTM
@@ -114,6 +117,7 @@ LAYERS = dict(
     linear_attention=LinearAttention,
     linoss=LinOSS,
     lmu=LMU,
+    log_linear_gated_delta_net=LogLinearGatedDeltaNet,
     log_linear_mamba2=LogLinearMamba2,
     lru=LRU,
     lstm=LSTM,

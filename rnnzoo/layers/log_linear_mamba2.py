@@ -145,14 +145,14 @@ class LogLinearMamba2(mamba2.Mamba2):
         self.head_features, carry.ssm.dtype,
     ))
 
-  def _recurrence(self, x, u, b, c, ssm, flags):
+  def _recur(self, x, u, b, c, ssm, flags):
     delta, decay = self._steps(x)
     return ops.log_linear_attention(
         c, b, u * delta[..., None], self._scales(x), ssm, log_decay=decay,
         chunk_size=self.chunk_size, **flags,
     )
 
-  def _recurrence_step(self, x, u, b, c, ssm, mask):
+  def _recur_step(self, x, u, b, c, ssm, mask):
     delta, decay = self._steps(x)
     return ops.log_linear_attention_step(
         c, b, u * delta[..., None], self._scales(x), ssm, log_decay=decay,

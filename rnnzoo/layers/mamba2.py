@@ -229,7 +229,7 @@ class Mamba2(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     flags = dict(reset=reset, mask=mask)
     tails, z, u, b, c = self._convolved(ops.causal_conv1d, x, carry, flags)
-    ssm, y = self._recurrence(x, u, b, c, carry.ssm, flags)
+    ssm, y = self._recur(x, u, b, c, carry.ssm, flags)
     return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -241,12 +241,12 @@ class Mamba2(base.RecurrentLayer):
     ssm = carry.ssm
     if reset is not None:
       ssm = base.select(reset, initial.ssm, ssm)
-    ssm, y = self._recurrence_step(x, u, b, c, ssm, mask)
+    ssm, y = self._recur_step(x, u, b, c, ssm, mask)
     if mask is not None:
       ssm = base.select(mask, ssm, carry.ssm)
     return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
 
-  def _recurrence(self, x, u, b, c, ssm, flags):
+  def _recur(self, x, u, b, c, ssm, flags):
     """Returns the last state and the outputs of the heads `[B, T, H, P]`."""
     delta, decay = self._steps(x)
     return ops.linear_attention(
@@ -254,7 +254,7 @@ class Mamba2(base.RecurrentLayer):
         chunk_size=self.chunk_size, **flags,
     )
 
-  def _recurrence_step(self, x, u, b, c, ssm, mask):
+  def _recur_step(self, x, u, b, c, ssm, mask):
     """Runs one token; what becomes of absent rows does not matter."""
     del mask
     delta, decay = self._steps(x)

@@ -43,6 +43,10 @@ LAYERS = dict(
     linoss=lambda rngs: layers.LinOSS(6, 4, rngs=rngs),
     lmu=lambda rngs: layers.LMU(6, 5, order=4, theta=10, rngs=rngs),
     hgrn=lambda rngs: layers.HGRN(6, lower_bound=0.3, rngs=rngs),
+    log_linear_gated_delta_net=lambda rngs: layers.LogLinearGatedDeltaNet(
+        4, num_heads=1, num_value_heads=2, num_levels=10, chunk_size=4,
+        rngs=rngs,
+    ),
     log_linear_mamba2=lambda rngs: layers.LogLinearMamba2(
         4, head_features=2, num_groups=2, state_features=3, num_levels=10,
         chunk_size=4, rngs=rngs,
