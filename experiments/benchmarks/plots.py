@@ -56,8 +56,9 @@ FAMILIES = {
     ),
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
-        'gated_delta_product', 'gla', 'kda', 'linear_attention', 'mamba2',
-        'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
+        'gated_delta_product', 'gla', 'kda', 'linear_attention',
+        'log_linear_gated_delta_net', 'log_linear_mamba2', 'mamba2', 'mlstm',
+        'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
     ),
     'state: the last keys and values': ('attention',),
     'state: the last token': ('rwkv4_channel_mix', 'rwkv7_channel_mix'),

@@ -28,7 +28,7 @@ from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
 from rnnzoo.ops import exact
 
-# Positions are computed in float32 in part, which is exact for so many bits.
+# The scan holds a position as a float32, which is exact up to so many bits.
 MOST_LEVELS = 25
 
 
@@ -137,7 +137,6 @@ def starts(
 
 def merged(before: jax.Array, after: jax.Array, levels: int) -> jax.Array:
   """Returns the level that all below it merge into between two positions."""
-  before, after = before.astype(jnp.int32), after.astype(jnp.int32)
   return number_of_bits(before ^ after, levels)
 
 

@@ -53,7 +53,7 @@ def run(
   v, levels = tokens['v'], state.levels.shape[2] + 1
   reset, mask = checking.flags(reset, mask, v.shape)
   time = v.shape[1]
-  chunkwise.chunk_length(time, chunk_size)
+  chunkwise.chunk_length(time, chunk_size)  # Raises unless it is a power of 2.
   if not time:
     return state, jnp.zeros_like(v)
   fenwick.check_length(state.count, levels, time, reset, mask)
@@ -100,8 +100,9 @@ def _run(body, product, identity, names, chunk_size, *operands, segments):
     )
     last, through = chunkwise.visible_at_end(reset, v)
     number = jnp.where(last, tokens['present'][..., 0], 0).sum(1)
-    end = jnp.where(through, count, 0) + number
-    merged = fenwick.merged(count, end, levels)
+    start, number = count.astype(jnp.int32), number.astype(jnp.int32)
+    end = jnp.where(through, start, 0) + number
+    merged = fenwick.merged(start, end, levels)
     return (passed, merged[:, None].astype(S.dtype)), own
 
   def combine(earlier, later):
