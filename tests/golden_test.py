@@ -226,6 +226,8 @@ class AdaptersTest(parameterized.TestCase):
         'names.', 'delta_memory.', 'kda_lib.', 'comba_lib.',
         'gated_delta_net2.', 'gated_delta_product.', 'steps_of_tokens',
         'sizes', 'into_heads', 'low_rank_maps', 'head_decay_maps', 'run',
+        'mesa_maps', 'm2rnn_of', 'identity_maps', 'side_by_side',
+        'first_heads',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

@@ -57,12 +57,13 @@ FAMILIES = {
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
         'gated_delta_product', 'gla', 'kda', 'linear_attention', 'mamba2',
-        'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
+        'mesa_net', 'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6',
+        'rwkv7',
     ),
     'state: the last keys and values': ('attention',),
     'state: the last token': ('rwkv4_channel_mix', 'rwkv7_channel_mix'),
     'cells, one step after the other': (
-        'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'sgru', 'slstm',
+        'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'm2rnn', 'sgru', 'slstm',
         'slstm_block', 'tfc_sgru', 'tt_gru', 'tt_lstm',
     ),
 }

@@ -65,7 +65,10 @@ _LAYER_OPTIONS = dict(
     kda=_HEADS,
     linear_attention=_HEADS,
     lmu=dict(order=8, theta=16.0),
+    # With normal matrices its states are chaotic, so that rounding grows.
+    m2rnn=dict(num_heads=8, forget_gate='sigmoid', state_init='identity'),
     mamba2=dict(head_features=8, state_features=4),
+    mesa_net=_HEADS,
     mlstm=_HEADS,
     mlstm_block=_HEADS,
     mlstm_large=_HEADS,

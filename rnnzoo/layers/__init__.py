@@ -48,10 +48,14 @@ from rnnzoo.layers.lmu import LMUCarry as LMUCarry
 from rnnzoo.layers.lru import LRU as LRU
 from rnnzoo.layers.lstm import LSTM as LSTM
 from rnnzoo.layers.lstm import LSTMCarry as LSTMCarry
+from rnnzoo.layers.m2rnn import M2RNN as M2RNN
+from rnnzoo.layers.m2rnn import M2RNNCarry as M2RNNCarry
 from rnnzoo.layers.mamba import Mamba as Mamba
 from rnnzoo.layers.mamba import MambaCarry as MambaCarry
 from rnnzoo.layers.mamba2 import Mamba2 as Mamba2
 from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
+from rnnzoo.layers.mesa_net import MesaNet as MesaNet
+from rnnzoo.layers.mesa_net import MesaNetCarry as MesaNetCarry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
 from rnnzoo.layers.mlstm import MLSTM as MLSTM
@@ -115,8 +119,10 @@ LAYERS = dict(
     lmu=LMU,
     lru=LRU,
     lstm=LSTM,
+    m2rnn=M2RNN,
     mamba=Mamba,
     mamba2=Mamba2,
+    mesa_net=MesaNet,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
     mlstm=MLSTM,
