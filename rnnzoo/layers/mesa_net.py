@@ -49,13 +49,13 @@ class MesaNet(base.RecurrentLayer):
   penalty :math:`\lambda = \mathrm{softplus}(\ell) + \lambda_{\min}`.
 
   `cg` solves the equations with conjugate gradients, and `exact` with a
-  Cholesky factor (`ops.mesa_scan`). The published layer takes 30 steps of `cg`,
-  which is exact, but for rounding, up to `K = 30`. Published code adds 1e-5 to
-  the divisors of these steps, which limits its accuracy to about 5e-4. Here a
-  divisor of 0 ends the steps instead. Published code starts a single token from
-  another guess than a whole sequence; here both start from 0, so that they
-  agree after any number of steps. Gradients are those of the exact solution,
-  and solve its equations once more, with the same number of steps.
+  Cholesky factor (`ops.mesa_scan`). The published layer takes 30 steps of `cg`;
+  up to `K = 30` they are the exact solution, but for rounding. Published code
+  adds 1e-5 to the divisors of these steps, which limits its accuracy to about
+  5e-4. Here a divisor of 0 ends the steps instead. Published code starts a
+  single token from another guess than a whole sequence; here both start from 0,
+  so that they agree after any number of steps. Gradients are those of the exact
+  solution, and solve its equations once more, with the same number of steps.
 
   The state is `H K (K + V)` numbers a sequence, and `2 (C - 1) H K` for the
   convolutions (65536 + 1536 if `D` is 256). A token costs `2 D H (K + V + 1)`

@@ -63,11 +63,11 @@ def mesa_scan(
   sums are linear attention, in chunks of `Q` tokens. There are two ways to
   solve the equations of a token. `cg` takes steps of conjugate gradients from
   zero for all tokens of a chunk together. A product with the matrices of all
-  tokens is linear attention too, so none of them is built: `Q + K` times `K`
+  tokens is linear attention too, so none of them is built: `(2 Q + K) K`
   multiplications a token, head and step. `exact` builds the `Q` matrices of a
   chunk and factorises them: `K^3 / 6` multiplications a token and head.
 
-  After `K` steps `cg` is exact, but for rounding. Fewer steps are a
+  In exact arithmetic `K` steps of `cg` suffice. Fewer steps are a
   regularisation of their own. The gradient is that of the exact solution: it
   solves the same equations once more, in the same way.
 
