@@ -7,9 +7,8 @@ by both solvers, is compiled for these devices, which need not be there (see
 `docs/plans.md` for the compilers). Nothing is timed. For each program: the
 instructions on the longest path from arguments to results, each round of a loop
 counted, and the bytes that a device must move. A loop over time has a few short
-instructions for each token, one after the other, and a device needs some
-microseconds for each. The number of iterations is the one that the tolerance of
-`ops.newton_scan` needs on CPU.
+instructions for each token, one after the other. The number of iterations is
+the one that the tolerance of `ops.newton_scan` needs on CPU.
 
 The adjoint of a dense cell (Elman, GRU, LSTM, sLSTM) is iterated until it is
 solved; how often is not known from its program, so its gradient is left out.
