@@ -185,6 +185,16 @@ def para_lstm(case):
   return {'y': y}, {'c': carry.c, 'h': carry.h}
 
 
+def m2rnn(case):
+  """The maps around the recurrence are identities."""
+  layer = with_parameters(m2rnn_of(case), {
+      'cell.W': case.par['W'], **identity_maps(case)
+  })
+  carry = layers.M2RNNCarry(None, case.st0['H']) if case.st0 else None
+  carry, y = layer(side_by_side(case.q, case.k, case.v, case.f), carry)
+  return {'y': first_heads(y, layer)}, {'H': carry.H}
+
+
 def slstm(case):
   layer = layers.SLSTM(
       case.x.shape[2], case.par['b_f'].shape[0],
@@ -468,6 +478,9 @@ ADAPTERS = dict(
     lru=lru,
     lru__h0=lru,
     lstm=lstm,
+    m2rnn=m2rnn,
+    m2rnn__grouped=m2rnn,
+    m2rnn__h0=m2rnn,
     mamba__block=mamba,
     mingru=min_gru,
     mingru__h0=min_gru,
@@ -582,3 +595,40 @@ def gru_parameters(case):
       'hidden.kernel': stacked(case, 'W_h{}', 'rzn'),
       'hidden.bias': jnp.stack(hidden),
   }
+
+
+def m2rnn_of(case):
+  """A layer whose inputs are queries, keys, values and gates."""
+  parts = [getattr(case, name).shape[2] for name in 'qkvf']
+  parts.append(case.par['W'].shape[0])
+  names = ('query', 'key', 'value', 'forget', 'weight')
+  features = side_by_side(case.q, case.k, case.v, case.f).shape[2]
+  return layers.M2RNN(
+      features, num_heads=max(parts), key_features=case.k.shape[3],
+      value_features=case.v.shape[3],
+      gradient_clip=case.cfg['gradient_clipping'], rngs=nnx.Rngs(0),
+      **{f'num_{name}_heads': n for name, n in zip(names, parts)},
+  )
+
+
+def identity_maps(case):
+  """Kernels that pass all inputs, and all heads, on."""
+  features = side_by_side(case.q, case.k, case.v, case.f)
+  dtype, heads = features.dtype, m2rnn_of(case).num_heads
+  return {
+      'input.kernel': jnp.eye(features.shape[2], dtype=dtype),
+      'output.kernel': jnp.eye(
+          heads * case.v.shape[3], features.shape[2], dtype=dtype
+      ),
+  }
+
+
+def side_by_side(*operands):
+  flat = [u.reshape(*u.shape[:2], -1) for u in operands]
+  return jnp.concatenate(flat, axis=2)
+
+
+def first_heads(y, layer):
+  """The outputs of all heads among features of which the others are 0."""
+  size = layer.num_heads * layer.value_features
+  return split_heads(y[..., :size], layer.num_heads)

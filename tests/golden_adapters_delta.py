@@ -1,4 +1,4 @@
-"""Adapters of the delta rule's descendants; see `golden_adapters.py`."""
+"""Adapters of the delta rule's kin, and MesaNet; see `golden_adapters.py`."""
 
 from flax import nnx
 import jax.numpy as jnp
@@ -118,6 +118,29 @@ def gated_delta_net_layer(case):
   return run(case, layer, head_decay_maps(case))
 
 
+def mesa_net_op(case):
+  state, y = ops.mesa_scan(
+      case.q, case.k, case.v, case.beta, case.par['lamb'],
+      ops.MesaState(case.st0['h_kk'], case.st0['h_kv']), log_decay=case.g,
+      solver=case.cfg['solver'], chunk_size=8,
+  )
+  return {'y': y}, {'h_kk': state.G, 'h_kv': state.M}
+
+
+def mesa_net_layer(case):
+  layer = layers.MesaNet(
+      case.x.shape[2], **sizes(case), solver=case.cfg['solver'],
+      min_ridge=case.cfg['lambda_lower_bound'], chunk_size=8,
+      rngs=nnx.Rngs(0),
+  )
+  carry, y = with_parameters(layer, mesa_maps(case, layer.num_heads))(
+      case.x, layers.MesaNetCarry(
+          case.st0['conv'], case.st0['h_kk'], case.st0['h_kv']
+      ),
+  )
+  return {'y': y}, {'conv': carry.conv, 'h_kk': carry.G, 'h_kv': carry.M}
+
+
 ADAPTERS = dict(
     comba=comba_op,
     comba__layer=comba_layer,
@@ -140,6 +163,8 @@ ADAPTERS = dict(
     kda__layer_h0=kda_layer,
     kda_gate=kda_gate,
     kda_gate__lower_bound=kda_gate,
+    mesa_net=mesa_net_op,
+    mesa_net__layer=mesa_net_layer,
 )
 
 
@@ -198,6 +223,20 @@ def head_decay_maps(case):
   return {
       'decay.kernel': par['W_a'].T, 'beta.kernel': par['W_b'].T,
       'gate.kernel': gate.T, 'A_log': par['A_log'], 'dt_bias': par['dt_bias'],
+  }
+
+
+def mesa_maps(case, num_heads):
+  """The parameters of MesaNet."""
+  par = case.par
+  join = lambda name: jnp.concatenate([par[name + u].T for u in 'qk'], axis=1)
+  return {
+      'query_key.kernel': join('W_'), 'conv': join('conv_'),
+      'value.kernel': into_heads(par['W_v'], num_heads),
+      'gates.kernel': jnp.stack([par['W_b'].T, par['W_a'].T], axis=1),
+      'gates.bias': jnp.stack([par['b_b'], par['b_a']]),
+      'ridge': par['lambda_params'].reshape(num_heads, -1),
+      'norm.scale': par['norm_w'], 'output.kernel': par['W_o'].T,
   }
 
 

@@ -249,6 +249,8 @@ class AdaptersTest(parameterized.TestCase):
         'rotary_share', 'gated_attention_parameters',
         'mamba3.', 'one_rank', 'rotation', 'carry_of', 'input_maps',
         'states_of',
+        'mesa_maps', 'm2rnn_of', 'identity_maps', 'side_by_side',
+        'first_heads',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

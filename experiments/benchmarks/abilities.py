@@ -117,7 +117,7 @@ NOT_ASKED = (
 _PARITY = dict(
     # Their update depends on the state.
     elman='can', gru='can', lmu='can', lstm='can', sgru='can', slstm='can',
-    slstm_block='can', tfc_sgru='can', tt_gru='can', tt_lstm='can',
+    slstm_block='can', m2rnn='can', tfc_sgru='can', tt_gru='can', tt_lstm='can',
     # Their decays in (0, 1) depend on the input alone, or they take means.
     aaren='cannot', griffin='cannot', hgrn='cannot', mamba='cannot',
     min_gru='cannot', min_lstm='cannot', rg_lru='cannot', rwkv4='cannot',
@@ -126,6 +126,8 @@ _PARITY = dict(
     mlstm_large='cannot', rwkv6='cannot', hgrn2='cannot',
     # Like those of `delta_net`, their transitions have no negative eigenvalues.
     kda='cannot',
+    # Both of its sums decay by numbers in (0, 1).
+    mesa_net='cannot',
     # Its transitions have some by default.
     gated_delta_product='can',
     # It rotates its state by angles that depend on the input.

@@ -8,29 +8,31 @@ the tolerance of `ops.newton_scan`, the times of a call and of its gradients by
 both solvers, in turn, and the numbers of steps that must follow each other: T
 for the loop, 2 log2(T) for each iteration. Weights are fresh; with `--runs`,
 those of the first such cell of a trained model too. Inputs are normal. Prints a
-table, and writes JSON.
+table, and writes JSON after each row. It may be stopped: a row that is there is
+not measured again. `newton_depth.py` counts the steps and bytes of the same
+programs on accelerators.
 """
 
 import functools
 import math
+import pathlib
 import sys
 
 from absl import flags
+from experiments.benchmarks import newton_cells
 from experiments.benchmarks import timing
 from experiments.cli import drivers
 from flax import nnx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import rnnzoo
 from rnnzoo import errors
 from rnnzoo import layers
 from rnnzoo.layers import parallel_cells
 from rnnzoo.training.processes import host
 
-_CELLS = ('elman', 'gru', 'lstm', 'slstm', 'para_gru', 'para_lstm')
 _LAYERS = flags.DEFINE_multi_enum(
-    'layers', list(_CELLS), _CELLS, 'The cells to measure.'
+    'layers', list(newton_cells.CELLS), newton_cells.CELLS,
+    'The cells to measure.',
 )
 _LENGTHS = flags.DEFINE_multi_integer(
     'lengths', [256, 1024, 4096], 'The numbers of tokens.', lower_bound=2
@@ -51,8 +53,6 @@ _OUT = drivers.define_path(
     'The JSON file of the results.',
 )
 
-# Tried in this order.
-_ITERATIONS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 _COLUMNS = {
     'cell': '{cell}', 'weights': '{weights}', 'T': '{length}',
     'iterations': '{iterations}', 'residual': '{residual:.1e}',
@@ -65,55 +65,36 @@ _COLUMNS = {
 
 def cells():
   """Yields the name, the kind of weights and the cell, fresh and trained."""
-  d = _FEATURES.value
   for name in _LAYERS.value:
-    options = dict(recurrent_init='uniform') if name == 'slstm' else {}
-    yield name, 'fresh', layers.LAYERS[name](d, d, **options, rngs=nnx.Rngs(0))
+    yield name, 'fresh', newton_cells.fresh(name, _FEATURES.value)
   names = {cell: name for name, cell in layers.LAYERS.items()}
   for run in _RUNS.value:
     model = rnnzoo.restore(run)
     found = [
         module for _, module in nnx.iter_graph(model)
         if isinstance(module, parallel_cells.ParallelCell)
-        and names.get(type(module)) in _CELLS
+        and names.get(type(module)) in newton_cells.CELLS
     ]
     if not found:
       raise errors.UserValueError(
-          f'The model of {run} has no cell among {", ".join(_CELLS)}.'
+          f'The model of {run} has no cell among '
+          f'{", ".join(newton_cells.CELLS)}.'
       )
-    yield names[type(found[0])], 'trained', found[0]
+    # A model stacks the parameters of all layers of a kind.
+    graph, state = nnx.split(found[0])
+    first = nnx.merge(graph, jax.tree.map(lambda u: u[0], state))
+    yield names[type(first)], f'of {pathlib.Path(run).resolve().name}', first
 
 
 def measure(cell, length):
   """Returns the figures of one cell and length."""
-  x = jnp.asarray(
-      np.random.default_rng(0).standard_normal(
-          (_BATCH.value, length, cell.in_features), np.float32
-      )
-  )
-  graphs, state = {}, None
-  tolerance = 16 * float(jnp.finfo(jnp.float32).eps)
-  for count in _ITERATIONS:
-    cell.set_solver('newton', count)
-    graph, state = nnx.split(cell)
-    residual = jax.jit(lambda state, x: nnx.merge(graph, state).residual(x))
-    worst = float(residual(state, x).max())
-    if worst <= tolerance or count >= length:
-      break
-  graphs['newton'] = graph
-  cell.set_solver('sequential', None)
-  graphs['sequential'] = nnx.split(cell)[0]
+  x = newton_cells.inputs(cell, _BATCH.value, length)
+  count, worst = newton_cells.iterations(cell, x)
+  functions, state = newton_cells.functions(cell, count)
   calls = {}
-  for solver, graph in graphs.items():
-
-    def run(state, x, graph=graph):
-      return nnx.merge(graph, state)(x)[1]
-
-    def slopes(state, x, run=run):
-      return jax.grad(lambda *u: jnp.sum(run(*u) ** 2), (0, 1))(state, x)
-
-    for suffix, function in (('ms', run), ('gradient_ms', slopes)):
-      program, _ = timing.compiled(function, state, x)
+  for solver, both in functions.items():
+    for direction, suffix in (('forward', 'ms'), ('gradient', 'gradient_ms')):
+      program, _ = timing.compiled(both[direction], state, x)
       calls[f'{solver}_{suffix}'] = functools.partial(program, state, x)
   medians = timing.interleaved_medians(calls, _REPEATS.value)
   depth = count * 2 * math.ceil(math.log2(length))
@@ -129,15 +110,22 @@ def main(argv):
   drivers.check_usage(argv)
   timing.never_cache_compilation()
   host.pin_malloc()
-  record = dict(timing.environment(), rows=[])
+  rows = timing.earlier_rows(_OUT.value)
+  key = lambda row: tuple(
+      row[u] for u in ('cell', 'weights', 'length', 'batch', 'features')
+  )
+  done = set(map(key, rows))
   for name, weights, cell in cells():
     for length in _LENGTHS.value:
-      print(f'{name}, {weights} weights, T = {length}', file=sys.stderr)
-      record['rows'].append(
+      this = name, weights, length, _BATCH.value, cell.in_features
+      if this in done:
+        continue
+      print(f'{name}, weights {weights}, T = {length}', file=sys.stderr)
+      rows.append(timing.row_of_now(
           dict(cell=name, weights=weights, **measure(cell, length))
-      )
-  timing.print_table(record['rows'], _COLUMNS)
-  timing.save(record, _OUT.value)
+      ))
+      timing.write(dict(timing.environment(), rows=rows), _OUT.value)
+  timing.print_table(rows, _COLUMNS)
 
 
 if __name__ == '__main__':

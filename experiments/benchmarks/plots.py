@@ -58,15 +58,15 @@ FAMILIES = {
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
         'gated_delta_product', 'gla', 'hgrn2', 'kda', 'lightning_attention',
         'linear_attention', 'log_linear_gated_delta_net', 'log_linear_mamba2',
-        'mamba2', 'mamba3', 'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net',
-        'rwkv6', 'rwkv7',
+        'mamba2', 'mamba3', 'mesa_net', 'mlstm', 'mlstm_block', 'mlstm_large',
+        'ret_net', 'rwkv6', 'rwkv7',
     ),
     'state: the last keys and values': ('attention', 'gated_attention'),
     'state: the last token or two': (
         'rwkv4_channel_mix', 'rwkv7_channel_mix', 'short_conv',
     ),
     'cells, one step after the other': (
-        'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'sgru', 'slstm',
+        'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'm2rnn', 'sgru', 'slstm',
         'slstm_block', 'tfc_sgru', 'tt_gru', 'tt_lstm',
     ),
 }

@@ -50,6 +50,28 @@ _SCANS = {
         '{speedups[0]:.1f} / {speedups[1]:.1f}',
     'times as long as `a*.5+x`': '{ceilings[0]:.1f} / {ceilings[1]:.1f}',
 }
+_DEPTHS = {
+    'Cell': '`{cell}`',
+    'T': '{length}',
+    'Device': '{target}',
+    'Iterations': '{iterations}',
+    'Steps, loop': '{sequential_forward}',
+    'Steps, Newton': '{newton_forward}',
+    'With gradient, loop': '{sequential_gradient}',
+    'With gradient, Newton': '{newton_gradient}',
+    'MB, loop': '{sequential_forward_megabytes:.0f}',
+    'MB, Newton': '{newton_forward_megabytes:.0f}',
+}
+_NEWTON = {
+    'Cell': '`{cell}`',
+    'Weights': '{weights}',
+    'T': '{length}',
+    'Iterations': '{iterations}',
+    'Loop, ms': '{sequential_ms:.0f}',
+    'Newton, ms': '{newton_ms:.0f}',
+    'Loop with gradient, ms': '{sequential_gradient_ms:.0f}',
+    'Newton with gradient, ms': '{newton_gradient_ms:.0f}',
+}
 # `(Feng et al., 2024)`, and then the link to the paper.
 _AUTHORS = r'\(([^()\d]+), ((?:19|20)\d\d)[^()]*\)'
 _ADDRESS = r'https://arxiv\.org/abs/(\d{4}\.\d{4,5})'
@@ -74,7 +96,9 @@ def tables() -> dict[str, list[str]]:
   return {
       'README.md': [_table(_papers(), _LAYERS)],
       'docs/layers.md': [_cost_table(_costs()), _table(recall, _RECALL)],
-      'docs/scans.md': [_table(_scans(), _SCANS)],
+      'docs/scans.md': [
+          _table(_scans(), _SCANS), _newton_table(), _depth_table()
+      ],
   }
 
 
@@ -116,6 +140,24 @@ def paper_of(layer: type) -> dict[str, str]:
   if address := re.search(_ADDRESS, text):
     paper += f', [{address[1]}]({address[0]})'
   return dict(year=year, paper=paper)
+
+
+def _newton_table() -> str:
+  """Returns a row for each cell that was solved by Newton's method."""
+  if not (RESULTS / 'newton_cpu.json').exists():
+    empty = [''] * (len(_NEWTON) - 1)
+    return _markdown(_NEWTON, [[_NOT_MEASURED, *empty]])
+  return _table(record('newton_cpu.json')['rows'], _NEWTON)
+
+
+def _depth_table() -> str:
+  """Returns a row for each cell, length and device of `newton_depth.py`."""
+  rows = sorted(
+      record('newton_depth.json')['rows'],
+      key=lambda row: (row['target'], row['length'], row['cell']),
+  )
+  unknown = lambda row: {k: '' if u is None else u for k, u in row.items()}
+  return _table(list(map(unknown, rows)), _DEPTHS)
 
 
 def _costs() -> dict[str, dict[str, Any]]:

@@ -71,8 +71,11 @@ _LAYER_OPTIONS = dict(
     # Levels for 64 tokens would be a multiple of PRIME.
     log_linear_gated_delta_net=dict(num_heads=8, num_levels=9),
     log_linear_mamba2=dict(head_features=8, state_features=4, num_levels=9),
+    # With normal matrices its states are chaotic, so that rounding grows.
+    m2rnn=dict(num_heads=8, forget_gate='sigmoid', state_init='identity'),
     mamba2=dict(head_features=8, state_features=4),
     mamba3=dict(head_features=16, state_features=4),
+    mesa_net=_HEADS,
     mlstm=_HEADS,
     mlstm_block=_HEADS,
     mlstm_large=_HEADS,

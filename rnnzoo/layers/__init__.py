@@ -57,12 +57,16 @@ from rnnzoo.layers.log_linear_mamba2 import LogLinearMamba2 as LogLinearMamba2
 from rnnzoo.layers.lru import LRU as LRU
 from rnnzoo.layers.lstm import LSTM as LSTM
 from rnnzoo.layers.lstm import LSTMCarry as LSTMCarry
+from rnnzoo.layers.m2rnn import M2RNN as M2RNN
+from rnnzoo.layers.m2rnn import M2RNNCarry as M2RNNCarry
 from rnnzoo.layers.mamba import Mamba as Mamba
 from rnnzoo.layers.mamba import MambaCarry as MambaCarry
 from rnnzoo.layers.mamba2 import Mamba2 as Mamba2
 from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
 from rnnzoo.layers.mamba3 import Mamba3 as Mamba3
 from rnnzoo.layers.mamba3 import Mamba3Carry as Mamba3Carry
+from rnnzoo.layers.mesa_net import MesaNet as MesaNet
+from rnnzoo.layers.mesa_net import MesaNetCarry as MesaNetCarry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
 from rnnzoo.layers.mlstm import MLSTM as MLSTM
@@ -133,9 +137,11 @@ LAYERS = dict(
     log_linear_mamba2=LogLinearMamba2,
     lru=LRU,
     lstm=LSTM,
+    m2rnn=M2RNN,
     mamba=Mamba,
     mamba2=Mamba2,
     mamba3=Mamba3,
+    mesa_net=MesaNet,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
     mlstm=MLSTM,

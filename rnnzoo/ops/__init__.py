@@ -50,6 +50,10 @@ from rnnzoo.ops.log_linear_delta_rule import (
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
 from rnnzoo.ops.lti_scan import lti_scan as lti_scan
 from rnnzoo.ops.max_plus_scan import max_plus_scan as max_plus_scan
+from rnnzoo.ops.mesa import MesaState as MesaState
+from rnnzoo.ops.mesa import empty_mesa_state as empty_mesa_state
+from rnnzoo.ops.mesa import mesa_scan as mesa_scan
+from rnnzoo.ops.mesa import mesa_step as mesa_step
 from rnnzoo.ops.mlstm import MLSTMState as MLSTMState
 from rnnzoo.ops.mlstm import empty_mlstm_state as empty_mlstm_state
 from rnnzoo.ops.mlstm import mlstm as mlstm

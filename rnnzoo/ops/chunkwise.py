@@ -75,13 +75,14 @@ def scan_chunks(
   count = -(-time // length)
 
   if not time:
-    one = jax.tree.map(  # The shapes of a chunk of one token.
-        lambda u: jax.ShapeDtypeStruct(
-            (batch, u.shape[2], 1, *u.shape[3:]), u.dtype
+    one = jax.tree.map(  # A chunk of one token.
+        lambda u: jnp.zeros_like(
+            u, shape=(batch, u.shape[2], 1, *u.shape[3:])
         ),
         inputs,
     )
-    _, y = jax.eval_shape(body, state, one, _visibility(None, 1))
+    one, like = _as_varying(inputs, one, state)
+    _, y = jax.eval_shape(lambda: body(like, one, _visibility(None, 1)))
     return state, jax.tree.map(
         lambda u: jnp.zeros_like(
             leaves[0], u.dtype, shape=(batch, 0, u.shape[1], u.shape[3])

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from rnnzoo import mesh
 from rnnzoo.ops import checking
 from rnnzoo.ops import chunkwise
-from rnnzoo.ops import decays
-from rnnzoo.ops import exact
 from rnnzoo.ops import head_groups
 from rnnzoo.ops import linear_attention_chunk as chunk_lib
 
@@ -178,51 +176,11 @@ def _run(q, k, v, S0, g, bonus, reset, mask, *, segments, scale, chunk_size):
       S, y = chunk_lib.per_head(S, q, k, v, weights, bonus, visible)
     return S, y.astype(tokens['v'].dtype)
 
-  summary = lambda tokens, reset: _summary(tokens, g, reset, S0.dtype)
+  summary = lambda tokens, reset: chunk_lib.summary(
+      tokens, g, reset, S0.dtype
+  )
   S0 = chunkwise.entering_state(
-      segments, summary, _combine, S0, tokens, reset, mask
+      segments, summary, chunk_lib.combine, S0, tokens, reset, mask
   )
   S, y = chunkwise.scan_chunks(one_chunk, S0, tokens, reset, mask, chunk_size)
   return chunkwise.leaving_state(segments, S), y
-
-
-def _summary(tokens, g, reset, dtype):
-  """How a segment of time changes a state, and the state that it leaves.
-
-  Args:
-    tokens: See `_run`.
-    g: Log decays. If they depend on the token, those in `tokens` are used.
-    reset: `[B, T]` or `None`.
-    dtype: The dtype of states.
-
-  Returns:
-    The factor of a state that enters, `[B, H, K, 1]` or with sizes of 1 for `H`
-    and `K`; and the state `[B, H, K, V]`.
-  """
-  k, v = tokens['k'].astype(dtype), tokens['v'].astype(dtype)
-  groups = k.shape[2]
-  last, through = chunkwise.visible_at_end(reset, v)
-  if g is None:
-    total = jnp.zeros_like(v, shape=(v.shape[0], 1, 1))
-  elif g.ndim == 1:
-    number = jnp.cumsum(tokens['count'], axis=1)
-    v = v * jnp.exp(g * (number[:, -1:] - number))[..., None]
-    total = (g * number[:, -1])[..., None]
-  elif g.ndim == 3:
-    v = v * jnp.exp(decays.after(tokens['g'], 1))[..., None]
-    total = tokens['g'].sum(1)[..., None]
-  else:
-    k = k * jnp.exp(decays.after(tokens['g'], 1))
-    total = tokens['g'].sum(1)
-  v = jnp.where(last[..., None, None], v, 0)
-  v = v.reshape(*v.shape[:2], groups, v.shape[2] // groups, v.shape[-1])
-  S = exact.einsum('btgk,btgrv->bgrkv', k, v)
-  kept = jnp.where(through[:, None, None], jnp.exp(total), 0)
-  S = S.reshape(S.shape[0], S.shape[1] * S.shape[2], *S.shape[3:])
-  return kept[..., None], S
-
-
-def _combine(earlier, later):
-  """Merges the summaries of two adjacent segments of time."""
-  kept, S = later
-  return kept * earlier[0], kept * earlier[1] + S

@@ -149,6 +149,51 @@ def constant_between(g, number):
   return jnp.exp(g[:, None, None] * jnp.maximum(distance, 0))
 
 
+def summary(tokens, g, reset, dtype):
+  """How a segment of time changes a state, and the state that it leaves.
+
+  Args:
+    tokens: Arrays `[B, T, ...]` by name: `k`, `v`, and `g` or, for constant
+      decays, `count`, which is 0 for an absent token.
+    g: Log decays. If they depend on the token, those in `tokens` are used.
+    reset: `[B, T]` or `None`.
+    dtype: The dtype of states.
+
+  Returns:
+    The factor of a state that enters, `[B, H, K, 1]` or with sizes of 1 for `H`
+    and `K`; and the state `[B, H, K, V]`.
+  """
+  k, v = tokens['k'].astype(dtype), tokens['v'].astype(dtype)
+  groups = k.shape[2]
+  last, through = chunkwise.visible_at_end(reset, v)
+  if g is None:
+    total = jnp.zeros_like(v, shape=(v.shape[0], 1, 1))
+  elif g.ndim == 1:
+    number = jnp.cumsum(tokens['count'], axis=1)
+    v = v * jnp.exp(g * (number[:, -1:] - number))[..., None]
+    total = (g * number[:, -1])[..., None]
+  elif g.ndim == 3:
+    v = v * jnp.exp(decays.after(tokens['g'], 1))[..., None]
+    total = tokens['g'].sum(1)[..., None]
+  else:
+    k = k * jnp.exp(decays.after(tokens['g'], 1))
+    total = tokens['g'].sum(1)
+  v = jnp.where(last[..., None, None], v, 0)
+  v = v.reshape(*v.shape[:2], groups, v.shape[2] // groups, v.shape[-1])
+  S = exact.einsum('btgk,btgrv->bgrkv', k, v)
+  kept = jnp.where(through[:, None, None], jnp.exp(total), 0)
+  S = S.reshape(S.shape[0], S.shape[1] * S.shape[2], *S.shape[3:])
+  return kept[..., None], S
+
+
+def combine(earlier, later):
+  """Merges summaries of adjacent segments of time; states may be trees."""
+  kept, S = later
+  return kept * earlier[0], jax.tree.map(
+      lambda before, left: kept * before + left, earlier[1], S
+  )
+
+
 def _without_itself(visible, weights):
   """Excludes each token from its own view, and its decay, too."""
   length = visible.pairs.shape[-1]

@@ -60,6 +60,7 @@ class Program:
 
   Attributes:
     computations: Instructions by name, by the name of the computation.
+    entry: The name of the computation that runs first.
     times: How often each computation runs.
     fused: The names of the computations that are part of one instruction.
     loops: All loops that run.
@@ -67,10 +68,10 @@ class Program:
 
   def __init__(self, text: str):
     """Reads `compiled.as_text()`."""
-    self.computations, entry = _parse(text)
+    self.computations, self.entry = _parse(text)
     self.times, self.fused = collections.Counter(), set()
     self.loops = []
-    self._visit(entry, 1, False)
+    self._visit(self.entry, 1, False)
 
   def _visit(self, name, times, fused):
     if name not in self.computations:

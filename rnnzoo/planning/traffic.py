@@ -90,14 +90,24 @@ def bytes_moved(program: hlo.Program) -> float:
   return total
 
 
+def is_still(opcode: str) -> bool:
+  """Whether an instruction moves nothing, or its parts count elsewhere."""
+  return opcode in _STILL or opcode.endswith('-done')
+
+
 def _moved(program, one, instructions):
   shapes = [
       instructions[name].shape if name in instructions else ''
       for name in one.operands
   ]
-  if one.opcode in _STILL or one.opcode.endswith('-done'):
+  if is_still(one.opcode):
     return 0.0
-  if one.opcode.endswith('-start'):  # Its result contains its operands too.
+  if one.opcode == 'fusion-start':  # Its result contains its operands too.
+    body = program.computations[one.called('calls')[0]]
+    return _moved_by_fusion(
+        program, body, shapes, _size(hlo.root(body).shape)
+    )
+  if one.opcode.endswith('-start'):  # Likewise.
     if 'slice' not in one.opcode:
       return _size(one.shape)
     place = 1 if 'update' in one.opcode else len(one.operands)
@@ -110,8 +120,13 @@ def _moved(program, one, instructions):
   if one.opcode != 'fusion':
     return _size(one.shape) + sum(map(_size, shapes))
   body = program.computations[one.called('calls')[0]]
+  return _moved_by_fusion(program, body, shapes, _size(one.shape))
+
+
+def _moved_by_fusion(program, body, shapes, whole):
+  """Returns what a fusion moves whose result has `whole` bytes."""
   read = sum(_read(program, body, i, u) for i, u in enumerate(shapes))
-  return read + _written(program, body, hlo.root(body), _size(one.shape))
+  return read + _written(program, body, hlo.root(body), whole)
 
 
 def _size(shape):

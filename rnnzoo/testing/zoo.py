@@ -64,6 +64,12 @@ LAYERS = dict(
     ),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
     lstm=lambda rngs: layers.LSTM(6, 5, rngs=rngs),
+    # With normal matrices and raw gates its states are chaotic: the rounding of
+    # bfloat16 would grow.
+    m2rnn=lambda rngs: layers.M2RNN(
+        4, num_heads=2, key_features=3, value_features=2,
+        forget_gate='sigmoid', state_init='identity', rngs=rngs,
+    ),
     mamba=lambda rngs: layers.Mamba(4, state_features=3, rngs=rngs),
     mamba2=lambda rngs: layers.Mamba2(
         4, head_features=2, num_groups=2, state_features=3, chunk_size=4,
@@ -72,6 +78,9 @@ LAYERS = dict(
     mamba3=lambda rngs: layers.Mamba3(
         4, head_features=2, num_groups=2, state_features=4, chunk_size=4,
         rngs=rngs,
+    ),
+    mesa_net=lambda rngs: layers.MesaNet(
+        4, num_heads=2, chunk_size=4, rngs=rngs
     ),
     min_gru=lambda rngs: layers.MinGRU(6, rngs=rngs),
     min_lstm=lambda rngs: layers.MinLSTM(6, rngs=rngs),
@@ -205,6 +214,11 @@ VARIANTS = dict(
     lru_bfloat16_parameters=lambda rngs: layers.LRU(
         6, 5, param_dtype=jnp.bfloat16, rngs=rngs
     ),
+    m2rnn_shared=lambda rngs: layers.M2RNN(
+        4, num_heads=4, num_query_heads=1, num_key_heads=2, num_forget_heads=2,
+        num_weight_heads=1, key_features=2, value_features=3,
+        gradient_clip=0.5, conv_kernel=3, use_bias=True, rngs=rngs,
+    ),
     mamba_bfloat16=lambda rngs: layers.Mamba(
         4,
         state_features=3,
@@ -229,6 +243,9 @@ VARIANTS = dict(
         4, head_features=2, num_groups=2, state_features=4, rank=3,
         rotary_fraction=1.0, rate='softplus', use_output_norm=True,
         norm_epsilon=0.1, chunk_size=4, rngs=rngs,
+    mesa_net_exact=lambda rngs: layers.MesaNet(
+        4, num_heads=1, value_features=3, solver='exact', use_output_gate=True,
+        chunk_size=4, dtype=jnp.bfloat16, rngs=rngs,
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
         6,

@@ -29,6 +29,8 @@ class BenchmarksTest(parameterized.TestCase):
       ('segments', '--layers=min_gru', '--length=16', '--features=16',
        '--devices=2', '--repeats=1'),
       ('decision_steps', '--layers=min_gru', '--batch=1', '--repeats=1'),
+      ('newton', '--layers=elman', '--lengths=8', '--features=8', '--batch=1',
+       '--repeats=1'),
       ('accuracy', '--lengths=16', '--implementations=sequential'),
       ('lra_steps', '--short', '--steps=8', '--tasks=retrieval'),
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),

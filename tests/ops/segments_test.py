@@ -31,6 +31,7 @@ class Case(NamedTuple):
   run: Callable
   tokens: tuple  # Sizes and one of _KINDS of each, `[B, T, *sizes]`.
   state: tuple  # Sizes of each of its arrays `[B, *sizes]`.
+  state_kind: str = 'any'
 
   def operands(self, time, dtype=np.float64):
     rng = np.random.default_rng(0)
@@ -39,7 +40,7 @@ class Case(NamedTuple):
     ).astype(dtype)
     return (
         [make((_BATCH, time, *sizes), kind) for sizes, kind in self.tokens],
-        [make((_BATCH, *sizes), 'any') for sizes in self.state],
+        [make((_BATCH, *sizes), self.state_kind) for sizes in self.state],
     )
 
 
@@ -50,6 +51,7 @@ _KINDS = dict(
     positive=np.abs,
     unit=lambda u: u / np.linalg.norm(u, axis=-1, keepdims=True),
     part=lambda u: 1 / (1 + np.exp(-u)),
+    gram=lambda u: u @ u.swapaxes(-1, -2),
 )
 _KEY, _VALUE = ((_HEADS, _KEYS), 'any'), ((_HEADS, _VALUES), 'any')
 _UNIT, _GATE = ((_HEADS, _KEYS), 'unit'), ((_HEADS,), 'wide')
@@ -98,6 +100,15 @@ def _dplr_scan(tokens, state, **flags):
   return ops.dplr_scan(
       q, k, v, -a, a * amount, *state, log_decay=g, chunk_size=2, **flags
   )
+
+
+def _mesa_scan(tokens, state, **flags):
+  *tokens, g = tokens
+  state, y = ops.mesa_scan(
+      *tokens, jnp.ones((_HEADS, _KEYS), g.dtype), ops.MesaState(*state),
+      log_decay=g, num_iterations=_KEYS, chunk_size=2, **flags,
+  )
+  return tuple(state), y
 
 
 def _selective_scan(tokens, state, **flags):
@@ -163,6 +174,11 @@ _CASES = dict(
             ((_HEADS, _KEYS), 'decay'),
         ),
         (_MATRIX,),
+    ),
+    mesa_scan=Case(
+        _mesa_scan,
+        (_KEY, _UNIT, _KEY, ((_HEADS,), 'part'), ((_HEADS,), 'decay')),
+        ((_HEADS, _KEYS, _KEYS),) * 2, 'gram',
     ),
     selective_scan=Case(
         _selective_scan,

@@ -77,6 +77,28 @@ class CompiledTextTest(parameterized.TestCase):
     self.assertEmpty(traffic.collectives(program, 1))
     self.assertBetween(traffic.bytes_moved(program) / x.nbytes, 18, 50)
 
+  def test_an_asynchronous_fusion_reads_its_part_only(self):
+    text = """HloModule m
+
+%part (all: f32[64,128], i: s32[]) -> f32[1,128] {
+  %all = f32[64,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,128]{1,0} dynamic-slice(%all, %i, %zero)
+}
+
+ENTRY %main (x: f32[64,128], n: s32[]) -> f32[1,128] {
+  %x = f32[64,128]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %begin = ((f32[64,128]{1,0}, s32[]), f32[1,128]{1,0}, u32[]) \
+fusion-start(%x, %n), kind=kLoop, calls=%part
+  ROOT %end = f32[1,128]{1,0} fusion-done(%begin)
+}
+"""
+    program = hlo.Program(text)
+    row = 4 * 128  # It is read and written; the index has four bytes.
+    self.assertEqual(traffic.bytes_moved(program), 2 * row + 4)
+
 
 if __name__ == '__main__':
   absltest.main()
