@@ -243,6 +243,7 @@ VARIANTS = dict(
         4, head_features=2, num_groups=2, state_features=4, rank=3,
         rotary_fraction=1.0, rate='softplus', use_output_norm=True,
         norm_epsilon=0.1, chunk_size=4, rngs=rngs,
+    ),
     mesa_net_exact=lambda rngs: layers.MesaNet(
         4, num_heads=1, value_features=3, solver='exact', use_output_gate=True,
         chunk_size=4, dtype=jnp.bfloat16, rngs=rngs,
