@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
-import functools
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -25,10 +25,10 @@ from rnnzoo.training import sharding
 from rnnzoo.training import state as state_lib
 import tqdm
 
-# A stack of parameters of more bytes is put together on the device, a layer at
-# a time, so that the host never holds all of it; a smaller one on the host,
-# which compiles nothing.
-_ON_THE_HOST = 2**26
+# So many bytes of a file are read at once.
+_PIECE = 2**24
+# XLA:CPU takes memory over without a copy if its address divides by this.
+_ALIGNMENT = 64
 # A folder of more bytes is read with a progress bar.
 _WITH_A_BAR = 2**28
 # So many names of tensors are in a message.
@@ -81,8 +81,8 @@ def load_pretrained(
       that would be an error because rnnzoo does not know them.
 
   Returns:
-    The model. While it is loaded, host and device each hold hardly more than
-    the model itself.
+    The model. While it is loaded, neither the host nor the devices hold more
+    than the model and a small part of a file.
 
   Raises:
     UserFileNotFoundError: If the folder, its weights, or the library
@@ -214,9 +214,12 @@ def _load(config, family, tensors, mesh) -> LanguageModel:
 
     def fill(array, parts):
       for name, start, stop, view in parts:
-        rows = weights.read(tensors[name], name, start, stop)
-        view(array)[...] = rows
-        bar.update(rows.nbytes)
+        tensor, place = tensors[name], view(array)
+        step = _rows_at_once(tensor)
+        for first in range(start, stop, step):
+          rows = weights.read(tensor, first, min(first + step, stop))
+          place[first - start : first - start + step] = rows
+          bar.update(rows.nbytes)
 
     largest_first = sorted(params, key=lambda path: -_bytes(params[path]))
     for path in largest_first:
@@ -275,11 +278,11 @@ def _fills(
 def _check_copy(tensors, family):
   """Checks that a head in the file is the embedding, as the config says."""
   head, embedding = tensors[family.head], tensors[family.embedding]
-  step = max(1, _ON_THE_HOST // max(1, weights.size_of(head) // head.shape[0]))
+  step = _rows_at_once(head)
   same = head.shape == embedding.shape and all(
       np.array_equal(
-          weights.read(head, family.head, start, start + step),
-          weights.read(embedding, family.embedding, start, start + step),
+          weights.read(head, start, start + step),
+          weights.read(embedding, start, start + step),
       )
       for start in range(0, head.shape[0], step)
   )
@@ -302,25 +305,27 @@ def _filled(
     fills: What fills it, by the index in the stack.
     fill: Fills an array with these.
   """
-  dtype = np.dtype(leaf.dtype)
-  if None in fills or _bytes(leaf) <= _ON_THE_HOST:
-    host = np.empty(leaf.shape, dtype)
-    for index, parts in fills.items():
-      fill(host if index is None else host[index], parts)
-    return jax.device_put(host, place)
-  make = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=place)
-  stack, one = make(), np.empty(leaf.shape[1:], dtype)
+  host = _empty(leaf.shape, np.dtype(leaf.dtype))
   for index, parts in fills.items():
-    fill(one, parts)
-    stack = _put_layer(stack, one, index)
-    # `one` is used again, and a copy of each layer is not to pile up.
-    jax.block_until_ready(stack)
-  return stack
+    fill(host if index is None else host[index], parts)
+  if place is None:
+    return jax.device_put(host)
+  return jax.make_array_from_callback(
+      leaf.shape, place, lambda index: host[index]
+  )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(stack, layer, index):
-  return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+def _empty(shape, dtype) -> np.ndarray:
+  """Returns memory that a device which is the host takes over as it is."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _rows_at_once(tensor: weights.Tensor) -> int:
+  row = weights.size_of(tensor) // tensor.shape[0]
+  return max(1, _PIECE // max(1, row))
 
 
 def _bytes(leaf) -> int:

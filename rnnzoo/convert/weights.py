@@ -23,6 +23,7 @@ class Tensor(NamedTuple):
   """What a file says of a tensor."""
 
   file: pathlib.Path
+  name: str  # In the file, which may be an old one.
   shape: tuple[int, ...]
   dtype: str
 
@@ -63,7 +64,7 @@ def find(folder: pathlib.Path) -> dict[str, Tensor]:
                 f'{file}: tensor {name} is {dtype}. Weights must be '
                 f'{", ".join(DTYPES)}: quantised ones are not implemented.'
             )
-          tensors[name] = Tensor(file, shape, DTYPES[dtype])
+          tensors[name] = Tensor(file, name, shape, DTYPES[dtype])
     except safetensors.SafetensorError as error:
       raise errors.UserValueError(
           f'{file} is damaged or incomplete: {error}.'
@@ -71,14 +72,14 @@ def find(folder: pathlib.Path) -> dict[str, Tensor]:
   return tensors
 
 
-def read(tensor: Tensor, name: str, start: int, stop: int) -> np.ndarray:
-  """Returns rows of a tensor.
+def read(tensor: Tensor, start: int, stop: int) -> np.ndarray:
+  """Returns the rows of a tensor from `start` to `stop`, or to its end.
 
   The file is opened each time. It is mapped into memory, and what was read of
   an open file would stay there.
   """
   with library().safe_open(tensor.file, framework='numpy') as opened:
-    return opened.get_slice(name)[start:stop]
+    return opened.get_slice(tensor.name)[start : min(stop, tensor.shape[0])]
 
 
 def write(

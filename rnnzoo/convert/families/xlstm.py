@@ -18,6 +18,7 @@ def read(settings: Settings) -> ModelConfig:
       'step_kernel',
   )
   settings.must_be('add_out_norm', True)
+  settings.must_be('tie_word_embeddings', False)  # There it ties nothing.
   settings.must_be('weight_mode', 'single')
   settings.must_be('use_bias', False)  # Norms would have one, too.
   features = settings.size('hidden_size', settings.size('embedding_dim', 4096))
@@ -31,7 +32,6 @@ def read(settings: Settings) -> ModelConfig:
       mlp='swiglu', mlp_factor=settings.positive('ffn_proj_factor', 2.667),
       mlp_multiple=settings.size('ffn_round_up_to_multiple_of', 64),
       use_bias=False, soft_cap=settings.positive('output_logit_soft_cap', 30.0),
-      tie_embeddings=settings.take('tie_word_embeddings', False),
       layer_options=dict(
           num_heads=settings.size('num_heads', 8),
           key_factor=settings.positive('qk_dim_factor', 0.5),
@@ -52,8 +52,7 @@ def write(model: LanguageModel) -> dict[str, Any]:
       vocab_size=config.vocab_size, norm_eps=model.norm.epsilon,
       ffn_proj_factor=config.mlp_factor,
       ffn_round_up_to_multiple_of=config.mlp_multiple,
-      output_logit_soft_cap=config.soft_cap,
-      tie_word_embeddings=config.tie_embeddings, num_heads=layer.num_heads,
+      output_logit_soft_cap=config.soft_cap, num_heads=layer.num_heads,
       qk_dim_factor=tables.ratio(layer.key_features, features),
       v_dim_factor=tables.ratio(layer.hidden_features, features),
       gate_soft_cap=layer.gate_soft_cap, eps=layer.epsilon, use_bias=False,
