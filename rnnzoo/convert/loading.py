@@ -18,6 +18,7 @@ from rnnzoo.convert import families
 from rnnzoo.convert import settings as settings_lib
 from rnnzoo.convert import tables
 from rnnzoo.convert import weights
+from rnnzoo.data import bpe
 from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.models.language_model import LanguageModel
 from rnnzoo.training import memory
@@ -44,14 +45,27 @@ class Pretrained(NamedTuple):
     model: The model.
     vocabulary: How text becomes tokens, from `tokenizer.json`; `None` if the
       folder has none.
+    stop_tokens: The ids after which a text ends.
     family: The `model_type` of the folder.
     values: What `config.json` holds.
   """
 
   model: LanguageModel
-  vocabulary: vocabularies.Vocabulary | None
+  vocabulary: 'Tokenizer | None'
+  stop_tokens: tuple[int, ...]
   family: str
   values: Mapping[str, Any]
+
+
+class Tokenizer(vocabularies.Vocabulary):
+  """The vocabulary of a `tokenizer.json`, which may add tokens of its own.
+
+  Many models expect each text to start with a certain token. The file says so.
+  """
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the ids of `text`, int32 `[N]`, with those that are added."""
+    return np.array(bpe.parsed(self.symbols).encode(text).ids, np.int32)
 
 
 def load_pretrained(
@@ -135,7 +149,9 @@ def open_pretrained(
   vocabulary = _vocabulary(folder)
   with memory.readable_errors():
     model = _load(config, family, tensors, mesh)
-  return Pretrained(model, vocabulary, name, values)
+  return Pretrained(
+      model, vocabulary, _stop_tokens(folder, values), name, values
+  )
 
 
 def _family_of(values) -> tuple[str, families.Family]:
@@ -179,13 +195,21 @@ def _dtype_of(tensors) -> str:
   return 'float32'
 
 
-def _vocabulary(folder) -> vocabularies.Vocabulary | None:
+def _vocabulary(folder) -> Tokenizer | None:
   path = folder / TOKENIZER
   if not path.exists():
     return None
-  # Read when it is used: `tokenizers` is an extra.
-  text = path.read_text(encoding='utf-8')
-  return vocabularies.Vocabulary('bpe', text)
+  # Parsed when it is used: `tokenizers` is an extra.
+  return Tokenizer('bpe', path.read_text(encoding='utf-8'))
+
+
+def _stop_tokens(folder, values) -> tuple[int, ...]:
+  path = folder / 'generation_config.json'
+  if path.exists():
+    values = dict(values) | settings_lib.read_json(path)
+  found = values.get('eos_token_id')
+  found = found if isinstance(found, list) else [found]
+  return tuple(token for token in found if isinstance(token, int))
 
 
 class _Fill(NamedTuple):
@@ -202,8 +226,9 @@ def _load(config, family, tensors, mesh) -> LanguageModel:
   functional = state_lib.Functional(
       lambda rngs: LanguageModel(config, rngs=rngs)
   )
-  params = traverse_util.flatten_dict(functional.params, sep='.')
-  axes = traverse_util.flatten_dict(functional.axes, sep='.')
+  flat = traverse_util.flatten_dict
+  params: dict[str, Any] = {**flat(functional.params, sep='.')}
+  axes = flat(functional.axes, sep='.')
   fills = _fills(family.full_table(config), tensors, params, family, config)
   total = sum(weights.size_of(tensor) for tensor in tensors.values())
   found = {}
@@ -233,7 +258,7 @@ def _load(config, family, tensors, mesh) -> LanguageModel:
 
 def _fills(
     table: tables.Table, tensors, params, family, config
-) -> dict[str, dict[int | None, list[_Fill]]]:
+) -> Mapping[str, Mapping[int | None, list[_Fill]]]:
   """Returns what fills each parameter, by the index in its stack.
 
   Raises:

@@ -13,7 +13,7 @@ NAME = 'config.json'
 
 # What a file may say of any model and what has no effect on its logits: who
 # wrote it, ids of tokens, the initial values of a training, how to sample.
-NO_EFFECT = frozenset((
+NO_EFFECT: frozenset[str] = frozenset((
     '_name_or_path', 'architectures', 'bad_words_ids',
     'begin_suppress_tokens', 'bos_token_id', 'cls_token_id',
     'decoder_start_token_id', 'diversity_penalty', 'do_sample', 'dtype',
@@ -62,7 +62,7 @@ know for this family: hidden_act ('silu'). ...
     self.context = context
     self._values = {k: v for k, v in values.items() if v is not None}
     self._where = where
-    self._taken = set(NO_EFFECT)
+    self._taken: set[str] = {*NO_EFFECT}
     self._context_is_used = False
 
   def take(self, name: str, default: Any) -> Any:
@@ -191,13 +191,18 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     UserFileNotFoundError: If there is none.
     UserValueError: If it is not JSON, or no object.
   """
-  path = folder / NAME
   try:
-    values = json.loads(path.read_bytes(), object_hook=_special_float)
+    return read_json(folder / NAME)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise errors.UserFileNotFoundError(
         f'There is no pretrained model in {folder}: it has no {NAME}.'
     ) from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object that a file holds, which is there."""
+  try:
+    values = json.loads(path.read_bytes(), object_hook=_special_float)
   except ValueError as error:
     raise errors.UserValueError(f'{path} is not JSON: {error}.') from error
   if not isinstance(values, dict):

@@ -8,7 +8,6 @@ from typing import Any
 from rnnzoo.convert.families import mamba
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -18,8 +17,8 @@ def read(settings: Settings) -> ModelConfig:
   return mamba.read_common(settings, 'plain', epsilon)
 
 
-def write(model: LanguageModel) -> dict[str, Any]:
-  """Returns the values of `config.json`."""
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
   norms = model.backbone.stacks[0].layer.selection_norms
   epsilon = norms[0].epsilon if norms is not None else 1e-6
   return mamba.write(model) | dict(mixer_rms_eps=epsilon)

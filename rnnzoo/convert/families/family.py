@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from rnnzoo.convert import tables
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 
 class Family(NamedTuple):
@@ -28,7 +27,7 @@ class Family(NamedTuple):
   architecture: str
   layers: tuple[str, ...]
   read: Callable[[Settings], ModelConfig]
-  write: Callable[[LanguageModel], dict[str, Any]]
+  write: Callable[[Any], dict[str, Any]]
   table: Callable[[ModelConfig], tables.Table]
   embedding: str
   head: str

@@ -6,7 +6,6 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -61,8 +60,8 @@ def read_common(
   )
 
 
-def write(model: LanguageModel) -> dict[str, Any]:
-  """Returns the values of `config.json`."""
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
   config, layer = model.config, model.backbone.stacks[0].layer
   return dict(
       hidden_act='silu', hidden_size=config.features,

@@ -9,7 +9,6 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 _LAYERS = dict(recurrent='griffin', attention='attention')
 
@@ -68,8 +67,8 @@ def _embed_scale(features: int) -> float:
   return float(ml_dtypes.bfloat16(math.sqrt(features)))
 
 
-def write(model: LanguageModel) -> dict[str, Any]:
-  """Returns the values of `config.json`."""
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
   config, stacks = model.config, model.backbone.stacks
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   values = dict(

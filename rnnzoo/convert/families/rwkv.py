@@ -9,7 +9,6 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 _FINAL_EPSILON = 1e-5  # `transformers` reads none for the last norm.
 
@@ -35,8 +34,8 @@ def read(settings: Settings) -> ModelConfig:
   )
 
 
-def write(model: LanguageModel) -> dict[str, Any]:
-  """Returns the values of `config.json`."""
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
   config = model.config
   channel_mix = model.backbone.stacks[-1].layer
   return dict(

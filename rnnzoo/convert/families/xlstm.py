@@ -6,7 +6,6 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
-from rnnzoo.models.language_model import LanguageModel
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -42,8 +41,8 @@ def read(settings: Settings) -> ModelConfig:
   )
 
 
-def write(model: LanguageModel) -> dict[str, Any]:
-  """Returns the values of `config.json`."""
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
   config, block = model.config, model.backbone.stacks[0]
   layer, features = block.layer, config.features
   return dict(
