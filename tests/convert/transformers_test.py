@@ -37,7 +37,8 @@ VARIANTS = dict(
     rwkv_epsilon_tied=('rwkv', dict(
         layer_norm_epsilon=1e-2, tie_word_embeddings=True, rescale_every=0,
     )),
-    rwkv_rescaled=('rwkv', dict(rescale_every=1)),
+    # Halved after two of three blocks: epsilon then weighs four times as much.
+    rwkv_rescaled=('rwkv', dict(rescale_every=2, layer_norm_epsilon=1e-6)),
     xlstm_caps=('xlstm', dict(
         gate_soft_cap=2.0, output_logit_soft_cap=3.0, norm_eps=1e-3, eps=1e-2,
         v_dim_factor=2.0,
