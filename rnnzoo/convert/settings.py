@@ -38,10 +38,10 @@ class Settings:
   >>> settings = Settings({'hidden_size': 8, 'hidden_act': 'silu'})
   >>> settings.take('hidden_size', 768)
   8
-  >>> settings.finish()
+  >>> settings.must_be('hidden_act', 'gelu')
   Traceback (most recent call last):
-  rnnzoo.errors.UserValueError: config.json has values that rnnzoo does not \
-know for this family: hidden_act ('silu'). ...
+  rnnzoo.errors.UserValueError: config.json: hidden_act = 'silu' is not \
+implemented: it must be 'gelu'.
 
   Attributes:
     context: The number of tokens that attention without a window keeps, or

@@ -138,8 +138,8 @@ def blocks(config: ModelConfig) -> list[Block]:
 def ratio(part: int, whole: int) -> float:
   """Returns a factor with `int(whole * factor) == part`.
 
-  >>> ratio(192, 64), int(49 * (29 / 49)), int(49 * ratio(29, 49))
-  (3.0, 28, 29)
+  >>> ratio(192, 64), int(11 * (15 / 11)), int(11 * ratio(15, 11))
+  (3.0, 14, 15)
   """
   factor = part / whole
   return factor if int(whole * factor) == part else np.nextafter(
