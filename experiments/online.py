@@ -9,13 +9,12 @@ chooses learners, see rnnzoo/online/regression.py. The workdir gets
 seed.
 """
 
-import pathlib
-import shlex
 import statistics
 
 from absl import logging
 from experiments.cli import config_flag
 from experiments.cli import drivers
+from experiments.cli import online_results
 from experiments.cli import results
 from experiments.cli import tasks
 from experiments.configs.online import settings
@@ -23,8 +22,6 @@ import numpy as np
 from rnnzoo.online import regression
 from rnnzoo.online import streams
 from rnnzoo.training import files
-from rnnzoo.training import metrics as metrics_lib
-from rnnzoo.training.metrics import curves
 from rnnzoo.training.processes import host
 
 _CONFIG = config_flag.define(settings.defaults)
@@ -34,7 +31,6 @@ _WORKDIR = drivers.define_path(
 
 # The lines of `metrics.jsonl` of a run.
 _LINES = 100
-_SPLIT = 'stream'
 
 
 def main(argv):
@@ -70,11 +66,13 @@ def run_all(flag, config, workdir, commit) -> None:
     for seed, stream in loaded.items():
       got = regression.run(learner, stream, seed, programs)
       found.append(got)
-      record = describe(got, stream)
-      folder = workdir / name / f'seed_{seed}'
-      write_metrics(got.errors, folder)
-      results.write(
-          make_result(record, got, name, seed, flag, config, commit), folder
+      online_results.write(
+          describe(got, stream), lines_of(got.errors), workdir,
+          metric='error', unit='variances of the targets', larger_is_better=(),
+          task='online_regression', data=config.stream.name,
+          program='experiments.online', learner=name,
+          parameters=got.parameters, seed=seed, steps=len(got.errors),
+          seconds=got.seconds, flag=flag, smoke=config.smoke, commit=commit,
       )
     first[name] = found[0].errors
     means = [got.errors.mean() for got in found]
@@ -89,8 +87,15 @@ def run_all(flag, config, workdir, commit) -> None:
   for name in ('naive_error', 'best_possible_error'):
     if name in known:
       print(f'  for comparison, {name.replace("_", " ")}: {known[name]:.4f}')
+  curves = {
+      name: (np.arange(1, len(values) + 1), so_far(values))
+      for name, values in first.items()
+  }
   title = f'Online regression on {config.stream.name}, seed {config.seed}'
-  print(f'curve: {draw(first, workdir, title)}')
+  path = online_results.draw(
+      curves, workdir, title, 'mean squared error so far, in variances', 'log'
+  )
+  print(f'curve: {path}')
 
 
 def describe(got: regression.Result, stream: streams.Stream):
@@ -112,82 +117,21 @@ def describe(got: regression.Result, stream: streams.Stream):
   )
 
 
-def write_metrics(errors: np.ndarray, folder: pathlib.Path) -> None:
-  """Writes the mean error of all steps so far, a hundred times."""
-  so_far = np.cumsum(errors) / np.arange(1, len(errors) + 1)
-  every = max(1, len(errors) // _LINES)
-  with metrics_lib.MetricsWriter(
-      folder, resume_step=0, tensorboard=False
-  ) as writer:
-    for step in range(every, len(errors) + 1, every):
-      writer.write(step, dict(
-          error=float(so_far[step - 1]),
+def so_far(errors: np.ndarray) -> np.ndarray:
+  """Returns the mean error of all steps so far `[T]`."""
+  return np.cumsum(errors) / np.arange(1, len(errors) + 1)
+
+
+def lines_of(errors: np.ndarray) -> list[dict[str, float]]:
+  """Returns the lines of `metrics.jsonl`, about a hundred."""
+  every, means = max(1, len(errors) // _LINES), so_far(errors)
+  return [
+      dict(
+          step=step, error=float(means[step - 1]),
           recent_error=float(errors[step - every : step].mean()),
-      ))
-
-
-def make_result(record, got, name, seed, flag, config, commit):
-  """Returns what `result.json` holds, see cli/results.py."""
-  overrides = results.overrides_of(flag)
-  for field in ('seed', 'num_seeds', 'learners', 'stream.path'):
-    overrides.pop(field, None)
-  file = f'{results.neutral(flag.filename)}:{name}'
-  words = [f'--config.{field}={value}' for field, value in overrides.items()]
-  return {
-      'task': 'online_regression',
-      'data': config.stream.name,
-      'config': file,
-      'layer': name,
-      'overrides': overrides,
-      'seed': seed,
-      'commit': commit[0],
-      'dirty': commit[1],
-      'device': host.device_description(),
-      'hours': round(got.seconds / 3600, 6),
-      'parameters': got.parameters,
-      'steps': len(got.errors),
-      'best_step': len(got.errors),
-      'metric': 'error',
-      'value': record['error'],
-      'unit': 'variances of the targets',
-      'split': _SPLIT,
-      'published': None,
-      'published_error': None,
-      'source': None,
-      'values': {_SPLIT: record},
-      'larger_is_better': [],
-      'command': shlex.join([
-          'python', '-m', 'experiments.online', f'--config={file}', *words,
-          f'--config.seed={seed}', '--config.num_seeds=1',
-          f'--workdir=runs/{config.stream.name}',
-      ]),
-      **({'smoke': True} if config.smoke else {}),
-  }
-
-
-def draw(errors, workdir: pathlib.Path, title: str) -> pathlib.Path:
-  """Draws the mean error of all steps so far, of each learner."""
-  # Not pyplot, which keeps global state and may look for a display.
-  from matplotlib import figure
-  from matplotlib.backends import backend_agg
-
-  canvas = backend_agg.FigureCanvasAgg(
-      figure.Figure(figsize=(8, 4.5), layout='constrained')
-  )
-  axes = canvas.figure.subplots()
-  for name, values in errors.items():
-    steps = np.arange(1, len(values) + 1)
-    style = '--' if name.startswith('linear') else '-'
-    axes.plot(steps, np.cumsum(values) / steps, style, lw=1.2, label=name)
-  axes.set(
-      xlabel='step', ylabel='mean squared error so far, in variances',
-      yscale='log',
-  )
-  axes.spines[['top', 'right']].set_visible(False)
-  axes.grid(alpha=0.25)
-  axes.legend(frameon=False, fontsize='small', ncols=2)
-  canvas.figure.suptitle(title, x=0.01, ha='left')
-  return curves.write(canvas.figure, workdir)
+      )
+      for step in range(every, len(errors) + 1, every)
+  ]
 
 
 if __name__ == '__main__':

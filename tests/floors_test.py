@@ -26,7 +26,9 @@ _MAY_IMPORT = {
     'models': ('errors', 'fields', 'ops', 'layers'),
     **{part: _GROUND for part in _BESIDE},
     'tasks': _GROUND + ('layers', 'models') + _BESIDE,
-    'rl': _GROUND + ('environments', 'ops', 'layers', 'models', 'training'),
+    'rl': _GROUND + (
+        'environments', 'ops', 'layers', 'models', 'online', 'training'
+    ),
     **{
         part: (
             _GROUND + ('ops', 'layers', 'models', 'tasks') + _BESIDE + _ABOVE

@@ -500,15 +500,15 @@ ADAPTERS = dict(
 
 def with_parameters(layer, values):
   """`layer` with other parameters, all of them, by dotted path."""
-  graph, state = nnx.split(layer)
-  flat = dict(nnx.to_flat_state(state))
+  graph, params, constants = nnx.split(layer, nnx.Param, ...)
+  flat = dict(nnx.to_flat_state(params))
   shapes = {
       '.'.join(map(str, path)): value[...].shape for path, value in flat.items()
   }
   assert shapes == {name: u.shape for name, u in values.items()}, shapes
   for path, value in flat.items():
     flat[path] = value.replace(values['.'.join(map(str, path))])
-  return nnx.merge(graph, nnx.from_flat_state(flat))
+  return nnx.merge(graph, nnx.from_flat_state(flat), constants)
 
 
 def stacked(case, name, gates):

@@ -17,8 +17,15 @@ import jax
 import numpy as np
 from tests import golden_adapters
 from tests import golden_adapters_delta
+from tests import golden_adapters_mamba3
+from tests import golden_adapters_mixers
 
-ADAPTERS = golden_adapters.ADAPTERS | golden_adapters_delta.ADAPTERS
+ADAPTERS = (
+    golden_adapters.ADAPTERS
+    | golden_adapters_delta.ADAPTERS
+    | golden_adapters_mamba3.ADAPTERS
+    | golden_adapters_mixers.ADAPTERS
+)
 
 _DIRECTORY = pathlib.Path(
     os.environ.get('RNNZOO_GOLDEN_DIR')
@@ -29,6 +36,9 @@ _DIRECTORY = pathlib.Path(
 # What is compared, where it is not all: Mamba's authors keep the last K inputs
 # of the convolution, of which only K - 1 are read again.
 _PARTS = {'mamba__block': {'stT.conv': np.s_[..., 1:]}}
+
+# Angles that may differ by whole turns.
+_ANGLES = ('stT.angle',)
 
 
 # Options that no adapter passes on: the layer has this form only, or the arrays
@@ -46,8 +56,13 @@ _ASSUMED = dict(
     gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
-    max_sqrt_gradient=(1000,), normalize=(False,), num_heads=(2,),
-    pp0=(-1e30, -1e38), scale=(0.5,), step_rescale=(1.0,), temporal_width=(4,),
+    layer_idx=(3,), max_sqrt_gradient=(1000,), norm_weight=('1 + w',),
+    normalize=(False,), num_heads=(2, 3), num_layers=(10,), pp0=(-1e30, -1e38),
+    rate_h=(
+        '2^(-8h/H) (1 - layer_idx/(num_layers-1+1e-5) + 1e-5), h = 1..H',
+    ),
+    rotary_style=('half split',), scale=(0.5,), step_rescale=(1.0,),
+    temporal_width=(4,),
     time_decay=('already -exp(raw)',),
     w=('-exp(w_raw)', 'log decay (<0)'),
 )
@@ -139,6 +154,9 @@ def _problems(got, data, tolerance):
       limit = tolerance['gradients']
       size = max(size, 1e-3 * steepest)
     u = np.asarray(got[key], np.float64)
+    if key in _ANGLES:
+      u, want = (np.stack([np.cos(v), np.sin(v)]) for v in (u, want))
+      size = 1.0
     if u.shape != want.shape:
       lines.append(f'{key}: {u.shape}, want {want.shape}')
       continue
@@ -226,6 +244,10 @@ class AdaptersTest(parameterized.TestCase):
         'names.', 'delta_memory.', 'kda_lib.', 'comba_lib.',
         'gated_delta_net2.', 'gated_delta_product.', 'steps_of_tokens',
         'sizes', 'into_heads', 'low_rank_maps', 'head_decay_maps', 'run',
+        'linear_maps', 'bound_logit', 'log_decay', 'short_conv_parameters',
+        'rotary_share', 'gated_attention_parameters',
+        'mamba3.', 'one_rank', 'rotation', 'carry_of', 'input_maps',
+        'states_of',
     )
     for call in calls:
       self.assertStartsWith(call, allowed)

@@ -94,13 +94,24 @@ _SETTINGS = dict(
     parity=dict(
         gru=dict(learning_rate=1e-2),
         lstm=dict(learning_rate=1e-2),
+        # To turn by half a turn takes a step size of 1 at least.
+        mamba3=dict(
+            learning_rate=4e-3,
+            layer_options=dict(
+                head_features=8, state_features=16, dt_min=0.1, dt_max=1.0,
+                rate='softplus',
+            ),
+        ),
         slstm=dict(learning_rate=1e-2),
     ),
 )
 
-# The first two read images. The other two are parts of a block and read only
-# one token of the past.
-NOT_ASKED = ('conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix')
+# The first two read images. The others are parts of a model and read only one
+# token of the past, or two.
+NOT_ASKED = (
+    'conv_lstm', 'conv_s5', 'rwkv4_channel_mix', 'rwkv7_channel_mix',
+    'short_conv',
+)
 
 # Whether a layer can learn parity at any length, if theory has an answer.
 _PARITY = dict(
@@ -112,16 +123,19 @@ _PARITY = dict(
     min_gru='cannot', min_lstm='cannot', rg_lru='cannot', rwkv4='cannot',
     delta_net='cannot', gated_delta_net='cannot', gla='cannot',
     mamba2='cannot', mlstm='cannot', mlstm_block='cannot',
-    mlstm_large='cannot', rwkv6='cannot',
+    mlstm_large='cannot', rwkv6='cannot', hgrn2='cannot',
     # Like those of `delta_net`, their transitions have no negative eigenvalues.
     kda='cannot',
     # Its transitions have some by default.
     gated_delta_product='can',
+    # It rotates its state by angles that depend on the input.
+    mamba3='can',
     # A softmax is a mean too, of more and more bits.
-    attention='cannot',
+    attention='cannot', gated_attention='cannot',
     # Their decays are constant.
-    linear_attention='cannot', lru='cannot', parallel_lmu='cannot',
-    ret_net='cannot', s4='cannot', s4d='cannot', s5='cannot',
+    lightning_attention='cannot', linear_attention='cannot', lru='cannot',
+    parallel_lmu='cannot', ret_net='cannot', s4='cannot', s4d='cannot',
+    s5='cannot',
 )
 _COLUMNS = {
     'layer': '{layer}',

@@ -56,11 +56,14 @@ FAMILIES = {
     ),
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
-        'gated_delta_product', 'gla', 'kda', 'linear_attention', 'mamba2',
-        'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
+        'gated_delta_product', 'gla', 'hgrn2', 'kda', 'lightning_attention',
+        'linear_attention', 'mamba2', 'mamba3', 'mlstm', 'mlstm_block',
+        'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
     ),
-    'state: the last keys and values': ('attention',),
-    'state: the last token': ('rwkv4_channel_mix', 'rwkv7_channel_mix'),
+    'state: the last keys and values': ('attention', 'gated_attention'),
+    'state: the last token or two': (
+        'rwkv4_channel_mix', 'rwkv7_channel_mix', 'short_conv',
+    ),
     'cells, one step after the other': (
         'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'sgru', 'slstm',
         'slstm_block', 'tfc_sgru', 'tt_gru', 'tt_lstm',

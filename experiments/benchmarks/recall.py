@@ -41,13 +41,17 @@ _MEMORY = dict(
     attention='all tokens',
     comba='matrix',
     delta_net='matrix',
+    gated_attention='all tokens',
     gated_delta_net='matrix',
     gated_delta_net2='matrix',
     gated_delta_product='matrix',
     gla='matrix',
+    hgrn2='matrix',
     kda='matrix',
+    lightning_attention='matrix',
     linear_attention='matrix',
     mamba2='matrix',
+    mamba3='matrix',
     mlstm='matrix',
     ret_net='matrix',
     rwkv6='matrix',
@@ -97,8 +101,9 @@ _SETTINGS = dict(
     attention=dict(learning_rate=1e-2),
     delta_net=dict(learning_rate=1e-2),
     linear_attention=dict(learning_rate=1e-2),
-    # The default state would be four times as large as any other.
+    # The default states would be four times as large as any other.
     mamba2=dict(layer_options=dict(state_features=32, head_features=32)),
+    mamba3=dict(layer_options=dict(state_features=32, head_features=32)),
 )
 
 _COLUMNS = {
@@ -115,7 +120,7 @@ _COLUMNS = {
 def settings_of(layer):
   """Returns the settings of a layer."""
   settings = _COMMON | _SETTINGS.get(layer, {})
-  if layer == 'attention':
+  if _MEMORY[layer] == 'all tokens':
     settings = settings | dict(layer_options=dict(window=_LENGTH.value))
   return settings | dict(
       batch=_BATCH.value, features=_FEATURES.value, length=_LENGTH.value,

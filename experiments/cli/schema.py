@@ -17,6 +17,7 @@ from rnnzoo.models import config as model_config
 from rnnzoo.online import regression
 from rnnzoo.online import streams
 from rnnzoo.rl import config as rl_config
+from rnnzoo.rl import streaming
 from rnnzoo.training import config as training_config
 from rnnzoo.training import optimizers
 
@@ -50,6 +51,8 @@ FIELDS = training_config.FIELDS | _SHARED | dict(
 )
 # Of experiments.ppo, apart from the environment.
 RL_FIELDS = rl_config.FIELDS | _SHARED
+# Of experiments.streaming, apart from the environment.
+STREAMING_FIELDS = streaming.FIELDS | _SMOKE
 # Of experiments.online.
 ONLINE_FIELDS = regression.FIELDS | _SMOKE | {
     f'stream.{name}': field for name, field in streams.FIELDS.items()
@@ -69,18 +72,19 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   values, source = config.to_dict(), source_of(config)
   has = dict(
       data=('model', 'optimizer', 'mesh'), environment=('model', 'optimizer'),
-      stream=(),
+      streaming=(), stream=(),
   )
+  first = 'environment' if source == 'streaming' else source
   for part in PARTS:
-    if part in (source, *has[source]):
+    if part in (first, *has[source]):
       fields.check(part, values.get(part), fields.Field(dict))
-  if 'name' not in values[source]:
-    raise errors.UserValueError(f'The config has no field {source}.name.')
+  if 'name' not in values[first]:
+    raise errors.UserValueError(f'The config has no field {first}.name.')
   known = fields_of(config, exports)
   flat = flatten(values)
   file = dict(
       data='default.py', environment='rl/settings.py',
-      stream='online/settings.py',
+      streaming='rl/settings.py', stream='online/settings.py',
   )[source]
   fields.check_names(flat, known)
   for name in known:
@@ -95,9 +99,13 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
   if source == 'stream':
     regression.check(values)
     return
-  if source == 'environment':
+  if first == 'environment':
     for name, value in values['environment'].items():
       fields.check(f'environment.{name}', value, known[f'environment.{name}'])
+  if source == 'streaming':
+    streaming.check(values)
+    return
+  if source == 'environment':
     models.ModelConfig.from_dict(values['model'])
     rl_config.check(config)
     return
@@ -112,19 +120,26 @@ def check(config: ConfigDict, exports: Exports = NO_EXPORTS):
 
 
 def source_of(config: ConfigDict) -> str:
-  """Returns where the numbers of a config come from, its part of that name."""
-  found = [name for name in ('environment', 'stream') if name in config]
-  return found[0] if found else 'data'
+  """Returns where the numbers of a config come from.
+
+  That is a part of the config, `data`, `environment` or `stream`; and
+  `streaming` where learners stand beside an environment.
+  """
+  if 'environment' in config:
+    return 'streaming' if 'learners' in config else 'environment'
+  return 'stream' if 'stream' in config else 'data'
 
 
 def fields_of(config: ConfigDict, exports: Exports = NO_EXPORTS):
   """Returns all fields of a config, those of its data or environment too."""
-  if source_of(config) == 'stream':
+  source = source_of(config)
+  if source == 'stream':
     return ONLINE_FIELDS
   if 'environment' in config:
     name = fields.Field(str, help='The environment, by its name.')
     own = dict(name=name) | environments.fields_of(config.environment.name)
-    return RL_FIELDS | {f'environment.{n}': field for n, field in own.items()}
+    shared = STREAMING_FIELDS if source == 'streaming' else RL_FIELDS
+    return shared | {f'environment.{n}': field for n, field in own.items()}
   return FIELDS | {
       f'data.{name}': field
       for name, field in data_fields(config.data.name, exports).items()

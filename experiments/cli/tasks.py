@@ -17,10 +17,11 @@ from rnnzoo.training import checks
 from rnnzoo.training import config as training_config
 from rnnzoo.training import records
 
-# The command that trains a config, by a part that only its configs have.
+# The command that trains a config, by `schema.source_of` the config.
 PPO = 'experiments.ppo'
 COMMANDS = dict(
-    data='experiments.train', environment=PPO, stream='experiments.online'
+    data='experiments.train', environment=PPO, stream='experiments.online',
+    streaming='experiments.streaming',
 )
 
 
@@ -32,17 +33,15 @@ def resolve(
   Args:
     config: The config, its overrides applied.
     exports: What the config file brings.
-    source: What the config must have: `data`, an `environment` or a `stream`.
+    source: What `schema.source_of` the config must be.
 
   Raises:
     UserError: If the config is wrong, see schema.py.
   """
-  for other in COMMANDS.keys() - {source}:
-    if other in config and source not in config:
-      raise errors.UserValueError(
-          f'--config must have a part {source!r}, got one with {other!r}: '
-          f'train it by {COMMANDS[other]}.'
-      )
+  if (found := schema.source_of(config)) != source:
+    raise errors.UserValueError(
+        f'--config is of another program: train it by {COMMANDS[found]}.'
+    )
   config = ConfigDict(config.to_dict())
   schema.check(config, exports)
   if config.smoke:

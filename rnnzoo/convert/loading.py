@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
+from rnnzoo import fields
 from rnnzoo import filenames
 from rnnzoo import mesh as mesh_lib
 from rnnzoo.convert import families
@@ -144,7 +145,7 @@ def open_pretrained(
   for old, new in family.renamed.items():
     if old in tensors and new not in tensors:
       tensors[new] = tensors.pop(old)
-  dtype = _dtype_of(tensors) if dtype is None else jnp.dtype(dtype).name
+  dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)
   vocabulary = _vocabulary(folder)
   with memory.readable_errors():
@@ -181,6 +182,16 @@ def _check_mesh(mesh):
         f'`mesh` must have the axes {", ".join(mesh_lib.AXES)}; it lacks '
         f'{", ".join(missing)}. training.sharding.make_mesh makes one.'
     )
+
+
+def _name_of(dtype) -> str:
+  try:
+    return jnp.dtype(dtype).name
+  except TypeError as error:
+    raise errors.UserValueError(
+        '`dtype` must be float32, bfloat16, float64 or None, got '
+        f'{fields.shown(dtype)}.'
+    ) from error
 
 
 def _dtype_of(tensors) -> str:

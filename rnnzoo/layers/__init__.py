@@ -30,6 +30,7 @@ from rnnzoo.layers.directions import Bidirectional as Bidirectional
 from rnnzoo.layers.directions import BidirectionalCarry as BidirectionalCarry
 from rnnzoo.layers.directions import Reverse as Reverse
 from rnnzoo.layers.elman import Elman as Elman
+from rnnzoo.layers.gated_attention import GatedAttention as GatedAttention
 from rnnzoo.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from rnnzoo.layers.gated_delta_net2 import GatedDeltaNet2 as GatedDeltaNet2
 from rnnzoo.layers.gated_delta_product import (
@@ -40,7 +41,11 @@ from rnnzoo.layers.griffin import GriffinBlock as GriffinBlock
 from rnnzoo.layers.griffin import GriffinCarry as GriffinCarry
 from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
+from rnnzoo.layers.hgrn2 import HGRN2 as HGRN2
 from rnnzoo.layers.kda import KDA as KDA
+from rnnzoo.layers.lightning_attention import (
+    LightningAttention as LightningAttention,
+)
 from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
 from rnnzoo.layers.linoss import LinOSS as LinOSS
 from rnnzoo.layers.lmu import LMU as LMU
@@ -52,6 +57,8 @@ from rnnzoo.layers.mamba import Mamba as Mamba
 from rnnzoo.layers.mamba import MambaCarry as MambaCarry
 from rnnzoo.layers.mamba2 import Mamba2 as Mamba2
 from rnnzoo.layers.mamba2 import Mamba2Carry as Mamba2Carry
+from rnnzoo.layers.mamba3 import Mamba3 as Mamba3
+from rnnzoo.layers.mamba3 import Mamba3Carry as Mamba3Carry
 from rnnzoo.layers.min_gru import MinGRU as MinGRU
 from rnnzoo.layers.min_lstm import MinLSTM as MinLSTM
 from rnnzoo.layers.mlstm import MLSTM as MLSTM
@@ -81,6 +88,8 @@ from rnnzoo.layers.s4 import S4 as S4
 from rnnzoo.layers.s4d import S4D as S4D
 from rnnzoo.layers.s5 import S5 as S5
 from rnnzoo.layers.sgru import SGRU as SGRU
+from rnnzoo.layers.short_conv import ShortConv as ShortConv
+from rnnzoo.layers.short_conv import ShortConvCarry as ShortConvCarry
 from rnnzoo.layers.signed_min_gru import SignedMinGRU as SignedMinGRU
 from rnnzoo.layers.slstm import SLSTM as SLSTM
 from rnnzoo.layers.slstm import SLSTMCarry as SLSTMCarry
@@ -102,6 +111,7 @@ LAYERS = dict(
     d_linoss=DLinOSS,
     delta_net=DeltaNet,
     elman=Elman,
+    gated_attention=GatedAttention,
     gated_delta_net=GatedDeltaNet,
     gated_delta_net2=GatedDeltaNet2,
     gated_delta_product=GatedDeltaProduct,
@@ -109,7 +119,9 @@ LAYERS = dict(
     griffin=GriffinBlock,
     gru=GRU,
     hgrn=HGRN,
+    hgrn2=HGRN2,
     kda=KDA,
+    lightning_attention=LightningAttention,
     linear_attention=LinearAttention,
     linoss=LinOSS,
     lmu=LMU,
@@ -117,6 +129,7 @@ LAYERS = dict(
     lstm=LSTM,
     mamba=Mamba,
     mamba2=Mamba2,
+    mamba3=Mamba3,
     min_gru=MinGRU,
     min_lstm=MinLSTM,
     mlstm=MLSTM,
@@ -136,6 +149,7 @@ LAYERS = dict(
     s4d=S4D,
     s5=S5,
     sgru=SGRU,
+    short_conv=ShortConv,
     signed_min_gru=SignedMinGRU,
     slstm=SLSTM,
     slstm_block=SLSTMBlock,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
+from rnnzoo.layers import linear_maps
 from rnnzoo.layers import rotary
 
 AttentionCarry = ops.AttentionCache
@@ -81,6 +82,7 @@ class Attention(base.RecurrentLayer):
       rotary_fraction: float = 1.0,
       max_wavelength: float = 10_000.0,
       normalize_qk: bool = False,
+      norm_epsilon: float = 1e-6,
       use_bias: bool = False,
       use_output_bias: bool = False,
       init_std: float | None = None,
@@ -105,6 +107,7 @@ class Attention(base.RecurrentLayer):
         tokens; the shortest one is 1.
       normalize_qk: Whether queries and keys are normalised before the rotation:
         RMSNorm over each head, with one scale for all heads.
+      norm_epsilon: Added to the mean square in those norms.
       use_bias: Whether the maps to queries, keys and values have biases.
       use_output_bias: Whether the last map has a bias.
       init_std: Standard deviation of the initial maps; `fan_in**-0.5` if
@@ -155,15 +158,9 @@ class Attention(base.RecurrentLayer):
 
     def linear(n, m, axes, use_bias, scale=1.0):
       std = n**-0.5 if init_std is None else init_std
-      return nnx.Linear(
-          n,
-          m,
-          use_bias=use_bias,
-          kernel_init=nnx.initializers.normal(std * math.sqrt(scale)),
-          kernel_metadata=dict(axes=axes),
-          bias_metadata=dict(axes=axes[1:]),
-          param_dtype=param_dtype,
-          rngs=rngs,
+      return linear_maps.normal_map(
+          n, m, axes, std * math.sqrt(scale), use_bias=use_bias,
+          param_dtype=param_dtype, rngs=rngs,
       )
 
     into, back = ('embed', 'hidden'), ('hidden', 'embed')
@@ -174,7 +171,9 @@ class Attention(base.RecurrentLayer):
     self.output = linear(
         hidden, in_features, back, use_output_bias, output_scale
     )
-    norm = lambda: common.RMSNorm(head_features, param_dtype=param_dtype)
+    norm = lambda: common.RMSNorm(
+        head_features, epsilon=norm_epsilon, param_dtype=param_dtype
+    )
     self.query_norm = norm() if normalize_qk else None
     self.key_norm = norm() if normalize_qk else None
 
@@ -199,7 +198,7 @@ class Attention(base.RecurrentLayer):
         *self._tokens(x, positions), carry, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
-    return carry, self._readout(y, mask)
+    return carry, self._readout(y, x, mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
     x, carry, initial, reset = base.prepare(
@@ -209,7 +208,7 @@ class Attention(base.RecurrentLayer):
     new, y = ops.local_attention_step(*self._tokens(x, old.count), old)
     if mask is not None:
       new = base.select(mask, new, carry)
-    return new, self._readout(y, mask)
+    return new, self._readout(y, x, mask)
 
   def _tokens(self, x, positions):
     """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""
@@ -230,6 +229,7 @@ class Attention(base.RecurrentLayer):
       q, k = rotate(q), rotate(k)
     return q, k, v
 
-  def _readout(self, y, mask):
-    y = y.reshape(*y.shape[:-2], self.hidden_features)
+  def _readout(self, y, x, mask):
+    """Maps what the heads read `[..., H, K]`, and `x`, to `[..., D]`."""
+    y = y.reshape(*x.shape[:-1], self.hidden_features)
     return base.masked(common.project(self.output, y), mask)

@@ -5,14 +5,14 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.layers import linear_maps
+from rnnzoo.layers import linear_memory
 
 
-class GLA(base.RecurrentLayer):
+class GLA(linear_memory.LinearMemory):
   r"""Linear attention with a decay for each key feature.
 
   For each of `H` heads,
@@ -153,41 +153,15 @@ class GLA(base.RecurrentLayer):
         hidden, d, usual(hidden), **options
     )
 
-  @property
-  def state_shape(self) -> tuple[int, ...]:
-    """Sizes `(H, K, V)` of the state of one sequence."""
-    return (self.num_heads, self.key_features, self.value_features)
-
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    S, o = ops.linear_attention(
-        *self._tokens(x), carry, log_decay=self._log_decay(x),
-        scale=self.key_features**-0.5, reset=reset, mask=mask,
-        chunk_size=self.chunk_size,
-    )
-    return S, self._readout(o, x, mask)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = base.prepare(
-        self, x, carry, reset, mask, step=True
-    )
-    old = carry if reset is None else base.select(reset, initial, carry)
-    S, o = ops.linear_attention_step(
-        *self._tokens(x), old, log_decay=self._log_decay(x),
-        scale=self.key_features**-0.5,
-    )
-    if mask is not None:
-      S = base.select(mask, S, carry)
-    return S, self._readout(o, x, mask)
-
-  def _tokens(self, x):
-    """Maps `[..., D]` to queries and keys `[..., H, K]`, values `[..., H, V]`.
-    """
+  def _operands(self, x):
     q, k, v = (
         common.project(linear, x)
         for linear in (self.query, self.key, self.value)
     )
-    return q, k, v
+    return dict(
+        q=q, k=k, v=v, log_decay=self._log_decay(x),
+        scale=self.key_features**-0.5,
+    )
 
   def _log_decay(self, x):
     """Maps `[..., D]` to `[..., H, K]`, in the dtype of states."""
@@ -196,8 +170,7 @@ class GLA(base.RecurrentLayer):
     logits = logits + self.decay_bias[...].astype(logits.dtype)
     return jax.nn.log_sigmoid(logits) / self.decay_temperature
 
-  def _readout(self, o, x, mask):
-    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
+  def _readout(self, o, x):
     y = jax.nn.silu(common.project(self.gate, x)) * self.norm(o)
     y = y.reshape(*x.shape[:-1], self.hidden_features)
-    return base.masked(common.project(self.output, y), mask)
+    return common.project(self.output, y)

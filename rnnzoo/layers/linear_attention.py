@@ -9,11 +9,11 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.layers import linear_maps
+from rnnzoo.layers import linear_memory
 
 _FEATURE_MAPS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
     elu=lambda u: jax.nn.elu(u) + 1,
@@ -22,7 +22,7 @@ _FEATURE_MAPS: dict[str, Callable[[jax.Array], jax.Array]] = dict(
 )
 
 
-class LinearAttention(base.RecurrentLayer):
+class LinearAttention(linear_memory.LinearMemory):
   r"""Attention without softmax: one matrix stores all tokens, without decay.
 
   Katharopoulos et al. (2020): for each of `H` heads,
@@ -159,29 +159,7 @@ class LinearAttention(base.RecurrentLayer):
     columns = self.value_features + self.use_normalizer
     return (self.num_heads, self.key_features, columns)
 
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    S, y = ops.linear_attention(
-        *self._tokens(x), carry, scale=self._scale(), reset=reset, mask=mask,
-        chunk_size=self.chunk_size,
-    )
-    return S, self._readout(y, x.dtype, mask)
-
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = base.prepare(
-        self, x, carry, reset, mask, step=True
-    )
-    old = carry if reset is None else base.select(reset, initial, carry)
-    S, y = ops.linear_attention_step(
-        *self._tokens(x), old, scale=self._scale()
-    )
-    if mask is not None:
-      S = base.select(mask, S, carry)
-    return S, self._readout(y, x.dtype, mask)
-
-  def _tokens(self, x):
-    """Maps `[..., D]` to queries and keys `[..., H, K]`, values `[..., H, V]`.
-    """
+  def _operands(self, x):
     q, k, v = (
         common.project(linear, x)
         for linear in (self.query, self.key, self.value)
@@ -191,16 +169,13 @@ class LinearAttention(base.RecurrentLayer):
       # In float32, because both sums are divided later.
       v = v.astype(base.state_dtype(x.dtype))
       v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    return q, k, v
+    scale = 1.0 if self.use_normalizer else self.key_features**-0.5
+    return dict(q=q, k=k, v=v, scale=scale)
 
-  def _scale(self):
-    return 1.0 if self.use_normalizer else self.key_features**-0.5
-
-  def _readout(self, y, dtype, mask):
-    """Maps the output of the heads `[..., H, V]` to `[..., D]`."""
+  def _readout(self, o, x):
     if self.use_normalizer:
-      y = y[..., :-1] / (y[..., -1:] + self.epsilon)
+      o = o[..., :-1] / (o[..., -1:] + self.epsilon)
     if self.norm is not None:
-      y = self.norm(y)
-    y = y.astype(dtype).reshape(*y.shape[:-2], self.hidden_features)
-    return base.masked(common.project(self.output, y), mask)
+      o = self.norm(o)
+    y = o.astype(x.dtype).reshape(*x.shape[:-1], self.hidden_features)
+    return common.project(self.output, y)

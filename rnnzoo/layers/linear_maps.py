@@ -133,6 +133,22 @@ def output_map(
   )
 
 
+def normal_map(
+    in_features, out_features, axes, std, *, use_bias=False, param_dtype, rngs
+):
+  """Makes a map `[in] -> [out]` of normal numbers, with biases of 0 if any."""
+  return nnx.Linear(
+      in_features,
+      out_features,
+      use_bias=use_bias,
+      kernel_init=nnx.initializers.normal(std),
+      kernel_metadata=dict(axes=axes),
+      bias_metadata=dict(axes=axes[1:]),
+      param_dtype=param_dtype,
+      rngs=rngs,
+  )
+
+
 def head_size(name, features, total, num_heads):
   """Returns the features of a head: `features`, or `total / num_heads`.
 

@@ -76,7 +76,7 @@ def layer_options(
 
   `config.layer_options` has options for all layers and, under the name of a
   layer, options for that layer alone, which win. Some layers also get their
-  place in the model, because their initial values depend on it.
+  place in the model, because they depend on it.
 
   Args:
     config: The model's config.
@@ -130,8 +130,9 @@ def layer_options(
   index = config.layer_names[:depth].count(name)
   count = config.layer_names.count(name)
   place = dict(
-      layer_index=index, num_layers=count,
+      layer_index=index, num_layers=count,  # Among those of the same name.
       relative_depth=index / max(count - 1, 1),
+      block_index=depth, num_blocks=config.num_layers,
   )
   return {k: v for k, v in place.items() if k in allowed} | options
 

@@ -11,7 +11,6 @@ names are
 """
 
 from collections.abc import Callable
-import re
 import time
 from typing import Any, NamedTuple
 
@@ -23,12 +22,11 @@ import optax
 from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import layers as zoo
-from rnnzoo.models import building
+from rnnzoo.online import by_name
 from rnnzoo.online import recursive_least_squares
 from rnnzoo.online import rtrl
 from rnnzoo.online import srnn
 from rnnzoo.online import streams
-from rnnzoo.online import truncated
 from rnnzoo.online.stack import Stack
 from rnnzoo.training import state as state_lib
 
@@ -141,18 +139,7 @@ def make(name: str, config: Any) -> Learner:
     )
   build = lambda rngs: _network(layer, config.features, rngs)
   loss_fn = lambda y, target: ((y - target) ** 2).sum()
-  try:
-    if steps:
-      learner = truncated.Truncated(
-          build(nnx.Rngs(0)), loss_fn, steps=steps, input_shape=(1,)
-      )
-    else:
-      learner = rtrl.RTRL(build(nnx.Rngs(0)), loss_fn)
-  except ValueError as error:
-    raise errors.UserValueError(
-        f'learners: {name} cannot learn so: {error} Truncated '
-        f'back-propagation takes more layers: {layer}_10.'
-    ) from error
+  learner = by_name.make(name, build(nnx.Rngs(0)), loss_fn, (1,))
   functional = state_lib.Functional(build)
   tx = optax.adam(config.learning_rate)
   return Learner(
@@ -210,17 +197,10 @@ def check(config: Any) -> None:
 
 def _parse(name: str) -> tuple[str, int]:
   """Returns the layer of a name, and its number or 0."""
-  layer, number = name, 0
-  if found := re.fullmatch(r'(.+)_(\d+)', name):
-    if name not in zoo.LAYERS:
-      layer, number = found[1], int(found[2])
-  known = ['srnn', 'linear', *(
-      name for name, make in zoo.LAYERS.items()
-      if not building.reads_images(make)
-  )]
-  if (
-      layer not in known or layer == 'linear' and not number
-      or layer == 'srnn' and number or found and not number
+  layer, number = by_name.split(name)
+  known = ['srnn', 'linear', *by_name.layers()]
+  if layer not in known or (layer in ('srnn', 'linear')) and (
+      bool(number) != (layer == 'linear')
   ):
     raise errors.UserValueError(
         f'learners: there is no learner {name!r}; there are srnn, lru, lstm_10 '

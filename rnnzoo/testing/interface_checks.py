@@ -166,22 +166,25 @@ def check_dtypes(case):
       problems += [
           wrong(f'{name}: carry{path_of(path)} {u.dtype} for {dtype}')
           for path, u in leaves_of(carry)
-          if not _is_state(u, compute, alone=len(leaves_of(carry)) == 1)
+          if not _is_state(u, compute, may_be_tail=(
+              len(leaves_of(carry)) > 1 or bool(case.layer.carry_tails)
+          ))
       ]
   return problems
 
 
-def _is_state(u, compute, alone):
+def _is_state(u, compute, may_be_tail):
   """Whether the dtype of a leaf of a carry is one the contract allows.
 
   States are float32 at least. Tails of convolutions and caches, which have a
-  time axis of their own, keep the compute dtype; integers and bools may be.
+  time axis of their own, keep the compute dtype; integers and bools may be. An
+  array that is the whole carry is a state, unless the layer names it a tail.
   """
   if not is_floating(u):
     return True
   if jnp.finfo(u.dtype).dtype == base.state_dtype(compute):
     return True
-  return u.dtype == compute and len(u.shape) > 2 and not alone
+  return u.dtype == compute and len(u.shape) > 2 and may_be_tail
 
 
 def check_shapes(case):

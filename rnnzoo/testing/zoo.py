@@ -19,6 +19,10 @@ LAYERS = dict(
         6, num_heads=2, chunk_size=4, rngs=rngs
     ),
     elman=lambda rngs: layers.Elman(6, 5, rngs=rngs),
+    gated_attention=lambda rngs: layers.GatedAttention(
+        8, num_heads=4, num_kv_heads=2, head_features=8, window=5,
+        chunk_size=2, rngs=rngs,
+    ),
     # Three heads of values share one of keys.
     gated_delta_net=lambda rngs: layers.GatedDeltaNet(
         4, num_heads=1, num_value_heads=3, chunk_size=4, rngs=rngs
@@ -37,17 +41,28 @@ LAYERS = dict(
     kda=lambda rngs: layers.KDA(
         4, num_heads=1, num_value_heads=2, chunk_size=4, rngs=rngs
     ),
+    lightning_attention=lambda rngs: layers.LightningAttention(
+        6, num_heads=2, block_index=1, num_blocks=3, chunk_size=4, rngs=rngs
+    ),
     linear_attention=lambda rngs: layers.LinearAttention(
         6, num_heads=2, value_features=2, chunk_size=4, rngs=rngs
     ),
     linoss=lambda rngs: layers.LinOSS(6, 4, rngs=rngs),
     lmu=lambda rngs: layers.LMU(6, 5, order=4, theta=10, rngs=rngs),
     hgrn=lambda rngs: layers.HGRN(6, lower_bound=0.3, rngs=rngs),
+    hgrn2=lambda rngs: layers.HGRN2(
+        6, num_heads=2, value_features=2, lower_bound=0.3, chunk_size=4,
+        rngs=rngs,
+    ),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
     lstm=lambda rngs: layers.LSTM(6, 5, rngs=rngs),
     mamba=lambda rngs: layers.Mamba(4, state_features=3, rngs=rngs),
     mamba2=lambda rngs: layers.Mamba2(
         4, head_features=2, num_groups=2, state_features=3, chunk_size=4,
+        rngs=rngs,
+    ),
+    mamba3=lambda rngs: layers.Mamba3(
+        4, head_features=2, num_groups=2, state_features=4, chunk_size=4,
         rngs=rngs,
     ),
     min_gru=lambda rngs: layers.MinGRU(6, rngs=rngs),
@@ -76,6 +91,7 @@ LAYERS = dict(
     s4d=lambda rngs: layers.S4D(6, 4, rngs=rngs),
     s5=lambda rngs: layers.S5(6, 8, blocks=2, rngs=rngs),
     sgru=lambda rngs: layers.SGRU(6, 5, rngs=rngs),
+    short_conv=lambda rngs: layers.ShortConv(6, rngs=rngs),
     rwkv4=lambda rngs: layers.RWKV4(
         6, layer_index=1, num_layers=3, zero_init=False, rngs=rngs
     ),
@@ -200,6 +216,11 @@ VARIANTS = dict(
         chunk_size=4,
         param_dtype=jnp.bfloat16,
         rngs=rngs,
+    ),
+    mamba3_mimo=lambda rngs: layers.Mamba3(
+        4, head_features=2, num_groups=2, state_features=4, rank=3,
+        rotary_fraction=1.0, rate='softplus', use_output_norm=True,
+        norm_epsilon=0.1, chunk_size=4, rngs=rngs,
     ),
     min_gru_expanded=lambda rngs: layers.MinGRU(
         6,

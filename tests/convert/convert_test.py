@@ -208,6 +208,11 @@ class ConvertTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, '`context` must be No'):
       convert.load_pretrained(FIXTURES / 'recurrent_gemma', context=100)
 
+  @parameterized.parameters('float16', 'half a float', 3)
+  def test_other_dtypes(self, dtype):
+    with self.assertRaisesRegex(errors.UserValueError, 'dtype. must be.*got'):
+      convert.load_pretrained(FIXTURES / 'mamba', dtype=dtype)
+
   def test_missing_unknown_and_misshapen_tensors(self):
     folder = self.copy()
 

@@ -27,7 +27,7 @@ from tests.experiments import commands
 
 CONFIGS = [
     file for file in collecting.config_files()
-    if pathlib.PurePosixPath(file).parent.name == 'rl'
+    if pathlib.PurePosixPath(file).match('rl/ppo_*')
 ]
 MASKED = 'experiments/configs/rl/ppo_cartpole_masked.py'
 

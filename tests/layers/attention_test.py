@@ -12,11 +12,19 @@ from rnnzoo.layers import attention
 from rnnzoo.layers import base
 from rnnzoo.layers import rotary
 from tests.layers import transcription
+from tests.layers.transcription import sigmoid
 
 _COUNT = 7  # Tokens before the first one.
 
 
-def equations(p, x, carry):
+def gated(p, x, carry):
+  """Qiu et al. (2025), arXiv 2505.06708: a gate after the attention."""
+  return equations(p, x, carry, gate=lambda x_t: sigmoid(
+      x_t @ p['gate/kernel']
+  ))
+
+
+def equations(p, x, carry, gate=lambda x_t: 1):
   """Su et al. (2021), section 3.2: pairs of features are complex numbers."""
   heads, groups, size, window = 4, 2, 8, 5
   keys, values, _ = carry
@@ -24,6 +32,9 @@ def equations(p, x, carry):
       (keys[:, t % window], values[:, t % window])
       for t in range(_COUNT - window, _COUNT)
   ]
+
+  def dense(name, u):
+    return u @ p[f'{name}/kernel'] + p.get(f'{name}/bias', 0)
 
   def rotated(u, t):
     turned = u[..., :2] + 1j * u[..., 2:4]  # Half of the features, in pairs.
@@ -36,7 +47,7 @@ def equations(p, x, carry):
   ys = []
   for t, x_t in enumerate(x, start=_COUNT):
     q, k, v = (
-        (x_t @ p[f'{name}/kernel'] + p[f'{name}/bias']).reshape(-1, n, size)
+        dense(name, x_t).reshape(-1, n, size)
         for name, n in (('query', heads), ('key', groups), ('value', groups))
     )
     q = rotated(normalised(q, p['query_norm/scale']), t)
@@ -49,7 +60,7 @@ def equations(p, x, carry):
     scores = (q[:, None] * k).sum(-1) / np.sqrt(size)  # [B, W, H]
     weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     o = (weights[..., None] * v).sum(1).reshape(len(x_t), -1)
-    ys.append(o @ p['output/kernel'] + p['output/bias'])
+    ys.append(dense('output', gate(x_t) * o))
   count = _COUNT + len(x)
   ring = [past[(slot - count) % window] for slot in range(window)]
   keys, values = (np.stack(u, axis=1) for u in zip(*ring))
@@ -58,7 +69,12 @@ def equations(p, x, carry):
 
 class AttentionTest(parameterized.TestCase):
 
-  def test_equals_the_equations_in_numpy(self):
+  @parameterized.parameters(
+      (equations, layers.Attention,
+       dict(normalize_qk=True, use_bias=True, use_output_bias=True)),
+      (gated, layers.GatedAttention, {}),
+  )
+  def test_equals_the_equations_in_numpy(self, equations, layer, options):
     def carry_of(initial):
       random = np.random.default_rng(1)
       normal = lambda u: random.standard_normal(u.shape)
@@ -68,10 +84,10 @@ class AttentionTest(parameterized.TestCase):
 
     transcription.check(
         equations,
-        lambda rngs: layers.Attention(
+        lambda rngs: layer(
             6, num_heads=4, num_kv_heads=2, head_features=8, window=5,
-            rotary_fraction=0.5, max_wavelength=100.0, normalize_qk=True,
-            use_bias=True, use_output_bias=True, chunk_size=2, rngs=rngs,
+            rotary_fraction=0.5, max_wavelength=100.0, chunk_size=2, **options,
+            rngs=rngs,
         ),
         carry_of=carry_of,
     )
@@ -181,6 +197,8 @@ class AttentionTest(parameterized.TestCase):
       self.assertAlmostEqual(values.std(), std, delta=4 * error)
       # Not a uniform distribution of that width.
       self.assertGreater(np.abs(values).max(), 3 * std)
+    gated = layers.GatedAttention(400, num_heads=2, rngs=nnx.Rngs(0)).gate
+    self.assertAlmostEqual(gated.kernel[...].std(), 0.05, delta=1e-3)
     self.assertIsNone(layer.query.bias)
     np.testing.assert_array_equal(layer.output.bias[...], 0)
     np.testing.assert_array_equal(gpt2.value.bias[...], 0)
@@ -197,3 +215,6 @@ class AttentionTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         layers.Attention(8, **options, rngs=nnx.Rngs(0))
+    # A quarter of the features of a head is one feature.
+    with self.assertRaisesRegex(ValueError, '`rotary_fraction` must be.* of 4'):
+      layers.GatedAttention(8, num_heads=2, rngs=nnx.Rngs(0))

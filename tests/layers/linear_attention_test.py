@@ -1,4 +1,4 @@
-"""Linear attention, RetNet and GLA: equations, initial values, options."""
+"""Linear attention and its descendants: equations, initial values, options."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import numpy as np
 from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo import testing
+from rnnzoo.layers import lightning_attention as lightning_lib
 from tests.layers import transcription
 from tests.layers.transcription import sigmoid
 
@@ -102,6 +103,36 @@ def gla(p, x, S, *, norm='layer'):
   return S, ys
 
 
+def hgrn2(p, x, S):
+  """Qin et al. (2024), arXiv 2404.07904, as published code has it."""
+  bound, ys = sigmoid(p['bound_logit']) if 'bound_logit' in p else 0.0, []
+  for x_t in x:
+    q, v = heads(x_t, p, 'query'), heads(x_t, p, 'value')
+    f = bound + (1 - bound) * sigmoid(heads(x_t, p, 'forget'))
+    S = f[..., None] * S + outer(1 - f, v)
+    y = read(S, q * sigmoid(q)) / math.sqrt(q.shape[-1])
+    y = normed(y.reshape(len(y), -1), 'rms', 1e-5) * p['norm/scale']
+    ys.append(output(y, p))
+  return S, ys
+
+
+def lightning_attention(p, x, S):
+  """MiniMax (2025), arXiv 2501.08313; block 2 of 5."""
+  count = S.shape[1]
+  rates = 2.0 ** (-8 / count * (1 + np.arange(count)))
+  decay, ys = np.exp(-rates * (1 - 2 / (4 + 1e-5) + 1e-5)), []
+  for x_t in x:
+    q, k, v = (
+        u * sigmoid(u)
+        for u in (heads(x_t, p, name) for name in ('query', 'key', 'value'))
+    )
+    S = decay[:, None, None] * S + outer(k, v)
+    y = normed(read(S, q).reshape(len(q), -1), 'rms', 1e-6) * p['norm/scale']
+    gate = sigmoid(heads(x_t, p, 'gate')).reshape(y.shape)
+    ys.append(output(gate * y, p))
+  return S, ys
+
+
 def positive(S):
   """A state that some tokens may have left: sums of weights are positive."""
   return np.abs(np.random.default_rng(0).standard_normal(S.shape))
@@ -169,6 +200,26 @@ class EquationsTest(parameterized.TestCase):
     )
 
 
+  @parameterized.parameters(0.0, 0.4)
+  def test_hgrn2(self, lower_bound):
+    transcription.check(
+        hgrn2,
+        lambda rngs: layers.HGRN2(
+            6, num_heads=2, value_features=4, lower_bound=lower_bound,
+            chunk_size=4, rngs=rngs,
+        ),
+    )
+
+  def test_lightning_attention(self):
+    transcription.check(
+        lightning_attention,
+        lambda rngs: layers.LightningAttention(
+            6, num_heads=3, head_features=4, block_index=2, num_blocks=5,
+            chunk_size=4, rngs=rngs,
+        ),
+    )
+
+
 def bound(kernel):
   """The bound of a uniform distribution, found by its largest number."""
   kernel = np.asarray(kernel[...])
@@ -222,6 +273,29 @@ class InitializationTest(parameterized.TestCase):
     decays = np.exp(layer._log_decay(x))
     self.assertAlmostEqual(float(decays.mean()), 2 ** (-1 / 16), delta=5e-3)
 
+  def test_hgrn2(self):
+    layer = layers.HGRN2(
+        64, lower_bound=0.25, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    logit = layer.bound_logit[...]
+    self.assertEqual((logit.shape, logit.dtype), ((4, 16), jnp.float32))
+    np.testing.assert_allclose(sigmoid(np.float64(logit)), 0.25, rtol=1e-6)
+    self.assertTrue(layer.bound_logit.get_metadata('recurrent'))
+    for linear in (layer.query, layer.forget, layer.value, layer.output):
+      self.assertEqual(linear.kernel[...].dtype, jnp.bfloat16)
+      self.near(np.abs(np.float32(linear.kernel[...])).max(), 1 / 8)
+    self.assertIsNone(layers.HGRN2(4, rngs=nnx.Rngs(0)).bound_logit)
+
+  def test_lightning_attention(self):
+    layer = layers.LightningAttention(64, num_heads=8, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(
+        layer.rates, 1.00001 * 0.5 ** np.arange(1, 9), rtol=1e-6
+    )
+    for linear in (
+        layer.query, layer.key, layer.value, layer.gate, layer.output
+    ):
+      self.near(bound(linear.kernel), 1 / 8)
+
   def test_decays_are_never_stored_below_float32(self):
     layer = layers.GLA(8, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     self.assertEqual(layer.decay_bias[...].dtype, jnp.float32)
@@ -232,7 +306,8 @@ class OptionsTest(parameterized.TestCase):
 
   def test_a_model_in_parallel_equals_its_steps(self):
     config = models.ModelConfig.tiny().replace(
-        layer='gla,linear_attention,ret_net', num_layers=3,
+        layer='lightning_attention,gla,hgrn2,linear_attention,ret_net',
+        num_layers=6,
         layer_options=dict(chunk_size=4),
     )
     model = models.LanguageModel(config, rngs=nnx.Rngs(0))
@@ -243,6 +318,27 @@ class OptionsTest(parameterized.TestCase):
       carry, logits = step(carry, tokens[:, t])
       testing.assert_close(logits, want[:, t])
     testing.assert_close(carry, want_carry)
+    # Both blocks of lightning attention have rates of their own, among all.
+    np.testing.assert_allclose(
+        model.backbone.stacks[0].layer.rates,
+        [lightning_lib.decay_rates(4, block, 6) for block in (0, 5)], rtol=1e-6,
+    )
+
+  @parameterized.parameters(layers.HGRN2, layers.LightningAttention)
+  def test_a_training_step_does_not_store_all_states(self, cls):
+    time, features = 512, 128
+    layer = cls(features, num_heads=1, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def loss(params, x):
+      return (nnx.merge(graph, params, rest)(x)[1] ** 2).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(
+        params, jax.ShapeDtypeStruct((1, time, features), jnp.float32)
+    ).compile()
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    states = 4 * time * layer.initialize_carry(1).size
+    self.assertLess(temporaries, 0.25 * states)
 
   def test_retention_depends_on_distances_only(self):
     layer = layers.RetNet(8, num_heads=2, chunk_size=4, rngs=nnx.Rngs(0))
@@ -276,7 +372,8 @@ class OptionsTest(parameterized.TestCase):
   )
   def test_invalid_sizes_raise(self, options, message):
     for cls, features in (
-        (layers.LinearAttention, 8), (layers.RetNet, 8), (layers.GLA, 16)
+        (layers.LinearAttention, 8), (layers.RetNet, 8), (layers.GLA, 16),
+        (layers.HGRN2, 8),
     ):
       with self.assertRaisesRegex(ValueError, message):
         cls(features, **options, rngs=nnx.Rngs(0))
@@ -289,6 +386,11 @@ class OptionsTest(parameterized.TestCase):
       (layers.RetNet, dict(max_wavelength=0), '`max_wavelength` must be posit'),
       (layers.GLA, dict(decay_rank=0), '`decay_rank` must be positive, got 0'),
       (layers.GLA, dict(decay_temperature=0), '`decay_temperature` must be po'),
+      (layers.HGRN2, dict(lower_bound=1.0), r'must be in \[0, 1\), got 1.0'),
+      (layers.HGRN2, dict(lower_bound=-0.1), r'must be in \[0, 1\), got -0.1'),
+      (layers.LightningAttention, dict(num_heads=3), 'divide 8, got 3; or'),
+      (layers.LightningAttention, dict(head_features=0), 'least 1, got 0'),
+      (layers.LightningAttention, dict(block_index=1), r'in \[0, 1\), got 1'),
   )
   def test_invalid_options_raise(self, cls, options, message):
     with self.assertRaisesRegex(ValueError, message):

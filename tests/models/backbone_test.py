@@ -99,8 +99,8 @@ class LayersTest(parameterized.TestCase):
   @parameterized.parameters(sorted(layers.LAYERS))
   def test_every_layer_works_in_a_model(self, name):
     config = models.ModelConfig.tiny().replace(layer=name)
-    if name == 'mlstm_large':  # Made for large ones.
-      config = config.replace(layer_options=dict(num_heads=2))
+    if name in ('gated_attention', 'mlstm_large'):  # Made for large ones.
+      config = config.replace(layer_options=dict(num_heads=1))
     if name.startswith('conv_'):
       with self.assertRaisesRegex(errors.UserValueError, 'reads images'):
         models.LanguageModel(config, rngs=nnx.Rngs(0))

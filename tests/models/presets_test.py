@@ -14,6 +14,7 @@ from rnnzoo import models
 # number does not include the embedding. Strings are numbers from papers, whose
 # last digit is rounded. Integers come from files of weights and are exact.
 PUBLISHED = dict(
+    falcon_mamba_7b=(7_272_665_088, 65_024),
     gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
     griffin_100m=('100M', 0),
     griffin_200m=('200M', 0),
@@ -36,6 +37,7 @@ PUBLISHED = dict(
     mamba2_370m=('370M', 50_288),
     mamba2_780m=('780M', 50_288),
     mamba2_1p3b=('1.3B', 50_288),
+    mamba2_codestral_7b=(7_285_403_648, 32_768),
     mamba2_2p7b=('2.7B', 50_288),
     nano_gpt_shakespeare=('10.65M', 65),
     recurrentgemma_2b=('2B', 0),
@@ -55,6 +57,18 @@ PUBLISHED = dict(
     xlstm_7b=(6_865_424_896, 50_304),
 )
 
+# The same of presets that are ours: what they are named after.
+OURS = dict(
+    gated_delta_net_hybrid_390m=(388_480_620, 50_288),
+    gated_delta_net_hybrid_1p5b=(1_450_357_464, 50_288),
+    kda_hybrid_360m=(360_215_952, 50_288),
+    kda_hybrid_1p3b=(1_318_412_832, 50_288),
+    mamba3_180m=(180_059_632, 50_288),
+    mamba3_440m=(439_760_000, 50_288),
+    mamba3_1p5b=(1_516_046_592, 50_288),
+    mamba3_mimo_1p5b=('1.5B', 50_288),
+)
+
 # Changes that make a preset tiny, with windows and chunks shorter than a
 # sequence.
 TINY = dict(
@@ -63,6 +77,13 @@ TINY = dict(
         num_layers=4,
         griffin=dict(hidden_features=8, num_heads=2),
         attention=dict(num_heads=2, window=3),
+    ),
+    kda_hybrid_360m=dict(
+        num_layers=4, kda=dict(num_heads=2, chunk_size=4),
+        attention=dict(num_heads=2, num_kv_heads=1, window=3),
+    ),
+    mamba3_mimo_1p5b=dict(
+        state_features=4, head_features=8, rank=2, chunk_size=4
     ),
     mamba2_130m=dict(state_features=4, head_features=8, chunk_size=4),
     rwkv4_169m=dict(num_layers=4),
@@ -135,7 +156,7 @@ class PresetsTest(parameterized.TestCase):
   @parameterized.parameters(*models.PRESETS)
   def test_has_the_published_size(self, name):
     config = models.PRESETS[name]
-    published, vocab_size = PUBLISHED.get(name, (None, 0))
+    published, vocab_size = (PUBLISHED | OURS).get(name, (None, 0))
     if not config.in_features:
       config = config.replace(vocab_size=vocab_size or 1)
     count = count_parameters(config)

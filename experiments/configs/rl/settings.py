@@ -1,10 +1,13 @@
 """What the configs of reinforcement learning share."""
 
+import copy
+
 from experiments.configs import default
 from ml_collections import ConfigDict
 from rnnzoo import environments
 from rnnzoo import models
 from rnnzoo.rl import config as rl_config
+from rnnzoo.rl import streaming as streaming_lib
 
 
 def defaults(name: str = 'cart_pole', layer: str = 'min_gru') -> ConfigDict:
@@ -24,6 +27,28 @@ def defaults(name: str = 'cart_pole', layer: str = 'min_gru') -> ConfigDict:
       num_seeds=1, total_steps=4, num_environments=4, rollout_length=16,
       epochs=1, minibatches=2, log_every=2, eval_every=4, eval_episodes=4,
       save_every=2, model=dict(num_layers=1, features=8),
+  ))
+  return config
+
+
+def streaming(name: str = 'cart_pole', learners: str = '') -> ConfigDict:
+  """Returns a config of `experiments.streaming`.
+
+  Args:
+    name: The environment.
+    learners: The names of learners, joined by commas; the default ones if
+      empty.
+  """
+  config = ConfigDict({
+      name: copy.deepcopy(field.default)
+      for name, field in streaming_lib.FIELDS.items()
+  })
+  if learners:
+    config.learners = tuple(learners.split(','))
+  config.environment = environment(name)
+  config.smoke = False
+  config.smoke_overrides = ConfigDict(dict(
+      num_seeds=2, total_steps=200, features=8,
   ))
   return config
 

@@ -57,18 +57,20 @@ from rnnzoo import models
 PUBLISHED = []  # None known for this protocol.
 # Options of the layers.
 OPTIONS = dict(
+    d_linoss=dict(state_features=64),
+    linoss=dict(state_features=64),
     lru=dict(state_features=64),
     mamba=dict(state_features=16),
     s5=dict(state_features=64),
 )
 # Mamba has a gate of its own.
 GATES = dict(mamba='none')
-# The layers whose numbers LinOSS reports.
-_LAYERS = ('lru', 's5', 'mamba')
+# The layers whose numbers LinOSS reports; its own is the implicit form.
+_LAYERS = ('lru', 's5', 'mamba', 'linoss')
 
 
 def published(*percent: tuple[float, float]) -> list[dict]:
-  """Returns the published accuracies of LRU, S5 and Mamba on one problem.
+  """Returns the published accuracies on one problem, of `_LAYERS`.
 
   Args:
     *percent: The mean and the standard deviation over five seeds.

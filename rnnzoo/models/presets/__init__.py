@@ -1,4 +1,4 @@
-"""Published models by name, as configs of the one backbone.
+"""Published models by name, as configs of the one backbone, and a few of ours.
 
 There is one file for each family. The size of the vocabulary and the number of
 classes belong to the data, so most presets leave them open:
@@ -16,9 +16,11 @@ classes belong to the data, so most presets leave them open:
 
 from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.presets import griffin
+from rnnzoo.models.presets import hybrids
 from rnnzoo.models.presets import lmu
 from rnnzoo.models.presets import lru
 from rnnzoo.models.presets import mamba
+from rnnzoo.models.presets import mamba3
 from rnnzoo.models.presets import min_rnn
 from rnnzoo.models.presets import rwkv
 from rnnzoo.models.presets import s4
@@ -28,9 +30,11 @@ from rnnzoo.models.presets import xlstm
 
 PRESETS: dict[str, ModelConfig] = {
     **griffin.PRESETS,
+    **hybrids.PRESETS,
     **lmu.PRESETS,
     **lru.PRESETS,
     **mamba.PRESETS,
+    **mamba3.PRESETS,
     **min_rnn.PRESETS,
     **rwkv.PRESETS,
     **s4.PRESETS,

@@ -1,0 +1,118 @@
+r"""Learns to act from a stream: an update after every step, nothing is kept.
+
+  python -m experiments.streaming --workdir=runs/streaming \
+      --config=experiments/configs/rl/streaming_cartpole_masked.py
+
+Stream AC(lambda) with a recurrent layer, see rnnzoo/rl/streaming.py for the
+algorithm and the names of learners; `FILE:lru,lru_10,none` chooses some. All
+seeds of a learner are one program. The workdir gets `curve.png`, and
+`LEARNER/seed_N` of it `result.json` and `metrics.jsonl`.
+"""
+
+import statistics
+
+from absl import logging
+from experiments.cli import config_flag
+from experiments.cli import drivers
+from experiments.cli import online_results
+from experiments.cli import results
+from experiments.cli import tasks
+from experiments.configs.rl import settings
+import numpy as np
+from rnnzoo.rl import saved
+from rnnzoo.rl import streaming
+from rnnzoo.training import files
+from rnnzoo.training.processes import host
+
+_CONFIG = config_flag.define(settings.streaming)
+_WORKDIR = drivers.define_path(
+    'workdir', None, 'The directory of the run, where everything is written.'
+)
+
+_PARTS = 50  # Of the stream, in metrics and curves.
+
+
+def main(argv):
+  drivers.check_usage(argv, config=_CONFIG.value, workdir=_WORKDIR.value)
+  commit = results.commit()
+  host.enable_compilation_cache()
+  config = tasks.resolve(_CONFIG.value, _CONFIG.exports, source='streaming')
+  run_all(_CONFIG, config, _WORKDIR.value, commit)
+  logging.info('Done on %s.', host.device_description())
+
+
+def run_all(flag, config, workdir, commit) -> None:
+  """Runs all learners, and prints and writes what they reach.
+
+  Args:
+    flag: The config file and the overrides.
+    config: The resolved config.
+    workdir: Where everything is written.
+    commit: What `results.commit` returned.
+  """
+  workdir = files.workdir(workdir)
+  with files.usable(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_text(
+        workdir / 'config.json', config.to_json(indent=2) + '\n'
+    )
+  environment, lines = saved.make_environment(config), {}
+  print(
+      f'Mean return of the episodes that end in the last tenth of '
+      f'{config.total_steps:,} steps:'
+  )
+  print(f'{"learner":12} {"return":>8} {"std":>8} {"us/step":>9}  parameters')
+  for name in config.learners:
+    learner = streaming.StreamAC(name, config, environment)
+    got = streaming.run(
+        learner, config.seed, config.num_seeds, config.total_steps
+    )
+    seconds, last = got.seconds / config.num_seeds, []
+    for i, returns in enumerate(got.returns):
+      last.append(mean(returns[-max(1, len(returns) // 10):]))
+      steps, means = by_part(returns)
+      online_results.write(
+          {'return': last[-1], 'return_of_all': mean(returns)},
+          [
+              {'step': int(step), 'return': float(value)}
+              for step, value in zip(steps, means) if np.isfinite(value)
+          ],
+          workdir, metric='return', unit='',
+          larger_is_better=('return', 'return_of_all'), task='streaming_rl',
+          data=config.environment.name, program='experiments.streaming',
+          learner=name, parameters=got.parameters, seed=config.seed + i,
+          steps=config.total_steps, seconds=seconds, flag=flag,
+          smoke=config.smoke, commit=commit,
+      )
+    lines[name] = steps, by_part(got.returns)[1]
+    deviation = statistics.stdev(last) if len(last) > 1 else 0.0
+    print(
+        f'{name:12} {np.mean(last):8.4g} {deviation:8.3g} '
+        f'{1e6 * seconds / config.total_steps:9.1f}  {got.parameters}'
+    )
+  title = f'Stream AC on {config.environment.name}, {config.num_seeds} seeds'
+  path = online_results.draw(
+      lines, workdir, title, 'mean return of the episodes that end'
+  )
+  print(f'curve: {path}')
+
+
+def mean(returns: np.ndarray) -> float:
+  """Returns the mean over episodes; NaN if none has ended."""
+  ended = returns[np.isfinite(returns)]
+  return float(ended.mean()) if ended.size else float('nan')
+
+
+def by_part(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the last step and the mean return of each part of the stream.
+
+  Args:
+    returns: `[..., T]`, NaN where no episode ends.
+  """
+  every = max(1, returns.shape[-1] // _PARTS)
+  ends = np.arange(every, returns.shape[-1] + 1, every)
+  return ends, np.array([mean(returns[..., e - every : e]) for e in ends])
+
+
+if __name__ == '__main__':
+  drivers.run(main)
