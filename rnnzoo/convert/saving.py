@@ -119,10 +119,15 @@ def _describe(model) -> tuple[str, ModelConfig, dict[str, Any]]:
   for name, family in families.FAMILIES.items():
     if not used <= set(family.layers):
       continue
-    values = family.write(model)
-    settings = settings_lib.Settings(values)
-    config = family.read(settings)
-    settings.finish()
+    try:
+      values = family.write(model)
+      settings = settings_lib.Settings(values)
+      config = family.read(settings)
+      settings.finish()
+    except (AttributeError, errors.UserValueError) as error:
+      # The model lacks a part, or a value is one that the family has not.
+      problems.append(f'{name}: {str(error).removesuffix(".")}')
+      continue
     wrong = _difference(model, config)
     if wrong is None:
       return name, config, values

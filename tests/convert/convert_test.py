@@ -210,7 +210,7 @@ class ConvertTest(parameterized.TestCase):
 
   @parameterized.parameters('float16', 'half a float', 3)
   def test_other_dtypes(self, dtype):
-    with self.assertRaisesRegex(errors.UserValueError, 'dtype. must be.*got'):
+    with self.assertRaisesRegex(errors.UserValueError, 'dtype`? must be.*got'):
       convert.load_pretrained(FIXTURES / 'mamba', dtype=dtype)
 
   def test_missing_unknown_and_misshapen_tensors(self):
@@ -270,6 +270,11 @@ class ConvertTest(parameterized.TestCase):
       (dict(norm='rms1'), "must be 'RMSNorm', got 'OneRMSNorm'"),
       (dict(conv_kernel=3), r'conv.*must be None, got'),
       (dict(soft_cap=3.0), 'model.soft_cap must be 0.0, got 3.0'),
+      (dict(layer='attention'), "recurrent_gemma: .*no attribute 'mlp_in'"),
+      (dict(layer='mlstm_large', layer_options=dict(num_heads=2)),
+       'xlstm: config.json: output_logit_soft_cap must be positive, got 0.0'),
+      (dict(layer='mamba2', layer_options=dict(expansion_factor=1.5)),
+       'mamba2 needs an integer as the expansion factor, got 12 channels'),
   )
   def test_models_of_no_family(self, changes, message):
     config = models.ModelConfig(
