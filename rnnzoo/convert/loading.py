@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import math
 import os
 import pathlib
@@ -58,15 +59,23 @@ class Pretrained(NamedTuple):
   values: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
 class Tokenizer(vocabularies.Vocabulary):
   """The vocabulary of a `tokenizer.json`, which may add tokens of its own.
 
-  Many models expect each text to start with a certain token. The file says so.
+  Attributes:
+    first: The id that each text starts with, in addition to what the file says;
+      `None` for no such id.
   """
+
+  first: int | None = None
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of `text`, int32 `[N]`, with those that are added."""
-    return np.array(bpe.parsed(self.symbols).encode(text).ids, np.int32)
+    ids = bpe.parsed(self.symbols).encode(text).ids
+    if self.first is not None and ids[:1] != [self.first]:
+      ids = [self.first, *ids]
+    return np.array(ids, np.int32)
 
 
 def load_pretrained(
@@ -147,7 +156,7 @@ def open_pretrained(
       tensors[new] = tensors.pop(old)
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)
-  vocabulary = _vocabulary(folder)
+  vocabulary = _vocabulary(folder, values)
   with memory.readable_errors():
     model = _load(config, family, tensors, mesh)
   return Pretrained(
@@ -206,12 +215,15 @@ def _dtype_of(tensors) -> str:
   return 'float32'
 
 
-def _vocabulary(folder) -> Tokenizer | None:
+def _vocabulary(folder, values) -> Tokenizer | None:
   path = folder / TOKENIZER
   if not path.exists():
     return None
   # Parsed when it is used: `tokenizers` is an extra.
-  return Tokenizer('bpe', path.read_text(encoding='utf-8'))
+  first = None
+  if values.get('force_bos_token_insert'):  # xLSTM-7B.
+    first = values.get('bos_token_id')
+  return Tokenizer('bpe', path.read_text(encoding='utf-8'), first)
 
 
 def _stop_tokens(folder, values) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from rnnzoo.convert import settings
 from rnnzoo.convert import tables
 from rnnzoo.convert import weights
 from rnnzoo.training import sharding
+import tokenizers
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 FAMILIES = tuple(convert.FAMILIES)
@@ -169,6 +170,53 @@ class ConvertTest(parameterized.TestCase):
     ids, want = expected('recurrent_gemma')
     self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
 
+  def test_values_of_released_models(self):
+    # Those of mamba-130m-hf, xLSTM-7b and recurrentgemma-2b that newer files
+    # of `transformers` lack.
+    for family, remove, values in (
+        ('mamba', (), dict(
+            d_inner=16, d_model=8, fused_add_norm=True, n_layer=2,
+            pad_vocab_size_multiple=8, rms_norm=True, ssm_cfg={},
+            torch_dtype='float32',
+        )),
+        ('xlstm', ('num_hidden_layers', 'hidden_size'), dict(
+            add_embedding_dropout=False, add_forward_backend_padding=False,
+            add_post_blocks_norm=True, add_post_norm=False, add_qk_norm=False,
+            cell_norm_eps=1e-6, chunkwise_kernel='chunkwise--triton_xl_chunk',
+            force_bos_token_insert=True, head_dim=4, step_kernel='triton',
+            igate_bias_init_range=-10.0, mlstm_round_up_to_multiple_of=64,
+            sequence_kernel='native_sequence__triton',
+        )),
+        ('recurrent_gemma', ('block_types', 'rope_parameters'), dict(
+            _block_types=['recurrent', 'recurrent', 'attention'],
+            embeddings_scale_by_sqrt_dim=True, partial_rotary_factor=0.5,
+            rope_theta=10_000.0,
+        )),
+        ('mamba2', (), dict(
+            time_step_limit=[0.0, 'Infinity'], rms_norm=True,
+            norm_before_gate=True, is_encoder_decoder=False,
+        )),
+    ):
+      with self.subTest(family):
+        folder = self.copy(family, remove=remove, **values)
+        ids, want = expected(family)
+        self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
+
+  def test_a_text_may_have_to_start_with_a_token(self):
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({'<s>': 0, 'a': 1}, '<s>')
+    )
+    folder = self.copy('xlstm', force_bos_token_insert=True, bos_token_id=0)
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    found = convert.open_pretrained(folder)
+    self.assertEqual(found.vocabulary.encode('a').tolist(), [0, 1])
+    self.assertEqual(found.vocabulary.encode('<s>').tolist(), [0])
+    self.assertEqual(found.stop_tokens, (2,))
+    (folder / 'generation_config.json').write_text('{"eos_token_id": [3, 4]}')
+    found = convert.open_pretrained(self.copy('xlstm'))
+    self.assertEqual(found.stop_tokens, (3, 4))
+    self.assertEqual(found.vocabulary.encode('a').tolist(), [1])
+
   @parameterized.parameters(
       ('mamba', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not impl"),
       ('mamba', dict(foo=1, bar=[2]), r'family: foo \(1\), bar \(\[2\]\)\.'),
@@ -186,6 +234,8 @@ class ConvertTest(parameterized.TestCase):
       ('rwkv', dict(attention_hidden_size=4), 'attention_hidden_size = 4'),
       ('xlstm', dict(weight_mode='fused'), "weight_mode = 'fused'"),
       ('xlstm', dict(use_bias=True), 'use_bias = True'),
+      ('xlstm', dict(cell_norm_eps=1e-5), 'cell_norm_eps = 1e-05'),
+      ('rwkv', dict(is_encoder_decoder=True), 'is_encoder_decoder = True'),
       ('recurrent_gemma', dict(rope_scaling={'type': 'linear'}), 'rope_scalin'),
       ('recurrent_gemma', dict(rope_parameters={'rope_type': 'yarn'}),
        "rope_parameters: rope_type = 'yarn'"),

@@ -30,6 +30,10 @@ VARIANTS = dict(
     falcon_mamba_biases=('falcon_mamba', dict(
         use_bias=True, tie_word_embeddings=False, mixer_rms_eps=1e-2,
     )),
+    # The file of the released model: the second value wins.
+    falcon_mamba_released=('falcon_mamba', dict(
+        expand=16, intermediate_size=64,
+    )),
     mamba2_limits=('mamba2', dict(
         time_step_limit=(0.3, 0.8), use_conv_bias=False,
         tie_word_embeddings=True,

@@ -11,11 +11,19 @@ from rnnzoo.models.config import ModelConfig
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
   settings.no_effect(  # How kernels compute, and in which chunks.
-      'autocast_kernel_dtype', 'chunk_size', 'chunkwise_kernel',
-      'inference_state_dtype', 'max_inference_chunksize', 'mode',
+      'add_forward_backend_padding', 'autocast_kernel_dtype', 'chunk_size',
+      'chunkwise_kernel', 'inference_state_dtype', 'max_inference_chunksize',
+      'mlstm_round_up_to_multiple_of', 'mode',
       'norm_reduction_force_float32', 'return_last_states', 'sequence_kernel',
       'step_kernel',
   )
+  # Initial values, what sizes say as well, and a matter of the tokenizer.
+  settings.no_effect(
+      'force_bos_token_insert', 'head_dim', 'igate_bias_init_range'
+  )
+  for name in ('add_embedding_dropout', 'add_post_norm', 'add_qk_norm'):
+    settings.must_be(name, False)
+  settings.must_be('add_post_blocks_norm', True)
   settings.must_be('add_out_norm', True)
   settings.must_be('tie_word_embeddings', False)  # There it ties nothing.
   settings.must_be('weight_mode', 'single')
@@ -25,6 +33,7 @@ def read(settings: Settings) -> ModelConfig:
   depth = settings.size('num_hidden_layers', settings.size('num_blocks', 32))
   settings.must_be('num_blocks', depth)
   epsilon = settings.positive('norm_eps', 1e-6)
+  settings.must_be('cell_norm_eps', epsilon)
   return ModelConfig(
       layer='mlstm_large', num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 50_304), norm_epsilon=epsilon,
