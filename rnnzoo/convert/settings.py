@@ -14,27 +14,28 @@ NAME = 'config.json'
 # What a file may say of any model and what has no effect on its logits: who
 # wrote it, ids of tokens, the initial values of a training, how to sample.
 NO_EFFECT: frozenset[str] = frozenset((
-    '_name_or_path', 'architectures', 'bad_words_ids',
-    'begin_suppress_tokens', 'bos_token_id', 'chunk_size_feed_forward',
-    'cls_token_id', 'cross_attention_hidden_size',
-    'decoder_start_token_id', 'diversity_penalty', 'do_sample', 'dtype',
-    'early_stopping', 'encoder_no_repeat_ngram_size', 'eos_token_id',
+    '_name_or_path', 'architectures', 'bad_words_ids', 'begin_suppress_tokens',
+    'bos_token_id', 'chunk_size_feed_forward', 'cls_token_id',
+    'cross_attention_hidden_size', 'decoder_start_token_id',
+    'diversity_penalty', 'do_sample', 'dtype', 'early_stopping',
+    'encoder_no_repeat_ngram_size', 'eos_token_id',
     'exponential_decay_length_penalty', 'finetuning_task',
     'forced_bos_token_id', 'forced_eos_token_id', 'id2label',
-    'initializer_range', 'is_decoder', 'label2id',
-    'length_penalty', 'max_length', 'min_length', 'model_type',
-    'no_repeat_ngram_size', 'num_beam_groups', 'num_beams',
-    'num_return_sequences', 'output_attentions', 'output_hidden_states',
-    'output_scores', 'pad_token_id', 'prefix', 'problem_type',
-    'remove_invalid_values', 'repetition_penalty', 'return_dict',
-    'return_dict_in_generate', 'sep_token_id', 'suppress_tokens', 'task_specific_params', 'temperature',
-    'tf_legacy_loss', 'tie_encoder_decoder', 'tokenizer_class', 'top_k',
-    'top_p', 'torch_dtype', 'torchscript', 'transformers_version', 'typical_p',
-    'unk_token_id', 'use_bfloat16', 'use_cache',
+    'initializer_range', 'is_decoder', 'label2id', 'length_penalty',
+    'max_length', 'min_length', 'model_type', 'no_repeat_ngram_size',
+    'num_beam_groups', 'num_beams', 'num_return_sequences', 'output_attentions',
+    'output_hidden_states', 'output_scores', 'pad_token_id', 'prefix',
+    'problem_type', 'remove_invalid_values', 'repetition_penalty',
+    'return_dict', 'return_dict_in_generate', 'sep_token_id', 'suppress_tokens',
+    'task_specific_params', 'temperature', 'tf_legacy_loss',
+    'tie_encoder_decoder', 'tokenizer_class', 'top_k', 'top_p', 'torch_dtype',
+    'torchscript', 'transformers_version', 'typical_p', 'unk_token_id',
+    'use_bfloat16', 'use_cache',
 ))
 # What older files say of every model.
-_NEVER = dict(add_cross_attention=False, is_encoder_decoder=False,
-              pruned_heads={})
+_NEVER = dict(
+    add_cross_attention=False, is_encoder_decoder=False, pruned_heads={}
+)
 
 
 class Settings:
