@@ -406,6 +406,14 @@ def linear_attention(case):
   return {'y': y}, {'S': S}
 
 
+def log_linear_attention(case):
+  _, y = ops.log_linear_attention(
+      case.q, case.k, case.v, case.level_scales, log_decay=case.g,
+      scale=case.cfg['scale'], chunk_size=4,
+  )
+  return {'y': y}, {}
+
+
 def retention(case):
   _, y = ops.linear_attention(
       case.q, case.k, case.v, scale=case.cfg['scale'],
@@ -455,6 +463,8 @@ ADAPTERS = dict(
     linrec_real__rev=linrec_real,
     lmu=lmu,
     lmu__parallel=lmu_parallel,
+    log_linear_attention=log_linear_attention,
+    log_linear_attention__grouped=log_linear_attention,
     lru=lru,
     lru__h0=lru,
     lstm=lstm,

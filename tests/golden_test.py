@@ -56,7 +56,8 @@ _ASSUMED = dict(
     gelu=('exact erf',),
     glu=('first half * sigmoid(second half)',), group_norm_eps=(64e-5,),
     keep_order=(False, True), kk_norm_floor=(1e-12,), l2norm_eps=(1e-6,),
-    layer_idx=(3,), max_sqrt_gradient=(1000,), norm_weight=('1 + w',),
+    layer_idx=(3,), levels=(7,), max_sqrt_gradient=(1000,),
+    norm_weight=('1 + w',),
     normalize=(False,), num_heads=(2, 3), num_layers=(10,), pp0=(-1e30, -1e38),
     rate_h=(
         '2^(-8h/H) (1 - layer_idx/(num_layers-1+1e-5) + 1e-5), h = 1..H',

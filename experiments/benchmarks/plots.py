@@ -57,8 +57,9 @@ FAMILIES = {
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
         'gated_delta_product', 'gla', 'hgrn2', 'kda', 'lightning_attention',
-        'linear_attention', 'mamba2', 'mamba3', 'mlstm', 'mlstm_block',
-        'mlstm_large', 'ret_net', 'rwkv6', 'rwkv7',
+        'linear_attention', 'log_linear_gated_delta_net', 'log_linear_mamba2',
+        'mamba2', 'mamba3', 'mlstm', 'mlstm_block', 'mlstm_large', 'ret_net',
+        'rwkv6', 'rwkv7',
     ),
     'state: the last keys and values': ('attention', 'gated_attention'),
     'state: the last token or two': (

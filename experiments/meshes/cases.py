@@ -68,6 +68,9 @@ _LAYER_OPTIONS = dict(
     lightning_attention=_HEADS,
     linear_attention=_HEADS,
     lmu=dict(order=8, theta=16.0),
+    # Levels for 64 tokens would be a multiple of PRIME.
+    log_linear_gated_delta_net=dict(num_heads=8, num_levels=9),
+    log_linear_mamba2=dict(head_features=8, state_features=4, num_levels=9),
     mamba2=dict(head_features=8, state_features=4),
     mamba3=dict(head_features=16, state_features=4),
     mlstm=_HEADS,

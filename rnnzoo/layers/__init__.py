@@ -50,6 +50,10 @@ from rnnzoo.layers.linear_attention import LinearAttention as LinearAttention
 from rnnzoo.layers.linoss import LinOSS as LinOSS
 from rnnzoo.layers.lmu import LMU as LMU
 from rnnzoo.layers.lmu import LMUCarry as LMUCarry
+from rnnzoo.layers.log_linear_gated_delta_net import (
+    LogLinearGatedDeltaNet as LogLinearGatedDeltaNet,
+)
+from rnnzoo.layers.log_linear_mamba2 import LogLinearMamba2 as LogLinearMamba2
 from rnnzoo.layers.lru import LRU as LRU
 from rnnzoo.layers.lstm import LSTM as LSTM
 from rnnzoo.layers.lstm import LSTMCarry as LSTMCarry
@@ -125,6 +129,8 @@ LAYERS = dict(
     linear_attention=LinearAttention,
     linoss=LinOSS,
     lmu=LMU,
+    log_linear_gated_delta_net=LogLinearGatedDeltaNet,
+    log_linear_mamba2=LogLinearMamba2,
     lru=LRU,
     lstm=LSTM,
     mamba=Mamba,

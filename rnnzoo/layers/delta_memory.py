@@ -27,11 +27,12 @@ class DeltaNetCarry(NamedTuple):
     conv: Last inputs of the convolutions of queries, keys and values, `[B, C-1,
       H K + N (H K + G V)]`.
     S: The map from keys to values `[B, G, K, V]`. `G` is `H`, and `N` is 1,
-      unless the layer says otherwise.
+      unless the layer says otherwise. That of `LogLinearGatedDeltaNet` has
+      levels, an `ops.LevelState`.
   """
 
   conv: jax.Array
-  S: jax.Array
+  S: Any
 
 
 class DeltaMemory(base.RecurrentLayer):
@@ -127,10 +128,7 @@ class DeltaMemory(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     flags = dict(reset=reset, mask=mask)
     tail, tokens = self._project(ops.causal_conv1d, x, carry, flags)
-    S, y = self.recurrence(
-        **self._operands(*tokens, x), S0=carry.S,
-        scale=self.key_features**-0.5, chunk_size=self.chunk_size, **flags,
-    )
+    S, y = self._recur(self._operands(*tokens, x), carry.S, flags)
     return DeltaNetCarry(tail, S), self._readout(y, x, mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -142,12 +140,24 @@ class DeltaMemory(base.RecurrentLayer):
     S = carry.S
     if reset is not None:
       S = base.select(reset, initial.S, S)
-    S, y = self.recurrence_step(
-        **self._operands(*tokens, x), S=S, scale=self.key_features**-0.5
-    )
+    S, y = self._recur_step(self._operands(*tokens, x), S, mask)
     if mask is not None:
       S = base.select(mask, S, carry.S)
     return DeltaNetCarry(tail, S), self._readout(y, x, mask)
+
+  def _recur(self, operands, S, flags):
+    """Returns the last state and the outputs of the heads `[B, T, G, V]`."""
+    return self.recurrence(
+        **operands, S0=S, scale=self.key_features**-0.5,
+        chunk_size=self.chunk_size, **flags,
+    )
+
+  def _recur_step(self, operands, S, mask):
+    """Runs one token; what becomes of absent rows does not matter."""
+    del mask
+    return self.recurrence_step(
+        **operands, S=S, scale=self.key_features**-0.5
+    )
 
   def _project(self, convolve, x, carry, flags):
     """Returns the tail, and queries, keys and values of each head.

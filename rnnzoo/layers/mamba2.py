@@ -1,7 +1,7 @@
 """Mamba-2 (Dao & Gu, 2024), https://arxiv.org/abs/2405.21060."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -18,12 +18,13 @@ class Mamba2Carry(NamedTuple):
   Attributes:
     conv: The last inputs of the convolution over x, `[B, K-1, H P]`.
     conv_bc: The last inputs of the convolution over B and C, `[B, K-1, 2 G N]`.
-    ssm: The state `[B, H, N, P]`, float32 at least.
+    ssm: The state `[B, H, N, P]`, float32 at least. That of `LogLinearMamba2`
+      has levels, an `ops.LevelState`.
   """
 
   conv: jax.Array
   conv_bc: jax.Array
-  ssm: jax.Array
+  ssm: Any
 
 
 class Mamba2(base.RecurrentLayer):
@@ -141,7 +142,7 @@ class Mamba2(base.RecurrentLayer):
     self.in_features = self.out_features = d = in_features
     self.hidden_features = hidden = int(in_features * expansion_factor)
     self.state_features = state_features
-    self.num_groups = num_groups
+    self.num_groups = self.norm_groups = num_groups
     self.conv_kernel = conv_kernel
     self.chunk_size = chunk_size
     self.dt_low, self.dt_high = dt_low, dt_high
@@ -239,11 +240,7 @@ class Mamba2(base.RecurrentLayer):
     x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
     flags = dict(reset=reset, mask=mask)
     tails, z, u, b, c = self._convolved(ops.causal_conv1d, x, carry, flags)
-    delta, decay = self._steps(x)
-    ssm, y = ops.linear_attention(
-        c, b, u * delta[..., None], carry.ssm, log_decay=decay,
-        chunk_size=self.chunk_size, **flags,
-    )
+    ssm, y = self._recur(x, u, b, c, carry.ssm, flags)
     return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
@@ -252,16 +249,29 @@ class Mamba2(base.RecurrentLayer):
     )
     flags = dict(reset=reset, mask=mask)
     tails, z, u, b, c = self._convolved(ops.causal_conv1d_step, x, carry, flags)
-    delta, decay = self._steps(x)
     ssm = carry.ssm
     if reset is not None:
       ssm = base.select(reset, initial.ssm, ssm)
-    ssm, y = ops.linear_attention_step(
-        c, b, u * delta[..., None], ssm, log_decay=decay
-    )
+    ssm, y = self._recur_step(x, u, b, c, ssm, mask)
     if mask is not None:
       ssm = base.select(mask, ssm, carry.ssm)
     return Mamba2Carry(*tails, ssm), self._readout(y, u, z, mask)
+
+  def _recur(self, x, u, b, c, ssm, flags):
+    """Returns the last state and the outputs of the heads `[B, T, H, P]`."""
+    delta, decay = self._steps(x)
+    return ops.linear_attention(
+        c, b, u * delta[..., None], ssm, log_decay=decay,
+        chunk_size=self.chunk_size, **flags,
+    )
+
+  def _recur_step(self, x, u, b, c, ssm, mask):
+    """Runs one token; what becomes of absent rows does not matter."""
+    del mask
+    delta, decay = self._steps(x)
+    return ops.linear_attention_step(
+        c, b, u * delta[..., None], ssm, log_decay=decay
+    )
 
   def _convolved(self, convolve, x, carry, flags):
     """Returns both tails, the gate `[..., H P]`, and of the heads x, B and C.
@@ -296,6 +306,6 @@ class Mamba2(base.RecurrentLayer):
     """Maps the output of the heads `[..., H, P]` to `[..., D]`."""
     y = y + self.D[...].astype(y.dtype)[:, None] * u
     y = y.reshape(z.shape) * jax.nn.silu(z.astype(y.dtype))
-    groups = z.shape[:-1] + (self.num_groups, z.shape[-1] // self.num_groups)
+    groups = z.shape[:-1] + (self.norm_groups, z.shape[-1] // self.norm_groups)
     y = self.norm(y.reshape(groups)).reshape(z.shape).astype(z.dtype)
     return base.masked(common.project(self.out_proj, y), mask)

@@ -17,6 +17,9 @@ from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
 from rnnzoo.ops.dplr import decayed as decayed
 from rnnzoo.ops.dplr import dplr_scan as dplr_scan
 from rnnzoo.ops.dplr import dplr_step as dplr_step
+from rnnzoo.ops.fenwick import MOST_LEVELS as MOST_LEVELS
+from rnnzoo.ops.fenwick import LevelState as LevelState
+from rnnzoo.ops.fenwick import empty_level_state as empty_level_state
 from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
@@ -31,6 +34,18 @@ from rnnzoo.ops.linear_scan.dispatch import implementation as implementation
 from rnnzoo.ops.local_attention import local_attention as local_attention
 from rnnzoo.ops.local_attention import (
     local_attention_step as local_attention_step,
+)
+from rnnzoo.ops.log_linear_attention import (
+    log_linear_attention as log_linear_attention,
+)
+from rnnzoo.ops.log_linear_attention import (
+    log_linear_attention_step as log_linear_attention_step,
+)
+from rnnzoo.ops.log_linear_delta_rule import (
+    log_linear_delta_rule as log_linear_delta_rule,
+)
+from rnnzoo.ops.log_linear_delta_rule import (
+    log_linear_delta_rule_step as log_linear_delta_rule_step,
 )
 from rnnzoo.ops.log_linear_scan import log_linear_scan as log_linear_scan
 from rnnzoo.ops.lti_scan import lti_scan as lti_scan

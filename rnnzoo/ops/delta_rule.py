@@ -4,8 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from rnnzoo.ops import decays
-from rnnzoo.ops import exact
 from rnnzoo.ops import rank_one
 
 
@@ -125,37 +123,20 @@ def one_chunk(S, inputs, visible, *, scale):
   q, k, v, beta, g = inputs
   out_dtype, dtype = v.dtype, S.dtype
   k, v, beta = (u.astype(dtype) for u in (k, v, beta))
-  earlier = visible.pairs & rank_one.below_diagonal(k.shape[-2])
-
-  # Decays: between two tokens (Gamma), from the entering state to each token
-  # (gamma), from each token to the leaving state (gamma_Q / gamma), and from
-  # the entering to the leaving state (gamma_Q).
-  weight = state = last = through = jnp.ones((), dtype)
-  if g is not None:
-    weight = jnp.exp(jnp.where(visible.pairs, decays.between(g), -jnp.inf))
-    state = jnp.exp(decays.until(g, -1))
-    last = jnp.exp(decays.after(g, -1))
-    through = state[..., -1]
-  state = jnp.where(visible.state, state, 0)[..., None]
-  last = jnp.where(visible.last, last, 0)[..., None]
-  through = jnp.where(visible.through, through, 0)[..., None, None]
-  products_with_keys = lambda u, seen: jnp.where(
-      seen, exact.einsum('...ik,...jk->...ij', u, k) * weight, 0
-  )
+  system = rank_one.delta_system(k, beta, g, visible)
+  state, last, through = system.state, system.last, system.through
 
   # 1 and 2. A token writes `beta` times its error: its value minus what it
   # reads in the entering state and in what the tokens before it write. Both `T`
   # factors of `U - W S` are applied to the same right-hand side at once.
   error = v - state * rank_one.matmul(k, S)
-  beta = beta[..., None]
-  solve = rank_one.unit_lower_inverse(-beta * products_with_keys(k, earlier))
-  written = rank_one.matmul(solve, beta * error)
+  written = rank_one.matmul(system.solve, beta[..., None] * error)
   # 3. The outputs.
   y = None
   if q is not None:
     q = q.astype(dtype)
     y = state * rank_one.matmul(q, S)
-    y = y + rank_one.matmul(products_with_keys(q, visible.pairs), written)
+    y = y + rank_one.matmul(system.products(q, k, visible.pairs), written)
     y = (scale * y).astype(out_dtype)
   # 4. The state that leaves the chunk.
   return through * S + rank_one.outer_sum(last * k, written), y

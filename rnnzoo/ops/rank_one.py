@@ -6,7 +6,7 @@ all columns of the state. `chunkwise.py` does the rest.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,61 @@ def unit_lower_inverse(m: jax.Array) -> jax.Array:
 def _differentiate_inverse(primals, tangents):
   inverse = unit_lower_inverse(*primals)
   return inverse, matmul(matmul(inverse, tangents[0]), inverse)
+
+
+class DeltaSystem(NamedTuple):
+  """What the tokens of a chunk of the delta rule do to each other.
+
+  Attributes:
+    weight: The decay between two tokens (Gamma), `[., ., Q, Q]` or 1.
+    state: That from the state that enters to each token (gamma), `[., ., Q,
+      1]`.
+    last: That from each token to the state that leaves (gamma_Q / gamma),
+      likewise.
+    through: That from one state to the other (gamma_Q), `[., ., 1, 1]`.
+    solve: `(I + tril(diag(beta) (Gamma * K K^T), -1))^-1`, `[., ., Q, Q]`.
+  """
+
+  weight: jax.Array
+  state: jax.Array
+  last: jax.Array
+  through: jax.Array
+  solve: jax.Array
+
+  def products(self, u, k, seen):
+    """Products of `u` with keys that are `seen`, decayed, `[., ., Q, Q]`."""
+    return _decayed_products(u, k, seen, self.weight)
+
+
+def delta_system(k, beta, g, visible) -> DeltaSystem:
+  """Returns the `DeltaSystem` of a chunk.
+
+  Args:
+    k: `[B, H, Q, K]`.
+    beta: `[B, H, Q]`.
+    g: Log decays `[B, H, Q]` or `None`.
+    visible: `chunkwise.Visibility`.
+  """
+  earlier = visible.pairs & below_diagonal(k.shape[-2])
+  weight = state = last = through = jnp.ones((), k.dtype)
+  if g is not None:
+    weight = jnp.exp(jnp.where(visible.pairs, decays.between(g), -jnp.inf))
+    state = jnp.exp(decays.until(g, -1))
+    last = jnp.exp(decays.after(g, -1))
+    through = state[..., -1]
+  products = _decayed_products(k, k, earlier, weight)
+  return DeltaSystem(
+      weight,
+      jnp.where(visible.state, state, 0)[..., None],
+      jnp.where(visible.last, last, 0)[..., None],
+      jnp.where(visible.through, through, 0)[..., None, None],
+      unit_lower_inverse(-beta[..., None] * products),
+  )
+
+
+def _decayed_products(u, k, seen, weight):
+  products = exact.einsum('...ik,...jk->...ij', u, k)
+  return jnp.where(seen, products * weight, 0)
 
 
 def run(

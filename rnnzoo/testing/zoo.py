@@ -54,6 +54,14 @@ LAYERS = dict(
         6, num_heads=2, value_features=2, lower_bound=0.3, chunk_size=4,
         rngs=rngs,
     ),
+    log_linear_gated_delta_net=lambda rngs: layers.LogLinearGatedDeltaNet(
+        4, num_heads=1, num_value_heads=2, num_levels=10, chunk_size=4,
+        rngs=rngs,
+    ),
+    log_linear_mamba2=lambda rngs: layers.LogLinearMamba2(
+        4, head_features=2, num_groups=2, state_features=3, num_levels=10,
+        chunk_size=4, rngs=rngs,
+    ),
     lru=lambda rngs: layers.LRU(6, 5, rngs=rngs),
     lstm=lambda rngs: layers.LSTM(6, 5, rngs=rngs),
     mamba=lambda rngs: layers.Mamba(4, state_features=3, rngs=rngs),
