@@ -37,6 +37,7 @@ _EXTRAS = {
     'tf': ['tensorflow-cpu>=2.21'],
     'tensorboard': ['tensorboardX>=2.6'],
     'export': ['flatbuffers>=24.3'],
+    'convert': ['safetensors>=0.8', 'tokenizers>=0.21'],
     'tokenizers': ['tokenizers>=0.21'],
     # Environments that are no part of rnnzoo: gymnasium's of MuJoCo.
     'decisions': ['gymnasium[mujoco]>=1.0', 'h5py>=3.10'],
@@ -48,6 +49,7 @@ _EXTRAS = {
         'pytest>=8',
         'pytest-xdist>=3.6',
         'ruff>=0.9',
+        'safetensors>=0.8',
         'scikit-learn>=1.5',
         'tensorboardX>=2.6',
         'tokenizers>=0.21',

@@ -3,12 +3,16 @@ r"""Writes text with the model of a run.
   python -m experiments.generate --workdir=runs/quickstart --prompt='The ' \
       --length=400 --temperature=0.8 --seed=0
 
+`--pretrained=DIR` writes with a model in the format of Hugging Face instead: a
+folder with `config.json`, `*.safetensors` and `tokenizer.json`.
+
 The text of a single prompt is printed character by character. Several prompts
 (`--prompt` again) are continued in one batch and printed one after another.
 """
 
 import sys
 
+from absl import app
 from absl import flags
 from experiments.cli import config_flag
 from experiments.cli import drivers
@@ -19,6 +23,14 @@ from rnnzoo import restoring
 from rnnzoo.training.processes import host
 
 _WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
+_PRETRAINED = drivers.define_path(
+    'pretrained', None,
+    'A folder of pretrained weights, in place of --workdir.',
+)
+_DTYPE = flags.DEFINE_enum(
+    'dtype', None, ['float32', 'bfloat16'],
+    'The dtype of a pretrained model; by default that of its file.',
+)
 _PROMPT = flags.DEFINE_multi_string(
     'prompt', [],
     'The text to continue. Without a prompt, the text starts on a new line.',
@@ -59,16 +71,22 @@ _LAYERS = drivers.define_path(
 
 
 def main(argv):
-  drivers.check_usage(argv, workdir=_WORKDIR.value)
+  drivers.check_usage(argv)
+  if bool(_WORKDIR.value) == bool(_PRETRAINED.value):
+    raise app.UsageError('One of --workdir and --pretrained is required.')
   # Text may hold what the terminal cannot show.
   sys.stdout.reconfigure(errors='backslashreplace')
   host.enable_compilation_cache()
-  exports = config_flag.exports_of(_LAYERS.value)
-  run = restoring.restore_run(
-      _WORKDIR.value, layers=exports.layers, tasks=exports.tasks
-  )
+  if _PRETRAINED.value:
+    run, stop = sampling.open_pretrained(_PRETRAINED.value, _DTYPE.value)
+  else:
+    exports = config_flag.exports_of(_LAYERS.value)
+    run, stop = restoring.restore_run(
+        _WORKDIR.value, layers=exports.layers, tasks=exports.tasks
+    ), ()
   sampling.check_text(run)
   options = dict(
+      stop=stop,
       seed=_SEED.value,
       length=_LENGTH.value,
       sampling=generation.Sampling(

@@ -10,8 +10,8 @@ __version__ = '0.1.0'
 
 # Loaded on first use: they bring TFDS, Orbax and the like.
 _LAZY = (
-    'data', 'environments', 'errors', 'generation', 'linen', 'online',
-    'planning', 'restoring', 'rl', 'tasks', 'testing', 'training',
+    'convert', 'data', 'environments', 'errors', 'generation', 'linen',
+    'online', 'planning', 'restoring', 'rl', 'tasks', 'testing', 'training',
 )
 
 

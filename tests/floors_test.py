@@ -9,7 +9,7 @@ from absl.testing import parameterized
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ABOVE = (
-    'restoring', 'planning', 'online', 'testing', 'linen'
+    'convert', 'restoring', 'planning', 'online', 'testing', 'linen'
 )
 _BESIDE = ('training', 'data', 'generation')
 

@@ -21,7 +21,7 @@ import yaml
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
-    'cuda', 'decisions', 'dev', 'digits', 'export', 'rl', 'streams',
+    'convert', 'cuda', 'decisions', 'dev', 'digits', 'export', 'rl', 'streams',
     'tensorboard', 'test', 'tf',
     'timeseries', 'tokenizers', 'tpu',
 )

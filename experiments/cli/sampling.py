@@ -2,8 +2,11 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
+import itertools
 
 import jax
+import numpy as np
+from rnnzoo import convert
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import restoring
@@ -18,6 +21,26 @@ def check_text(run: restoring.Run):
         f'This run is of {run.config["data"]["name"]}, which has no text: its '
         'model has nothing to write with.'
     )
+
+
+def open_pretrained(
+    path, dtype: str | None
+) -> tuple[restoring.Run, tuple[int, ...]]:
+  """Returns a pretrained model as a run, and the tokens that end a text.
+
+  Raises:
+    UserError: If it cannot be loaded, or has no tokenizer.
+  """
+  found = convert.open_pretrained(path, dtype=dtype)
+  if found.vocabulary is None:
+    raise errors.UserFileNotFoundError(
+        f'{path} has no tokenizer.json, so text has no meaning for this model. '
+        'In Python, rnnzoo.convert.load_pretrained and rnnzoo.generation take '
+        'token ids.'
+    )
+  config = dict(data=dict(name=path))
+  run = restoring.Run(found.model, found.vocabulary, config, step=0)
+  return run, found.stop_tokens
 
 
 def start_of_text(run: restoring.Run) -> str:
@@ -52,6 +75,7 @@ def continuations(
     seed: int,
     length: int,
     sampling: generation.Sampling,
+    stop: Sequence[int] = (),
 ) -> list[str]:
   """Continues several prompts in one batch.
 
@@ -61,6 +85,7 @@ def continuations(
     seed: The seed of the random choices.
     length: The number of tokens to add.
     sampling: How tokens are chosen.
+    stop: Tokens that end a text.
 
   Returns:
     The continuation of each prompt, without the prompt.
@@ -70,7 +95,11 @@ def continuations(
       run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
       **sampling._asdict(),
   )
-  return [run.vocabulary.decode(row) for row in rows]
+  ends = [
+      np.append(np.isin(row, np.array(stop, int)).nonzero()[0], length)[0]
+      for row in rows
+  ]
+  return [run.vocabulary.decode(row[:end]) for row, end in zip(rows, ends)]
 
 
 def pieces(
@@ -80,6 +109,7 @@ def pieces(
     seed: int,
     length: int,
     sampling: generation.Sampling,
+    stop: Sequence[int] = (),
 ) -> Iterator[str]:
   """Continues one prompt; yields each character as soon as it is complete."""
   tokens, mask = encode(run, [prompt])
@@ -87,6 +117,7 @@ def pieces(
       run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
       **sampling._asdict(),
   )
+  rows = itertools.takewhile(lambda row: row[0] not in stop, rows)
   if run.vocabulary.level == 'char':
     for row in rows:
       yield run.vocabulary.decode(row)

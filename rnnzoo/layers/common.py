@@ -186,7 +186,29 @@ class RMSNorm(nnx.Module):
     f32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     mean_square = jnp.square(f32).mean(-1, keepdims=True)
     f32 = f32 * jax.lax.rsqrt(mean_square + self.epsilon)
-    return (f32 * self.scale[...]).astype(x.dtype)
+    return (f32 * self._factor(f32.dtype)).astype(x.dtype)
+
+  def _factor(self, dtype):
+    del dtype
+    return self.scale[...]
+
+
+class OneRMSNorm(RMSNorm):
+  """RMSNorm whose factor is `1 + scale`: `scale` starts at 0, as in Gemma.
+
+  >>> import jax.numpy as jnp
+  >>> OneRMSNorm(2, epsilon=0.)(jnp.array([1., 7.]))
+  Array([0.2, 1.4], dtype=float32)
+  """
+
+  def __init__(
+      self, features: int, *, epsilon=1e-6, param_dtype=jnp.float32, rngs=None
+  ):
+    self.epsilon = epsilon
+    self.scale = nnx.Param(jnp.zeros((features,), param_dtype), axes=(None,))
+
+  def _factor(self, dtype):
+    return 1 + self.scale[...].astype(dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -321,7 +343,7 @@ class BatchNorm(nnx.Module):
     return (f32 * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-NORMS = dict(rms=RMSNorm, layer=LayerNorm, batch=BatchNorm)
+NORMS = dict(rms=RMSNorm, rms1=OneRMSNorm, layer=LayerNorm, batch=BatchNorm)
 
 
 def gates_by_head(

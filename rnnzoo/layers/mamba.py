@@ -1,7 +1,7 @@
 """Mamba (Gu & Dao, 2023), https://arxiv.org/abs/2312.00752."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import nnx
 import jax
@@ -10,6 +10,7 @@ from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.layers import state_space
 
 
 class MambaCarry(NamedTuple):
@@ -45,6 +46,10 @@ class Mamba(base.RecurrentLayer):
   the square root of their depth: `num_layers`. They store the last K inputs of
   the convolution; the next token needs K - 1.
 
+  Falcon Mamba (https://arxiv.org/abs/2410.05355) and Jamba
+  (https://arxiv.org/abs/2403.19887) divide :math:`\delta_t`, B and C by the
+  roots of their mean squares: `selection_norm`.
+
   Example::
 
     >>> from flax import nnx
@@ -78,6 +83,8 @@ class Mamba(base.RecurrentLayer):
       dt_floor: float = 1e-4,
       use_conv_bias: bool = True,
       use_bias: bool = False,
+      selection_norm: Literal['none', 'plain', 'scaled'] = 'none',
+      selection_norm_epsilon: float = 1e-6,
       num_layers: int = 1,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
@@ -96,6 +103,10 @@ class Mamba(base.RecurrentLayer):
       dt_floor: Initial step sizes below are raised to it.
       use_conv_bias: Whether the convolution has a bias.
       use_bias: Whether the maps in and out have biases.
+      selection_norm: The norm of the ranks, of B and of C: `none`; `plain`,
+        RMSNorm without a parameter (Falcon Mamba); or `scaled`, RMSNorm with a
+        scale each (Jamba).
+      selection_norm_epsilon: Added to their mean squares.
       num_layers: Depth of the model; the initial `out_proj` is divided by its
         square root (twice the depth where there are MLPs).
       dtype: Compute dtype; that of the input if `None`.
@@ -118,6 +129,9 @@ class Mamba(base.RecurrentLayer):
     ).items():
       if value < 1:
         raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    state_space.check_choice(
+        'selection_norm', selection_norm, ('none', 'plain', 'scaled')
+    )
     step_sizes = initializers.step_size_bias(dt_min, dt_max, dt_floor)
 
     def linear(fan_in, fan_out, axes, *, use_bias=use_bias, scale=1.0):
@@ -160,6 +174,16 @@ class Mamba(base.RecurrentLayer):
     self.x_proj = linear(
         h, self.dt_rank + 2 * n, ('hidden', 'inner'), use_bias=False
     )
+    if selection_norm == 'none':
+      self.selection_norms = None
+    else:
+      self.selection_norms = nnx.List([
+          common.HeadNorm(
+              1, size, epsilon=selection_norm_epsilon, share=True,
+              use_scale=selection_norm == 'scaled', param_dtype=param_dtype,
+          )
+          for size in (self.dt_rank, n, n)
+      ])
     self.dt_proj = linear(
         self.dt_rank, h, ('inner', 'hidden'), use_bias=False
     )
@@ -240,6 +264,9 @@ class Mamba(base.RecurrentLayer):
         [rank, rank + self.state_features],
         axis=-1,
     )
+    if self.selection_norms is not None:
+      norms = self.selection_norms
+      ranks, b, c = (norm(v) for norm, v in zip(norms, (ranks, b, c)))
     delta = common.project(self.dt_proj, ranks)
     return jax.nn.softplus(delta + self.dt_bias[...].astype(dtype)), b, c
 

@@ -94,6 +94,8 @@ class Mamba2(base.RecurrentLayer):
       dt_min: float = 1e-3,
       dt_max: float = 0.1,
       dt_floor: float = 1e-4,
+      dt_low: float = 0.0,
+      dt_high: float | None = None,
       norm_epsilon: float = 1e-5,
       use_conv_bias: bool = True,
       use_bias: bool = False,
@@ -118,6 +120,9 @@ class Mamba2(base.RecurrentLayer):
       dt_min: Smallest initial step size.
       dt_max: Largest initial step size.
       dt_floor: Initial step sizes below are raised to it.
+      dt_low: Step sizes of tokens below are raised to it.
+      dt_high: Step sizes of tokens above are lowered to it; `None` for no
+        limit.
       norm_epsilon: Added to the mean squares in the norm.
       use_conv_bias: Whether the convolution has a bias.
       use_bias: Whether the input and output maps have biases. The map to step
@@ -140,6 +145,7 @@ class Mamba2(base.RecurrentLayer):
     self.num_groups = self.norm_groups = num_groups
     self.conv_kernel = conv_kernel
     self.chunk_size = chunk_size
+    self.dt_low, self.dt_high = dt_low, dt_high
     self.dtype = dtype
     self.head_features = min(64, hidden)
     if head_features is not None:
@@ -164,6 +170,11 @@ class Mamba2(base.RecurrentLayer):
       raise ValueError(
           f'`a_min`, `a_max` must be positive and in order, got {a_min}, '
           f'{a_max}.'
+      )
+    if dt_low < 0 or dt_high is not None and dt_high < dt_low:
+      raise ValueError(
+          '`dt_low`, `dt_high` must satisfy 0 <= dt_low <= dt_high, got '
+          f'{dt_low}, {dt_high}.'
       )
     step_sizes = initializers.step_size_bias(dt_min, dt_max, dt_floor)
 
@@ -287,6 +298,8 @@ class Mamba2(base.RecurrentLayer):
     dtype = base.state_dtype(x.dtype)
     delta = common.project(self.dt_proj, x, dtype)
     delta = jax.nn.softplus(delta + self.dt_bias[...].astype(dtype))
+    if self.dt_low > 0 or self.dt_high is not None:
+      delta = jnp.clip(delta, self.dt_low, self.dt_high)
     return delta, -jnp.exp(self.A_log[...].astype(dtype)) * delta
 
   def _readout(self, y, u, z, mask):

@@ -295,6 +295,12 @@ def make_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
   )
 
 
+def make_final_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+  """Returns the norm after the last block."""
+  epsilon = config.final_norm_epsilon or config.norm_epsilon
+  return make_norm(config.replace(norm_epsilon=epsilon), rngs)
+
+
 def make_head(
     config: ModelConfig, outputs: int, rngs: nnx.Rngs, *, use_bias: bool
 ) -> nnx.Linear:

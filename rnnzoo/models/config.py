@@ -16,6 +16,7 @@ _DETAILS = dict(
     num_layers=dict(low=1, high=10_000),
     features=dict(low=1, high=2**20),
     norm_epsilon=dict(low=0),
+    final_norm_epsilon=dict(low=0),
     # Each tap of the kernel is an operation of the compiled program.
     conv_kernel=dict(low=0, high=1024),
     mlp_factor=dict(low=0, above_low=True, high=1024),
@@ -35,6 +36,7 @@ _DETAILS = dict(
     max_time=dict(low=0, high=10_000_000),
     halvings=dict(low=1, high=8),
     embed_std=dict(low=0),
+    embed_scale=dict(low=0, above_low=True),
 )
 
 
@@ -71,11 +73,14 @@ class ModelConfig:
       layer alone: `{'gla': {'num_heads': 2}}`.
     bidirectional: Whether each layer also runs backwards in time, with
       parameters of its own. For classifiers and regressors only.
-    norm: The kind of all norms: `rms` (RMSNorm), `layer` (LayerNorm) or `batch`
-      (BatchNorm over the steps that exist).
+    norm: The kind of all norms: `rms` (RMSNorm), `rms1` (RMSNorm whose factor
+      is 1 plus the parameter), `layer` (LayerNorm) or `batch` (BatchNorm over
+      the steps that exist).
     norm_position: `pre`, before each layer and MLP, or `post`, after each sum.
     norm_epsilon: The small number under the square root of a norm. 0 means the
       default of the norm: 1e-5 for `batch`, 1e-6 for the others.
+    final_norm_epsilon: That of the norm after the last block; 0 means
+      `norm_epsilon`.
     conv_kernel: The number of taps of a causal convolution at the start of
       every block; 0 means no convolution.
     gate: What follows the layer. If `y` is the output of the layer and
@@ -142,6 +147,7 @@ class ModelConfig:
     tie_embeddings: Whether a language model uses the embedding, transposed, as
       the map to logits.
     scale_embeddings: Whether embeddings are multiplied by `sqrt(features)`.
+    embed_scale: What else embeddings are multiplied by, before the first norm.
     embed_norm: Whether there is a norm between the embedding and the first
       block.
     embed_std: The standard deviation of the initial embeddings. 0 means 1, or
@@ -164,9 +170,10 @@ class ModelConfig:
   features: int = 256
   layer_options: Options = dataclasses.field(default_factory=dict)
   bidirectional: bool = False
-  norm: Literal['rms', 'layer', 'batch'] = 'rms'
+  norm: Literal['rms', 'rms1', 'layer', 'batch'] = 'rms'
   norm_position: Literal['pre', 'post'] = 'pre'
   norm_epsilon: float = 0.0
+  final_norm_epsilon: float = 0.0
   conv_kernel: int = 0
   gate: Literal['none', 'glu', 'half_glu', 'half_glu2'] = 'none'
   mlp: Literal['none', 'gelu', 'geglu', 'swiglu'] = 'geglu'
@@ -199,6 +206,7 @@ class ModelConfig:
   pooling: Literal['mean', 'last', 'first', 'none'] = 'mean'
   tie_embeddings: bool = False
   scale_embeddings: bool = False
+  embed_scale: float = 1.0
   embed_norm: bool = False
   embed_std: float = 0.0
   soft_cap: float = 0.0

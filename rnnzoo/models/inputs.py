@@ -188,6 +188,8 @@ def embed(config: ModelConfig, table: nnx.Embed, tokens) -> jax.Array:
   x = ops.spread_rows(x.astype(rows.dtype))
   if config.scale_embeddings:
     x = x * jnp.asarray(config.features**0.5, x.dtype)
+  if config.embed_scale != 1:
+    x = x * jnp.asarray(config.embed_scale, x.dtype)
   return x
 
 

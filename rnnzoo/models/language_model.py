@@ -88,7 +88,7 @@ class LanguageModel(nnx.Module):
             f'{type(stack.layer).__name__} with these layer_options sees the '
             'next token.'
         )
-    self.norm = blocks.make_norm(config, rngs)
+    self.norm = blocks.make_final_norm(config, rngs)
     self.head = None if config.tie_embeddings else blocks.make_head(
         config, config.vocab_size, rngs, use_bias=False
     )

@@ -104,7 +104,7 @@ class PointProcess(nnx.Module):
           'model.layer must be causal and model.bidirectional False in a point '
           'process, which predicts the next event.'
       )
-    self.norm = blocks.make_norm(config, rngs)
+    self.norm = blocks.make_final_norm(config, rngs)
     kinds, components = config.vocab_size - 1, config.components
     if config.event_density == 'mixture':
       self._sizes = (components,) * 3 + (config.features,)

@@ -72,7 +72,7 @@ class SequenceModel(nnx.Module):
     )
     self.backbone = Backbone(config, layers, rngs=rngs)
     self.norm = (
-        blocks.make_norm(config, rngs)
+        blocks.make_final_norm(config, rngs)
         if config.norm_position == 'pre' else None
     )
     self.head = blocks.make_head(config, outputs, rngs, use_bias=True)

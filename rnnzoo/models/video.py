@@ -82,7 +82,7 @@ class VideoPredictor(nnx.Module):
     ])
     self.backbone = Backbone(config, layers, image_shape=shape, rngs=rngs)
     self.norm = (
-        blocks.make_norm(config, rngs)
+        blocks.make_final_norm(config, rngs)
         if config.norm_position == 'pre' else None
     )
     self.decoder = nnx.List([

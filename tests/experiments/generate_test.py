@@ -1,5 +1,6 @@
 """Generating and evaluating with a trained run that has a layer of its own."""
 
+import importlib.util
 import json
 
 from absl.testing import absltest
@@ -7,12 +8,14 @@ from absl.testing import parameterized
 from experiments.cli import config_flag
 from experiments.cli import sampling
 from flax import nnx
+from rnnzoo import convert
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
 from rnnzoo import restoring
 from rnnzoo.data import vocabulary as vocabularies
 from tests.experiments import commands
+import tokenizers
 
 LAYERS = 'tests/experiments/tiny.py'
 LENGTH = 24
@@ -149,6 +152,66 @@ class GenerateTest(parameterized.TestCase):
     run = self.run_._replace(vocabulary=None)
     with self.assertRaisesRegex(errors.UserValueError, 'has no text'):
       sampling.encode(run, ['a'])
+
+
+class PretrainedTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    if not importlib.util.find_spec('safetensors'):
+      raise absltest.SkipTest('safetensors is not installed.')
+    cls.folder = commands.temporary_directory(cls) / 'pretrained'
+    words = ['<s>', 'to', 'be', 'or', 'not', 'that', 'is', 'the', 'question']
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+        {word: i for i, word in enumerate(words)}, '<s>'
+    ))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single='<s> $A', special_tokens=[('<s>', 0)]
+    )
+    config = models.PRESETS['mamba2_130m'].replace(
+        num_layers=1, features=16, vocab_size=len(words), tie_embeddings=False
+    )
+    model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+    convert.save_pretrained(model, cls.folder)
+    tokenizer.save(str(cls.folder / 'tokenizer.json'))
+
+  def test_writes_text(self):
+    done = commands.Command(
+        'experiments.generate', f'--pretrained={self.folder}',
+        f'--length={LENGTH}', '--prompt=to be', '--temperature=0',
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    run, stop = sampling.open_pretrained(self.folder, None)
+    self.assertEqual(stop, ())
+    ids = run.vocabulary.encode('to be')
+    self.assertEqual(ids.tolist(), [0, 1, 2])
+    rows = generation.generate(
+        run.model, ids[None], length=LENGTH, temperature=0
+    )
+    text = run.vocabulary.decode(rows[0])
+    self.assertEqual(done.stdout, f'to be{text}\n')
+
+  def test_a_text_ends_at_a_stop_token(self):
+    run, _ = sampling.open_pretrained(self.folder, 'float32')
+    ids = run.vocabulary.encode('to be')
+    row = generation.generate(
+        run.model, ids[None], length=LENGTH, temperature=0
+    )[0].tolist()
+    stop = (row[3],)
+    options = dict(
+        seed=0, length=LENGTH, stop=stop,
+        sampling=generation.Sampling(temperature=0),
+    )
+    text = run.vocabulary.decode(row[: row.index(row[3])])
+    self.assertEqual(sampling.continuations(run, ['to be'], **options), [text])
+    self.assertEqual(''.join(sampling.pieces(run, 'to be', **options)), text)
+
+  def test_a_folder_without_a_tokenizer(self):
+    folder = commands.ROOT / 'tests/convert/fixtures/mamba'
+    with self.assertRaisesRegex(errors.UserError, 'has no tokenizer.json'):
+      sampling.open_pretrained(folder, None)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """Mamba-2: its equations in float64 NumPy, its initialisation, its memory."""
 
+import functools
+
 from absl.testing import parameterized
 from flax import nnx
 import jax
@@ -12,7 +14,7 @@ from tests.layers.transcription import sigmoid
 _GROUPS = 2  # Of two heads each.
 
 
-def mamba2(p, x, carry):
+def mamba2(p, x, carry, dt_low=0.0, dt_high=np.inf):
   """Dao & Gu (2024), the whole block, in the layout of the published code."""
   silu = lambda u: u * sigmoid(u)
   tail, tail_bc, state = carry
@@ -34,7 +36,7 @@ def mamba2(p, x, carry):
     tail = window[:, 1:]
     xbc = silu((window * conv).sum(1) + bias)
     x_t, b, c = np.split(xbc, [inner, inner + groups * n], axis=1)
-    dt = np.logaddexp(0, dt + p['dt_bias'])
+    dt = np.clip(np.logaddexp(0, dt + p['dt_bias']), dt_low, dt_high)
     y = np.zeros((batch, heads, size))
     for h in range(heads):
       own = slice(h * size, (h + 1) * size)
@@ -62,6 +64,16 @@ class Mamba2Test(parameterized.TestCase):
         lambda rngs: layers.Mamba2(
             6, state_features=5, head_features=3, num_groups=_GROUPS,
             chunk_size=4, rngs=rngs,
+        ),
+    )
+
+  def test_step_sizes_of_tokens_have_limits(self):
+    limits = dict(dt_low=0.04, dt_high=0.06)
+    transcription.check(
+        functools.partial(mamba2, **limits),
+        lambda rngs: layers.Mamba2(
+            6, state_features=5, head_features=3, num_groups=_GROUPS,
+            chunk_size=4, **limits, rngs=rngs,
         ),
     )
 
@@ -153,6 +165,7 @@ class Mamba2Test(parameterized.TestCase):
       (dict(a_min=17.0), 'in order, got 17.0, 16'),
       (dict(dt_min=0.2), 'in order, got 0.2, 0.1'),
       (dict(dt_floor=0.0), 'dt_floor'),
+      (dict(dt_low=0.5, dt_high=0.1), 'dt_low <= dt_high, got 0.5, 0.1'),
   )
   def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

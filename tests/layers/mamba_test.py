@@ -1,5 +1,7 @@
 """Mamba: its equations in float64 NumPy, its initialisation, its presets."""
 
+import functools
+
 from absl.testing import parameterized
 from flax import nnx
 import jax
@@ -11,8 +13,8 @@ from tests.layers import transcription
 from tests.layers.transcription import sigmoid
 
 
-def mamba(p, x, carry):
-  """Gu & Dao (2023), the whole block."""
+def mamba(p, x, carry, epsilon=None):
+  """Gu & Dao (2023), the whole block; with norms if there is an epsilon."""
   silu = lambda u: u * sigmoid(u)
   rank, n = p['dt_proj/kernel'].shape[0], p['A_log'].shape[1]
   tail, h = carry
@@ -23,6 +25,12 @@ def mamba(p, x, carry):
     tail = window[:, 1:]
     x_t = silu((window * p['conv']).sum(1) + p['conv_bias'])
     low, b, c = np.split(x_t @ p['x_proj/kernel'], [rank, rank + n], axis=1)
+    if epsilon is not None:
+      low, b, c = (
+          v / np.sqrt((v**2).mean(1, keepdims=True) + epsilon)
+          * p.get(f'selection_norms/{i}/scale', 1)
+          for i, v in enumerate((low, b, c))
+      )
     dt = np.logaddexp(0, low @ p['dt_proj/kernel'] + p['dt_bias'])
     a = np.exp(dt[..., None] * -np.exp(p['A_log']))
     h = a * h + (dt * x_t)[..., None] * b[:, None]
@@ -36,6 +44,16 @@ class MambaTest(parameterized.TestCase):
   def test_equals_the_equations_in_numpy(self):
     transcription.check(
         mamba, lambda rngs: layers.Mamba(5, state_features=3, rngs=rngs)
+    )
+
+  @parameterized.parameters('plain', 'scaled')
+  def test_norms_of_ranks_and_of_b_and_c(self, norm):
+    transcription.check(
+        functools.partial(mamba, epsilon=0.1),
+        lambda rngs: layers.Mamba(
+            5, state_features=3, dt_rank=2, selection_norm=norm,
+            selection_norm_epsilon=0.1, rngs=rngs,
+        ),
     )
 
   def assert_uniform(self, sample, low, high):
@@ -101,6 +119,7 @@ class MambaTest(parameterized.TestCase):
       (dict(num_layers=0), 'num_layers.*got 0'),
       (dict(dt_min=0.2), 'in order, got 0.2, 0.1'),
       (dict(dt_floor=0.0), 'dt_floor'),
+      (dict(selection_norm='rms'), "must be one of .*'scaled'.*got 'rms'"),
   )
   def test_invalid_options_raise(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

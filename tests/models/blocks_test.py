@@ -57,6 +57,19 @@ class BlockTest(parameterized.TestCase):
       )
       np.testing.assert_allclose(norm(jnp.ones((1, 8))), value, atol=1e-6)
 
+  def test_rms1_is_rms_with_a_factor_around_1(self):
+    make = lambda kind: blocks.make_norm(
+        models.ModelConfig.tiny().replace(norm=kind), nnx.Rngs(0)
+    )
+    rms, rms1 = make('rms'), make('rms1')
+    x = jax.random.normal(jax.random.key(0), (2, 8))
+    np.testing.assert_array_equal(rms1(x), rms(x))
+    # In bfloat16 the sum would be rounded.
+    small = jax.random.normal(jax.random.key(1), (8,), jnp.bfloat16) / 64
+    rms1.scale[...] = small
+    rms.scale[...] = 1 + small.astype(jnp.float32)
+    np.testing.assert_array_equal(rms1(x), rms(x))
+
   def test_dropout_has_its_rate_and_may_have_one_mask_over_time(self):
     x = jnp.ones((4, 50, 64))
     y = blocks.dropout(x, 0.25, jax.random.key(0))

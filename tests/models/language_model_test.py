@@ -132,16 +132,22 @@ class EmbeddingTest(parameterized.TestCase):
     model = small.make(**cheap, embed_std=0.02, vocab_size=1000)
     self.assertAlmostEqual(model.embed.embedding[...].std(), 0.02, delta=1e-3)
 
+    model = small.make(**cheap, norm_epsilon=0.1, final_norm_epsilon=0.2)
+    self.assertEqual(model.norm.epsilon, 0.2)
+    self.assertEqual(model.backbone.stacks[0].norm.epsilon, 0.1)
+
     logits = {}
     for name, changes in dict(
         plain={}, scaled=dict(scale_embeddings=True),
+        factor=dict(embed_scale=8**0.5),
         normed=dict(embed_norm=True),
     ).items():
       model = small.make(**cheap, **changes)
       if name == 'plain':
         model.embed.embedding[...] *= 8**0.5
       logits[name] = model(tokens)[1]
-    np.testing.assert_allclose(logits['scaled'], logits['plain'], atol=1e-5)
+    for name in ('scaled', 'factor'):
+      np.testing.assert_allclose(logits[name], logits['plain'], atol=1e-5)
     model.embed.embedding[...] *= 8  # The norm removes it.
     np.testing.assert_allclose(model(tokens)[1], logits['normed'], atol=1e-4)
 

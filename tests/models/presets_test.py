@@ -14,6 +14,7 @@ from rnnzoo import models
 # number does not include the embedding. Strings are numbers from papers, whose
 # last digit is rounded. Integers come from files of weights and are exact.
 PUBLISHED = dict(
+    falcon_mamba_7b=(7_272_665_088, 65_024),
     gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
     griffin_100m=('100M', 0),
     griffin_200m=('200M', 0),
@@ -36,6 +37,7 @@ PUBLISHED = dict(
     mamba2_370m=('370M', 50_288),
     mamba2_780m=('780M', 50_288),
     mamba2_1p3b=('1.3B', 50_288),
+    mamba2_codestral_7b=(7_285_403_648, 32_768),
     mamba2_2p7b=('2.7B', 50_288),
     nano_gpt_shakespeare=('10.65M', 65),
     recurrentgemma_2b=('2B', 0),

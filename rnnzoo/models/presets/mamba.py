@@ -1,6 +1,8 @@
 """Mamba (Gu and Dao, 2023) and Mamba-2 (Dao and Gu, 2024).
 
-https://arxiv.org/abs/2312.00752 and https://arxiv.org/abs/2405.21060.
+https://arxiv.org/abs/2312.00752 and https://arxiv.org/abs/2405.21060. Falcon
+Mamba (2024), https://arxiv.org/abs/2410.05355, and Codestral Mamba are larger
+models of the same blocks.
 """
 
 from typing import Any
@@ -29,6 +31,14 @@ PRESETS = dict(
     mamba2_780m=_mamba(48, 1536, 'mamba2'),
     mamba2_1p3b=_mamba(48, 2048, 'mamba2'),
     mamba2_2p7b=_mamba(64, 2560, 'mamba2'),
+    falcon_mamba_7b=_mamba(
+        64, 4096, vocab_size=65_024, tie_embeddings=False,
+        layer_options=dict(selection_norm='plain'),
+    ),
+    mamba2_codestral_7b=_mamba(
+        64, 4096, 'mamba2', vocab_size=32_768, tie_embeddings=False,
+        layer_options=dict(num_groups=8),
+    ),
     mamba_selective_copying=_mamba(
         2, 64, vocab_size=16, tie_embeddings=False, scan_layers=False
     ),

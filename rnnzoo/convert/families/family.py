@@ -1,0 +1,41 @@
+"""What a family of pretrained models is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rnnzoo.convert import tables
+from rnnzoo.convert.settings import Settings
+from rnnzoo.models.config import ModelConfig
+
+
+class Family(NamedTuple):
+  """A family of pretrained models: one file in this folder.
+
+  Attributes:
+    architecture: The class of `transformers`.
+    layers: The names of our layers that its models are made of.
+    read: Maps `config.json` to our config. It has to account for every value,
+      see `Settings`.
+    write: Maps a model of these layers to the values of `config.json`, without
+      those that the next two attributes stand for.
+    table: Maps our config to the tensors of blocks and norms.
+    embedding: The name of the tensor of the embedding.
+    head: That of the head. A model whose head is tied has none.
+    renamed: Names in old files, and what they are called now.
+  """
+
+  architecture: str
+  layers: tuple[str, ...]
+  read: Callable[[Settings], ModelConfig]
+  write: Callable[[Any], dict[str, Any]]
+  table: Callable[[ModelConfig], tables.Table]
+  embedding: str
+  head: str
+  renamed: Mapping[str, str] = {}
+
+  def full_table(self, config: ModelConfig) -> tables.Table:
+    """Returns the table with the embedding and the head."""
+    table = {self.embedding: tables.whole('embed.embedding')}
+    if not config.tie_embeddings:
+      table[self.head] = tables.whole('head.kernel', tables.transposed)
+    return table | dict(self.table(config))

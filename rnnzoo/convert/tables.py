@@ -1,0 +1,147 @@
+"""Which tensor of a file is which parameter of a model.
+
+A table has one row for each tensor: the parts of parameters whose rows it
+holds, one part after another along the first axis. A part is a view of a
+parameter, in the layout that the file has. To load is to assign to the view,
+and to save is to read it, so one table does both, and neither can differ from
+the other.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rnnzoo.models.config import ModelConfig
+
+View = Callable[[Any], Any]
+
+
+class Part(NamedTuple):
+  """A parameter, or a part of it, as a tensor of a file holds it.
+
+  Attributes:
+    path: The dotted path of the parameter in the model.
+    index: The index along the axis `layers` of a stack, or `None` if the
+      parameter is in no stack.
+    view: Maps the parameter (that of one layer) to a view of its memory.
+  """
+
+  path: str
+  index: int | None
+  view: View
+
+
+Row = tuple[Part, ...]
+Table = Mapping[str, Row]
+
+
+def same(u):
+  """The layout of the parameter itself."""
+  return u
+
+
+def transposed(u):
+  """The weight `[N, D]` of PyTorch for a kernel `[D, ...]`.
+
+  >>> transposed(np.zeros((3, 2, 5))).shape
+  (10, 3)
+  """
+  return u.reshape(u.shape[0], -1).T
+
+
+def flat(u):
+  """A vector for the bias or the scale `[G, H]` of several maps or heads."""
+  return u.reshape(-1)
+
+
+def taps(u):
+  """The weight `[C, 1, K]` of a depthwise convolution for a kernel `[K, C]`.
+
+  >>> taps(np.zeros((4, 6))).shape
+  (6, 1, 4)
+  """
+  return u.T[:, None]
+
+
+def whole(path: str, view: View = same) -> Row:
+  """The row of a parameter that is in no stack."""
+  return (Part(path, None, view),)
+
+
+def shape_of(part: Part, params: Mapping[str, Any]) -> tuple[int, ...]:
+  """Returns the shape of a part in the file.
+
+  Args:
+    part: The part.
+    params: The parameters by their paths, or their shapes.
+  """
+  shape = tuple(params[part.path].shape)
+  return _shape_of_view(part.view, shape if part.index is None else shape[1:])
+
+
+@functools.lru_cache(maxsize=256)
+def _shape_of_view(view, shape):
+  like = jax.ShapeDtypeStruct(shape, np.float32)
+  return jax.eval_shape(view, like).shape
+
+
+def whole_norm(name: str, path: str, *, bias: bool = False) -> Table:
+  """The rows of a norm that is in no stack, see `Block.norm`."""
+  table = {f'{name}.weight': whole(f'{path}.scale')}
+  if bias:
+    table[f'{name}.bias'] = whole(f'{path}.bias')
+  return table
+
+
+class Block(NamedTuple):
+  """Where the parameters of one block are: those of a stack at an index."""
+
+  stack: int
+  index: int
+
+  def row(self, path: str, view: View = same) -> Row:
+    """The row of one parameter; rows are added to put parts after others."""
+    path = f'backbone.stacks.{self.stack}.{path}'
+    return (Part(path, self.index, view),)
+
+  def linear(self, name: str, path: str, *, bias: bool = False) -> Table:
+    """The rows of a linear map, whose tensors are `name.weight` and `.bias`."""
+    table = {f'{name}.weight': self.row(f'{path}.kernel', transposed)}
+    if bias:
+      table[f'{name}.bias'] = self.row(f'{path}.bias', flat)
+    return table
+
+  def norm(self, name: str, path: str, *, bias: bool = False) -> Table:
+    """The rows of a norm, whose tensors are `name.weight` and `.bias`."""
+    table = {f'{name}.weight': self.row(f'{path}.scale', flat)}
+    if bias:
+      table[f'{name}.bias'] = self.row(f'{path}.bias', flat)
+    return table
+
+
+def blocks(config: ModelConfig) -> list[Block]:
+  """Returns where the blocks of a model are, in order of depth.
+
+  >>> config = ModelConfig(layer='lru,gru', num_layers=3)
+  >>> [tuple(block) for block in blocks(config)]
+  [(0, 0), (1, 0), (0, 1)]
+  """
+  period = min(config.layer.count(',') + 1, config.num_layers)
+  return [
+      Block(depth % period, depth // period)
+      for depth in range(config.num_layers)
+  ]
+
+
+def ratio(part: int, whole: int) -> float:
+  """Returns a factor with `int(whole * factor) == part`.
+
+  >>> ratio(192, 64), int(11 * (15 / 11)), int(11 * ratio(15, 11))
+  (3.0, 14, 15)
+  """
+  factor = part / whole
+  return factor if int(whole * factor) == part else np.nextafter(
+      factor, np.inf
+  ).item()

@@ -1,0 +1,144 @@
+r"""Tiny models of `transformers`, with random weights.
+
+It needs PyTorch and `transformers`, and makes the files of `fixtures`:
+
+  python -m tests.convert.reference
+"""
+
+import functools
+import pathlib
+
+import numpy as np
+
+FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
+VOCABULARY = 97
+# What a model of a family is built with, apart from the vocabulary.
+SIZES = dict(
+    mamba=dict(
+        hidden_size=48, state_size=8, num_hidden_layers=3, time_step_rank=5
+    ),
+    falcon_mamba=dict(
+        hidden_size=32, state_size=4, num_hidden_layers=2, time_step_rank=3
+    ),
+    mamba2=dict(
+        hidden_size=32, num_heads=8, head_dim=8, n_groups=2, state_size=6,
+        num_hidden_layers=2, chunk_size=8,
+    ),
+    rwkv=dict(hidden_size=32, num_hidden_layers=3, intermediate_size=56),
+    xlstm=dict(
+        hidden_size=64, num_hidden_layers=2, num_heads=4, qk_dim_factor=1.0,
+        ffn_proj_factor=1.3, ffn_round_up_to_multiple_of=16,
+    ),
+    # The root of 48 is no bfloat16. A prompt is longer than the window.
+    recurrent_gemma=dict(
+        hidden_size=48, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=1, attention_window_size=8,
+        lru_width=64,
+    ),
+)
+# Sizes of the committed files, a few kilobytes each.
+SMALL = dict(
+    mamba=dict(hidden_size=8, state_size=3, num_hidden_layers=2),
+    falcon_mamba=dict(hidden_size=8, state_size=3, num_hidden_layers=2),
+    mamba2=dict(
+        hidden_size=8, num_heads=4, head_dim=4, n_groups=2, state_size=3,
+        num_hidden_layers=2,
+    ),
+    rwkv=dict(hidden_size=8, num_hidden_layers=2, intermediate_size=12),
+    xlstm=dict(
+        hidden_size=8, num_hidden_layers=2, num_heads=2,
+        ffn_round_up_to_multiple_of=4,
+    ),
+    recurrent_gemma=dict(
+        hidden_size=8, intermediate_size=24, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=1, attention_window_size=4,
+    ),
+)
+
+
+@functools.cache
+def library():
+  """Returns `transformers`, which says nothing but what matters."""
+  import transformers
+  transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
+  return transformers
+
+
+def build(family, vocabulary=VOCABULARY, **sizes):
+  """Returns a model of a family, in float32.
+
+  Args:
+    family: Its `model_type`.
+    vocabulary: The number of tokens.
+    **sizes: Values of its config.
+  """
+  import torch
+
+  names = dict(
+      falcon_mamba='FalconMamba', mamba='Mamba', mamba2='Mamba2', rwkv='Rwkv',
+      recurrent_gemma='RecurrentGemma', xlstm='xLSTM',
+  )
+  config = getattr(library(), f'{names[family]}Config')
+  model = getattr(library(), f'{names[family]}ForCausalLM')(
+      config(vocab_size=vocabulary, **sizes)
+  )
+  # Initial values leave much out: biases of 0, scales of 1, maps near 0.
+  generator = torch.Generator().manual_seed(0)
+  draw = lambda shape: torch.randn(shape, generator=generator)
+  with torch.no_grad():
+    for name, value in model.named_parameters():
+      if 'time_mix' in name:
+        value.copy_(torch.rand(value.shape, generator=generator))
+      elif 'conv' in name:
+        value.copy_(0.5 * draw(value.shape))
+      elif value.ndim > 1 and 'A_log' not in name:
+        value.copy_(draw(value.shape) * (1.5 / value.shape[-1] ** 0.5))
+      else:
+        value.add_(0.2 * draw(value.shape))
+  return model.float().eval()
+
+
+def tokens(vocabulary=VOCABULARY, rows=2, length=23):
+  """Returns ids `[B, T]`, int32."""
+  rng = np.random.default_rng(1)
+  return rng.integers(0, vocabulary, (rows, length), np.int32)
+
+
+def logits(model, ids):
+  """Returns the logits `[B, T, V]` of one pass over whole sequences."""
+  import torch
+
+  with torch.no_grad():
+    return model(
+        torch.tensor(ids.astype(np.int64)), use_cache=False
+    ).logits.numpy()
+
+
+def greedy(model, ids, length):
+  """Returns the most probable continuation `[B, length]`, without a cache."""
+  for _ in range(length):
+    best = logits(model, ids)[:, -1:].argmax(-1)
+    ids = np.concatenate([ids, best.astype(np.int32)], axis=1)
+  return ids[:, -length:]
+
+
+def make_fixtures():
+  """Writes a folder for each family, with the logits that it should give."""
+  import torch
+
+  for family, sizes in SMALL.items():
+    model = build(family, vocabulary=13, **sizes)
+    model.half().save_pretrained(FIXTURES / family)
+    (FIXTURES / family / 'generation_config.json').unlink()
+    model.float()  # Of the rounded weights.
+    if family == 'rwkv':  # `half` leaves these alone.
+      assert model.rwkv.blocks[0].attention.time_decay.dtype == torch.float32
+    ids = tokens(vocabulary=13, rows=1, length=9)
+    np.savez_compressed(
+        FIXTURES / family / 'expected.npz', ids=ids, logits=logits(model, ids)
+    )
+
+
+if __name__ == '__main__':
+  make_fixtures()

@@ -1,0 +1,240 @@
+"""Models of `transformers` give the same numbers here, and the way back.
+
+They run in an environment of their own, with PyTorch.
+"""
+
+import importlib.util
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import numpy as np
+from rnnzoo import convert
+from rnnzoo import generation
+from rnnzoo import models
+from tests.convert import reference
+
+# Of the largest logit or state: eager PyTorch sums in another order.
+TOLERANCE = 2e-5
+PROMPT, LENGTH = 11, 32
+
+# Values of configs that are not the defaults.
+VARIANTS = dict(
+    mamba_all_biases_untied=('mamba', dict(
+        use_bias=True, use_conv_bias=False, tie_word_embeddings=False, expand=3,
+        conv_kernel=3, layer_norm_epsilon=1e-3,
+    )),
+    falcon_mamba_biases=('falcon_mamba', dict(
+        use_bias=True, tie_word_embeddings=False, mixer_rms_eps=1e-2,
+    )),
+    # The file of the released model: the second value wins.
+    falcon_mamba_released=('falcon_mamba', dict(
+        expand=16, intermediate_size=64,
+    )),
+    mamba2_limits=('mamba2', dict(
+        time_step_limit=(0.3, 0.8), use_conv_bias=False,
+        tie_word_embeddings=True,
+    )),
+    rwkv_epsilon_tied=('rwkv', dict(
+        layer_norm_epsilon=1e-2, tie_word_embeddings=True, rescale_every=0,
+    )),
+    # Halved after two of three blocks: epsilon then weighs four times as much.
+    rwkv_rescaled=('rwkv', dict(rescale_every=2, layer_norm_epsilon=1e-6)),
+    xlstm_caps=('xlstm', dict(
+        gate_soft_cap=2.0, output_logit_soft_cap=3.0, norm_eps=1e-3, eps=1e-2,
+        v_dim_factor=2.0,
+    )),
+    recurrent_gemma_attention=('recurrent_gemma', dict(
+        attention_bias=True, num_key_value_heads=2, conv1d_width=2,
+        rms_norm_eps=1e-3, logits_soft_cap=5.0, tie_word_embeddings=False,
+        block_types=('attention', 'recurrent'), rope_parameters=dict(
+            rope_type='default', rope_theta=100.0, partial_rotary_factor=1.0
+        ),
+    )),
+)
+
+
+def numpy(tensor):
+  return tensor.detach().numpy()
+
+
+def dummy():
+  import torch
+  return torch.zeros((1, 1), dtype=torch.int64)
+
+
+def mamba_states(model, cache, carry):
+  """Pairs of our states and of those of `transformers`, by block."""
+  for i, layer in enumerate(cache.layers):
+    own = jax.tree.map(lambda u: np.asarray(u)[i], carry[0].layer)
+    tail = numpy(layer.conv_states[0])[..., 1:].swapaxes(1, 2)
+    convs = [own.conv]
+    ssm = numpy(layer.recurrent_states[0])
+    if model.config.layer == 'mamba2':
+      convs.append(own.conv_bc)
+      ssm = ssm.swapaxes(2, 3)
+    yield np.concatenate(convs, axis=-1), tail
+    yield own.ssm, ssm
+
+
+def rwkv_states(model, state, carry):
+  del model
+  mlp, previous, aa, bb, pp = map(numpy, state)
+  for i in range(pp.shape[-1]):
+    own = jax.tree.map(lambda u: np.asarray(u)[i], carry[0].layer)
+    yield own.previous, previous[..., i]
+    # Two sums with a common exponent.
+    yield own.aa / own.bb, aa[..., i] / bb[..., i]
+    yield np.log(own.bb) + own.pp, np.log(bb[..., i]) + pp[..., i]
+    yield np.asarray(carry[1].layer)[i], mlp[..., i]
+
+
+def xlstm_states(model, cache, carry):
+  del model
+  for i, (c, n, m) in cache.rnn_state.items():
+    own = jax.tree.map(lambda u: np.asarray(u)[i], carry[0].layer)
+    yield own.C, numpy(c)
+    yield own.n, numpy(n)
+    yield own.m, numpy(m)[..., 0]
+
+
+def recurrent_gemma_states(model, cache, carry, theirs):
+  places = [0, 0, 0]
+  for i, block in enumerate(theirs.model.layers):
+    position = i % len(model.backbone.stacks)
+    own = jax.tree.map(
+        lambda u: np.asarray(u)[places[position]], carry[position].layer
+    )
+    places[position] += 1
+    part = block.temporal_block
+    if model.config.layer_names[i] == 'griffin':
+      yield own.conv, numpy(part.conv1d_state).swapaxes(1, 2)
+      yield own.recurrent.h, numpy(part.rg_lru.recurrent_states)
+    else:
+      window = own.key.shape[1]
+      keys = numpy(cache.layers[i].keys)[:, :, -(window - 1):]
+      slots = np.arange(PROMPT - keys.shape[2], PROMPT) % window
+      yield own.key[:, slots], keys.swapaxes(1, 2)
+
+
+def states_of(family, model, theirs, ids):
+  """Pairs of our states and theirs after the same tokens."""
+  import torch
+
+  carry, _ = model(ids)
+  options, cache = {}, None
+  if family == 'recurrent_gemma':
+    cache = reference.library().DynamicCache(config=theirs.config)
+    options['past_key_values'] = cache
+  with torch.no_grad():
+    out = theirs(torch.tensor(ids.astype(np.int64)), use_cache=True, **options)
+  if family == 'rwkv':
+    return rwkv_states(model, out.state, carry)
+  if family == 'xlstm':
+    return xlstm_states(model, out.cache_params, carry)
+  if family == 'recurrent_gemma':
+    return recurrent_gemma_states(model, cache, carry, theirs)
+  return mamba_states(model, out.cache_params, carry)
+
+
+@absltest.skipUnless(
+    importlib.util.find_spec('transformers'), 'transformers is not installed.'
+)
+class TransformersTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+        self.enterContext(tempfile.TemporaryDirectory())
+    )
+
+  def assert_close(self, got, want):
+    self.assertEqual(got.shape, want.shape)
+    size = np.abs(want).max()
+    self.assertGreater(size, 1e-3)
+    error = np.abs(np.asarray(got, np.float64) - want).max() / size
+    self.assertLess(error, TOLERANCE)
+    return error
+
+  def open(self, family, folder):
+    """What `transformers` reads, if no tensor is missing or left over."""
+    kind = getattr(
+        reference.library(), convert.FAMILIES[family].architecture
+    )
+    model, info = kind.from_pretrained(folder, output_loading_info=True)
+    self.assertFalse(any(info.values()), info)
+    return model.eval()
+
+  def assert_opens(self, family, folder, theirs, want):
+    """What we wrote is what we read: the same bits, and the same logits."""
+    again = self.open(family, folder)
+    self.assert_close(reference.logits(again, reference.tokens()), want)
+    again.train()  # RWKV rescales some parameters, but not in training.
+    theirs.train()
+    if family == 'rwkv':
+      again(dummy())
+      theirs(dummy())
+    own = dict(again.named_parameters())
+    for name, value in theirs.named_parameters():
+      np.testing.assert_array_equal(numpy(own[name]), numpy(value), name)
+
+  @parameterized.parameters(*reference.SIZES)
+  def test_family(self, family):
+    theirs = reference.build(family, **reference.SIZES[family])
+    theirs.save_pretrained(self.folder / 'theirs')
+    model = convert.load_pretrained(self.folder / 'theirs')
+    ids = reference.tokens()
+    want = reference.logits(theirs, ids)
+    error = self.assert_close(model(ids)[1], want)
+
+    prompts = ids[:, :PROMPT]
+    errors = [
+        self.assert_close(own, other)
+        for own, other in states_of(family, model, theirs, prompts)
+    ]
+    self.assertNotEmpty(errors)
+    got = generation.generate(model, prompts, length=LENGTH, temperature=0)
+    np.testing.assert_array_equal(
+        got, reference.greedy(theirs, prompts, LENGTH)
+    )
+
+    convert.save_pretrained(model, self.folder / 'ours', shard_bytes=2**14)
+    self.assert_opens(family, self.folder / 'ours', theirs, want)
+    print(
+        f'{family}: {sum(p.numel() for p in theirs.parameters())} parameters, '
+        f'logits {error:.1e}, states {max(errors):.1e}, {got.size} tokens'
+    )
+
+  @parameterized.named_parameters(
+      (name, *variant) for name, variant in VARIANTS.items()
+  )
+  def test_options(self, family, options):
+    theirs = reference.build(family, **{**reference.SIZES[family], **options})
+    theirs.save_pretrained(self.folder / 'theirs')
+    model = convert.load_pretrained(self.folder / 'theirs')
+    ids = reference.tokens()
+    want = reference.logits(theirs, ids)
+    self.assert_close(model(ids)[1], want)
+    convert.save_pretrained(model, self.folder / 'ours')
+    self.assert_opens(family, self.folder / 'ours', theirs, want)
+
+  @parameterized.parameters('mamba_130m', 'mamba2_130m', 'rwkv4_169m')
+  def test_a_preset_opens_in_transformers(self, preset):
+    config = models.PRESETS[preset].replace(
+        num_layers=4, features=64, vocab_size=reference.VOCABULARY
+    )
+    model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+    convert.save_pretrained(model, self.folder / 'ours')
+    family = preset.split('_')[0].removesuffix('4')
+    ids = reference.tokens()
+    self.assert_close(
+        model(ids)[1],
+        reference.logits(self.open(family, self.folder / 'ours'), ids),
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
