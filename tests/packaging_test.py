@@ -95,6 +95,8 @@ class SetupTest(parameterized.TestCase):
     script = (_ROOT / '.ci/run').read_text()
     pins = dict(re.findall(r'([\w-]+)==([\d.]+)', script))
     self.assertEqual(pins.pop('jaxlib'), pins['jax'])
+    for peer in ('torch', 'transformers'):  # What tests compare with.
+      del pins[peer]
     for name, version in pins.items():
       self.assertIn(f'{name}>={version}', self.metadata['install_requires'])
 

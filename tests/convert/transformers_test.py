@@ -4,6 +4,7 @@ They run in an environment of their own, with PyTorch.
 """
 
 import importlib.util
+import os
 import pathlib
 import tempfile
 
@@ -141,7 +142,9 @@ def states_of(family, model, theirs, ids):
 
 
 @absltest.skipUnless(
-    importlib.util.find_spec('transformers'), 'transformers is not installed.'
+    importlib.util.find_spec('transformers')
+    or os.environ.get('RNNZOO_REQUIRE_PEER'),
+    'transformers is not installed.',
 )
 class TransformersTest(parameterized.TestCase):
 
