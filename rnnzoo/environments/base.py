@@ -112,8 +112,6 @@ class Environment(abc.ABC):
     observation: The `Space` of observations.
     action: The `Space` of actions.
     max_steps: No episode has more steps.
-    can_truncate: Whether an episode may end by a time limit, after which its
-      last observation still has a value.
   """
 
   @property
@@ -127,10 +125,6 @@ class Environment(abc.ABC):
   @property
   @abc.abstractmethod
   def max_steps(self) -> int: ...
-
-  @property
-  def can_truncate(self) -> bool:
-    return False
 
   @abc.abstractmethod
   def reset(self, key: jax.Array) -> tuple[State, jax.Array]:

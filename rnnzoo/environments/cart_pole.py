@@ -60,10 +60,6 @@ class CartPole(base.Environment):
   def max_steps(self):
     return self.time_limit
 
-  @property
-  def can_truncate(self):
-    return True
-
   def reset(self, key):
     motion = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
     return CartPoleState(motion, jnp.int32(0)), self._observe(motion)

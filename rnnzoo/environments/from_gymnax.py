@@ -64,10 +64,6 @@ class Gymnax(base.Environment):
   def max_steps(self):
     return int(self._made[1].max_steps_in_episode)
 
-  @property
-  def can_truncate(self):
-    return True
-
   def reset(self, key):
     environment, params = self._made
     observation, state = environment.reset_env(key, params)

@@ -53,10 +53,6 @@ class Pendulum(base.Environment):
   def max_steps(self):
     return self.time_limit
 
-  @property
-  def can_truncate(self):
-    return True
-
   def reset(self, key):
     high = jnp.array([math.pi, 1.0])
     angle, speed = jax.random.uniform(key, (2,), minval=-high, maxval=high)
