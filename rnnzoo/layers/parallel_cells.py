@@ -187,7 +187,7 @@ class DiagonalCell(ParallelCell):
     self.hidden_features = self.out_features = h = hidden_features or d
     self.num_heads = num_heads
     self.dtype = dtype
-    if num_heads < 1 or d % num_heads or h % num_heads:
+    if min(num_heads, d, h) < 1 or d % num_heads or h % num_heads:
       raise ValueError(
           f'`num_heads` must divide the {d} inputs and the {h} units, got '
           f'{num_heads}.'

@@ -161,11 +161,12 @@ def newton_scan(
           f'All arrays of `x` must be [B, T, ...] with B, T = {batch}, {time}, '
           f'got {u.shape}.'
       )
-  checking.has_shape('h0', h0, 'BKD'[: h0.ndim], (batch, *h0.shape[1:]))
+  axes = 'BD' if h0.ndim == 2 else 'BKD'
+  checking.has_shape('h0', h0, axes, (batch, *h0.shape[1:]))
   if initial is None:
     initial = jnp.zeros_like(h0)
   initial = jnp.asarray(initial, h0.dtype)
-  checking.has_shape('initial', initial, 'BKD', h0.shape)
+  checking.has_shape('initial', initial, axes, h0.shape)
   reset, mask = checking.flags(reset, mask, (batch, time))
   if mask is not None and reset is not None:
     reset = reset & mask
@@ -494,7 +495,10 @@ def _report(residual, tolerance, strict):
   worst = float(np.max(residual))
   if worst <= tolerance:
     return
-  advice = 'allow more iterations, or set `max_slope` to 1.'
+  advice = (
+      'allow more iterations (`newton_iterations` of a layer, whose default '
+      'allows all), or set `max_slope` of the op to 1.'
+  )
   if strict:
     raise FloatingPointError(
         f'newton_scan has a residual of {worst:.2g}, above its tolerance of '

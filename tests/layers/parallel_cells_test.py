@@ -81,3 +81,5 @@ class SolverTest(parameterized.TestCase):
     for heads in (0, 3):
       with self.assertRaisesRegex(ValueError, '`num_heads` must divide'):
         _make('para_gru', 'newton', num_heads=heads)
+    with self.assertRaisesRegex(ValueError, 'the -4 units'):
+      layers.ParaGRU(8, -4, rngs=nnx.Rngs(0))

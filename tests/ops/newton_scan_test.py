@@ -234,10 +234,11 @@ class NewtonScanTest(parameterized.TestCase):
     for message, call in {
         '`h0` must be float32 or': lambda: scan(h0=np.float16(h0)),
         r'`h0` must be \[B, D\] or': lambda: scan(h0=h0[0]),
+        r'`h0` must be \[B, D\] = \(1, 4\)': lambda: scan(h0=h0[[0, 0]]),
         r'`x` must be .* with B, T = 1, 4': lambda: scan(x=(x, x[:, :2])),
         '`num_iterations` must be at least 1': lambda: scan(num_iterations=0),
         '`max_slope` must be above 0': lambda: scan(max_slope=0.0),
-        '`initial` must be': lambda: scan(initial=h0[:, :2]),
+        r'`initial` must be \[B, D\] =': lambda: scan(initial=h0[:, :2]),
         '`reset` must be bool': lambda: scan(reset=np.zeros((1, 4))),
         r'`step` must return float32 \(4, 4\) for 4 tokens': lambda: (
             ops.newton_scan(lambda h, x: jnp.bfloat16(h + x), x, h0)
