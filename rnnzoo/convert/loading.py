@@ -100,7 +100,9 @@ def load_pretrained(
     mesh: Where the parameters go, each split as in training: a mesh with the
       axes `data`, `fsdp`, `model` and `sequence`, see
       `training.sharding.make_mesh`. If `None`, the default device has all.
-    context: For models whose attention keeps every token: how many it keeps.
+    context: For models whose attention sees every token: how many it keeps. A
+      sequence that has more is an error. If `None`, 4096, or less if the file
+      says so.
     ignore: Names of values of `config.json` to leave out of account, of those
       that would be an error because rnnzoo does not know them.
 
@@ -154,6 +156,10 @@ def open_pretrained(
   for old, new in family.renamed.items():
     if old in tensors and new not in tensors:
       tensors[new] = tensors.pop(old)
+  tensors = {
+      name: tensor for name, tensor in tensors.items()
+      if not name.startswith(family.unused)
+  }
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)
   vocabulary = _vocabulary(folder, values)

@@ -22,6 +22,9 @@ from tests.convert import reference
 TOLERANCE = 2e-5
 PROMPT, LENGTH = 11, 32
 
+# Families whose cache has a layer for each block.
+HYBRIDS = ('bamba', 'lfm2', 'qwen3_5_text')
+
 # Values of configs that are not the defaults.
 VARIANTS = dict(
     mamba_all_biases_untied=('mamba', dict(
@@ -53,6 +56,24 @@ VARIANTS = dict(
         rms_norm_eps=1e-3, logits_soft_cap=5.0, tie_word_embeddings=False,
         block_types=('attention', 'recurrent'), rope_parameters=dict(
             rope_type='default', rope_theta=100.0, partial_rotary_factor=1.0
+        ),
+    )),
+    lfm2_biases_and_sizes=('lfm2', dict(
+        conv_bias=True, conv_L_cache=4, norm_eps=1e-3, intermediate_size=100,
+        block_auto_adjust_ff_dim=True, block_multiple_of=16,
+        block_ffn_dim_multiplier=1.3, tie_word_embeddings=False,
+        rope_parameters=dict(rope_type='default', rope_theta=100.0),
+    )),
+    bamba_limits_tied=('bamba', dict(
+        time_step_limit=(0.3, 0.8), mamba_conv_bias=False, mamba_d_conv=3,
+        tie_word_embeddings=True, rms_norm_eps=1e-3, attn_layer_indices=[2],
+        rope_parameters=dict(rope_type='default', rope_theta=100.0),
+    )),
+    qwen3_5_tied_all_heads_alike=('qwen3_5_text', dict(
+        linear_num_key_heads=4, linear_conv_kernel_dim=3, rms_norm_eps=1e-3,
+        tie_word_embeddings=True, rope_parameters=dict(
+            rope_type='default', rope_theta=100.0, partial_rotary_factor=0.25,
+            mrope_section=[2, 1, 1], mrope_interleaved=True,
         ),
     )),
 )
@@ -121,13 +142,35 @@ def recurrent_gemma_states(model, cache, carry, theirs):
       yield own.key[:, slots], keys.swapaxes(1, 2)
 
 
+def hybrid_states(model, cache, carry):
+  """Of attention, keys and values; of other layers, tails and memories."""
+  period, count = len(model.backbone.stacks), PROMPT
+  for i, name in enumerate(model.config.layer_names):
+    own = jax.tree.map(
+        lambda u: np.asarray(u)[i // period], carry[i % period].layer
+    )
+    layer = cache.layers[i]
+    if 'attention' in name:
+      yield own.key[:, :count], numpy(layer.keys).swapaxes(1, 2)
+      yield own.value[:, :count], numpy(layer.values).swapaxes(1, 2)
+      continue
+    convs = [own.conv]
+    if name == 'mamba2':
+      convs.append(own.conv_bc)
+      yield own.ssm, numpy(layer.recurrent_states[0]).swapaxes(2, 3)
+    if name == 'gated_delta_net':
+      yield own.S, numpy(layer.recurrent_states[0])
+    tail = numpy(layer.conv_states[0]).swapaxes(1, 2)
+    yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]
+
+
 def states_of(family, model, theirs, ids):
   """Pairs of our states and theirs after the same tokens."""
   import torch
 
   carry, _ = model(ids)
   options, cache = {}, None
-  if family == 'recurrent_gemma':
+  if family in ('recurrent_gemma', *HYBRIDS):
     cache = reference.library().DynamicCache(config=theirs.config)
     options['past_key_values'] = cache
   with torch.no_grad():
@@ -138,6 +181,8 @@ def states_of(family, model, theirs, ids):
     return xlstm_states(model, out.cache_params, carry)
   if family == 'recurrent_gemma':
     return recurrent_gemma_states(model, cache, carry, theirs)
+  if family in HYBRIDS:
+    return hybrid_states(model, cache, carry)
   return mamba_states(model, out.cache_params, carry)
 
 

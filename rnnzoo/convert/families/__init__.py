@@ -1,17 +1,23 @@
 """The families of pretrained models, one a file, by their `model_type`."""
 
+from rnnzoo.convert.families import bamba
 from rnnzoo.convert.families import falcon_mamba
+from rnnzoo.convert.families import lfm2
 from rnnzoo.convert.families import mamba
 from rnnzoo.convert.families import mamba2
+from rnnzoo.convert.families import qwen3_5_text
 from rnnzoo.convert.families import recurrent_gemma
 from rnnzoo.convert.families import rwkv
 from rnnzoo.convert.families import xlstm
 from rnnzoo.convert.families.family import Family
 
 FAMILIES: dict[str, Family] = dict(
+    bamba=bamba.FAMILY,
     falcon_mamba=falcon_mamba.FAMILY,
+    lfm2=lfm2.FAMILY,
     mamba=mamba.FAMILY,
     mamba2=mamba2.FAMILY,
+    qwen3_5_text=qwen3_5_text.FAMILY,
     recurrent_gemma=recurrent_gemma.FAMILY,
     rwkv=rwkv.FAMILY,
     xlstm=xlstm.FAMILY,

@@ -22,6 +22,8 @@ class Family(NamedTuple):
     embedding: The name of the tensor of the embedding.
     head: That of the head. A model whose head is tied has none.
     renamed: Names in old files, and what they are called now.
+    unused: What the names of tensors start with that are not of the language
+      model, such as heads that predict further tokens.
   """
 
   architecture: str
@@ -32,6 +34,7 @@ class Family(NamedTuple):
   embedding: str
   head: str
   renamed: Mapping[str, str] = {}
+  unused: tuple[str, ...] = ()
 
   def full_table(self, config: ModelConfig) -> tables.Table:
     """Returns the table with the embedding and the head."""
