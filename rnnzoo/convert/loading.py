@@ -147,12 +147,18 @@ def open_pretrained(
   """
   folder = pathlib.Path(filenames.absolute(path))
   _check_mesh(mesh)
-  values = settings_lib.read(folder)
+  values = language_part(settings_lib.read(folder))
   name, family = _family_of(values)
   settings = settings_lib.Settings(values, context=context)
   config = family.read(settings)
   settings.finish(ignore)
   tensors = weights.find(folder)
+  if family.prefix:
+    tensors = {
+        name.replace(family.prefix, 'model.', 1)
+        if name.startswith(family.prefix) else name: tensor
+        for name, tensor in tensors.items()
+    }
   for old, new in family.renamed.items():
     if old in tensors and new not in tensors:
       tensors[new] = tensors.pop(old)
@@ -170,14 +176,38 @@ def open_pretrained(
   )
 
 
+def language_part(values) -> Mapping[str, Any]:
+  """Returns the values of the part that reads text, if there are others.
+
+  Raises:
+    UserValueError: If the file says two things.
+  """
+  name, part = values.get('model_type'), values.get('text_config')
+  if name not in families.WITH_IMAGES:
+    return values
+  text = families.WITH_IMAGES[name]
+  if not isinstance(part, dict) or part.get('model_type', text) != text:
+    raise errors.UserValueError(
+        f'config.json: text_config must be an object with model_type {text}, '
+        f'got {fields.shown(part)}.'
+    )
+  tied = values.get('tie_word_embeddings', part.get('tie_word_embeddings'))
+  if part.get('tie_word_embeddings', tied) != tied:
+    raise errors.UserValueError(
+        f'config.json: tie_word_embeddings must be {tied} in text_config too.'
+    )
+  return part | dict(model_type=text, tie_word_embeddings=tied)
+
+
 def _family_of(values) -> tuple[str, families.Family]:
   name = values.get('model_type')
   known = families.FAMILIES
   if name not in known:
+    names = sorted([*known, *families.WITH_IMAGES])
     raise errors.UserValueError(
         f'config.json: model_type {name!r} is not implemented.'
-        f'{errors.suggest(str(name), known)} The families are: '
-        f'{", ".join(known)}.'
+        f'{errors.suggest(str(name), names)} The families are: '
+        f'{", ".join(names)}.'
     )
   family, classes = known[name], values.get('architectures')
   if classes and classes != [family.architecture]:

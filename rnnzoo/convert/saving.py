@@ -29,8 +29,8 @@ _TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 _LONGEST = 'max_position_embeddings'
 # The fields of a config that a forward pass reads, apart from the modules.
 _FORWARD = (
-    'layer_names', 'norm_position', 'gate', 'mlp', 'soft_cap',
-    'scale_embeddings', 'embed_scale', 'tie_embeddings',
+    'layer_names', 'norm_position', 'out_norm_layers', 'gate', 'mlp',
+    'soft_cap', 'scale_embeddings', 'embed_scale', 'tie_embeddings',
 )
 # Attributes of modules that do not change what they compute.
 _SPEED = ('chunk_size', 'dtype', 'param_dtype', 'config', 'precision')
@@ -68,7 +68,9 @@ def save_pretrained(
   family = families.FAMILIES[name]
   folder = pathlib.Path(filenames.absolute(path))
   source = None if like is None else pathlib.Path(filenames.absolute(like))
-  extra = {} if source is None else settings_lib.read(source)
+  extra = {}
+  if source is not None:
+    extra = loading.language_part(settings_lib.read(source))
   held = sorted(folder.glob('*.safetensors*'))
   if held:
     raise errors.UserValueError(

@@ -69,6 +69,7 @@ implemented: it must be 'gelu'.
     """
     self.context = context
     self._values = {k: v for k, v in values.items() if v is not None}
+    self._nulls = {k for k, v in values.items() if v is None}
     self._where = where
     self._taken: set[str] = {*NO_EFFECT}
     self._context_is_used = False
@@ -85,6 +86,10 @@ implemented: it must be 'gelu'.
     kind = fields.Field(type(default), items=items)
     fields.check(f'{self._where}: {name}', value, kind)
     return tuple(value) if isinstance(default, tuple) else value
+
+  def is_null(self, name: str) -> bool:
+    """Whether the file says null, where that is not the same as nothing."""
+    return name in self._nulls
 
   def size(self, name: str, default: int) -> int:
     """Returns an integer of at least 1; the default is what `auto` means."""

@@ -75,6 +75,16 @@ def taps(u):
   return u.T[:, None]
 
 
+@functools.cache
+def taps_rows(start: int, stop: int) -> View:
+  """Rows `[start, stop)` of the weight that `taps` returns.
+
+  >>> taps_rows(2, 6)(np.zeros((3, 10))).shape
+  (4, 1, 3)
+  """
+  return lambda u: taps(u)[start:stop]
+
+
 def whole(path: str, view: View = same) -> Row:
   """The row of a parameter that is in no stack."""
   return (Part(path, None, view),)

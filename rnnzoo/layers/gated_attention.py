@@ -107,7 +107,8 @@ class GatedAttention(attention.Attention):
         head_features=head_features, window=window, on_full=on_full,
         rotary_fraction=rotary_fraction, max_wavelength=max_wavelength,
         normalize_qk=True, qk_norm=qk_norm, norm_epsilon=norm_epsilon,
-        init_std=init_std, chunk_size=chunk_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+        init_std=init_std, chunk_size=chunk_size, dtype=dtype,
+        param_dtype=param_dtype, rngs=rngs,
     )
     self.gate = linear_maps.normal_map(
         in_features, self.hidden_features, ('embed', 'hidden'),

@@ -258,6 +258,11 @@ class ConvertTest(parameterized.TestCase):
       ('recurrent_gemma', dict(rope_parameters={'rope_type': 'yarn'}),
        "rope_parameters: rope_type = 'yarn'"),
       ('qwen3_5_text', dict(attention_bias=True), 'attention_bias = True is'),
+      ('bamba', dict(mamba_proj_bias=True), 'mamba_proj_bias = True is'),
+      ('bamba', dict(mamba_n_heads=3), 'mamba_n_heads 3 x mamba_d_head 4 must'),
+      ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),
+      ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not be'),
+      ('olmo_hybrid', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not"),
       ('recurrent_gemma', dict(rope_parameters={'factor': 2}),
        r'rope_parameters has values .*: factor \(2\)'),
       ('recurrent_gemma', dict(block_types=['full']), 'block_types must be'),
@@ -297,6 +302,56 @@ class ConvertTest(parameterized.TestCase):
         settings.read(self.folder / 'new')['max_position_embeddings'], 100
     )
     self.assertEqual(convert.load_pretrained(self.folder / 'new').context, 100)
+
+  def test_the_part_of_a_model_of_images_that_reads_text(self):
+    text = settings.read(FIXTURES / 'qwen3_5_text')
+    del text['architectures']
+    outer = dict(
+        model_type='qwen3_5', text_config=text, vision_config={'depth': 1},
+        architectures=['Qwen3_5ForConditionalGeneration'], image_token_id=5,
+        tie_word_embeddings=False,
+    )
+    folder = self.copy('qwen3_5_text')
+    (folder / 'config.json').write_text(settings.text(outer))
+
+    def change(tensors):
+      for name in [*tensors]:
+        tensors[name.replace('model.', 'model.language_model.')] = (
+            tensors.pop(name)
+        )
+      tensors['model.visual.x'] = tensors['mtp.x'] = np.zeros(3, np.float32)
+
+    self.rewrite(folder, change)
+    ids, want = expected('qwen3_5_text')
+    found = convert.open_pretrained(folder)
+    self.assertEqual(found.family, 'qwen3_5_text')
+    self.assert_close(found.model(ids)[1], want)
+    for values, message in (
+        (dict(text_config=None), 'text_config must be an object with model'),
+        (dict(text_config=dict(model_type='qwen3')), 'object with model_type'),
+        (dict(tie_word_embeddings=True), 'must be True in text_config too'),
+    ):
+      (folder / 'config.json').write_text(settings.text(outer | values))
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        convert.load_pretrained(folder)
+
+  def test_positions_that_are_null(self):
+    for values, rotates in (
+        (dict(rope_parameters=None, rope_theta=None), False),
+        (dict(rope_parameters=dict(rope_type=None, rope_theta=None)), False),
+        (dict(rope_parameters=None), True),  # As `transformers` has it.
+        (dict(rope_parameters=dict(rope_theta=500.0)), True),
+    ):
+      folder = self.copy('olmo_hybrid', **values)
+      layer = convert.load_pretrained(folder).backbone.stacks[1].layer
+      self.assertEqual(layer.rotary_features, 4 * rotates)
+    # What transformers 5.23.0 writes: three equal parts, and a wrong name.
+    folder = self.copy('olmo_hybrid')
+    old = 'model.layers.1.post_attention_layernorm.weight'
+    new = 'model.layers.1.feedforward_layer_norm.weight'
+    self.rewrite(folder, lambda t: t.update({new: t.pop(old)}))
+    with self.assertRaisesRegex(errors.UserValueError, f'{old}.*{new}'):
+      convert.load_pretrained(folder)
 
   def test_a_pattern_is_as_short_as_can_be(self):
     for names, want in (

@@ -48,6 +48,16 @@ SIZES = dict(
         mamba_n_groups=2, mamba_d_state=6, mamba_chunk_size=8,
         attn_layer_indices=[1, 3],
     ),
+    # Values are wider than keys.
+    olmo_hybrid=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, linear_key_head_dim=6,
+        linear_value_head_dim=10, rope_theta=None, pad_token_id=0,
+        eos_token_id=1, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
     # Two heads of values share one of keys; half of a head is rotated.
     qwen3_5_text=dict(
         hidden_size=32, intermediate_size=56, num_hidden_layers=5,
@@ -80,6 +90,12 @@ SMALL = dict(
         hidden_size=8, intermediate_size=12, block_auto_adjust_ff_dim=False,
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         layer_types=['conv', 'full_attention'],
+    ),
+    olmo_hybrid=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, linear_key_head_dim=4,
+        linear_value_head_dim=6, rope_theta=None, pad_token_id=None,
+        eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
     ),
     bamba=dict(
         hidden_size=8, intermediate_size=12, num_hidden_layers=2,
@@ -133,6 +149,33 @@ def build(family, vocabulary=VOCABULARY, **sizes):
   return model.float().eval()
 
 
+def save(model, folder):
+  """Writes a model as its family is published."""
+  model.save_pretrained(folder)
+  if model.config.model_type != 'olmo_hybrid':
+    return
+  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
+  # the sizes are, and gives a norm of blocks with attention another name.
+  from safetensors import numpy as files
+
+  path, config = folder / 'model.safetensors', model.config
+  found = files.load_file(path)
+  keys = config.linear_num_key_heads * config.linear_key_head_dim
+  for i, kind in enumerate(config.layer_types):
+    block = f'model.layers.{i}'
+    if kind == 'full_attention':
+      found[f'{block}.post_attention_layernorm.weight'] = found.pop(
+          f'{block}.feedforward_layer_norm.weight'
+      )
+      continue
+    names = [f'{block}.linear_attn.{u}_conv1d.weight' for u in 'qkv']
+    whole = np.concatenate([found[name] for name in names])
+    found |= dict(zip(names, map(
+        np.ascontiguousarray, np.split(whole, [keys, 2 * keys])
+    )))
+  files.save_file(found, path, metadata=dict(format='pt'))
+
+
 def tokens(vocabulary=VOCABULARY, rows=2, length=23):
   """Returns ids `[B, T]`, int32."""
   rng = np.random.default_rng(1)
@@ -164,7 +207,7 @@ def make_fixtures():
   for family in sys.argv[1:] or SMALL:
     sizes = SMALL[family]
     model = build(family, vocabulary=13, **sizes)
-    model.half().save_pretrained(FIXTURES / family)
+    save(model.half(), FIXTURES / family)
     (FIXTURES / family / 'generation_config.json').unlink()
     model.float()  # Of the rounded weights.
     if family == 'rwkv':  # `half` leaves these alone.

@@ -5,6 +5,7 @@ from rnnzoo.convert.families import falcon_mamba
 from rnnzoo.convert.families import lfm2
 from rnnzoo.convert.families import mamba
 from rnnzoo.convert.families import mamba2
+from rnnzoo.convert.families import olmo_hybrid
 from rnnzoo.convert.families import qwen3_5_text
 from rnnzoo.convert.families import recurrent_gemma
 from rnnzoo.convert.families import rwkv
@@ -17,8 +18,11 @@ FAMILIES: dict[str, Family] = dict(
     lfm2=lfm2.FAMILY,
     mamba=mamba.FAMILY,
     mamba2=mamba2.FAMILY,
+    olmo_hybrid=olmo_hybrid.FAMILY,
     qwen3_5_text=qwen3_5_text.FAMILY,
     recurrent_gemma=recurrent_gemma.FAMILY,
     rwkv=rwkv.FAMILY,
     xlstm=xlstm.FAMILY,
 )
+# Models that read images too, and the family of their part that reads text.
+WITH_IMAGES: dict[str, str] = dict(qwen3_5='qwen3_5_text')

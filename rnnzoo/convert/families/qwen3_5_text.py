@@ -148,5 +148,6 @@ FAMILY = Family(
     architecture='Qwen3_5ForCausalLM',
     layers=('gated_delta_net', 'gated_attention'), read=read, write=write,
     table=table, embedding='model.embed_tokens.weight', head='lm_head.weight',
-    unused=('mtp.',),
+    prefix='model.language_model.',
+    unused=('mtp.', 'model.visual.'),  # `mtp` predicts further tokens.
 )
