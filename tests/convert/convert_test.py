@@ -261,7 +261,7 @@ class ConvertTest(parameterized.TestCase):
       ('bamba', dict(mamba_proj_bias=True), 'mamba_proj_bias = True is'),
       ('bamba', dict(mamba_n_heads=3), 'mamba_n_heads 3 x mamba_d_head 4 must'),
       ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),
-      ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not be'),
+      ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not'),
       ('olmo_hybrid', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not"),
       ('recurrent_gemma', dict(rope_parameters={'factor': 2}),
        r'rope_parameters has values .*: factor \(2\)'),
