@@ -171,7 +171,8 @@ implemented: it must be 'gelu'.
     """
     # Of older files.
     old = dict(attention='full_attention', mamba='linear_attention')
-    kinds = [old.get(u, u) for u in self.take(name, default)]
+    kinds = self.take(name, default)
+    kinds = [old[kind] if kind in old else kind for kind in kinds]
     strange = [kind for kind in kinds if kind not in known]
     if len(kinds) != depth or strange:
       raise errors.UserValueError(

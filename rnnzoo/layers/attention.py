@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from flax import nnx
-import jax
+from jax import core
 import jax.numpy as jnp
 from rnnzoo import errors
 from rnnzoo import ops
@@ -209,6 +209,11 @@ class Attention(base.RecurrentLayer):
     self.query_norm = norm(hidden) if normalize_qk else None
     self.key_norm = norm(shared) if normalize_qk else None
 
+  @property
+  def context(self) -> int | None:
+    """How many tokens a sequence may have; `None` for any number."""
+    return None if self.on_full == 'slide' else self.window
+
   def initialize_carry(self, batch_size: int, dtype=None) -> AttentionCarry:
     """Returns the carry before the first token: zeros.
 
@@ -260,7 +265,7 @@ class Attention(base.RecurrentLayer):
     Raises:
       UserValueError: If it has no room.
     """
-    if self.on_full == 'slide' or isinstance(count, jax.core.Tracer):
+    if self.on_full == 'slide' or isinstance(count, core.Tracer):
       return
     step = len(shape) == 1
     reset, mask = (
@@ -277,7 +282,7 @@ class Attention(base.RecurrentLayer):
       return
     past = self._is_past(positions, mask)
     # Arrays of several hosts are not looked at, either.
-    if isinstance(past, jax.core.Tracer) or not past.is_fully_addressable:
+    if isinstance(past, core.Tracer) or not past.is_fully_addressable:
       return
     if past.any():
       raise errors.UserValueError(

@@ -87,13 +87,10 @@ class Backbone(nnx.Module):
   def context(self) -> int | None:
     """How many tokens a sequence may have; `None` for any number.
 
-    It is the smallest `window` of the layers with `on_full='error'`.
+    It is the smallest `window` of attention with `on_full='error'`.
     """
-    layers = [stack.layer for stack in self.stacks]
-    return min((
-        layer.window for layer in layers
-        if getattr(layer, 'on_full', None) == 'error'
-    ), default=None)
+    found = [getattr(stack.layer, 'context', None) for stack in self.stacks]
+    return min((one for one in found if one is not None), default=None)
 
   @property
   def takes_dt(self) -> bool:
