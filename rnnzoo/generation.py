@@ -128,6 +128,7 @@ def generate(
   key = _check_sampling(sampling, key)
   prompts, mask = _check_prompts(model, prompts, mask)
   _check_length(length)
+  _check_room(_room(model, prompts, mask), length)
   tokens = _generate(model, prompts, mask, key, length, sampling)
   if not isinstance(tokens, core.Tracer):
     _drawn(tokens)
@@ -170,6 +171,7 @@ def stream(
   prompts, mask = _check_prompts(model, prompts, mask)
   if length is not None:
     _check_length(length)
+    _check_room(_room(model, prompts, mask), length)
   return _stream(model, prompts, mask, key, length, sampling)
 
 
@@ -252,6 +254,27 @@ def _check_length(length):
   if not fields.is_integer(length) or length < 1:
     raise errors.UserValueError(
         f'`length` must be an integer of at least 1, got {length!r}.'
+    )
+
+
+def _room(model, prompts, mask) -> float:
+  """Returns how many tokens fit after the longest prompt.
+
+  The last new token is not read, so it needs no room.
+  """
+  context = getattr(model, 'context', None)
+  if context is None:
+    return math.inf
+  longest = prompts.shape[1] if mask is None else int(mask.sum(1).max())
+  return context - longest + 1
+
+
+def _check_room(room, length):
+  if length > room:
+    raise errors.UserValueError(
+        f'The attention of this model has room for {max(room, 0)} tokens after '
+        f'the longest prompt, and {length} are wanted. Give a larger `context` '
+        'to load_pretrained.'
     )
 
 
@@ -351,7 +374,9 @@ def _generate(model, prompts, mask, key, length, sampling):
 def _stream(model, prompts, mask, key, length, sampling) -> Iterator[Any]:
   carry, tokens = _read_compiled(model, prompts, mask, key, sampling)
   yield _drawn(tokens)
+  room = _room(model, prompts, mask)
   for number in itertools.count(1) if length is None else range(1, length):
+    _check_room(room, number + 1)
     carry, tokens = _write_compiled(
         model, carry, tokens, number, key, sampling
     )

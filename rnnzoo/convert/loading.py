@@ -100,7 +100,9 @@ def load_pretrained(
     mesh: Where the parameters go, each split as in training: a mesh with the
       axes `data`, `fsdp`, `model` and `sequence`, see
       `training.sharding.make_mesh`. If `None`, the default device has all.
-    context: For models whose attention keeps every token: how many it keeps.
+    context: For models whose attention sees every token: how many it keeps. A
+      sequence that has more is an error. If `None`, 4096, or less if the file
+      says so.
     ignore: Names of values of `config.json` to leave out of account, of those
       that would be an error because rnnzoo does not know them.
 
@@ -145,15 +147,25 @@ def open_pretrained(
   """
   folder = pathlib.Path(filenames.absolute(path))
   _check_mesh(mesh)
-  values = settings_lib.read(folder)
+  values = language_part(settings_lib.read(folder))
   name, family = _family_of(values)
   settings = settings_lib.Settings(values, context=context)
   config = family.read(settings)
   settings.finish(ignore)
   tensors = weights.find(folder)
+  if family.prefix:
+    tensors = {
+        name.replace(family.prefix, 'model.', 1)
+        if name.startswith(family.prefix) else name: tensor
+        for name, tensor in tensors.items()
+    }
   for old, new in family.renamed.items():
     if old in tensors and new not in tensors:
       tensors[new] = tensors.pop(old)
+  tensors = {
+      name: tensor for name, tensor in tensors.items()
+      if not name.startswith(family.unused)
+  }
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)
   vocabulary = _vocabulary(folder, values)
@@ -164,14 +176,38 @@ def open_pretrained(
   )
 
 
+def language_part(values) -> Mapping[str, Any]:
+  """Returns the values of the part that reads text, if there are others.
+
+  Raises:
+    UserValueError: If the file says two things.
+  """
+  name, part = values.get('model_type'), values.get('text_config')
+  if name not in families.WITH_IMAGES:
+    return values
+  text = families.WITH_IMAGES[name]
+  if not isinstance(part, dict) or part.get('model_type', text) != text:
+    raise errors.UserValueError(
+        f'config.json: text_config must be an object with model_type {text}, '
+        f'got {fields.shown(part)}.'
+    )
+  tied = values.get('tie_word_embeddings', part.get('tie_word_embeddings'))
+  if part.get('tie_word_embeddings', tied) != tied:
+    raise errors.UserValueError(
+        f'config.json: tie_word_embeddings must be {tied} in text_config too.'
+    )
+  return part | dict(model_type=text, tie_word_embeddings=tied)
+
+
 def _family_of(values) -> tuple[str, families.Family]:
   name = values.get('model_type')
   known = families.FAMILIES
   if name not in known:
+    names = sorted([*known, *families.WITH_IMAGES])
     raise errors.UserValueError(
         f'config.json: model_type {name!r} is not implemented.'
-        f'{errors.suggest(str(name), known)} The families are: '
-        f'{", ".join(known)}.'
+        f'{errors.suggest(str(name), names)} The families are: '
+        f'{", ".join(names)}.'
     )
   family, classes = known[name], values.get('architectures')
   if classes and classes != [family.architecture]:

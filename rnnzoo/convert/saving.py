@@ -25,10 +25,12 @@ _COPIED = (
     'added_tokens.json', 'chat_template.jinja', 'generation_config.json',
 )
 _TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+# How long the sequences of a training were: `context` may be less.
+_LONGEST = 'max_position_embeddings'
 # The fields of a config that a forward pass reads, apart from the modules.
 _FORWARD = (
-    'layer_names', 'norm_position', 'gate', 'mlp', 'soft_cap',
-    'scale_embeddings', 'embed_scale', 'tie_embeddings',
+    'layer_names', 'norm_position', 'out_norm_layers', 'gate', 'mlp',
+    'soft_cap', 'scale_embeddings', 'embed_scale', 'tie_embeddings',
 )
 # Attributes of modules that do not change what they compute.
 _SPEED = ('chunk_size', 'dtype', 'param_dtype', 'config', 'precision')
@@ -66,7 +68,9 @@ def save_pretrained(
   family = families.FAMILIES[name]
   folder = pathlib.Path(filenames.absolute(path))
   source = None if like is None else pathlib.Path(filenames.absolute(like))
-  extra = {} if source is None else settings_lib.read(source)
+  extra = {}
+  if source is not None:
+    extra = loading.language_part(settings_lib.read(source))
   held = sorted(folder.glob('*.safetensors*'))
   if held:
     raise errors.UserValueError(
@@ -101,7 +105,8 @@ def save_pretrained(
       architectures=[family.architecture], model_type=name,
       dtype=model.config.param_dtype, **values,
   )
-  values |= {k: extra[k] for k in _TOKEN_IDS if k in extra}
+  kept = _TOKEN_IDS if model.context is None else (*_TOKEN_IDS, _LONGEST)
+  values |= {k: extra[k] for k in kept if k in extra}
   (folder / settings_lib.NAME).write_text(settings_lib.text(values))
   for file in _COPIED:
     if source is not None and (source / file).exists():
@@ -121,7 +126,7 @@ def _describe(model) -> tuple[str, ModelConfig, dict[str, Any]]:
       continue
     try:
       values = family.write(model)
-      settings = settings_lib.Settings(values)
+      settings = settings_lib.Settings(values, context=model.context)
       config = family.read(settings)
       settings.finish()
     except (AttributeError, errors.UserValueError) as error:

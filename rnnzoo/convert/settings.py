@@ -69,6 +69,7 @@ implemented: it must be 'gelu'.
     """
     self.context = context
     self._values = {k: v for k, v in values.items() if v is not None}
+    self._nulls = {k for k, v in values.items() if v is None}
     self._where = where
     self._taken: set[str] = {*NO_EFFECT}
     self._context_is_used = False
@@ -85,6 +86,10 @@ implemented: it must be 'gelu'.
     kind = fields.Field(type(default), items=items)
     fields.check(f'{self._where}: {name}', value, kind)
     return tuple(value) if isinstance(default, tuple) else value
+
+  def is_null(self, name: str) -> bool:
+    """Whether the file says null, where that is not the same as nothing."""
+    return name in self._nulls
 
   def size(self, name: str, default: int) -> int:
     """Returns an integer of at least 1; the default is what `auto` means."""
@@ -141,13 +146,53 @@ implemented: it must be 'gelu'.
     """Accounts for values that the logits do not depend on."""
     self._taken.update(names)
 
-  def rotary(self, fraction: float = 1.0) -> tuple[float, float]:
+  def indices(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns a list of integers of at least 0, which may be empty."""
+    self._taken.add(name)
+    values = self._values.get(name, default)
+    limits = fields.Field(tuple, items=int, low=0)
+    fields.check(f'{self._where}: {name}', values, limits)
+    return tuple(values)
+
+  def layers(
+      self, name: str, default: tuple[str, ...], depth: int,
+      known: Mapping[str, str],
+  ) -> tuple[str, ...]:
+    """Returns the layers of all blocks, from a list of their kinds.
+
+    Args:
+      name: Of the list.
+      default: The list, if the file has none.
+      depth: The number of blocks.
+      known: Our layers by kind.
+
+    Raises:
+      UserValueError: If the list has another length, or a kind is not known.
+    """
+    # Of older files.
+    old = dict(attention='full_attention', mamba='linear_attention')
+    kinds = self.take(name, default)
+    kinds = [old[kind] if kind in old else kind for kind in kinds]
+    strange = [kind for kind in kinds if kind not in known]
+    if len(kinds) != depth or strange:
+      raise errors.UserValueError(
+          f'{self._where}: {name} must be {depth} kinds, each '
+          f'{" or ".join(known)}, got {fields.shown(kinds)}.'
+      )
+    return tuple(known[kind] for kind in kinds)
+
+  def rotary(
+      self, fraction: float = 1.0, theta: float = 10_000.0,
+      no_effect: Sequence[str] = (),
+  ) -> tuple[float, float]:
     """Returns the longest wavelength and the fraction that is rotated.
 
     Newer files have them in `rope_parameters`, older ones at the top.
 
     Args:
       fraction: The fraction, if the file does not say.
+      theta: The wavelength, likewise.
+      no_effect: Names in `rope_parameters` to leave out of account.
 
     Raises:
       UserValueError: If positions are scaled in any way.
@@ -156,15 +201,26 @@ implemented: it must be 'gelu'.
     values = self.take('rope_parameters', {})
     inner = Settings(values, where=f'{self._where}: rope_parameters')
     inner.must_be('rope_type', 'default')
-    theta = inner.take('rope_theta', self.take('rope_theta', 10_000.0))
+    inner.no_effect(*no_effect)
+    theta = inner.take('rope_theta', self.take('rope_theta', theta))
     outer = self.take('partial_rotary_factor', fraction)
     fraction = inner.take('partial_rotary_factor', outer)
     inner.finish()
     return theta, fraction
 
-  def context_size(self) -> int | None:
-    """Returns `context` for a family whose attention keeps every token."""
+  def context_size(self, default: int) -> int:
+    """Returns `context` for a family whose attention keeps every token.
+
+    Args:
+      default: What it is if it was not given.
+
+    Raises:
+      UserValueError: If it is not at least 1.
+    """
     self._context_is_used = True
+    if self.context is None:
+      return default
+    fields.check('`context`', self.context, fields.Field(int, low=1))
     return self.context
 
   def finish(self, ignore: Sequence[str] = ()):

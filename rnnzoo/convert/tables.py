@@ -7,7 +7,7 @@ and to save is to read it, so one table does both, and neither can differ from
 the other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -51,6 +51,16 @@ def transposed(u):
   return u.reshape(u.shape[0], -1).T
 
 
+@functools.cache
+def transposed_rows(start: int, stop: int) -> View:
+  """Rows `[start, stop)` of the weight that `transposed` returns.
+
+  >>> transposed_rows(2, 6)(np.zeros((3, 10))).shape
+  (4, 3)
+  """
+  return lambda u: transposed(u)[start:stop]
+
+
 def flat(u):
   """A vector for the bias or the scale `[G, H]` of several maps or heads."""
   return u.reshape(-1)
@@ -63,6 +73,16 @@ def taps(u):
   (6, 1, 4)
   """
   return u.T[:, None]
+
+
+@functools.cache
+def taps_rows(start: int, stop: int) -> View:
+  """Rows `[start, stop)` of the weight that `taps` returns.
+
+  >>> taps_rows(2, 6)(np.zeros((3, 10))).shape
+  (4, 1, 3)
+  """
+  return lambda u: taps(u)[start:stop]
 
 
 def whole(path: str, view: View = same) -> Row:
@@ -133,6 +153,35 @@ def blocks(config: ModelConfig) -> list[Block]:
       Block(depth % period, depth // period)
       for depth in range(config.num_layers)
   ]
+
+
+def pattern(names: Sequence[str]) -> str:
+  """Returns the shortest `ModelConfig.layer` that gives these layers.
+
+  A compiled model runs the rounds of a pattern in a loop, so its program does
+  not grow with the depth if the pattern is short.
+
+  >>> pattern(['lru', 'gru', 'lru', 'gru', 'lru']), pattern(['lru', 'gru'])
+  ('lru,gru', 'lru,gru')
+  """
+  period = next(
+      n for n in range(1, len(names) + 1)
+      if all(name == names[i % n] for i, name in enumerate(names))
+  )
+  return ','.join(names[:period])
+
+
+def first_stacks(model: Any) -> dict[str, Any]:
+  """Returns the first stack of blocks with each layer, by its name."""
+  stacks = {}
+  for name, stack in zip(model.config.layer_names, model.backbone.stacks):
+    stacks.setdefault(name, stack)
+  return stacks
+
+
+def mlp_features(model: Any) -> int:
+  """Returns the number of hidden features of the first MLP."""
+  return model.backbone.stacks[0].mlp_in.kernel.shape[-1]
 
 
 def ratio(part: int, whole: int) -> float:

@@ -4,9 +4,12 @@ https://arxiv.org/abs/1706.03762
 """
 
 import math
+from typing import Literal
 
 from flax import nnx
+from jax import core
 import jax.numpy as jnp
+from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import common
@@ -14,6 +17,9 @@ from rnnzoo.layers import linear_maps
 from rnnzoo.layers import rotary
 
 AttentionCarry = ops.AttentionCache
+
+ON_FULL = ('slide', 'error')
+QK_NORMS = ('rms', 'rms1', 'rms_all')
 
 
 class Attention(base.RecurrentLayer):
@@ -42,6 +48,11 @@ class Attention(base.RecurrentLayer):
   chunks of queries (`ops.local_attention`): nothing is quadratic in `T`, and
   only the weights of one chunk are in memory.
 
+  Attention that was trained to see every token of its sequence has no window.
+  With `on_full='error'` it never becomes one: when the carry has `W` tokens, a
+  further one is an error, or inside of `jax.jit`, where nothing can be raised,
+  its output is NaN.
+
   A NaN among the keys or values makes exactly those outputs NaN whose window
   contains it: after `W` tokens it is gone.
 
@@ -68,6 +79,7 @@ class Attention(base.RecurrentLayer):
     head_features: Size `K` of a query, a key, a value.
     hidden_features: `H K`.
     window: Tokens `W` that a token sees, itself included.
+    on_full: What becomes of the tokens of a sequence after `W` of them.
     out_features: `D`.
   """
 
@@ -79,9 +91,11 @@ class Attention(base.RecurrentLayer):
       num_kv_heads: int | None = None,
       head_features: int | None = None,
       window: int = 1024,
+      on_full: Literal['slide', 'error'] = 'slide',
       rotary_fraction: float = 1.0,
       max_wavelength: float = 10_000.0,
       normalize_qk: bool = False,
+      qk_norm: Literal['rms', 'rms1', 'rms_all'] = 'rms',
       norm_epsilon: float = 1e-6,
       use_bias: bool = False,
       use_output_bias: bool = False,
@@ -101,12 +115,16 @@ class Attention(base.RecurrentLayer):
         is multi-query attention; `H` if `None`.
       head_features: Size `K` of a head; `D / H` if `None`.
       window: Tokens `W` that a token sees, itself included.
+      on_full: What happens when a sequence has more tokens than `W`: `slide`,
+        each sees the last `W`; or `error`, since each has to see all.
       rotary_fraction: The fraction of the features of a head, from the first,
         that is rotated; 0 for none.
       max_wavelength: Longest wavelength of the rotations, in units of 2 pi
         tokens; the shortest one is 1.
-      normalize_qk: Whether queries and keys are normalised before the rotation:
-        RMSNorm over each head, with one scale for all heads.
+      normalize_qk: Whether queries and keys are normalised before the rotation.
+      qk_norm: How they are: `rms`, RMSNorm over each head, with one scale for
+        all heads; `rms1`, the same with a factor of 1 plus the scale; or
+        `rms_all`, RMSNorm over all heads together (OLMo 2).
       norm_epsilon: Added to the mean square in those norms.
       use_bias: Whether the maps to queries, keys and values have biases.
       use_output_bias: Whether the last map has a bias.
@@ -140,6 +158,15 @@ class Attention(base.RecurrentLayer):
     ).items():
       if value < 1:
         raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    if on_full not in ON_FULL:
+      raise ValueError(
+          f'`on_full` must be {" or ".join(map(repr, ON_FULL))}, got '
+          f'{on_full!r}.'
+      )
+    if qk_norm not in QK_NORMS:
+      raise ValueError(
+          f'`qk_norm` must be one of {", ".join(QK_NORMS)}, got {qk_norm!r}.'
+      )
     rotated = rotary_fraction * head_features
     if not 0 <= rotary_fraction <= 1 or rotated % 2:
       raise ValueError(
@@ -151,6 +178,8 @@ class Attention(base.RecurrentLayer):
     self.head_features = head_features
     self.hidden_features = hidden = num_heads * head_features
     self.window = window
+    self.on_full = on_full
+    self.qk_norm = qk_norm
     self.rotary_features = int(rotated)
     self.max_wavelength = max_wavelength
     self.chunk_size = chunk_size
@@ -171,11 +200,19 @@ class Attention(base.RecurrentLayer):
     self.output = linear(
         hidden, in_features, back, use_output_bias, output_scale
     )
-    norm = lambda: common.RMSNorm(
-        head_features, epsilon=norm_epsilon, param_dtype=param_dtype
-    )
-    self.query_norm = norm() if normalize_qk else None
-    self.key_norm = norm() if normalize_qk else None
+
+    def norm(features):
+      one = common.OneRMSNorm if qk_norm == 'rms1' else common.RMSNorm
+      features = features if qk_norm == 'rms_all' else head_features
+      return one(features, epsilon=norm_epsilon, param_dtype=param_dtype)
+
+    self.query_norm = norm(hidden) if normalize_qk else None
+    self.key_norm = norm(shared) if normalize_qk else None
+
+  @property
+  def context(self) -> int | None:
+    """How many tokens a sequence may have; `None` for any number."""
+    return None if self.on_full == 'slide' else self.window
 
   def initialize_carry(self, batch_size: int, dtype=None) -> AttentionCarry:
     """Returns the carry before the first token: zeros.
@@ -194,21 +231,76 @@ class Attention(base.RecurrentLayer):
     positions = ops.sequence_positions(
         carry.count, x.shape[1], reset=reset, mask=mask
     )
+    self._check_positions(positions, mask)
     carry, y = ops.local_attention(
         *self._tokens(x, positions), carry, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
-    return carry, self._readout(y, x, mask)
+    return carry, self._readout(self._bounded(y, positions, mask), x, mask)
 
   def step(self, carry, x, *, reset=None, mask=None):
     x, carry, initial, reset = base.prepare(
         self, x, carry, reset, mask, step=True
     )
     old = carry if reset is None else base.select(reset, initial, carry)
+    self._check_positions(old.count, mask)
     new, y = ops.local_attention_step(*self._tokens(x, old.count), old)
     if mask is not None:
       new = base.select(mask, new, carry)
+    y = self._bounded(y, old.count, mask)
     return new, self._readout(y, x, mask)
+
+  def check_room(self, count, shape, *, reset=None, mask=None):
+    """Checks that the carry has room for more tokens, if it must not slide.
+
+    Layers check this themselves when they are called. A model that runs them in
+    a loop calls this before, because numbers inside of a loop are not known.
+
+    Args:
+      count: That of the carry, `[B]`.
+      shape: Of a batch of tokens: `[B, T]`, or `[B]` for a step.
+      reset: Booleans of this shape, or `None`.
+      mask: Likewise.
+
+    Raises:
+      UserValueError: If it has no room.
+    """
+    if self.on_full == 'slide' or isinstance(count, core.Tracer):
+      return
+    step = len(shape) == 1
+    reset, mask = (
+        u[:, None] if step and u is not None else u for u in (reset, mask)
+    )
+    positions = ops.sequence_positions(
+        count, 1 if step else shape[1], reset=reset, mask=mask
+    )
+    self._check_positions(positions, mask)
+
+  def _check_positions(self, positions, mask):
+    """Raises if a token has too many before it, unless this is in `jit`."""
+    if self.on_full == 'slide':
+      return
+    past = self._is_past(positions, mask)
+    # Arrays of several hosts are not looked at, either.
+    if isinstance(past, core.Tracer) or not past.is_fully_addressable:
+      return
+    if past.any():
+      raise errors.UserValueError(
+          'Attention that sees every token has room for a context of '
+          f'{self.window} tokens, and a sequence has more. Give a larger one: '
+          '`context` of load_pretrained, or `window` of the layer.'
+      )
+
+  def _bounded(self, y, positions, mask):
+    """Returns the output of the heads, NaN where tokens would be forgotten."""
+    if self.on_full == 'slide':
+      return y
+    past = self._is_past(positions, mask)
+    return jnp.where(past[..., None, None], jnp.nan, y)
+
+  def _is_past(self, positions, mask):
+    past = positions.astype(jnp.uint32) >= self.window
+    return past if mask is None else past & mask
 
   def _tokens(self, x, positions):
     """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""
@@ -220,14 +312,22 @@ class Attention(base.RecurrentLayer):
     q = heads(self.query, self.num_heads)
     k = heads(self.key, self.num_kv_heads)
     v = heads(self.value, self.num_kv_heads)
-    if self.query_norm is not None and self.key_norm is not None:
-      q, k = self.query_norm(q), self.key_norm(k)
+    q = self._normalized(self.query_norm, q)
+    k = self._normalized(self.key_norm, k)
     if self.rotary_features:
       rotate = lambda u: rotary.rotary(
           u, positions, self.rotary_features, self.max_wavelength
       )
       q, k = rotate(q), rotate(k)
     return q, k, v
+
+  def _normalized(self, norm, u):
+    """Applies a norm of queries or keys, if there is one, to all heads."""
+    if norm is None:
+      return u
+    if self.qk_norm != 'rms_all':
+      return norm(u)
+    return norm(u.reshape(*u.shape[:-2], -1)).reshape(u.shape)
 
   def _readout(self, y, x, mask):
     """Maps what the heads read `[..., H, K]`, and `x`, to `[..., D]`."""

@@ -1,5 +1,7 @@
 """Gated attention (Qiu et al., 2025), https://arxiv.org/abs/2505.06708."""
 
+from typing import Literal
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -29,8 +31,8 @@ class GatedAttention(attention.Attention):
   window.
 
   Qwen3-Next has 16 heads of 256 features in 2 groups where `D` is 2048, and
-  `init_std=0.02`. It stores the scales of the norms less 1, and `W_q` and `W_g`
-  in one matrix, head by head.
+  `init_std=0.02`. It stores the scales of the norms less 1, `qk_norm='rms1'`,
+  and `W_q` and `W_g` in one matrix, head by head.
 
   Example::
 
@@ -51,6 +53,7 @@ class GatedAttention(attention.Attention):
     head_features: Size `K` of a query, a key, a value.
     hidden_features: `H K`.
     window: Tokens `W` that a token sees, itself included.
+    on_full: What becomes of the tokens of a sequence after `W` of them.
     out_features: `D`.
   """
 
@@ -62,8 +65,10 @@ class GatedAttention(attention.Attention):
       num_kv_heads: int | None = None,
       head_features: int | None = None,
       window: int = 1024,
+      on_full: Literal['slide', 'error'] = 'slide',
       rotary_fraction: float = 0.25,
       max_wavelength: float = 10_000.0,
+      qk_norm: Literal['rms', 'rms1', 'rms_all'] = 'rms',
       norm_epsilon: float = 1e-6,
       init_std: float | None = None,
       chunk_size: int = 256,
@@ -80,10 +85,12 @@ class GatedAttention(attention.Attention):
         `H` if `None`.
       head_features: Size `K` of a head; `D / H` if `None`.
       window: Tokens `W` that a token sees, itself included.
+      on_full: What happens when a sequence has more tokens, see `Attention`.
       rotary_fraction: The fraction of the features of a head, from the first,
         that is rotated; 0 for none.
       max_wavelength: Longest wavelength of the rotations, in units of 2 pi
         tokens; the shortest one is 1.
+      qk_norm: The kind of the norms, see `Attention`.
       norm_epsilon: Added to the mean square in the norms.
       init_std: Standard deviation of the initial maps; `fan_in**-0.5` if
         `None`.
@@ -97,10 +104,11 @@ class GatedAttention(attention.Attention):
     """
     super().__init__(
         in_features, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_features=head_features, window=window,
+        head_features=head_features, window=window, on_full=on_full,
         rotary_fraction=rotary_fraction, max_wavelength=max_wavelength,
-        normalize_qk=True, norm_epsilon=norm_epsilon, init_std=init_std,
-        chunk_size=chunk_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+        normalize_qk=True, qk_norm=qk_norm, norm_epsilon=norm_epsilon,
+        init_std=init_std, chunk_size=chunk_size, dtype=dtype,
+        param_dtype=param_dtype, rngs=rngs,
     )
     self.gate = linear_maps.normal_map(
         in_features, self.hidden_features, ('embed', 'hidden'),

@@ -84,6 +84,15 @@ class Backbone(nnx.Module):
     ])
 
   @property
+  def context(self) -> int | None:
+    """How many tokens a sequence may have; `None` for any number.
+
+    It is the smallest `window` of attention with `on_full='error'`.
+    """
+    found = [getattr(stack.layer, 'context', None) for stack in self.stacks]
+    return min((one for one in found if one is not None), default=None)
+
+  @property
   def takes_dt(self) -> bool:
     return all(building.takes_dt(stack.layer) for stack in self.stacks)
 
@@ -280,7 +289,9 @@ class Backbone(nnx.Module):
       )
     checking.check_flags(x.shape[:end], reset=reset, mask=mask)
     if carry is None:
-      return x, self.initialize_carry(x.shape[0]), flags
+      carry = self.initialize_carry(x.shape[0])
+      self._check_room(carry, x.shape[:end], reset, mask)
+      return x, carry, flags
     period, depth = len(self.stacks), self.config.num_layers
     counts = [len(range(i, depth, period)) for i in range(period)]
     fits = isinstance(carry, tuple) and len(carry) == period and all(
@@ -295,7 +306,15 @@ class Backbone(nnx.Module):
           f'{checking.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )
+    self._check_room(carry, x.shape[:end], reset, mask)
     return x, carry, flags
+
+  def _check_room(self, carry, shape, reset, mask):
+    """Raises if a layer has no room in its carry for all tokens."""
+    for stack, one in zip(self.stacks, carry):
+      check = getattr(stack.layer, 'check_room', None)
+      if check is not None and isinstance(one.layer, ops.AttentionCache):
+        check(one.layer.count[0], shape, reset=reset, mask=mask)
 
 
 def _make_stack(

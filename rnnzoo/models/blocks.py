@@ -39,7 +39,8 @@ class Block(nnx.Module):
   >>> carry, y, _ = block.step(carry, x[:, 0])       # [B, D]
 
   Attributes:
-    config: The `ModelConfig`, that of the whole model but for `mlp`.
+    config: The `ModelConfig`, that of the whole model but for `mlp` and
+      `norm_position`.
     layer: The recurrent layer.
   """
 
@@ -149,7 +150,7 @@ class Block(nnx.Module):
   def _run(self, x, carry, v_first, flags, dt, train, key, *, step):
     config, mask = self.config, flags['mask']
     keys = (None, None, None) if key is None else jax.random.split(key, 3)
-    is_pre = config.norm_position == 'pre'
+    position = config.norm_position
 
     def normalized(norm, x):
       # Padding may hold anything, which a norm of the batch must not read.
@@ -157,10 +158,12 @@ class Block(nnx.Module):
       return ops.spread_rows(x)
 
     def enter(norm, x):
-      return normalized(norm, x) if is_pre else x
+      return normalized(norm, x) if position == 'pre' else x
 
-    def leave(norm, x):
-      return ops.spread_rows(x) if is_pre else normalized(norm, x)
+    def add(norm, x, y, key):
+      y = normalized(norm, y) if position == 'out' else y
+      x = x + self._dropout(y, key)
+      return normalized(norm, x) if position == 'post' else ops.spread_rows(x)
 
     _check_conv_carry(config, carry.conv, x)
     conv = carry.conv
@@ -171,11 +174,11 @@ class Block(nnx.Module):
     u = enter(self.norm, x)
     layer, y, v_first = self._mix(u, carry.layer, v_first, flags, dt, step)
     y = base.masked(self._gate(y, keys[0]), mask)
-    x = leave(self.norm, x + self._dropout(y, keys[1]))
+    x = add(self.norm, x, y, keys[1])
 
     if config.mlp != 'none':
       y = self._mlp(enter(self.mlp_norm, x))
-      x = leave(self.mlp_norm, x + self._dropout(y, keys[2]))
+      x = add(self.mlp_norm, x, y, keys[2])
     return BlockCarry(conv, layer), x, v_first
 
   def _mix(self, x, carry, v_first, flags, dt, step):

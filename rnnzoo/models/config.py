@@ -54,8 +54,9 @@ class ModelConfig:
   `mlp='geglu'` makes it the block of minGRU and minLSTM. `gate='glu'` and
   `mlp='none'` make it the block of LRU, S4D and S5. With `norm_position='post'`
   the norm follows each sum: `x = norm(x + dropout(gate(layer(x))))`, without a
-  norm before the layer. Layers have the initial values of their papers; all
-  other linear maps have those of PyTorch.
+  norm before the layer. With `norm_position='out'` it follows the branch:
+  `x = x + dropout(norm(gate(layer(x))))`. Layers have the initial values of
+  their papers; all other linear maps have those of PyTorch.
 
   >>> ModelConfig.tiny().replace(layer='lru').layer_names
   ('lru', 'lru')
@@ -76,7 +77,10 @@ class ModelConfig:
     norm: The kind of all norms: `rms` (RMSNorm), `rms1` (RMSNorm whose factor
       is 1 plus the parameter), `layer` (LayerNorm) or `batch` (BatchNorm over
       the steps that exist).
-    norm_position: `pre`, before each layer and MLP, or `post`, after each sum.
+    norm_position: `pre`, before each layer and MLP; `post`, after each sum; or
+      `out`, after each layer and MLP.
+    out_norm_layers: Names of layers, joined by commas or in a tuple: blocks
+      with these layers have `norm_position='out'`.
     norm_epsilon: The small number under the square root of a norm. 0 means the
       default of the norm: 1e-5 for `batch`, 1e-6 for the others.
     final_norm_epsilon: That of the norm after the last block; 0 means
@@ -171,7 +175,8 @@ class ModelConfig:
   layer_options: Options = dataclasses.field(default_factory=dict)
   bidirectional: bool = False
   norm: Literal['rms', 'rms1', 'layer', 'batch'] = 'rms'
-  norm_position: Literal['pre', 'post'] = 'pre'
+  norm_position: Literal['pre', 'post', 'out'] = 'pre'
+  out_norm_layers: str = ''
   norm_epsilon: float = 0.0
   final_norm_epsilon: float = 0.0
   conv_kernel: int = 0
@@ -216,7 +221,7 @@ class ModelConfig:
   scan_layers: bool = False
 
   def __post_init__(self) -> None:
-    for name in ('layer', 'mlp_layers'):
+    for name in ('layer', 'mlp_layers', 'out_norm_layers'):
       value = getattr(self, name)
       if isinstance(value, (tuple, list)):
         fields.check(f'model.{name}', value, fields.Field(tuple))
@@ -248,12 +253,13 @@ class ModelConfig:
           f'model.mlp_factor {self.mlp_factor} of model.features '
           f'{self.features} leaves the MLP no hidden features.'
       )
-    for name in _split(self.mlp_layers):
-      if name not in _split(self.layer):
-        raise errors.UserValueError(
-            f'model.mlp_layers names {name!r}, which is not in model.layer, '
-            f'{self.layer!r}.{errors.suggest(name, _split(self.layer))}'
-        )
+    for field in ('mlp_layers', 'out_norm_layers'):
+      for name in _split(getattr(self, field)):
+        if name not in _split(self.layer):
+          raise errors.UserValueError(
+              f'model.{field} names {name!r}, which is not in model.layer, '
+              f'{self.layer!r}.{errors.suggest(name, _split(self.layer))}'
+          )
 
   @property
   def layer_names(self) -> tuple[str, ...]:
@@ -264,12 +270,15 @@ class ModelConfig:
   def at_depth(self, depth: int) -> 'ModelConfig':
     """Returns the config of the block at `depth`.
 
-    It is this config, or without an MLP if `mlp_layers` says so.
+    It is this config, or without an MLP if `mlp_layers` says so, or with norms
+    elsewhere if `out_norm_layers` does.
     """
-    followed = _split(self.mlp_layers) or self.layer_names
-    if self.layer_names[depth] in followed:
-      return self
-    return self.replace(mlp='none', mlp_layers='')
+    name, config = self.layer_names[depth], self
+    if name not in (_split(self.mlp_layers) or self.layer_names):
+      config = config.replace(mlp='none', mlp_layers='')
+    if name in _split(self.out_norm_layers):
+      config = config.replace(norm_position='out')
+    return config
 
   def check_dtypes(self) -> None:
     """Raises `UserValueError` if JAX would replace a dtype by another."""

@@ -93,6 +93,11 @@ class LanguageModel(nnx.Module):
         config, config.vocab_size, rngs, use_bias=False
     )
 
+  @property
+  def context(self) -> int | None:
+    """How many tokens a sequence may have, see `Backbone`."""
+    return self.backbone.context
+
   def initialize_carry(self, batch_size: int, dtype: Any = None) -> base.Carry:
     """Returns the carry before the first token, see `Backbone`."""
     return self.backbone.initialize_carry(batch_size, dtype)

@@ -73,7 +73,7 @@ class SequenceModel(nnx.Module):
     self.backbone = Backbone(config, layers, rngs=rngs)
     self.norm = (
         blocks.make_final_norm(config, rngs)
-        if config.norm_position == 'pre' else None
+        if config.norm_position != 'post' else None
     )
     self.head = blocks.make_head(config, outputs, rngs, use_bias=True)
 

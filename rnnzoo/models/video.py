@@ -83,7 +83,7 @@ class VideoPredictor(nnx.Module):
     self.backbone = Backbone(config, layers, image_shape=shape, rngs=rngs)
     self.norm = (
         blocks.make_final_norm(config, rngs)
-        if config.norm_position == 'pre' else None
+        if config.norm_position != 'post' else None
     )
     self.decoder = nnx.List([
         _Convolution(config, m, 4 * n, rngs)

@@ -192,6 +192,24 @@ class ConvertTest(parameterized.TestCase):
             embeddings_scale_by_sqrt_dim=True, partial_rotary_factor=0.5,
             rope_theta=10_000.0,
         )),
+        ('lfm2', ('layer_types', 'rope_parameters'), dict(
+            block_dim=8, block_ff_dim=12, block_mlp_init_scale=1.0,
+            block_norm_eps=1e-5, block_out_init_scale=1.0,
+            block_use_swiglu=True, block_use_xavier_init=True, conv_dim=8,
+            conv_dim_out=8, conv_use_xavier_init=True, full_attn_idxs=[1],
+            intermediate_size=None, num_heads=2, rope_theta=1e6, theta=1e6,
+            tie_embedding=True, use_pos_enc=True,
+        )),
+        ('qwen3_5_text', ('layer_types', 'rope_parameters'), dict(
+            attn_output_gate=True, full_attention_interval=2,
+            mamba_ssm_dtype='float32', mlp_only_layers=[],
+            mtp_num_hidden_layers=1, mtp_use_dedicated_embeddings=False,
+            partial_rotary_factor=0.25, rope_parameters=dict(
+                mrope_interleaved=True, mrope_section=[1, 0, 0],
+                partial_rotary_factor=0.25, rope_theta=1e4,
+                rope_type='default',
+            ),
+        )),
         ('mamba2', (), dict(
             time_step_limit=[0.0, 'Infinity'], rms_norm=True,
             norm_before_gate=True, is_encoder_decoder=False,
@@ -239,10 +257,20 @@ class ConvertTest(parameterized.TestCase):
       ('recurrent_gemma', dict(rope_scaling={'type': 'linear'}), 'rope_scalin'),
       ('recurrent_gemma', dict(rope_parameters={'rope_type': 'yarn'}),
        "rope_parameters: rope_type = 'yarn'"),
+      ('qwen3_5_text', dict(attention_bias=True), 'attention_bias = True is'),
+      ('bamba', dict(mamba_proj_bias=True), 'mamba_proj_bias = True is'),
+      ('bamba', dict(mamba_n_heads=3), 'mamba_n_heads 3 x mamba_d_head 4 must'),
+      ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),
+      ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not'),
+      ('olmo_hybrid', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not"),
       ('recurrent_gemma', dict(rope_parameters={'factor': 2}),
        r'rope_parameters has values .*: factor \(2\)'),
       ('recurrent_gemma', dict(block_types=['full']), 'block_types must be'),
       ('recurrent_gemma', dict(hidden_activation='relu'), 'hidden_activation'),
+      ('lfm2', dict(layer_types=['conv', 'x']), 'must be 2 kinds, each conv'),
+      ('lfm2', dict(layer_types=['conv']), r"must be 2 kinds.* \['conv'\]"),
+      ('lfm2', dict(use_pos_enc=False), 'use_pos_enc = False is not implem'),
+      ('lfm2', dict(rope_parameters={'rope_type': 'yarn'}), "type = 'yarn'"),
   )
   def test_values_that_are_not_implemented(self, family, values, message):
     with self.assertRaisesRegex(errors.UserValueError, message):
@@ -254,9 +282,86 @@ class ConvertTest(parameterized.TestCase):
     model = convert.load_pretrained(folder, ignore=('foo',))
     self.assert_close(model(ids)[1], want)
 
-  def test_context_needs_attention_that_keeps_every_token(self):
+  def test_context(self):
     with self.assertRaisesRegex(errors.UserValueError, '`context` must be No'):
       convert.load_pretrained(FIXTURES / 'recurrent_gemma', context=100)
+    with self.assertRaisesRegex(errors.UserValueError, '`context` must be at'):
+      convert.load_pretrained(FIXTURES / 'lfm2', context=0)
+    self.assertEqual(convert.load_pretrained(FIXTURES / 'lfm2').context, 4096)
+    folder = self.copy('lfm2', max_position_embeddings=100)
+    self.assertEqual(convert.load_pretrained(folder).context, 100)
+    model = convert.load_pretrained(folder, context=8)
+    ids, want = expected('lfm2')
+    carry, logits = model(ids[:, :8])
+    self.assert_close(logits, want[:, :8])
+    with self.assertRaisesRegex(errors.UserValueError, 'a context of 8 tokens'):
+      model.step(carry, ids[:, 8])
+    # The folder of a model does not depend on how it was loaded.
+    convert.save_pretrained(model, self.folder / 'new', like=folder)
+    self.assertEqual(
+        settings.read(self.folder / 'new')['max_position_embeddings'], 100
+    )
+    self.assertEqual(convert.load_pretrained(self.folder / 'new').context, 100)
+
+  def test_the_part_of_a_model_of_images_that_reads_text(self):
+    text = settings.read(FIXTURES / 'qwen3_5_text')
+    del text['architectures']
+    outer = dict(
+        model_type='qwen3_5', text_config=text, vision_config={'depth': 1},
+        architectures=['Qwen3_5ForConditionalGeneration'], image_token_id=5,
+        tie_word_embeddings=False,
+    )
+    folder = self.copy('qwen3_5_text')
+    (folder / 'config.json').write_text(settings.text(outer))
+
+    def change(tensors):
+      for name in [*tensors]:
+        tensors[name.replace('model.', 'model.language_model.')] = (
+            tensors.pop(name)
+        )
+      tensors['model.visual.x'] = tensors['mtp.x'] = np.zeros(3, np.float32)
+
+    self.rewrite(folder, change)
+    ids, want = expected('qwen3_5_text')
+    found = convert.open_pretrained(folder)
+    self.assertEqual(found.family, 'qwen3_5_text')
+    self.assert_close(found.model(ids)[1], want)
+    for values, message in (
+        (dict(text_config=None), 'text_config must be an object with model'),
+        (dict(text_config=dict(model_type='qwen3')), 'object with model_type'),
+        (dict(tie_word_embeddings=True), 'must be True in text_config too'),
+    ):
+      (folder / 'config.json').write_text(settings.text(outer | values))
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        convert.load_pretrained(folder)
+
+  def test_positions_that_are_null(self):
+    for values, rotates in (
+        (dict(rope_parameters=None, rope_theta=None), False),
+        (dict(rope_parameters=dict(rope_type=None, rope_theta=None)), False),
+        (dict(rope_parameters=None), True),  # As `transformers` has it.
+        (dict(rope_parameters=dict(rope_theta=500.0)), True),
+    ):
+      folder = self.copy('olmo_hybrid', **values)
+      layer = convert.load_pretrained(folder).backbone.stacks[1].layer
+      self.assertEqual(layer.rotary_features, 4 * rotates)
+    # What transformers 5.23.0 writes: three equal parts, and a wrong name.
+    folder = self.copy('olmo_hybrid')
+    old = 'model.layers.1.post_attention_layernorm.weight'
+    new = 'model.layers.1.feedforward_layer_norm.weight'
+    self.rewrite(folder, lambda t: t.update({new: t.pop(old)}))
+    with self.assertRaisesRegex(errors.UserValueError, f'{old}.*{new}'):
+      convert.load_pretrained(folder)
+
+  def test_a_pattern_is_as_short_as_can_be(self):
+    for names, want in (
+        ('aaaa', 'a'), ('aabaa', 'a,a,b'), ('ab', 'a,b'), ('aab', 'a,a,b'),
+        ('aabaab', 'a,a,b'), ('aababa', 'a,a,b,a,b'),
+    ):
+      self.assertEqual(tables.pattern(names), want)
+      config = models.ModelConfig(layer=want, num_layers=len(names))
+      self.assertEqual(config.layer_names, tuple(names))
+      self.assertLen(tables.blocks(config), len(names))
 
   @parameterized.parameters('float16', 'half a float', 3)
   def test_other_dtypes(self, dtype):
@@ -316,6 +421,10 @@ class ConvertTest(parameterized.TestCase):
   @parameterized.parameters(
       (dict(layer='lru'), 'none has the layers lru'),
       (dict(mlp='gelu'), 'mamba: model.mlp must be'),
+      (dict(
+          layer='short_conv,attention', mlp='swiglu', use_bias=False,
+          layer_options=dict(attention=dict(normalize_qk=True)),
+      ), "lfm2: .*on_full must be 'error', got 'slide'"),
       (dict(norm='layer'), 'mamba: .*norm.bias must be None, got'),
       (dict(norm='rms1'), "must be 'RMSNorm', got 'OneRMSNorm'"),
       (dict(conv_kernel=3), r'conv.*must be None, got'),

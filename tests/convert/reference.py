@@ -2,13 +2,15 @@ r"""Tiny models of `transformers`, with random weights.
 
 It needs PyTorch and `transformers`, and makes the files of `fixtures`:
 
-  python -m tests.convert.reference
+  python -m tests.convert.reference [FAMILY ...]
 """
 
 import functools
 import pathlib
+import sys
 
 import numpy as np
+from rnnzoo import convert
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 VOCABULARY = 97
@@ -35,6 +37,37 @@ SIZES = dict(
         num_attention_heads=4, num_key_value_heads=1, attention_window_size=8,
         lru_width=64,
     ),
+    lfm2=dict(
+        hidden_size=32, intermediate_size=56, block_auto_adjust_ff_dim=False,
+        num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
+        layer_types=['conv', 'conv', 'full_attention', 'conv', 'conv'],
+    ),
+    bamba=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, mamba_n_heads=8,
+        mamba_n_groups=2, mamba_d_state=6, mamba_chunk_size=8,
+        attn_layer_indices=[1, 3],
+    ),
+    # Values are wider than keys.
+    olmo_hybrid=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, linear_key_head_dim=6,
+        linear_value_head_dim=10, rope_theta=None, pad_token_id=0,
+        eos_token_id=1, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
+    # Two heads of values share one of keys; half of a head is rotated.
+    qwen3_5_text=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6,
+        linear_value_head_dim=10, partial_rotary_factor=0.5, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
 )
 # Sizes of the committed files, a few kilobytes each.
 SMALL = dict(
@@ -52,6 +85,29 @@ SMALL = dict(
     recurrent_gemma=dict(
         hidden_size=8, intermediate_size=24, num_hidden_layers=4,
         num_attention_heads=2, num_key_value_heads=1, attention_window_size=4,
+    ),
+    lfm2=dict(
+        hidden_size=8, intermediate_size=12, block_auto_adjust_ff_dim=False,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        layer_types=['conv', 'full_attention'],
+    ),
+    olmo_hybrid=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, linear_key_head_dim=4,
+        linear_value_head_dim=6, rope_theta=None, pad_token_id=None,
+        eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
+    ),
+    bamba=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, mamba_n_heads=4,
+        mamba_n_groups=2, mamba_d_state=3, attn_layer_indices=[1],
+    ),
+    qwen3_5_text=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=4,
+        linear_value_head_dim=4,
+        layer_types=['linear_attention', 'full_attention'],
     ),
 )
 
@@ -75,14 +131,8 @@ def build(family, vocabulary=VOCABULARY, **sizes):
   """
   import torch
 
-  names = dict(
-      falcon_mamba='FalconMamba', mamba='Mamba', mamba2='Mamba2', rwkv='Rwkv',
-      recurrent_gemma='RecurrentGemma', xlstm='xLSTM',
-  )
-  config = getattr(library(), f'{names[family]}Config')
-  model = getattr(library(), f'{names[family]}ForCausalLM')(
-      config(vocab_size=vocabulary, **sizes)
-  )
+  kind = getattr(library(), convert.FAMILIES[family].architecture)
+  model = kind(kind.config_class(vocab_size=vocabulary, **sizes))
   # Initial values leave much out: biases of 0, scales of 1, maps near 0.
   generator = torch.Generator().manual_seed(0)
   draw = lambda shape: torch.randn(shape, generator=generator)
@@ -97,6 +147,33 @@ def build(family, vocabulary=VOCABULARY, **sizes):
       else:
         value.add_(0.2 * draw(value.shape))
   return model.float().eval()
+
+
+def save(model, folder):
+  """Writes a model as its family is published."""
+  model.save_pretrained(folder)
+  if model.config.model_type != 'olmo_hybrid':
+    return
+  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
+  # the sizes are, and gives a norm of blocks with attention another name.
+  from safetensors import numpy as files
+
+  path, config = folder / 'model.safetensors', model.config
+  found = files.load_file(path)
+  keys = config.linear_num_key_heads * config.linear_key_head_dim
+  for i, kind in enumerate(config.layer_types):
+    block = f'model.layers.{i}'
+    if kind == 'full_attention':
+      found[f'{block}.post_attention_layernorm.weight'] = found.pop(
+          f'{block}.feedforward_layer_norm.weight'
+      )
+      continue
+    names = [f'{block}.linear_attn.{u}_conv1d.weight' for u in 'qkv']
+    whole = np.concatenate([found[name] for name in names])
+    found |= dict(zip(names, map(
+        np.ascontiguousarray, np.split(whole, [keys, 2 * keys])
+    )))
+  files.save_file(found, path, metadata=dict(format='pt'))
 
 
 def tokens(vocabulary=VOCABULARY, rows=2, length=23):
@@ -127,9 +204,10 @@ def make_fixtures():
   """Writes a folder for each family, with the logits that it should give."""
   import torch
 
-  for family, sizes in SMALL.items():
+  for family in sys.argv[1:] or SMALL:
+    sizes = SMALL[family]
     model = build(family, vocabulary=13, **sizes)
-    model.half().save_pretrained(FIXTURES / family)
+    save(model.half(), FIXTURES / family)
     (FIXTURES / family / 'generation_config.json').unlink()
     model.float()  # Of the rounded weights.
     if family == 'rwkv':  # `half` leaves these alone.

@@ -7,7 +7,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rnnzoo import errors
+from rnnzoo import generation
 from rnnzoo import layers
+from rnnzoo import models
 from rnnzoo.layers import attention
 from rnnzoo.layers import base
 from rnnzoo.layers import rotary
@@ -203,6 +206,93 @@ class AttentionTest(parameterized.TestCase):
     np.testing.assert_array_equal(layer.output.bias[...], 0)
     np.testing.assert_array_equal(gpt2.value.bias[...], 0)
 
+  def test_norms_of_queries_and_keys(self):
+    def make(kind):
+      layer = layers.Attention(
+          8, num_heads=2, num_kv_heads=1, normalize_qk=True, qk_norm=kind,
+          rotary_fraction=0.0, rngs=nnx.Rngs(0),
+      )
+      for norm in (layer.query_norm, layer.key_norm):
+        rng = np.random.default_rng(norm.scale.size)
+        norm.scale[...] = rng.normal(size=norm.scale.shape)
+      return layer
+
+    x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    rms, one, together = map(make, ('rms', 'rms1', 'rms_all'))
+    for norm, other in (
+        (rms.query_norm, one.query_norm), (rms.key_norm, one.key_norm)
+    ):
+      norm.scale[...] = 1 + other.scale[...]
+    np.testing.assert_allclose(rms(x)[1], one(x)[1], rtol=1e-5, atol=1e-6)
+    q, k, _ = together._tokens(x, jnp.zeros((1, 5), jnp.int32))
+    for got, linear, norm in (
+        (q, together.query, together.query_norm),
+        (k, together.key, together.key_norm),
+    ):
+      u = np.asarray(x @ linear.kernel[...], np.float64)
+      u = u / np.sqrt((u**2).mean(-1, keepdims=True) + 1e-6) * norm.scale[...]
+      self.assertEqual(norm.scale.shape, u.shape[-1:])
+      np.testing.assert_allclose(got.reshape(u.shape), u, rtol=1e-5, atol=1e-6)
+
+  def test_a_full_carry_may_be_an_error(self):
+    options = dict(num_heads=2, window=4, rngs=nnx.Rngs(0))
+    layer = layers.Attention(8, on_full='error', **options)
+    slides = layers.Attention(8, **options | dict(rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    # As long as there is room, nothing changes.
+    mask = jnp.arange(6) % jnp.array([[2], [6]]) != 1
+    reset = jnp.zeros((2, 6), bool).at[1, 3].set(True)
+    for flags in (dict(mask=mask[:1]), dict(reset=reset[1:])):
+      row = slice(0, 1) if 'mask' in flags else slice(1, 2)
+      carry, y = layer(x[row], **flags)
+      np.testing.assert_array_equal(y, slides(x[row], **flags)[1])
+    self.assertEqual(carry.count.tolist(), [3])
+    carry, y = layer.step(carry, x[1:, 0])
+    full = 'room for a context of 4 tokens, and a sequence has more'
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      layer.step(carry, x[1:, 0])
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      layer(x)
+    absent, first = jnp.array([False]), jnp.array([True])
+    layer.step(carry, x[1:, 0], mask=absent)
+    layer.step(carry, x[1:, 0], reset=first)
+    # Inside of jit the outputs say it, and no other.
+    _, y = jax.jit(lambda u: layer(u))(x)
+    np.testing.assert_array_equal(
+        jnp.isnan(y).all(-1), jnp.broadcast_to(jnp.arange(6) >= 4, (2, 6))
+    )
+    _, y = jax.jit(layer.step)(carry, x[1:, 0])
+    self.assertTrue(jnp.isnan(y).all())
+    grad = jax.grad(lambda u: layer(u, mask=mask)[1][:1].sum())
+    self.assertTrue(jnp.isfinite(jax.jit(grad)(x)).all())
+
+  def test_a_model_with_a_full_carry_is_an_error(self):
+    config = models.ModelConfig.tiny().replace(
+        layer='gru,attention', scan_layers=True, num_layers=4,
+        layer_options=dict(attention=dict(window=5, on_full='error')),
+    )
+    model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+    self.assertEqual(model.context, 5)
+    tokens = np.ones((1, 5), np.int32)
+    carry, _ = model(tokens)
+    full = 'room for a context of 5 tokens, and a sequence has more'
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      model.step(carry, tokens[:, 0])
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      model(np.ones((1, 6), np.int32))
+    options = dict(temperature=0)
+    tokens, mask = generation.pad([[1, 2, 3], [1]])
+    made = generation.generate(model, tokens, mask=mask, length=3, **options)
+    stream = generation.stream(model, tokens, mask=mask, **options)
+    np.testing.assert_array_equal(
+        made, np.stack([next(stream) for _ in range(3)], axis=1)
+    )
+    full = 'room for 3 tokens after the longest prompt, and 4 are wanted'
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      next(stream)
+    with self.assertRaisesRegex(errors.UserValueError, full):
+      generation.generate(model, tokens, mask=mask, length=4, **options)
+
   def test_invalid_sizes_raise(self):
     for options, message in (
         (dict(num_heads=3), '`num_heads` must divide'),
@@ -210,6 +300,8 @@ class AttentionTest(parameterized.TestCase):
         (dict(num_kv_heads=0), '`num_kv_heads` must divide'),
         (dict(window=0), '`window` must be at least 1, got 0'),
         (dict(chunk_size=0), '`chunk_size` must be at least 1, got 0'),
+        (dict(qk_norm='all'), "`qk_norm` must be one of rms, rms1, rms_all, "),
+        (dict(on_full='stop'), "`on_full` must be 'slide' or 'error', got 's"),
         (dict(head_features=3), '`rotary_fraction` must be'),
         (dict(rotary_fraction=1.5), '`rotary_fraction` must be'),
     ):

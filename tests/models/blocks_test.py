@@ -12,6 +12,13 @@ from rnnzoo.models import blocks
 from tests.models import small
 
 
+class Same(base.RecurrentLayer):
+  in_features = out_features = 8
+
+  def __call__(self, x, carry=None, *, reset=None, mask=None):
+    return carry, x
+
+
 class BlockTest(parameterized.TestCase):
 
   def test_mlp_layers_names_the_layers_with_an_mlp(self):
@@ -28,15 +35,33 @@ class BlockTest(parameterized.TestCase):
     self.assertEqual(widths, [None, (2, 8, 16), None])
     self.assertIsNone(model.backbone.stacks[1].mlp_gate.bias)
 
+  @parameterized.parameters('pre', 'post', 'out')
+  def test_norm_positions(self, position):
+    config = models.ModelConfig.tiny().replace(layer='gru,lru')
+    if position == 'out':
+      config = config.replace(out_norm_layers=('lru',))
+      self.assertEqual(config.at_depth(0).norm_position, 'pre')
+      config = config.at_depth(1)
+    else:
+      config = config.replace(norm_position=position)
+    self.assertEqual(config.norm_position, position)
+    block = blocks.Block(config, Same(), rngs=nnx.Rngs(0))
+    for i, norm in enumerate((block.norm, block.mlp_norm), start=2):
+      norm.scale[...] = jnp.linspace(0.5, i, 8)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    want = x
+    for norm, branch in (
+        (block.norm, lambda u: u), (block.mlp_norm, block._mlp)
+    ):
+      want = dict(
+          pre=lambda u: u + branch(norm(u)), post=lambda u: norm(u + branch(u)),
+          out=lambda u: u + norm(branch(u)),
+      )[position](want)
+    _, y, _ = block(x, blocks.BlockCarry(None, None))
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)
+
   @parameterized.parameters('glu', 'half_glu', 'half_glu2')
   def test_gates(self, gate):
-
-    class Same(base.RecurrentLayer):
-      in_features = out_features = 8
-
-      def __call__(self, x, carry=None, *, reset=None, mask=None):
-        return carry, x
-
     config = models.ModelConfig.tiny().replace(gate=gate, mlp='none')
     block = blocks.Block(config, Same(), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))

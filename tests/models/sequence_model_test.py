@@ -92,7 +92,7 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('mean', 'min_gru', 'pre'), ('last', 'gru', 'post'),
-      ('first', 'min_gru', 'post'), ('none', 'gru', 'pre'),
+      ('first', 'min_gru', 'out'), ('none', 'gru', 'pre'),
       ('none', 'min_gru', 'post'),
   )
   def test_padding_changes_neither_outputs_nor_gradients(

@@ -22,6 +22,10 @@ class Family(NamedTuple):
     embedding: The name of the tensor of the embedding.
     head: That of the head. A model whose head is tied has none.
     renamed: Names in old files, and what they are called now.
+    prefix: What the names of tensors start with, instead of `model.`, if the
+      folder has a model that reads images too.
+    unused: What the names of tensors start with that are not of the language
+      model, such as those of images.
   """
 
   architecture: str
@@ -32,6 +36,8 @@ class Family(NamedTuple):
   embedding: str
   head: str
   renamed: Mapping[str, str] = {}
+  prefix: str = ''
+  unused: tuple[str, ...] = ()
 
   def full_table(self, config: ModelConfig) -> tables.Table:
     """Returns the table with the embedding and the head."""

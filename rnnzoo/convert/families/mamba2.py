@@ -63,25 +63,34 @@ def limits(settings: Settings) -> tuple[float, float | None]:
 def write(model: Any) -> dict[str, Any]:
   """Returns the values of `config.json` for a `LanguageModel`."""
   config, layer = model.config, model.backbone.stacks[0].layer
-  expand, rest = divmod(layer.hidden_features, layer.in_features)
-  if rest:
-    raise errors.UserValueError(
-        f'mamba2 needs an integer as the expansion factor, got '
-        f'{layer.hidden_features} channels of {layer.in_features} features.'
-    )
-  high = math.inf if layer.dt_high is None else layer.dt_high
   return dict(
       hidden_act='silu', hidden_size=config.features,
       num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
       layer_norm_epsilon=model.norm.epsilon,
       tie_word_embeddings=config.tie_embeddings,
       state_size=layer.state_features, conv_kernel=layer.conv_kernel,
-      expand=expand,
+      expand=expansion(layer),
       num_heads=layer.num_heads, head_dim=layer.head_features,
       n_groups=layer.num_groups, use_bias=False,
       use_conv_bias=layer.conv_bias is not None,
-      time_step_limit=[layer.dt_low, high],
+      time_step_limit=limits_of(layer),
   )
+
+
+def expansion(layer: Any) -> int:
+  """Returns the expansion factor of a layer, which has to be an integer."""
+  factor, rest = divmod(layer.hidden_features, layer.in_features)
+  if rest:
+    raise errors.UserValueError(
+        f'mamba2 needs an integer as the expansion factor, got '
+        f'{layer.hidden_features} channels of {layer.in_features} features.'
+    )
+  return factor
+
+
+def limits_of(layer: Any) -> list[float]:
+  """Returns the `time_step_limit` of a layer."""
+  return [layer.dt_low, math.inf if layer.dt_high is None else layer.dt_high]
 
 
 def table(config: ModelConfig) -> tables.Table:

@@ -1,0 +1,153 @@
+"""Qwen3.5, dense: `Qwen3_5ForCausalLM` of `transformers`."""
+
+from typing import Any
+
+from rnnzoo.convert import attention
+from rnnzoo.convert import tables
+from rnnzoo.convert.families.family import Family
+from rnnzoo.convert.settings import Settings
+from rnnzoo.models.config import ModelConfig
+
+_LAYERS = dict(
+    linear_attention='gated_delta_net', full_attention='gated_attention'
+)
+_DELTA = dict(
+    in_proj_qkv='qkv', in_proj_z='gate', in_proj_b='beta', in_proj_a='decay',
+    out_proj='output',
+)
+_ATTENTION = dict(
+    key='k_proj', value='v_proj', output='o_proj', query_norm='q_norm',
+    key_norm='k_norm',
+)
+
+
+def read(settings: Settings) -> ModelConfig:
+  """Returns our config."""
+  settings.must_be('hidden_act', 'silu')
+  settings.must_be('attention_bias', False)
+  # What released files say of all models, and of a head for further tokens.
+  settings.must_be('attn_output_gate', True)
+  settings.must_be('mlp_only_layers', [])
+  settings.no_effect(
+      'mamba_ssm_dtype', 'mtp_num_hidden_layers', 'mtp_use_dedicated_embeddings'
+  )
+  features = settings.size('hidden_size', 4096)
+  hidden = settings.size('intermediate_size', 12_288)
+  epsilon = settings.positive('rms_norm_eps', 1e-6)
+  depth = settings.size('num_hidden_layers', 32)
+  every = settings.size('full_attention_interval', 4)
+  layers = settings.layers('layer_types', tuple(
+      'linear_attention' if i % every else 'full_attention'
+      for i in range(1, depth + 1)
+  ), depth, _LAYERS)
+  options = attention.options(
+      settings, features, heads=16, kv_heads=4, head_features=256,
+      longest=32_768, fraction=0.25,
+      # Positions of images in a text without any.
+      no_effect=('mrope_interleaved', 'mrope_section'),
+  )
+  return ModelConfig(
+      layer=tables.pattern(layers), num_layers=depth, features=features,
+      vocab_size=settings.size('vocab_size', 248_320), norm='rms1',
+      norm_epsilon=epsilon, mlp='swiglu',
+      mlp_factor=tables.ratio(hidden, features), use_bias=False,
+      tie_embeddings=settings.take('tie_word_embeddings', False),
+      layer_options=dict(
+          gated_delta_net=dict(
+              num_heads=settings.size('linear_num_key_heads', 16),
+              num_value_heads=settings.size('linear_num_value_heads', 32),
+              key_features=settings.size('linear_key_head_dim', 128),
+              value_features=settings.size('linear_value_head_dim', 128),
+              conv_kernel=settings.size('linear_conv_kernel_dim', 4),
+              norm_epsilon=epsilon,
+          ),
+          gated_attention=options | dict(qk_norm='rms1', norm_epsilon=epsilon),
+      ),
+  )
+
+
+def write(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for a `LanguageModel`."""
+  config, stacks = model.config, tables.first_stacks(model)
+  kinds = {layer: kind for kind, layer in _LAYERS.items()}
+  values = dict(
+      hidden_act='silu', hidden_size=config.features,
+      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      intermediate_size=tables.mlp_features(model),
+      layer_types=[kinds[name] for name in config.layer_names],
+      rms_norm_eps=model.norm.epsilon,
+      tie_word_embeddings=config.tie_embeddings,
+  )
+  if 'gated_delta_net' in stacks:
+    layer = stacks['gated_delta_net'].layer
+    values |= dict(
+        linear_num_key_heads=layer.num_heads,
+        linear_num_value_heads=layer.num_value_heads,
+        linear_key_head_dim=layer.key_features,
+        linear_value_head_dim=layer.value_features,
+        linear_conv_kernel_dim=layer.conv_kernel,
+    )
+  if 'gated_attention' in stacks:
+    layer = stacks['gated_attention'].layer
+    values |= attention.values(layer, with_fraction=True)
+    values['head_dim'] = layer.head_features
+  return values
+
+
+def table(config: ModelConfig) -> tables.Table:
+  """Returns the tensors of blocks and norms."""
+  rows = dict(tables.whole_norm('model.norm', 'norm'))
+  for i, block in enumerate(tables.blocks(config)):
+    name = f'model.layers.{i}'
+    rows |= {
+        **block.norm(f'{name}.input_layernorm', 'norm'),
+        **block.norm(f'{name}.post_attention_layernorm', 'mlp_norm'),
+    }
+    for part, path in dict(gate='gate', up='in', down='out').items():
+      rows |= block.linear(f'{name}.mlp.{part}_proj', f'mlp_{path}')
+    if config.layer_names[i] == 'gated_delta_net':
+      rows |= _delta(block, f'{name}.linear_attn')
+      continue
+    layer = f'{name}.self_attn'
+    rows |= attention.rows(block, layer, _ATTENTION)
+    rows[f'{layer}.q_proj.weight'] = _queries(
+        block, **config.layer_options['gated_attention']
+    )
+  return rows
+
+
+def _delta(block: tables.Block, name: str) -> tables.Table:
+  """Returns the tensors of Gated DeltaNet."""
+  rows = {
+      f'{name}.conv1d.weight': block.row('layer.conv', tables.taps),
+      f'{name}.A_log': block.row('layer.A_log'),
+      f'{name}.dt_bias': block.row('layer.dt_bias'),
+      **block.norm(f'{name}.norm', 'layer.norm'),
+  }
+  for part, path in _DELTA.items():
+    rows |= block.linear(f'{name}.{part}', f'layer.{path}')
+  return rows
+
+
+def _queries(
+    block: tables.Block, *, num_heads: int, head_features: int, **unused
+) -> tables.Row:
+  """Returns a matrix that has the query and the gate of each head."""
+  del unused
+  row = ()
+  for head in range(num_heads):
+    view = tables.transposed_rows(
+        head * head_features, (head + 1) * head_features
+    )
+    row += block.row('layer.query.kernel', view)
+    row += block.row('layer.gate.kernel', view)
+  return row
+
+
+FAMILY = Family(
+    architecture='Qwen3_5ForCausalLM',
+    layers=('gated_delta_net', 'gated_attention'), read=read, write=write,
+    table=table, embedding='model.embed_tokens.weight', head='lm_head.weight',
+    prefix='model.language_model.',
+    unused=('mtp.', 'model.visual.'),  # `mtp` predicts further tokens.
+)
