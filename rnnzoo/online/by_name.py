@@ -42,6 +42,7 @@ def make(
 ) -> Any:
   """Returns the learner of a model: an `RTRL`, or a `Truncated`.
 
+  >>> from flax import nnx
   >>> make('lru_5', Stack(nnx.Linear(2, 1, rngs=nnx.Rngs(0))), None, (2,))
   ... # doctest: +ELLIPSIS
   <rnnzoo.online.truncated.Truncated object at 0x...>

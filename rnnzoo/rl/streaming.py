@@ -123,6 +123,7 @@ class StreamAC:
   """The learner of a config: pure functions of the state of one agent.
 
   >>> import types
+  >>> from rnnzoo import environments
   >>> config = types.SimpleNamespace(
   ...     **{name: field.default for name, field in FIELDS.items()}
   ... )

@@ -136,7 +136,7 @@ class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
       ('train', [], '--config is required'),
       ('train', [commands.TINY], '--workdir is required'),
-      ('generate', [], '--workdir is required'),
+      ('generate', [], '--workdir and --pretrained is required'),
       ('evaluate', [], '--workdir is required'),
       ('evaluate', ['--workdir=x', 'y'], 'Unexpected arguments: y'),
       ('generate', [f'--seed={2**63}'], '--seed='),
