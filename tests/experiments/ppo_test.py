@@ -25,6 +25,8 @@ from rnnzoo import rl
 from rnnzoo.rl import saved
 from tests.experiments import commands
 
+ppo_speed = commands.imported('experiments.benchmarks.ppo_speed')
+
 CONFIGS = [
     file for file in collecting.config_files()
     if pathlib.PurePosixPath(file).match('rl/ppo_*')
@@ -34,6 +36,26 @@ MASKED = 'experiments/configs/rl/ppo_cartpole_masked.py'
 
 def parse(file, *words):
   return config_flag.parse_alone(f'{commands.ROOT / file}', *words)
+
+
+class SpeedTest(absltest.TestCase):
+
+  def test_the_adapter_starts_the_next_episode(self):
+    """What memorax gets of an environment, without memorax."""
+    spaces = mock.Mock()
+    adapter = ppo_speed.Adapter(
+        environments.make('cart_pole', time_limit=3), spaces
+    )
+    spaces.Discrete.assert_called_once_with(2)
+    x, state = adapter.reset(jax.random.key(0), None)
+    done = []
+    for i in range(7):
+      x, state, reward, ended, info = adapter.step(
+          jax.random.key(i), state, i % 2, None
+      )
+      done.append(bool(ended))
+      self.assertEqual((x.shape, float(reward), info), ((4,), 1, {}))
+    self.assertEqual(done, [False, False, True] * 2 + [False])
 
 
 class ConfigTest(parameterized.TestCase):
