@@ -21,7 +21,6 @@ from experiments.configs.online import settings
 import numpy as np
 from rnnzoo.online import regression
 from rnnzoo.online import streams
-from rnnzoo.training import files
 from rnnzoo.training.processes import host
 
 _CONFIG = config_flag.define(settings.defaults)
@@ -51,12 +50,7 @@ def run_all(flag, config, workdir, commit) -> None:
     workdir: Where everything is written.
     commit: What `results.commit` returned.
   """
-  workdir = files.workdir(workdir)
-  with files.usable(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_text(
-        workdir / 'config.json', config.to_json(indent=2) + '\n'
-    )
+  workdir = online_results.start(workdir, config)
   seeds = range(config.seed, config.seed + config.num_seeds)
   loaded = {seed: streams.load(config.stream, seed) for seed in seeds}
   first = {}
@@ -122,14 +116,14 @@ def so_far(errors: np.ndarray) -> np.ndarray:
   return np.cumsum(errors) / np.arange(1, len(errors) + 1)
 
 
-def lines_of(errors: np.ndarray) -> list[dict[str, float]]:
-  """Returns the lines of `metrics.jsonl`, about a hundred."""
+def lines_of(errors: np.ndarray) -> list[tuple[int, dict[str, float]]]:
+  """Returns steps and numbers for `metrics.jsonl`, about a hundred."""
   every, means = max(1, len(errors) // _LINES), so_far(errors)
   return [
-      dict(
-          step=step, error=float(means[step - 1]),
+      (step, dict(
+          error=float(means[step - 1]),
           recent_error=float(errors[step - every : step].mean()),
-      )
+      ))
       for step in range(every, len(errors) + 1, every)
   ]
 

@@ -21,7 +21,6 @@ from experiments.configs.rl import settings
 import numpy as np
 from rnnzoo.rl import saved
 from rnnzoo.rl import streaming
-from rnnzoo.training import files
 from rnnzoo.training.processes import host
 
 _CONFIG = config_flag.define(settings.streaming)
@@ -50,12 +49,7 @@ def run_all(flag, config, workdir, commit) -> None:
     workdir: Where everything is written.
     commit: What `results.commit` returned.
   """
-  workdir = files.workdir(workdir)
-  with files.usable(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_text(
-        workdir / 'config.json', config.to_json(indent=2) + '\n'
-    )
+  workdir = online_results.start(workdir, config)
   environment, lines = saved.make_environment(config), {}
   print(
       f'Mean return of the episodes that end in the last tenth of '
@@ -74,7 +68,7 @@ def run_all(flag, config, workdir, commit) -> None:
       online_results.write(
           {'return': last[-1], 'return_of_all': mean(returns)},
           [
-              {'step': int(step), 'return': float(value)}
+              (int(step), {'return': float(value)})
               for step, value in zip(steps, means) if np.isfinite(value)
           ],
           workdir, metric='return', unit='',

@@ -33,6 +33,7 @@ from rnnzoo.layers import base
 from rnnzoo.rl import loop
 from rnnzoo.rl import ppo
 from rnnzoo.rl import saved
+from rnnzoo.training import state as state_lib
 
 _LAYERS = flags.DEFINE_multi_enum(
     'layers', ['min_gru', 'lru', 'gru'], ['min_gru', 'lru', 'gru'],
@@ -103,11 +104,8 @@ def our_call(config):
       lambda u, _: jax.vmap(learner.update)(u), state, length=_ROLLOUTS.value
   )
   program, costs = timing.compiled(body, state)
-  count = sum(u.size for u in jax.tree.leaves(state['params']))
-  metrics = program(state)[1]
-  loop.check_finite({n: jax.device_get(metrics[n]) for n in ('loss',)} | {
-      n: jax.device_get(metrics[n]) for n in ('grad_norm', 'param_norm')
-  }, 0)
+  loop.check_finite(jax.device_get(program(state)[1]), 0)
+  count = state_lib.count_parameters(state['params'])
   return functools.partial(program, state), count, costs
 
 
@@ -173,15 +171,19 @@ def their_call(config):
       tx, tx,
   )
   key, state = agent.init(jax.random.key(0))
-  steps = _ROLLOUTS.value * config.num_environments * config.rollout_length
+  steps = steps_of_call(config)
   program, costs = timing.compiled(
       lambda key, state: agent.train(key, state, steps), key, state
   )
-  count = sum(
-      u.size
-      for u in jax.tree.leaves((state.actor_params, state.critic_params))
+  count = state_lib.count_parameters(
+      (state.actor_params, state.critic_params)
   )
   return functools.partial(program, key, state), count, costs
+
+
+def steps_of_call(config) -> int:
+  """Returns the steps of all environments in a call."""
+  return _ROLLOUTS.value * config.num_environments * config.rollout_length
 
 
 def main(argv):
@@ -194,7 +196,7 @@ def main(argv):
     medians = timing.interleaved_medians(
         {name: call for name, (call, *_) in made.items()}, _REPEATS.value
     )
-    steps = _ROLLOUTS.value * config.num_environments * config.rollout_length
+    steps = steps_of_call(config)
     for name, (_, parameters, costs) in made.items():
       duration = medians[name]
       rows.append(dict(

@@ -4,12 +4,14 @@
 for the fields of a record.
 """
 
+from collections.abc import Iterable
 import pathlib
 import shlex
 from typing import Any
 
 from experiments.cli import config_flag
 from experiments.cli import results
+from rnnzoo.training import files
 from rnnzoo.training import metrics as metrics_lib
 from rnnzoo.training.metrics import curves
 from rnnzoo.training.processes import host
@@ -19,9 +21,18 @@ SPLIT = 'stream'
 _NEUTRAL = ('seed', 'num_seeds', 'learners', 'stream.path')
 
 
+def start(workdir: str, config) -> pathlib.Path:
+  """Makes the directory of a run, writes its config there; returns its path."""
+  path = files.workdir(workdir)
+  with files.usable(path):
+    path.mkdir(parents=True, exist_ok=True)
+    files.write_text(path / 'config.json', config.to_json(indent=2) + '\n')
+  return path
+
+
 def write(
     values: dict[str, float],
-    lines: list[dict[str, Any]],
+    lines: Iterable[tuple[int, dict[str, float]]],
     workdir: pathlib.Path,
     *,
     metric: str,
@@ -43,7 +54,7 @@ def write(
 
   Args:
     values: All that was measured, by name.
-    lines: The lines of `metrics.jsonl`, with their `step`.
+    lines: The steps and the numbers of the lines of `metrics.jsonl`.
     workdir: The directory of the run.
     metric: The one of `values` to compare.
     unit: What it is measured in.
@@ -64,8 +75,7 @@ def write(
   with metrics_lib.MetricsWriter(
       folder, resume_step=0, tensorboard=False
   ) as writer:
-    for line in lines:
-      step = line.pop('step')
+    for step, line in lines:
       writer.write(step, line)
   overrides = results.overrides_of(flag)
   for field in _NEUTRAL:

@@ -133,6 +133,13 @@ class Block(NamedTuple):
       table[f'{name}.bias'] = self.row(f'{path}.bias', flat)
     return table
 
+  def mlp(self, name: str, *, bias: bool = False) -> Table:
+    """The rows of a gated MLP: `name.gate_proj`, `.up_proj`, `.down_proj`."""
+    table = {}
+    for part, path in dict(gate='gate', up='in', down='out').items():
+      table |= self.linear(f'{name}.{part}_proj', f'mlp_{path}', bias=bias)
+    return table
+
   def norm(self, name: str, path: str, *, bias: bool = False) -> Table:
     """The rows of a norm, whose tensors are `name.weight` and `.bias`."""
     table = {f'{name}.weight': self.row(f'{path}.scale', flat)}

@@ -229,12 +229,20 @@ def into_levels(u: jax.Array, level: jax.Array, levels: int) -> jax.Array:
   return jnp.where(here, u[..., None, :, :], 0)
 
 
-def checked_scales(scales: Any, v: jax.Array, axes: Sequence[str]) -> jax.Array:
-  """Returns the scales `[..., H, L]` as an array, or raises.
+def checked(
+    scales: Any,
+    state: LevelState | None,
+    v: jax.Array,
+    S: jax.Array,
+    axes: Sequence[str],
+) -> tuple[jax.Array, LevelState]:
+  """Returns the scales and the state as arrays, zeros if `None`, or raises.
 
   Args:
-    scales: As given by the caller.
+    scales: As given by the caller, `[..., H, L]`.
+    state: The state before the first token, or `None`.
     v: Values `[..., H, V]`.
+    S: A state without levels `[B, H, K, V]`, for its shape and dtype.
     axes: The letters of the axes in front of the levels.
   """
   scales = jnp.asarray(scales)
@@ -244,21 +252,15 @@ def checked_scales(scales: Any, v: jax.Array, axes: Sequence[str]) -> jax.Array:
         f'{v.shape[:-1]} and L, got {scales.shape}.'
     )
   checking.are_floating(level_scales=scales)
-  if not 2 <= scales.shape[-1] <= MOST_LEVELS:
+  levels = scales.shape[-1]
+  if not 2 <= levels <= MOST_LEVELS:
     raise ValueError(
-        f'`level_scales` must have 2 to {MOST_LEVELS} levels, got '
-        f'{scales.shape[-1]}.'
+        f'`level_scales` must have 2 to {MOST_LEVELS} levels, got {levels}.'
     )
-  return scales
-
-
-def checked_state(
-    state: LevelState | None, rows: int, heads: int, levels: int, keys: int,
-    values: int, dtype: Any,
-) -> LevelState:
-  """Returns the state in its dtypes, zeros if `None`, or raises."""
+  rows, heads, keys, values = S.shape
+  dtype = jnp.promote_types(S.dtype, scales.dtype)
   empty = empty_level_state(rows, heads, levels, keys, values, dtype)
-  return checking.state_tuple(state, empty)
+  return scales, checking.state_tuple(state, empty)
 
 
 def check_length(

@@ -198,10 +198,6 @@ def _checked(q, k, v, scales, state, g, leading):
   if g is not None:
     checking.has_axes('log_decay', jnp.asarray(g), leading + ('H',))
   q, k, v, S, g, _ = head_groups.checked(q, k, v, None, g, None, leading)
-  scales = fenwick.checked_scales(scales, v, leading + ('H',))
-  dtype = jnp.promote_types(S.dtype, scales.dtype)
-  rows, heads, features, values = S.shape
-  state = fenwick.checked_state(
-      state, rows, heads, scales.shape[-1], features, values, dtype
-  )
-  return q, k, v, scales, state, None if g is None else g.astype(dtype)
+  scales, state = fenwick.checked(scales, state, v, S, leading + ('H',))
+  g = None if g is None else g.astype(state.levels.dtype)
+  return q, k, v, scales, state, g

@@ -175,11 +175,7 @@ def _checked(q, k, v, beta, scales, state, g, axes):
   operands = dict(q=q, k=k, v=v, beta=beta, log_decay=g, S0=None)
   operands, _, _ = rank_one.checked(operands, axes, None, None)
   S = operands.pop('S0')
-  scales = fenwick.checked_scales(scales, operands['v'], axes)
-  rows, heads, features, values = S.shape
-  state = fenwick.checked_state(
-      state, rows, heads, scales.shape[-1], features, values,
-      jnp.promote_types(S.dtype, scales.dtype),
+  operands['level_scales'], state = fenwick.checked(
+      scales, state, operands['v'], S, axes
   )
-  operands['level_scales'] = scales
   return {n: u for n, u in operands.items() if u is not None}, state

@@ -109,8 +109,7 @@ def table(config: ModelConfig) -> tables.Table:
         **block.norm(f'{name}.input_layernorm', 'norm'),
         **block.norm(f'{name}.pre_ff_layernorm', 'mlp_norm'),
     }
-    for part, path in dict(gate='gate', up='in', down='out').items():
-      rows |= block.linear(f'{name}.feed_forward.{part}_proj', f'mlp_{path}')
+    rows |= block.mlp(f'{name}.feed_forward')
     if config.layer_names[i] == 'attention':
       rows |= attention.rows(block, f'{name}.self_attn', _ATTENTION)
     else:

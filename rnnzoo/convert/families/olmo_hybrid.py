@@ -127,8 +127,7 @@ def table(config: ModelConfig) -> tables.Table:
         **block.norm(f'{name}.{norm}', 'norm'),
         **block.norm(f'{name}.{mlp_norm}', 'mlp_norm'),
     }
-    for part, path in dict(gate='gate', up='in', down='out').items():
-      rows |= block.linear(f'{name}.mlp.{part}_proj', f'mlp_{path}')
+    rows |= block.mlp(f'{name}.mlp')
     if kind == 'attention':
       rows |= attention.rows(block, f'{name}.self_attn', _ATTENTION)
     else:

@@ -103,8 +103,7 @@ def table(config: ModelConfig) -> tables.Table:
         **block.norm(f'{name}.input_layernorm', 'norm'),
         **block.norm(f'{name}.post_attention_layernorm', 'mlp_norm'),
     }
-    for part, path in dict(gate='gate', up='in', down='out').items():
-      rows |= block.linear(f'{name}.mlp.{part}_proj', f'mlp_{path}')
+    rows |= block.mlp(f'{name}.mlp')
     if config.layer_names[i] == 'gated_delta_net':
       rows |= _delta(block, f'{name}.linear_attn')
       continue

@@ -115,10 +115,7 @@ def table(config: ModelConfig) -> tables.Table:
         **block.norm(f'{name}.temporal_pre_norm', 'norm'),
         **block.norm(f'{name}.channel_pre_norm', 'mlp_norm'),
     }
-    for part, path in dict(gate='gate', up='in', down='out').items():
-      rows |= block.linear(
-          f'{name}.mlp_block.{part}_proj', f'mlp_{path}', bias=True
-      )
+    rows |= block.mlp(f'{name}.mlp_block', bias=True)
     layer = f'{name}.temporal_block'
     if config.layer_names[i] == 'griffin':
       rows |= _recurrent(block, layer)
