@@ -10,6 +10,7 @@ from absl.testing import absltest
 import numpy as np
 from rnnzoo import errors
 from rnnzoo.training import checkpoint
+from rnnzoo.training.checkpoint import damage
 from tests.training import cases
 
 
@@ -184,6 +185,12 @@ class DamageTest(cases.CheckpointTestCase):
     step, state, _ = checkpoints.restore(cases.abstract(self.states[2]))
     self.assertEqual(step, 3)
     self.assert_states_equal(state, self.states[2])
+
+  def test_the_reason_stands_before_the_notes_in_any_order(self):
+    notes = ["[os_error_code='27']", '[tensorstore_spec=\'{"a":{"b":[0]}}\']']
+    for order in notes, notes[::-1]:
+      text = ' '.join(['Error opening "zarr": "/a/d": File too large', *order])
+      self.assertEqual(damage.reason(ValueError(text)), 'File too large')
 
   def test_failures_print_one_readable_line_each(self):
     """Neither Orbax's logs nor tracebacks of its threads reach the terminal."""

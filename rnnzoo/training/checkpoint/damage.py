@@ -16,10 +16,11 @@ def reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   text = str(error).strip()
-  # TensorStore puts the reason at the end of a long message.
-  system_error = re.search(r'([^:]+) \[os_error_code', text)
-  if system_error:
-    return system_error[1].strip()
+  # TensorStore puts the reason at the end of a long sentence; its notes follow,
+  # in any order, as in ` [os_error_code='27'] [tensorstore_spec='...']`.
+  sentence, *notes = re.split(r' (?=\[\w+=)', text)
+  if any(note.startswith('[os_error_code') for note in notes):
+    return sentence.rpartition(':')[2].strip()
   line = f'{type(error).__name__}: {text}'.splitlines()[0]
   return line if len(line) <= 80 else line[:77] + '...'
 
