@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
@@ -147,25 +148,14 @@ class Mamba2(base.RecurrentLayer):
     self.chunk_size = chunk_size
     self.dt_low, self.dt_high = dt_low, dt_high
     self.dtype = dtype
-    self.head_features = min(64, hidden)
-    if head_features is not None:
-      self.head_features = head_features
-    for name, value in dict(
-        state_features=state_features, head_features=self.head_features,
-        num_groups=num_groups, conv_kernel=conv_kernel, num_layers=num_layers,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if hidden % self.head_features:
-      raise ValueError(
-          f'`head_features` must divide the {hidden} channels, got '
-          f'{self.head_features}.'
-      )
-    self.num_heads = heads = hidden // self.head_features
-    if heads % num_groups:
-      raise ValueError(
-          f'`num_groups` must divide the {heads} heads, got {num_groups}.'
-      )
+    checking.check_sizes(
+        state_features=state_features, conv_kernel=conv_kernel,
+        num_layers=num_layers,
+    )
+    self.head_features, self.num_heads = checking.channel_heads(
+        hidden, head_features, num_groups
+    )
+    heads = self.num_heads
     if not 0 < a_min <= a_max:
       raise ValueError(
           f'`a_min`, `a_max` must be positive and in order, got {a_min}, '

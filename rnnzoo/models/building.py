@@ -116,17 +116,7 @@ def layer_options(
     )
   shared = {k: v for k, v in config.layer_options.items() if k not in known}
   options = shared | dict(config.layer_options.get(name, {}))
-  for option, value in options.items():
-    if option not in allowed:
-      raise errors.UserValueError(
-          f'Layer {name} has no option {option!r} (config field '
-          f'model.layer_options).{errors.suggest(option, allowed)} Its options '
-          f'are: {", ".join(sorted(allowed))}. If these options are of another '
-          "layer, clear them with --config.model.layer_options='{}'."
-      )
-    field = _field(option, allowed[option].annotation)
-    if field:
-      fields.check(f'model.layer_options.{option}', value, field)
+  check_options(name, known[name], options, 'model.layer_options')
   index = config.layer_names[:depth].count(name)
   count = config.layer_names.count(name)
   place = dict(
@@ -137,20 +127,56 @@ def layer_options(
   return {k: v for k, v in place.items() if k in allowed} | options
 
 
-def _build(name, make, config, size, options, rngs) -> base.RecurrentLayer:
-  """Calls `make`; raises `UserValueError` if that fails."""
-  problem = (
-      f'Layer {name} cannot be built of model.features {config.features} and '
-      f'model.layer_options {fields.shown(dict(config.layer_options))}'
-  )
+def check_options(
+    name: str, make: Callable[..., Any], options: Mapping[str, Any], where: str
+) -> None:
+  """Checks the options of a layer.
+
+  >>> check_options('lru', zoo.LRU, dict(state_features=8), 'layer_options')
+
+  Args:
+    name: The name of the layer, for the message.
+    make: Its class or function.
+    options: Keyword arguments of it.
+    where: The field of a config that holds them.
+
+  Raises:
+    UserValueError: If there is no such option, or a value is wrong.
+  """
+  allowed = options_of(make)
+  for option, value in options.items():
+    if option not in allowed:
+      raise errors.UserValueError(
+          f'Layer {name} has no option {option!r} (config field {where}).'
+          f'{errors.suggest(option, allowed)} Its options are: '
+          f'{", ".join(sorted(allowed))}. If these options are of another '
+          f"layer, clear them with --config.{where}='{{}}'."
+      )
+    field = _field(option, allowed[option].annotation)
+    if field:
+      fields.check(f'{where}.{option}', value, field)
+
+
+def build(
+    name: str, make: Callable[..., Any], size: int, options: Mapping[str, Any],
+    of: str, **given: Any,
+) -> base.RecurrentLayer:
+  """Calls `make`; an error is one line if the layer is one of the zoo.
+
+  Args:
+    name: The name of the layer.
+    make: Its class or function.
+    size: The size of an input.
+    options: Keyword arguments, from the config.
+    of: What the layer is built of, for the message.
+    **given: The other keyword arguments.
+
+  Raises:
+    UserValueError: If that fails, or a parameter has no elements.
+  """
+  problem = f'Layer {name} cannot be built of {of}'
   try:
-    layer = make(
-        size,
-        param_dtype=jnp.dtype(config.param_dtype),
-        dtype=jnp.dtype(config.dtype),
-        rngs=rngs,
-        **options,
-    )
+    layer = make(size, **given, **options)
   except errors.UserError:
     raise
   except (
@@ -166,6 +192,17 @@ def _build(name, make, config, size, options, rngs) -> base.RecurrentLayer:
         f'{problem}: a parameter would have no elements.'
     )
   return layer
+
+
+def _build(config, name, make, size, options, rngs):
+  """Builds a layer of a model."""
+  shown = fields.shown(dict(config.layer_options))
+  return build(
+      name, make, size, options,
+      f'model.features {config.features} and model.layer_options {shown}',
+      param_dtype=jnp.dtype(config.param_dtype),
+      dtype=jnp.dtype(config.dtype), rngs=rngs,
+  )
 
 
 def takes_dt(layer: Any) -> bool:
