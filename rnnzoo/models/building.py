@@ -194,7 +194,7 @@ def build(
   return layer
 
 
-def _build(config, name, make, size, options, rngs):
+def _build(name, make, config, size, options, rngs):
   """Builds a layer of a model."""
   shown = fields.shown(dict(config.layer_options))
   return build(
