@@ -20,6 +20,12 @@ from experiments.configs import default
 from rnnzoo import models
 
 PUBLISHED = []
+# Options of the layers.
+OPTIONS = dict(
+    mamba2=dict(state_features=32, head_features=32),
+    # Its own initial value forgets in two tokens what it has read.
+    min_gru=dict(expansion_factor=2.0, update_bias=-5.0),
+)
 
 
 def get_config(layer: str = 'min_gru'):
@@ -27,6 +33,7 @@ def get_config(layer: str = 'min_gru'):
   config = default.get_config()
   config.model = default.model(models.ModelConfig(
       layer=layer, num_layers=2, features=128, conv_kernel=4,
+      layer_options=OPTIONS.get(layer, {}),
   ))
   default.use_data(config, 'passkey')
   config.data.sequence_length = 1024
