@@ -24,9 +24,10 @@ A smaller form, for two cores: texts of 384 bytes, width 64.
 --metric=accuracy` draws the accuracy by length, and `experiments.state_collapse
 --workdir=runs/passkey/min_gru` the states over texts that follow each other.
 
-Chance is 10 %. The gate of minGRU starts almost closed (`update_bias`): 50 bytes
-or more lie between passkey and answer, and half open gates have forgotten the
-passkey by then. A trial without it was at chance after 1,700 steps.
+Chance is 10 %. The gate of minGRU starts almost closed (`update_bias`): between
+the passkey and the answer there are 50 bytes or more, and half open gates have
+forgotten the passkey by then. A trial without it stayed at chance for 1,700
+steps.
 """
 
 from experiments.configs import default
