@@ -12,6 +12,7 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
+from rnnzoo.generation import prompts as prompts_lib
 from rnnzoo.generation import sampling
 from rnnzoo.generation import writing
 
@@ -288,7 +289,7 @@ class GenerateTest(parameterized.TestCase):
     self.assertEmpty(list(columns))  # No more than asked for.
 
   def test_docstrings(self):
-    for module in (generation, sampling, writing):
+    for module in (generation, prompts_lib, sampling, writing):
       self.assertEqual(doctest.testmod(module).failed, 0)
 
   def test_one_token(self):

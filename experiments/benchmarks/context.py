@@ -34,7 +34,7 @@ _LABELS = dict(
     attention='attention',
 )
 _LENGTHS = flags.DEFINE_multi_integer(
-    'lengths', [1024, 2048, 4096, 8192, 16384, 32768, 65536],
+    'lengths', [1024, 2048, 4096, 8192, 16384, 32768],
     'The lengths of the context.', lower_bound=64,
 )
 _DEPTH = flags.DEFINE_integer(

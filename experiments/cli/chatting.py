@@ -60,8 +60,8 @@ class Conversation:
     self._opened, self._length = opened, length
     self._stop_strings = stop_strings
     self._make_writer = lambda: generation.Writer(
-        opened.run.model, key=jax.random.key(seed), sampling=sampling,
-        chunk=chunk,
+        opened.run.model, sampling=sampling, chunk=chunk,
+        key=jax.random.fold_in(jax.random.key(seed), len(self.messages)),
     )
     self._writer, self._text = self._make_writer(), ''
 
@@ -87,8 +87,7 @@ class Conversation:
     ids = bpe.encode(vocabulary.symbols, whole[len(before) :])
     self.tokens_read = len(ids)
     if clock:
-      if not before:
-        self._writer.compile(ids[None])
+      self._writer.compile(ids[None])
       clock.start(len(ids))
     self._writer.read(ids[None])
     part = texts.Text(vocabulary, self._opened.stop, self._stop_strings)

@@ -15,11 +15,11 @@ A model has `model(tokens, carry, mask=) -> (carry, logits)`,
 (2, 5)
 """
 
+from rnnzoo.generation.prompts import pad
 from rnnzoo.generation.sampling import Sampling
 from rnnzoo.generation.sampling import sample_logits
 from rnnzoo.generation.writing import Writer
 from rnnzoo.generation.writing import generate
-from rnnzoo.generation.writing import pad
 from rnnzoo.generation.writing import stream
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Continues prompts, with the model's own carry."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 import itertools
 from typing import Any
@@ -10,16 +10,11 @@ from jax import core
 import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
-from rnnzoo import fields
+from rnnzoo.generation import prompts as prompts_lib
 from rnnzoo.generation import sampling as sampling_lib
 from rnnzoo.generation.sampling import Sampling
 
-# A prompt that is shorter than a chunk is padded to a power of two, so that
-# few programs are compiled, and to this at least.
-_SHORTEST = 16
-
 _PLAIN = Sampling()
-Piece = tuple[np.ndarray, np.ndarray | None]  # Tokens and mask `[B, P]`.
 
 
 def generate(
@@ -41,9 +36,9 @@ def generate(
   Prompts of different lengths are one batch: `pad` puts padding before them.
 
   >>> from flax import nnx
-  >>> from rnnzoo import models
+  >>> from rnnzoo import generation, models
   >>> model = models.LanguageModel(models.ModelConfig.tiny(), rngs=nnx.Rngs(0))
-  >>> prompts, mask = pad([[1, 2, 3], [4]])
+  >>> prompts, mask = generation.pad([[1, 2, 3], [4]])
   >>> generate(model, prompts, mask=mask, length=5, temperature=0).shape
   (2, 5)
 
@@ -73,10 +68,10 @@ def generate(
   """
   sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
   key = sampling_lib.check(sampling, key)
-  rows = _check_prompts(model, prompts, mask)
-  _check_length('length', length)
+  rows = prompts_lib.check_prompts(model, prompts, mask)
+  prompts_lib.check_length('length', length)
   _check_room(model, max(map(len, rows)), length)
-  *pieces, last = _pieces(rows, chunk)
+  *pieces, last = prompts_lib.pieces(rows, chunk)
   carry, seen = _start(model, len(rows), sampling, chunk)
   for piece in pieces:
     carry, _, seen = _read_compiled(
@@ -127,9 +122,9 @@ def stream(
   """
   sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
   writer = Writer(model, key=key, sampling=sampling, chunk=chunk)
-  rows = _check_prompts(model, prompts, mask)
+  rows = prompts_lib.check_prompts(model, prompts, mask)
   if length is not None:
-    _check_length('length', length)
+    prompts_lib.check_length('length', length)
     _check_room(model, max(map(len, rows)), length)
   return _stream(writer, prompts, mask, length)
 
@@ -184,12 +179,13 @@ class Writer:
     self.model, self.count = model, 0
     self._key, self._sampling = sampling_lib.check(sampling, key), sampling
     if chunk is not None:
-      _check_length('chunk', chunk)
+      prompts_lib.check_length('chunk', chunk)
     self._chunk = chunk
     # The carry; the tokens that were read; the token that was drawn last, and
     # whether it was handed out.
     self._carry, self._seen, self._tokens = None, None, None
     self._number, self._is_out = 0, False
+    self._compiled = set()  # Shapes of prompts.
 
   def read(
       self,
@@ -206,7 +202,7 @@ class Writer:
       UserValueError: If an argument has another form, a row is empty, an id is
         outside the vocabulary, or the model has no room for so many tokens.
     """
-    rows = _check_prompts(self.model, prompts, mask)
+    rows = prompts_lib.check_prompts(self.model, prompts, mask)
     longest = max(map(len, rows))
     if self._tokens is None:
       self._carry, self._seen = _start(
@@ -228,7 +224,7 @@ class Writer:
       last = np.asarray(self._tokens)[:, None]
       rows = [np.concatenate(pair) for pair in zip(last, rows)]
     self.count += longest
-    for piece in _pieces(rows, self._chunk):
+    for piece in prompts_lib.pieces(rows, self._chunk):
       self._carry, self._tokens, self._seen = _read_compiled(
           self.model, self._carry, self._seen, *piece, self._number, self._key,
           self._sampling,
@@ -260,84 +256,29 @@ class Writer:
       prompts: jax.typing.ArrayLike,
       mask: jax.typing.ArrayLike | None = None,
   ):
-    """Compiles what `read` and `next` will run for these first prompts.
+    """Compiles what `read` and `next` will run for these prompts, if need be.
 
     Args:
       prompts: See `read`, like the next.
       mask: Booleans `[B, P]`.
     """
-    rows = _check_prompts(self.model, prompts, mask)
-    start = _start(self.model, len(rows), self._sampling, self._chunk)
+    rows = prompts_lib.check_prompts(self.model, prompts, mask)
+    if self._is_out:
+      rows = [np.append(row, 0) for row in rows]
+    *_, piece = prompts_lib.pieces(rows, self._chunk)
+    if piece[0].shape in self._compiled:
+      return
+    self._compiled.add(piece[0].shape)
+    start = self._carry, self._seen
+    if self._tokens is None:
+      start = _start(self.model, len(rows), self._sampling, self._chunk)
     rest = self._number, self._key, self._sampling
-    *_, piece = _pieces(rows, self._chunk)
     args = (self.model, *start, *piece, *rest)
     _read_compiled.lower(*args).compile()
     carry, tokens, seen = jax.eval_shape(
         functools.partial(_read, sampling=self._sampling), *args[:-1]
     )
     _step_compiled.lower(self.model, carry, seen, tokens, *rest).compile()
-
-
-def pad(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Makes one array of prompts of different lengths, with padding before them.
-
-  >>> pad([[1, 2], [3]])[0]
-  array([[1, 2],
-         [0, 3]], dtype=int32)
-
-  Args:
-    prompts: Token ids, a sequence a prompt.
-
-  Returns:
-    Token ids `[B, P]`, int32, and a mask `[B, P]` that is `False` on padding.
-
-  Raises:
-    UserValueError: If an id does not fit into int32.
-  """
-  for row, prompt in enumerate(prompts):
-    errors.check_token_ids(f'prompts[{row}]', prompt)
-  return _padded(prompts, max(map(len, prompts), default=0))
-
-
-def _padded(prompts, width) -> tuple[np.ndarray, np.ndarray]:
-  tokens = np.zeros((len(prompts), width), np.int32)
-  mask = np.zeros((len(prompts), width), bool)
-  for row, prompt in enumerate(prompts):
-    tokens[row, width - len(prompt) :] = prompt
-    mask[row, width - len(prompt) :] = True
-  return tokens, mask
-
-
-def _check_prompts(model, prompts, mask) -> list[np.ndarray]:
-  """Raises on other forms; returns the tokens of each row."""
-  prompts = np.asarray(prompts)
-  if prompts.ndim != 2 or not np.issubdtype(prompts.dtype, np.integer):
-    raise errors.UserValueError(
-        '`prompts` must be integers [B, P], got '
-        f'{prompts.dtype} {prompts.shape}.'
-    )
-  if mask is not None:
-    mask = np.asarray(mask)
-    if mask.shape != prompts.shape or mask.dtype != bool:
-      raise errors.UserValueError(
-          f'`mask` must be bool {prompts.shape}, got {mask.dtype} {mask.shape}.'
-      )
-  if not prompts.shape[1] or mask is not None and not mask.any(1).all():
-    raise errors.UserValueError('A prompt must have at least one token.')
-  present = prompts if mask is None else np.where(mask, prompts, 0)
-  config = getattr(model, 'config', None)
-  errors.check_token_ids(
-      'prompts', present, getattr(config, 'vocab_size', None)
-  )
-  rows = present.astype(np.int32)
-  return list(rows) if mask is None else [u[m] for u, m in zip(rows, mask)]
-
-
-def _check_length(name, length):
-  if not fields.is_integer(length) or length < 1:
-    raise errors.UserValueError(
-        f'`{name}` must be an integer of at least 1, got {length!r}.'
-    )
 
 
 def _check_room(model, count, more):
@@ -353,22 +294,6 @@ def _check_room(model, count, more):
       f'{max(context - count + 1, 0)} tokens after the longest prompt, and '
       f'{more} are wanted. Give a larger `context` to load_pretrained.'
   )
-
-
-def _pieces(rows: Sequence[np.ndarray], chunk: int | None) -> list[Piece]:
-  """Returns the tokens as arrays of one width, each text at the end."""
-  longest = max(map(len, rows))
-  if chunk is None:
-    is_whole = min(map(len, rows)) == longest
-    tokens, mask = _padded(rows, longest)
-    return [(tokens, None if is_whole else mask)]
-  _check_length('chunk', chunk)
-  width = min(chunk, max(_SHORTEST, 1 << (longest - 1).bit_length()))
-  tokens, mask = _padded(rows, -(-longest // width) * width)
-  return [
-      (tokens[:, i : i + width], mask[:, i : i + width])
-      for i in range(0, tokens.shape[1], width)
-  ]
 
 
 def _start(model, rows, sampling, chunk):
