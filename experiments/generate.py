@@ -140,9 +140,9 @@ def write(opened, prompts, **options):
   prompts = prompts or [sampling.start_of_text(opened.run)]
   if len(prompts) == 1 and _STREAM.value:
     pieces = sampling.pieces(opened.run, prompts[0], **options)
-    for i, piece in enumerate(pieces):
-      if not i and is_given:
-        print(prompts[0], end='')
+    first = next(pieces, '')  # An error comes before anything is printed.
+    print(prompts[0] if is_given else '', first, sep='', end='', flush=True)
+    for piece in pieces:
       print(piece, end='', flush=True)
     print()
   else:

@@ -132,7 +132,8 @@ def continuations(
 def pieces(run: restoring.Run, prompt: str, **options) -> Iterator[str]:
   """Continues one prompt; yields each character as soon as it is certain."""
   for (piece,) in written(run, [prompt], **options):
-    yield piece
+    if piece:
+      yield piece
 
 
 class Clock:
