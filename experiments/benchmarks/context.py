@@ -41,13 +41,13 @@ _DEPTH = flags.DEFINE_integer(
     'depth', 8, 'The number of blocks.', lower_bound=4
 )
 _FEATURES = flags.DEFINE_integer(
-    'features', 512, 'The number of features.', lower_bound=64
+    'features', 256, 'The number of features.', lower_bound=64
 )
 _TOKENS = flags.DEFINE_integer(
     'tokens', 8, 'The number of tokens of a call.', lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer(
-    'repeats', 5, 'The number of rounds.', lower_bound=1
+    'repeats', 3, 'The number of rounds.', lower_bound=1
 )
 _OUT = drivers.define_path(
     'out', 'experiments/results/context_cpu.json',
