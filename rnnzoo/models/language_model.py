@@ -139,7 +139,7 @@ class LanguageModel(nnx.Module):
     carry, x = self.features(
         tokens, carry, reset=reset, mask=mask, train=train, key=key
     )
-    return carry, base.masked(self._logits(x), mask)
+    return carry, base.masked(self.logits(x), mask)
 
   def features(
       self,
@@ -215,7 +215,7 @@ class LanguageModel(nnx.Module):
     x = inputs.prepare(config, x, self.embed_norm, mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
     x = self.norm(base.masked(x, mask), mask=mask)
-    return carry, base.masked(self._logits(x), mask)
+    return carry, base.masked(self.logits(x), mask)
 
   def output_map(self) -> OutputMap:
     """Returns the map from `features` to logits."""
@@ -225,8 +225,16 @@ class LanguageModel(nnx.Module):
     bias = None if self.head.bias is None else self.head.bias[...]
     return OutputMap(self.head.kernel[...], 1, bias, cap)
 
-  def _logits(self, x: jax.Array) -> jax.Array:
-    """Maps features `[..., D]` to logits `[..., V]`, float32 or wider."""
+  def logits(self, features: jax.Array) -> jax.Array:
+    """Maps what `features` returns, `[..., D]`, to logits `[..., V]`.
+
+    Args:
+      features: `[..., D]`, floating.
+
+    Returns:
+      Logits `[..., vocab_size]`, float32 or wider.
+    """
+    x = features
     dtype = base.state_dtype(x.dtype)
     if self.head is None:
       table = self.embed.embedding[...].astype(x.dtype)

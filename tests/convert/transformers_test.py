@@ -4,6 +4,7 @@ They run in an environment of their own, with PyTorch.
 """
 
 import importlib.util
+import json
 import os
 import pathlib
 import tempfile
@@ -16,7 +17,9 @@ import numpy as np
 from rnnzoo import convert
 from rnnzoo import generation
 from rnnzoo import models
+from tests.convert import chat_test
 from tests.convert import reference
+from tests.experiments import commands
 
 # Of the largest logit or state: eager PyTorch sums in another order.
 TOLERANCE = 2e-5
@@ -306,6 +309,39 @@ class TransformersTest(parameterized.TestCase):
         model(ids)[1],
         reference.logits(self.open(family, self.folder / 'ours'), ids),
     )
+
+  def test_chat_templates(self):
+    import tokenizers
+
+    library = reference.library()
+    theirs = library.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()),
+        bos_token='<s>', chat_template=chat_test.CHATML,
+    )
+    own = convert.ChatTemplate(chat_test.CHATML, dict(bos_token='<s>'))
+    messages = [
+        chat_test.USER, dict(role='fool', content='?'),
+        dict(role='assistant', content=' Ho \n'), chat_test.USER,
+    ]
+    for add in (False, True):
+      self.assertEqual(
+          own.render(messages, add_generation_prompt=add),
+          theirs.apply_chat_template(
+              messages, tokenize=False, add_generation_prompt=add
+          ),
+      )
+
+  def test_the_benchmark_of_speed(self):
+    out = self.folder / 'speed.json'
+    done = commands.Command(
+        'experiments.benchmarks.convert_speed', '--prompt=9', '--length=8',
+        '--layers=2', '--features=32', '--vocab=50', '--repeats=1',
+        f'--out={out}',
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    record = json.loads(out.read_text())
+    self.assertLess(record['logits_difference'], TOLERANCE)
+    self.assertLen(record['rows'], 4)
 
 
 if __name__ == '__main__':
