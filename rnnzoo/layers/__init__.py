@@ -43,6 +43,7 @@ from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
 from rnnzoo.layers.hgrn2 import HGRN2 as HGRN2
 from rnnzoo.layers.kda import KDA as KDA
+from rnnzoo.layers.latent_attention import LatentAttention as LatentAttention
 from rnnzoo.layers.lightning_attention import (
     LightningAttention as LightningAttention,
 )
@@ -129,6 +130,7 @@ LAYERS = dict(
     hgrn=HGRN,
     hgrn2=HGRN2,
     kda=KDA,
+    latent_attention=LatentAttention,
     lightning_attention=LightningAttention,
     linear_attention=LinearAttention,
     linoss=LinOSS,

@@ -7,10 +7,9 @@ import math
 from typing import Literal
 
 from flax import nnx
-from jax import core
 import jax.numpy as jnp
-from rnnzoo import errors
 from rnnzoo import ops
+from rnnzoo.layers import attention_window
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
@@ -18,11 +17,10 @@ from rnnzoo.layers import rotary
 
 AttentionCarry = ops.AttentionCache
 
-ON_FULL = ('slide', 'error')
 QK_NORMS = ('rms', 'rms1', 'rms_all')
 
 
-class Attention(base.RecurrentLayer):
+class Attention(attention_window.WindowedAttention):
   r"""Softmax attention of a token to itself and to the `W - 1` before it.
 
   .. math::
@@ -152,17 +150,10 @@ class Attention(base.RecurrentLayer):
       raise ValueError(
           f'`num_kv_heads` must divide `num_heads` = {num_heads}, got {groups}.'
       )
-    for name, value in dict(
+    attention_window.check(
         num_heads=num_heads, head_features=head_features, window=window,
-        chunk_size=chunk_size,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if on_full not in ON_FULL:
-      raise ValueError(
-          f'`on_full` must be {" or ".join(map(repr, ON_FULL))}, got '
-          f'{on_full!r}.'
-      )
+        chunk_size=chunk_size, on_full=on_full,
+    )
     if qk_norm not in QK_NORMS:
       raise ValueError(
           f'`qk_norm` must be one of {", ".join(QK_NORMS)}, got {qk_norm!r}.'
@@ -209,11 +200,6 @@ class Attention(base.RecurrentLayer):
     self.query_norm = norm(hidden) if normalize_qk else None
     self.key_norm = norm(shared) if normalize_qk else None
 
-  @property
-  def context(self) -> int | None:
-    """How many tokens a sequence may have; `None` for any number."""
-    return None if self.on_full == 'slide' else self.window
-
   def initialize_carry(self, batch_size: int, dtype=None) -> AttentionCarry:
     """Returns the carry before the first token: zeros.
 
@@ -226,81 +212,14 @@ class Attention(base.RecurrentLayer):
         jnp.dtype(dtype or self.dtype or jnp.float32),
     )
 
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    positions = ops.sequence_positions(
-        carry.count, x.shape[1], reset=reset, mask=mask
-    )
-    self._check_positions(positions, mask)
-    carry, y = ops.local_attention(
+  def _attend(self, x, positions, carry, reset, mask):
+    return ops.local_attention(
         *self._tokens(x, positions), carry, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
-    return carry, self._readout(self._bounded(y, positions, mask), x, mask)
 
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = base.prepare(
-        self, x, carry, reset, mask, step=True
-    )
-    old = carry if reset is None else base.select(reset, initial, carry)
-    self._check_positions(old.count, mask)
-    new, y = ops.local_attention_step(*self._tokens(x, old.count), old)
-    if mask is not None:
-      new = base.select(mask, new, carry)
-    y = self._bounded(y, old.count, mask)
-    return new, self._readout(y, x, mask)
-
-  def check_room(self, count, shape, *, reset=None, mask=None):
-    """Checks that the carry has room for more tokens, if it must not slide.
-
-    Layers check this themselves when they are called. A model that runs them in
-    a loop calls this before, because numbers inside of a loop are not known.
-
-    Args:
-      count: That of the carry, `[B]`.
-      shape: Of a batch of tokens: `[B, T]`, or `[B]` for a step.
-      reset: Booleans of this shape, or `None`.
-      mask: Likewise.
-
-    Raises:
-      UserValueError: If it has no room.
-    """
-    if self.on_full == 'slide' or isinstance(count, core.Tracer):
-      return
-    step = len(shape) == 1
-    reset, mask = (
-        u[:, None] if step and u is not None else u for u in (reset, mask)
-    )
-    positions = ops.sequence_positions(
-        count, 1 if step else shape[1], reset=reset, mask=mask
-    )
-    self._check_positions(positions, mask)
-
-  def _check_positions(self, positions, mask):
-    """Raises if a token has too many before it, unless this is in `jit`."""
-    if self.on_full == 'slide':
-      return
-    past = self._is_past(positions, mask)
-    # Arrays of several hosts are not looked at, either.
-    if isinstance(past, core.Tracer) or not past.is_fully_addressable:
-      return
-    if past.any():
-      raise errors.UserValueError(
-          'Attention that sees every token has room for a context of '
-          f'{self.window} tokens, and a sequence has more. Give a larger one: '
-          '`context` of load_pretrained, or `window` of the layer.'
-      )
-
-  def _bounded(self, y, positions, mask):
-    """Returns the output of the heads, NaN where tokens would be forgotten."""
-    if self.on_full == 'slide':
-      return y
-    past = self._is_past(positions, mask)
-    return jnp.where(past[..., None, None], jnp.nan, y)
-
-  def _is_past(self, positions, mask):
-    past = positions.astype(jnp.uint32) >= self.window
-    return past if mask is None else past & mask
+  def _attend_step(self, x, carry):
+    return ops.local_attention_step(*self._tokens(x, carry.count), carry)
 
   def _tokens(self, x, positions):
     """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""

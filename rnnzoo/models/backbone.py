@@ -312,9 +312,8 @@ class Backbone(nnx.Module):
   def _check_room(self, carry, shape, reset, mask):
     """Raises if a layer has no room in its carry for all tokens."""
     for stack, one in zip(self.stacks, carry):
-      check = getattr(stack.layer, 'check_room', None)
-      if check is not None and isinstance(one.layer, ops.AttentionCache):
-        check(one.layer.count[0], shape, reset=reset, mask=mask)
+      if hasattr(stack.layer, 'check_room'):
+        stack.layer.check_room(one.layer, shape, reset=reset, mask=mask)
 
 
 def _make_stack(

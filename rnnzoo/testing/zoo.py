@@ -41,6 +41,10 @@ LAYERS = dict(
     kda=lambda rngs: layers.KDA(
         4, num_heads=1, num_value_heads=2, chunk_size=4, rngs=rngs
     ),
+    latent_attention=lambda rngs: layers.LatentAttention(
+        8, num_heads=2, latent_features=3, key_features=4, window=5,
+        chunk_size=2, rngs=rngs,
+    ),
     lightning_attention=lambda rngs: layers.LightningAttention(
         6, num_heads=2, block_index=1, num_blocks=3, chunk_size=4, rngs=rngs
     ),
@@ -189,6 +193,10 @@ VARIANTS = dict(
         4, num_heads=2, value_features=1, lower_bound=-5.0, use_gate_bias=True,
         allow_negative_eigenvalues=True, chunk_size=4, dtype=jnp.bfloat16,
         rngs=rngs,
+    ),
+    latent_attention_ranks=lambda rngs: layers.LatentAttention(
+        6, num_heads=3, query_rank=5, shared_features=4, value_features=6,
+        rotation='interleaved', window=20, dtype=jnp.bfloat16, rngs=rngs,
     ),
     linear_attention_norm=lambda rngs: layers.LinearAttention(
         6, num_heads=2, feature_map='identity', use_normalizer=False,

@@ -20,6 +20,7 @@ from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
 from rnnzoo.convert import loading
+from rnnzoo.convert import saving
 from rnnzoo.convert import settings
 from rnnzoo.convert import tables
 from rnnzoo.convert import weights
@@ -444,6 +445,19 @@ class ConvertTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, message):
       convert.save_pretrained(model, self.folder / 'new')
     self.assertFalse((self.folder / 'new').exists())
+
+  @parameterized.parameters(
+      ('bamba_9b', 'bamba'), ('falcon_mamba_7b', 'falcon_mamba'),
+      ('lfm2_350m', 'lfm2'), ('mamba2_codestral_7b', 'mamba2'),
+      ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
+      ('recurrentgemma_2b', 'recurrent_gemma'), ('xlstm_7b', 'xlstm'),
+  )
+  def test_a_preset_is_of_its_family(self, preset, family):
+    config = models.PRESETS[preset]
+    model = nnx.eval_shape(
+        lambda: models.LanguageModel(config, rngs=nnx.Rngs(0))
+    )
+    self.assertEqual(saving._describe(model)[0], family)
 
   def test_saving_keeps_what_is_there(self):
     model = convert.load_pretrained(FIXTURES / 'mamba')
