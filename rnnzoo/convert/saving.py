@@ -26,7 +26,7 @@ _COPIED = (
 )
 _TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 # How long the sequences of a training were: `context` may be less.
-_LONGEST = 'max_position_embeddings'
+_LONGEST = ('max_position_embeddings', 'model_max_length')
 # The fields of a config that a forward pass reads, apart from the modules.
 _FORWARD = (
     'layer_names', 'norm_position', 'out_norm_layers', 'gate', 'mlp',
@@ -105,7 +105,7 @@ def save_pretrained(
       architectures=[family.architecture], model_type=name,
       dtype=model.config.param_dtype, **values,
   )
-  kept = _TOKEN_IDS if model.context is None else (*_TOKEN_IDS, _LONGEST)
+  kept = _TOKEN_IDS if model.context is None else _TOKEN_IDS + _LONGEST
   values |= {k: extra[k] for k in kept if k in extra}
   (folder / settings_lib.NAME).write_text(settings_lib.text(values))
   for file in _COPIED:

@@ -7,6 +7,7 @@ It needs PyTorch and `transformers`, and makes the files of `fixtures`:
 
 import functools
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -58,6 +59,18 @@ SIZES = dict(
             'linear_attention', 'full_attention',
         ],
     ),
+    # Blocks with and without experts; sizes of heads that all differ.
+    kimi_linear=dict(
+        hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
+        num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4,
+        kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=10,
+        linear_head_dim=8, linear_num_heads=3, num_experts=6,
+        num_experts_per_token=2, pad_token_id=0, bos_token_id=0,
+        eos_token_id=1, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
     # Two heads of values share one of keys; half of a head is rotated.
     qwen3_5_text=dict(
         hidden_size=32, intermediate_size=56, num_hidden_layers=5,
@@ -95,6 +108,14 @@ SMALL = dict(
         hidden_size=8, intermediate_size=12, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, linear_key_head_dim=4,
         linear_value_head_dim=6, rope_theta=None, pad_token_id=None,
+        eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
+    ),
+    kimi_linear=dict(
+        hidden_size=8, intermediate_size=12, moe_intermediate_size=6,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=3,
+        linear_head_dim=4, linear_num_heads=1, num_experts=4,
+        num_experts_per_token=2, pad_token_id=None, bos_token_id=None,
         eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
     ),
     bamba=dict(
@@ -146,20 +167,39 @@ def build(family, vocabulary=VOCABULARY, **sizes):
         value.copy_(draw(value.shape) * (1.5 / value.shape[-1] ** 0.5))
       else:
         value.add_(0.2 * draw(value.shape))
+    for name, value in model.named_buffers():
+      if 'correction' in name:
+        value.copy_(0.2 * draw(value.shape))
   return model.float().eval()
 
 
 def save(model, folder):
   """Writes a model as its family is published."""
   model.save_pretrained(folder)
-  if model.config.model_type != 'olmo_hybrid':
+  change = dict(kimi_linear=_as_kimi, olmo_hybrid=_as_olmo)
+  if model.config.model_type not in change:
     return
-  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
-  # the sizes are, and gives a norm of blocks with attention another name.
   from safetensors import numpy as files
 
-  path, config = folder / 'model.safetensors', model.config
-  found = files.load_file(path)
+  path = folder / 'model.safetensors'
+  found = change[model.config.model_type](files.load_file(path), model.config)
+  files.save_file(found, path, metadata=dict(format='pt'))
+
+
+def _as_kimi(found, config):
+  """Returns tensors by the names of Kimi Linear as it was published."""
+  del config
+  # `transformers` 5.23.0 names all MLPs as if they were experts.
+  return {
+      re.sub(r'block_sparse_moe\.(\w+_proj)', r'mlp.\1', name): value
+      for name, value in found.items()
+  }
+
+
+def _as_olmo(found, config):
+  """Returns the tensors of OLMo Hybrid as it was published."""
+  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
+  # the sizes are, and gives a norm of blocks with attention another name.
   keys = config.linear_num_key_heads * config.linear_key_head_dim
   for i, kind in enumerate(config.layer_types):
     block = f'model.layers.{i}'
@@ -173,7 +213,7 @@ def save(model, folder):
     found |= dict(zip(names, map(
         np.ascontiguousarray, np.split(whole, [keys, 2 * keys])
     )))
-  files.save_file(found, path, metadata=dict(format='pt'))
+  return found
 
 
 def tokens(vocabulary=VOCABULARY, rows=2, length=23):

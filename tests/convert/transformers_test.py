@@ -25,7 +25,7 @@ TOLERANCES = dict(olmo_hybrid=1e-4)
 PROMPT, LENGTH = 11, 32
 
 # Families whose cache has a layer for each block.
-HYBRIDS = ('bamba', 'lfm2', 'olmo_hybrid', 'qwen3_5_text')
+HYBRIDS = ('bamba', 'kimi_linear', 'lfm2', 'olmo_hybrid', 'qwen3_5_text')
 
 # Values of configs that are not the defaults.
 VARIANTS = dict(
@@ -70,6 +70,15 @@ VARIANTS = dict(
         time_step_limit=(0.3, 0.8), mamba_conv_bias=False, mamba_d_conv=3,
         tie_word_embeddings=True, rms_norm_eps=1e-3, attn_layer_indices=[2],
         rope_parameters=dict(rope_type='default', rope_theta=100.0),
+    )),
+    kimi_linear_groups=('kimi_linear', dict(
+        q_lora_rank=10, num_experts=8, num_experts_per_token=3, n_group=4,
+        topk_group=2, num_shared_experts=2, moe_renormalize=False,
+        routed_scaling_factor=0.7, rms_norm_eps=1e-3, linear_conv_kernel_dim=3,
+        tie_word_embeddings=True,
+    )),
+    kimi_linear_dense=('kimi_linear', dict(
+        mlp_layer_types=['dense'] * 5, layer_types=['full_attention'] * 5,
     )),
     olmo_hybrid_rotated=('olmo_hybrid', dict(
         linear_num_key_heads=2, linear_allow_neg_eigval=False,
@@ -157,6 +166,10 @@ def hybrid_states(model, cache, carry):
         lambda u: np.asarray(u)[i // period], carry[i % period].layer
     )
     layer = cache.layers[i]
+    if name == 'latent_attention':
+      yield own.value[:, :count], numpy(layer.keys).swapaxes(1, 2)
+      yield own.key[:, :count], numpy(layer.values).swapaxes(1, 2)
+      continue
     if 'attention' in name:
       yield own.key[:, :count], numpy(layer.keys).swapaxes(1, 2)
       yield own.value[:, :count], numpy(layer.values).swapaxes(1, 2)
@@ -165,7 +178,7 @@ def hybrid_states(model, cache, carry):
     if name == 'mamba2':
       convs.append(own.conv_bc)
       yield own.ssm, numpy(layer.recurrent_states[0]).swapaxes(2, 3)
-    if name == 'gated_delta_net':
+    if name in ('gated_delta_net', 'kda'):
       yield own.S, numpy(layer.recurrent_states[0])
     tail = numpy(layer.conv_states[0]).swapaxes(1, 2)
     yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]

@@ -134,5 +134,5 @@ FAMILY = Family(
     architecture='Mamba2ForCausalLM', layers=('mamba2',), read=read,
     write=write, table=table, embedding='backbone.embeddings.weight',
     head='lm_head.weight',
-    renamed={'backbone.embedding.weight': 'backbone.embeddings.weight'},
+    renamed={r'backbone\.embedding\.': 'backbone.embeddings.'},
 )
