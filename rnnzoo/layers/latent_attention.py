@@ -75,7 +75,7 @@ class LatentAttention(attention_window.WindowedAttention):
     shared_features: Features `S` of a key that all heads share.
     value_features: Size `V` of a value.
     query_rank: Rank of the map to queries, or `None`.
-    scale: The factor of products of queries and keys.
+    score_scale: What products of queries and keys are multiplied by.
     rotation: Which features are rotated in pairs.
     window: Tokens `W` that a token sees, itself included.
     on_full: What becomes of the tokens of a sequence after `W` of them.
@@ -92,7 +92,7 @@ class LatentAttention(attention_window.WindowedAttention):
       shared_features: int | None = None,
       value_features: int | None = None,
       query_rank: int | None = None,
-      scale: float | None = None,
+      score_scale: float | None = None,
       window: int = 1024,
       on_full: Literal['slide', 'error'] = 'slide',
       rotation: Literal['halves', 'interleaved', 'none'] = 'halves',
@@ -119,8 +119,8 @@ class LatentAttention(attention_window.WindowedAttention):
       value_features: Size `V` of a value; `K` if `None`.
       query_rank: If not `None`, the map to queries is a map to so many
         features, RMSNorm of these, and a second map.
-      scale: The factor of products of queries and keys; `(K + S)**-0.5` if
-        `None`.
+      score_scale: What products of queries and keys are multiplied by before
+        the softmax; `(K + S)**-0.5` if `None`.
       window: Tokens `W` that a token sees, itself included.
       on_full: What happens when a sequence has more tokens, see `Attention`.
       rotation: Which of the `S` features are rotated in pairs: `halves`, one of
@@ -173,7 +173,7 @@ class LatentAttention(attention_window.WindowedAttention):
     self.value_features = value_features
     self.query_rank = query_rank
     width = key_features + shared_features
-    self.scale = width**-0.5 if scale is None else scale
+    self.score_scale = width**-0.5 if score_scale is None else score_scale
     self.window, self.on_full = window, on_full
     self.rotation, self.max_wavelength = rotation, max_wavelength
     self.chunk_size = chunk_size
@@ -236,7 +236,7 @@ class LatentAttention(attention_window.WindowedAttention):
     past = ops.AttentionCache(*self._expanded(*carry[:2]), carry.count)
     _, y = ops.local_attention(
         jnp.concatenate(own, -1), *self._expanded(*tokens), past, **flags,
-        chunk_size=self.chunk_size, scale=self.scale,
+        chunk_size=self.chunk_size, scale=self.score_scale,
     )
     return ops.extended_cache(*tokens, carry, **flags), y
 
@@ -247,11 +247,12 @@ class LatentAttention(attention_window.WindowedAttention):
     )
     q = jnp.einsum('bhk,rhk->bhr', q, key)
     join = lambda latent, shared: jnp.concatenate([latent, shared], -1)
-    joined, y = ops.local_attention_step(
-        join(q, q_shared), join(latent, shared), latent,
-        carry._replace(key=join(carry.value, carry.key)), scale=self.scale,
+    carry = carry._replace(key=join(carry.value, carry.key))
+    carry, y = ops.local_attention_step(
+        join(q, q_shared), join(latent, shared), latent, carry,
+        scale=self.score_scale,
     )
-    carry = joined._replace(key=joined.key[..., self.latent_features :])
+    carry = carry._replace(key=carry.key[..., self.latent_features :])
     return carry, jnp.einsum('bhr,rhv->bhv', y, value)
 
   def _tokens(self, x, positions):

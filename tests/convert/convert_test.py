@@ -162,6 +162,19 @@ class ConvertTest(parameterized.TestCase):
     ids, want = expected('mamba')
     self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
 
+  def test_mlps_that_are_named_like_experts(self):
+    # As transformers 5.23.0 saves those of blocks without experts.
+    folder = self.copy('kimi_linear')
+
+    def change(tensors):
+      for name in [*tensors]:
+        new = name.replace('.mlp.', '.block_sparse_moe.')
+        tensors[new] = tensors.pop(name)
+
+    self.rewrite(folder, change)
+    ids, want = expected('kimi_linear')
+    self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
+
   def test_old_configs(self):
     folder = self.copy(
         'recurrent_gemma', remove=('rope_parameters', 'lru_width', 'head_dim'),
@@ -211,6 +224,19 @@ class ConvertTest(parameterized.TestCase):
                 rope_type='default',
             ),
         )),
+        ('kimi_linear', (
+            'layer_types', 'linear_conv_kernel_dim', 'linear_head_dim',
+            'linear_num_heads', 'mlp_layer_types',
+        ), dict(
+            auto_map={}, first_k_dense_replace=1, head_dim=72,
+            linear_attn_config=dict(
+                full_attn_layers=[2], head_dim=4, kda_layers=[1], num_heads=1,
+                short_conv_kernel_size=4,
+            ),
+            mla_use_nope=True, moe_layer_freq=1,
+            moe_router_activation_func='sigmoid', num_nextn_predict_layers=0,
+            rope_scaling=None, rope_theta=1e4, use_grouped_topk=True,
+        )),
         ('mamba2', (), dict(
             time_step_limit=[0.0, 'Infinity'], rms_norm=True,
             norm_before_gate=True, is_encoder_decoder=False,
@@ -259,6 +285,11 @@ class ConvertTest(parameterized.TestCase):
       ('recurrent_gemma', dict(rope_parameters={'rope_type': 'yarn'}),
        "rope_parameters: rope_type = 'yarn'"),
       ('qwen3_5_text', dict(attention_bias=True), 'attention_bias = True is'),
+      ('kimi_linear', dict(mla_use_nope=False), 'mla_use_nope = False is not'),
+      ('kimi_linear', dict(num_key_value_heads=1), 'num_key_value_heads = 1 is'),
+      ('kimi_linear', dict(mlp_layer_types=['dense']), 'must be 2 kinds, each'),
+      ('kimi_linear', dict(linear_attn_config=dict(heads=1)),
+       r'linear_attn_config has values .*: heads \(1\)'),
       ('bamba', dict(mamba_proj_bias=True), 'mamba_proj_bias = True is'),
       ('bamba', dict(mamba_n_heads=3), 'mamba_n_heads 3 x mamba_d_head 4 must'),
       ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),

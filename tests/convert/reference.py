@@ -111,7 +111,7 @@ SMALL = dict(
         eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
     ),
     kimi_linear=dict(
-        hidden_size=8, intermediate_size=12, moe_intermediate_size=6,
+        hidden_size=8, intermediate_size=12, moe_intermediate_size=4,
         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=3,
         linear_head_dim=4, linear_num_heads=1, num_experts=4,

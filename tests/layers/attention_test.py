@@ -143,7 +143,7 @@ class AttentionTest(parameterized.TestCase):
         latent,
         lambda rngs: layers.LatentAttention(
             6, num_heads=3, latent_features=5, key_features=4,
-            shared_features=2, value_features=7, query_rank=3, scale=0.4,
+            shared_features=2, value_features=7, query_rank=3, score_scale=0.4,
             window=5, rotation='interleaved', norm_epsilon=1e-3, chunk_size=2,
             rngs=rngs,
         ),

@@ -1,6 +1,5 @@
 """Kimi Linear: `KimiLinearForCausalLM` of `transformers`."""
 
-import functools
 from typing import Any
 
 from rnnzoo.convert import attention
@@ -11,12 +10,11 @@ from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='kda', full_attention='latent_attention')
-_DENSE = 'dense_'  # What the names of blocks without experts start with.
 _KDA = dict(
     f_a_proj='decay_in', f_b_proj='decay_out', b_proj='beta',
     g_a_proj='gate_in', g_b_proj='gate_out', o_proj='output',
 )
-_SHARED = dict(gate='shared_mlp_gate', up='shared_in', down='shared_out')
+_SHARED = dict(gate='shared_gate', up='shared_in', down='shared_out')
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -39,28 +37,19 @@ def read(settings: Settings) -> ModelConfig:
   epsilon = settings.positive('rms_norm_eps', 1e-5)
   depth = settings.size('num_hidden_layers', 27)
   kda, layers = _linear(settings, depth)
-  dense = _are_dense(settings, depth)
+  dense = _dense(settings, depth)
   width = settings.size('moe_intermediate_size', 1024)
-  names = [
-      _DENSE + name if is_dense else name
-      for name, is_dense in zip(layers, dense)
-  ]
   return ModelConfig(
-      layer=tables.pattern(names), num_layers=depth, features=features,
-      vocab_size=settings.size('vocab_size', 163_840), norm_epsilon=epsilon,
-      mlp='swiglu', mlp_factor=tables.ratio(width, features), use_bias=False,
-      experts=_experts(settings, width), variants={
-          name: dict(
-              layer=name.removeprefix(_DENSE), experts={},
-              mlp_factor=tables.ratio(hidden, features),
-          )
-          for name in dict.fromkeys(names) if name.startswith(_DENSE)
-      },
+      num_layers=depth, features=features, norm_epsilon=epsilon,
+      vocab_size=settings.size('vocab_size', 163_840), mlp='swiglu',
+      mlp_factor=tables.ratio(width, features), use_bias=False,
+      experts=_experts(settings, width),
       tie_embeddings=settings.take('tie_word_embeddings', False),
       layer_options=dict(
           kda=kda | dict(norm_epsilon=epsilon),
           latent_attention=_attention(settings),
       ),
+      **tables.with_dense(layers, dense, tables.ratio(hidden, features)),
   )
 
 
@@ -90,15 +79,15 @@ def _linear(
   return options, settings.layers('layer_types', kinds, depth, _LAYERS)
 
 
-def _are_dense(settings: Settings, depth: int) -> tuple[bool, ...]:
-  """Returns whether each block has an MLP in place of experts."""
+def _dense(settings: Settings, depth: int) -> set[int]:
+  """Returns the depths of blocks that have an MLP in place of experts."""
   first = settings.take('first_k_dense_replace', 1)
   kinds = settings.layers(
       'mlp_layer_types',
       tuple('dense' if i < first else 'sparse' for i in range(depth)), depth,
       dict(dense='dense', sparse='sparse'),
   )
-  return tuple(kind == 'dense' for kind in kinds)
+  return {i for i, kind in enumerate(kinds) if kind == 'dense'}
 
 
 def _experts(settings: Settings, width: int) -> dict[str, Any]:
@@ -136,21 +125,23 @@ def write(model: Any) -> dict[str, Any]:
   """Returns the values of `config.json` for a `LanguageModel`."""
   config, stacks = model.config, tables.first_stacks(model)
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
-  sparse = [bool(config.at_depth(i).experts) for i in range(config.num_layers)]
+  dense = tables.dense_blocks(config)
   values = dict(
       hidden_act='silu', hidden_size=config.features,
       num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
       layer_types=[kinds[name] for name in config.layer_names],
-      mlp_layer_types=['sparse' if u else 'dense' for u in sparse],
+      mlp_layer_types=[
+          'dense' if i in dense else 'sparse' for i in range(config.num_layers)
+      ],
       rms_norm_eps=model.norm.epsilon,
       tie_word_embeddings=config.tie_embeddings,
       pad_token_id=None,  # By default one that a small vocabulary has not.
   )
-  for stack, is_sparse in zip(model.backbone.stacks, sparse):
-    if is_sparse:
-      values |= _values_of_experts(stack.experts)
-    else:
-      values['intermediate_size'] = stack.mlp_in.kernel.shape[-1]
+  if dense:
+    values['intermediate_size'] = tables.mlp_features(model)
+  experts = tables.first_with(model, 'experts')
+  if experts is not None:
+    values |= _values_of_experts(experts)
   if 'kda' in stacks:
     layer = stacks['kda'].layer
     values |= dict(
@@ -210,18 +201,7 @@ def _moe(block: tables.Block, name: str, number: int) -> tables.Table:
     rows |= block.linear(
         f'{name}.shared_experts.{part}_proj', f'experts.{path}'
     )
-  for i in range(number):
-    for part, path in dict(w1='gate', w2='out', w3='in').items():
-      rows[f'{name}.experts.{i}.{part}.weight'] = block.row(
-          f'experts.mlp_{path}', _of_expert(i)
-      )
-  return rows
-
-
-@functools.cache
-def _of_expert(index: int) -> tables.View:
-  """The weight of one of several experts, whose kernels are `[E, N, D]`."""
-  return lambda u: u[index].T
+  return rows | block.experts(f'{name}.experts', number, 'w1', 'w3', 'w2')
 
 
 def _kda(
