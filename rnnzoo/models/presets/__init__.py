@@ -18,6 +18,7 @@ from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.presets import bamba
 from rnnzoo.models.presets import griffin
 from rnnzoo.models.presets import hybrids
+from rnnzoo.models.presets import kimi_linear
 from rnnzoo.models.presets import lfm2
 from rnnzoo.models.presets import lmu
 from rnnzoo.models.presets import lru
@@ -36,6 +37,7 @@ PRESETS: dict[str, ModelConfig] = {
     **bamba.PRESETS,
     **griffin.PRESETS,
     **hybrids.PRESETS,
+    **kimi_linear.PRESETS,
     **lfm2.PRESETS,
     **lmu.PRESETS,
     **lru.PRESETS,

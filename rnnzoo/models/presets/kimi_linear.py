@@ -1,0 +1,41 @@
+"""Kimi Linear (Kimi Team, 2025), https://arxiv.org/abs/2510.26692.
+
+Kimi Delta Attention, with latent attention without positions in one of four
+blocks, and experts in all blocks but the first.
+"""
+
+from rnnzoo.models.config import ModelConfig
+
+_BLOCKS = 27
+
+
+def _layer(depth: int) -> str:
+  """Returns the name of the block at `depth`, as in the released file."""
+  if depth == 0:
+    return 'kda_dense'
+  return 'latent_attention' if depth % 4 == 3 or depth == 26 else 'kda'
+
+
+PRESETS = dict(
+    kimi_linear_48b=ModelConfig(
+        layer=','.join(map(_layer, range(_BLOCKS))), num_layers=_BLOCKS,
+        features=2304, vocab_size=163_840, norm_epsilon=1e-5, mlp='swiglu',
+        mlp_factor=1024 / 2304, use_bias=False, embed_std=0.02,
+        scan_layers=True,
+        experts=dict(
+            num_experts=256, experts_per_token=8, scores='sigmoid',
+            scale=2.446, shared_features=1024,
+        ),
+        variants=dict(
+            kda_dense=dict(layer='kda', mlp_factor=4.0, experts={}),
+        ),
+        layer_options=dict(
+            kda=dict(num_heads=32, key_features=128),
+            latent_attention=dict(
+                num_heads=32, latent_features=512, key_features=128,
+                shared_features=64, window=4096, on_full='error',
+                rotation='none',
+            ),
+        ),
+    ),
+)
