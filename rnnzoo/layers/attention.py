@@ -92,6 +92,7 @@ class Attention(attention_window.WindowedAttention):
       on_full: Literal['slide', 'error'] = 'slide',
       rotary_fraction: float = 1.0,
       max_wavelength: float = 10_000.0,
+      score_scale: float | None = None,
       normalize_qk: bool = False,
       qk_norm: Literal['rms', 'rms1', 'rms_all'] = 'rms',
       norm_epsilon: float = 1e-6,
@@ -119,6 +120,8 @@ class Attention(attention_window.WindowedAttention):
         that is rotated; 0 for none.
       max_wavelength: Longest wavelength of the rotations, in units of 2 pi
         tokens; the shortest one is 1.
+      score_scale: What products of queries and keys are multiplied by before
+        the softmax; `1 / sqrt(K)` if `None`.
       normalize_qk: Whether queries and keys are normalised before the rotation.
       qk_norm: How they are: `rms`, RMSNorm over each head, with one scale for
         all heads; `rms1`, the same with a factor of 1 plus the scale; or
@@ -173,6 +176,9 @@ class Attention(attention_window.WindowedAttention):
     self.qk_norm = qk_norm
     self.rotary_features = int(rotated)
     self.max_wavelength = max_wavelength
+    self.score_scale = (
+        head_features**-0.5 if score_scale is None else score_scale
+    )
     self.chunk_size = chunk_size
     self.dtype = dtype
 
@@ -232,6 +238,9 @@ class Attention(attention_window.WindowedAttention):
     k = heads(self.key, self.num_kv_heads)
     v = heads(self.value, self.num_kv_heads)
     q = self._normalized(self.query_norm, q)
+    factor = self.score_scale * self.head_features**0.5
+    if abs(factor - 1) > 1e-12:  # `local_attention` divides by that root.
+      q = q * jnp.asarray(factor, q.dtype)
     k = self._normalized(self.key_norm, k)
     if self.rotary_features:
       rotate = lambda u: rotary.rotary(

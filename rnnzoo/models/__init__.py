@@ -8,6 +8,8 @@ from rnnzoo.models.config import ModelConfig as ModelConfig
 from rnnzoo.models.decision_model import BehaviourCloning as BehaviourCloning
 from rnnzoo.models.decision_model import DecisionModel as DecisionModel
 from rnnzoo.models.dlinear import DLinear as DLinear
+from rnnzoo.models.experts import Experts as Experts
+from rnnzoo.models.experts import balance_loss as balance_loss
 from rnnzoo.models.forecaster import Forecaster as Forecaster
 from rnnzoo.models.language_model import LanguageModel as LanguageModel
 from rnnzoo.models.language_model import OutputMap as OutputMap

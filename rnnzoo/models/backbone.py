@@ -3,12 +3,12 @@
 `config.layer` is a pattern that repeats over depth. With `rg_lru,attention` and
 five blocks, blocks 0, 2 and 4 have position 0 in the pattern, and blocks 1 and
 3 have position 1. One run of the pattern is a round. The last round may be
-incomplete.
+incomplete. With `gru;rg_lru,attention`, block 0 comes before all rounds.
 
 All blocks at one position are one module, a stack: each parameter has a leading
 axis `layers`, and so has each array of the carry, so that there the batch is
-the second axis. A compiled program runs the rounds in a loop or unrolled; the
-layout is the same.
+the second axis. A block before the rounds is a stack alone. A compiled program
+runs the rounds in a loop or unrolled; the layout is the same.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from rnnzoo.models.blocks import BlockCarry
 from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 
-BackboneCarry = tuple[BlockCarry, ...]  # One for each position.
+BackboneCarry = tuple[BlockCarry, ...]  # One for each stack.
 
 _REMAT_POLICIES = dict(
     full=None,
@@ -50,7 +50,7 @@ class Backbone(nnx.Module):
 
   Attributes:
     config: The `ModelConfig`.
-    stacks: One module for each position of the pattern.
+    stacks: One module for each of `config.stacks`.
     takes_dt: Whether all layers take `dt`, the lengths of steps.
   """
 
@@ -73,14 +73,10 @@ class Backbone(nnx.Module):
     """
     config.check_dtypes()
     known = {**zoo.LAYERS, **(layers or {})}
-    period = min(config.layer.count(',') + 1, config.num_layers)
     self.config, self.image_shape = config, tuple(image_shape)
     self.stacks = nnx.List([
-        _make_stack(
-            config, range(position, config.num_layers, period), known, rngs,
-            self.image_shape,
-        )
-        for position in range(period)
+        _make_stack(config, depths, known, rngs, self.image_shape)
+        for depths in config.stacks
     ])
 
   @property
@@ -106,7 +102,7 @@ class Backbone(nnx.Module):
       dtype: The compute dtype; `config.dtype` if `None`.
 
     Returns:
-      A `BlockCarry` of arrays `[layers, B, ...]` for each position.
+      A `BlockCarry` of arrays `[layers, B, ...]` for each stack.
     """
 
     def of_stack(stack):
@@ -194,13 +190,13 @@ class Backbone(nnx.Module):
     Returns:
       The carries of all stacks, and what the last block gives.
     """
-    config, period = self.config, len(self.stacks)
+    config = self.config
     graphdefs, stats, states = zip(*(
         nnx.split(stack, nnx.BatchStat, ...) for stack in self.stacks
     ))
 
-    def run_one(position, x, v_first, depth, stats, state, carry):
-      block = nnx.merge(graphdefs[position], stats, state)
+    def run_one(stack, x, v_first, depth, stats, state, carry):
+      block = nnx.merge(graphdefs[stack], stats, state)
       carry, x, v_first = run_block(
           block, carry, ops.spread_rows(x), v_first, depth
       )
@@ -211,52 +207,61 @@ class Backbone(nnx.Module):
           run_one, static_argnums=0, policy=_REMAT_POLICIES[config.remat]
       )
 
-    def run_round(x, v_first, first_depth, blocks):
+    def run_several(x, v_first, stacks, depth, blocks):
       results = []
-      for position, block in enumerate(blocks):
-        x, v_first, result = run_one(
-            position, x, v_first, first_depth + position, *block
-        )
+      for i, (stack, block) in enumerate(zip(stacks, blocks)):
+        x, v_first, result = run_one(stack, x, v_first, depth + i, *block)
         results.append(result)
-      return x, v_first, tuple(results)
+      return x, v_first, results
 
-    blocks = tuple(zip(stats, states, carry))
-    rounds, rest = divmod(config.num_layers, period)
-    looped = range(0)
-    if config.scan_layers:
-      # `v_first` is `None` in the first round only, and a loop needs one type.
-      has_first = any(hasattr(s.layer, 'first_value') for s in self.stacks)
-      looped = range(1 if has_first else 0, rounds)
+    every = range(len(self.stacks))
+    blocks = list(zip(stats, states, carry))
+    # By stack: of one block, or of those of a loop, `[blocks, ...]`.
+    results = [[] for _ in every]
 
-    results = []  # Of one round or of all rounds of a loop, `[rounds, ...]`.
-
-    def run_single(i, x, v_first):
-      here = blocks if i < rounds else blocks[:rest]
-      x, v_first, result = run_round(
-          x, v_first, i * period, jax.tree.map(lambda u: u[i], here)
-      )
-      results.append(jax.tree.map(lambda u: u[None], result))
+    def run_single(x, v_first, stacks, i):
+      here = jax.tree.map(lambda u: u[i], [blocks[n] for n in stacks])
+      depth = config.stacks[stacks[0]][i]
+      x, v_first, found = run_several(x, v_first, stacks, depth, here)
+      for n, result in zip(stacks, found):
+        results[n].append(jax.tree.map(lambda u: u[None], result))
       return x, v_first
 
+    once, repeated = every[: config.num_first], every[config.num_first :]
     v_first = None
+    if once:
+      x, v_first = run_single(x, v_first, once, 0)
+    counts = [len(config.stacks[n]) for n in repeated]
+    rounds = min(counts, default=0)  # Of which none is incomplete.
+    looped = range(0)
+    if config.scan_layers:
+      # `v_first` is `None` before the first layer that gives it, and a loop
+      # needs one type.
+      has_first = any(hasattr(s.layer, 'first_value') for s in self.stacks)
+      looped = range(int(has_first and v_first is None), rounds)
     for i in range(looped.start):
-      x, v_first = run_single(i, x, v_first)
+      x, v_first = run_single(x, v_first, repeated, i)
     if looped:
 
       def body(x, inputs):
-        x, _, result = run_round(x, v_first, *inputs)
-        return x, result
+        x, _, found = run_several(x, v_first, repeated, *inputs)
+        return x, found
 
-      here = jax.tree.map(lambda u: u[looped.start : looped.stop], blocks)
-      depths = jnp.asarray(looped) * period
-      x, result = jax.lax.scan(body, x, (depths, here))
-      results.append(result)
-    for i in range(looped.stop, rounds + bool(rest)):
-      x, v_first = run_single(i, x, v_first)
+      here = jax.tree.map(
+          lambda u: u[looped.start : looped.stop], [blocks[n] for n in repeated]
+      )
+      depths = jnp.asarray(config.stacks[repeated[0]])
+      x, found = jax.lax.scan(
+          body, x, (depths[looped.start : looped.stop], here)
+      )
+      for n, result in zip(repeated, found):
+        results[n].append(result)
+    for i in range(looped.stop, max(counts, default=0)):
+      here = [n for n, count in zip(repeated, counts) if i < count]
+      x, v_first = run_single(x, v_first, here, i)
 
     next_carry = []
-    for position, stack in enumerate(self.stacks):
-      own = [one[position] for one in results if position < len(one)]
+    for stack, own in zip(self.stacks, results):
       one, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *own)
       next_carry.append(one)
       if train:  # Otherwise the model may be a constant of a jitted function.
@@ -292,9 +297,8 @@ class Backbone(nnx.Module):
       carry = self.initialize_carry(x.shape[0])
       self._check_room(carry, x.shape[:end], reset, mask)
       return x, carry, flags
-    period, depth = len(self.stacks), self.config.num_layers
-    counts = [len(range(i, depth, period)) for i in range(period)]
-    fits = isinstance(carry, tuple) and len(carry) == period and all(
+    counts = [len(depths) for depths in self.config.stacks]
+    fits = isinstance(carry, tuple) and len(carry) == len(counts) and all(
         isinstance(one, BlockCarry)
         and all(np.shape(u)[:1] == (count,) for u in jax.tree.leaves(one))
         for one, count in zip(carry, counts)
@@ -302,7 +306,7 @@ class Backbone(nnx.Module):
     if not fits:
       raise ValueError(
           '`carry` must come from a model with the same number of layers: a '
-          f'tuple of {period} BlockCarry with leading axes {counts}, got '
+          f'tuple of {len(counts)} BlockCarry with leading axes {counts}, got '
           f'{checking.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )

@@ -10,9 +10,9 @@ from rnnzoo.layers import base
 from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+from rnnzoo.models import experts as experts_lib
+from rnnzoo.models import maps
 from rnnzoo.models.config import ModelConfig
-
-_NONLINEARITIES = dict(geglu=jax.nn.gelu, swiglu=jax.nn.silu)  # Of gated MLPs.
 
 
 class BlockCarry(NamedTuple):
@@ -39,8 +39,7 @@ class Block(nnx.Module):
   >>> carry, y, _ = block.step(carry, x[:, 0])       # [B, D]
 
   Attributes:
-    config: The `ModelConfig`, that of the whole model but for `mlp` and
-      `norm_position`.
+    config: The `ModelConfig` of this block, see `ModelConfig.at_depth`.
     layer: The recurrent layer.
   """
 
@@ -50,7 +49,7 @@ class Block(nnx.Module):
     """Creates the block around `layer`, which reads `[B, T, D]`."""
     features = config.features
     param_dtype = jnp.dtype(config.param_dtype)
-    linear = lambda n, m, **k: _linear(
+    linear = lambda n, m, **k: maps.linear(
         n, m, param_dtype, rngs, use_bias=config.use_bias, **k
     )
     self.config = config
@@ -70,8 +69,11 @@ class Block(nnx.Module):
       multiple = config.mlp_multiple
       hidden = -(-int(features * config.mlp_factor) // multiple) * multiple
       self.mlp_norm = make_norm(config, rngs)
+      if config.experts:
+        self.experts = experts_lib.make(config, hidden, rngs)
+        return
       self.mlp_in = linear(features, hidden, into='mlp')
-      if config.mlp != 'gelu':
+      if config.mlp in maps.GATED:
         self.mlp_gate = linear(features, hidden, into='mlp')
       self.mlp_out = linear(hidden, features, out_of='mlp', into='embed')
 
@@ -158,11 +160,17 @@ class Block(nnx.Module):
       return ops.spread_rows(x)
 
     def enter(norm, x):
-      return normalized(norm, x) if position == 'pre' else x
+      """Returns what a branch is added to, and what it reads."""
+      u = normalized(norm, x) if position in ('pre', 'both') else x
+      return (u if position == 'both' else x), u
 
-    def add(norm, x, y, key):
+    def add(norm, x, y, scales, key):
       y = normalized(norm, y) if position == 'out' else y
-      x = x + self._dropout(y, key)
+      x, y = (
+          u if scale == 1 else u * jnp.asarray(scale, u.dtype)
+          for u, scale in zip((x, self._dropout(y, key)), scales)
+      )
+      x = x + y
       return normalized(norm, x) if position == 'post' else ops.spread_rows(x)
 
     _check_conv_carry(config, carry.conv, x)
@@ -171,14 +179,15 @@ class Block(nnx.Module):
       conv, y = self.conv(x, conv, step=step, **flags)
       x = ops.spread_rows(x + y)
 
-    u = enter(self.norm, x)
+    x, u = enter(self.norm, x)
     layer, y, v_first = self._mix(u, carry.layer, v_first, flags, dt, step)
     y = base.masked(self._gate(y, keys[0]), mask)
-    x = add(self.norm, x, y, keys[1])
+    x = add(self.norm, x, y, config.layer_scales, keys[1])
 
     if config.mlp != 'none':
-      y = self._mlp(enter(self.mlp_norm, x))
-      x = add(self.mlp_norm, x, y, keys[2])
+      x, u = enter(self.mlp_norm, x)
+      y = self._mlp(u, mask, train)
+      x = add(self.mlp_norm, x, y, config.mlp_scales, keys[2])
     return BlockCarry(conv, layer), x, v_first
 
   def _mix(self, x, carry, v_first, flags, dt, step):
@@ -211,14 +220,12 @@ class Block(nnx.Module):
       y = active
     return jax.nn.sigmoid(common.project(self.gate, active)) * y
 
-  def _mlp(self, x):
-    y = common.project(self.mlp_in, x)
-    if self.config.mlp == 'gelu':
-      y = jax.nn.gelu(y)
-    else:
-      nonlinearity = _NONLINEARITIES[self.config.mlp]
-      y = y * nonlinearity(common.project(self.mlp_gate, x))
-    return common.project(self.mlp_out, y)
+  def _mlp(self, x, mask=None, train=False):
+    config = self.config
+    if config.experts:
+      return self.experts(x, mask=mask, train=train)
+    gate = self.mlp_gate if config.mlp in maps.GATED else None
+    return maps.mlp(config.mlp, self.mlp_in, gate, self.mlp_out, x)
 
   def _dropout(self, x, key):
     return dropout(
@@ -240,7 +247,7 @@ class CausalConv(nnx.Module):
     self.bias = nnx.Param(
         init(rngs.params(), (features,), param_dtype), axes=(None,)
     )
-    self.pointwise = _linear(features, features, param_dtype, rngs)
+    self.pointwise = maps.linear(features, features, param_dtype, rngs)
 
   def __call__(
       self,
@@ -308,7 +315,7 @@ def make_head(
     config: ModelConfig, outputs: int, rngs: nnx.Rngs, *, use_bias: bool
 ) -> nnx.Linear:
   """Returns the last map of a model, from its features to `outputs` numbers."""
-  return _linear(
+  return maps.linear(
       config.features, outputs, jnp.dtype(config.param_dtype), rngs,
       use_bias=use_bias, into='vocab',
   )
@@ -325,7 +332,7 @@ def make_linear(
     parts: How many vectors of `config.features` numbers are its input.
   """
   features = config.features
-  return _linear(
+  return maps.linear(
       parts * features, features, jnp.dtype(config.param_dtype), rngs,
       into='hidden',
   )
@@ -335,7 +342,7 @@ def make_map(
     config: ModelConfig, inputs: int, outputs: int, rngs: nnx.Rngs
 ) -> nnx.Linear:
   """Returns a small linear map with a bias, which every device holds whole."""
-  return _linear(
+  return maps.linear(
       inputs, outputs, jnp.dtype(config.param_dtype), rngs, out_of=None,
       into=None,
   )
@@ -368,21 +375,3 @@ def dropout(
   threshold = round(rate * 2**16)
   keep = jax.random.bits(key, shape, jnp.uint16) >= jnp.uint16(threshold)
   return jnp.where(keep, x / (1 - threshold / 2**16), 0).astype(x.dtype)
-
-
-def _linear(
-    n, m, param_dtype, rngs, *, use_bias=True,
-    out_of: str | None = 'embed', into: str | None = 'hidden',
-):
-  init = initializers.uniform_fan_in(n)
-  return nnx.Linear(
-      n,
-      m,
-      use_bias=use_bias,
-      kernel_init=init,
-      bias_init=init,
-      kernel_metadata=dict(axes=(out_of, into)),
-      bias_metadata=dict(axes=(into,)),
-      param_dtype=param_dtype,
-      rngs=rngs,
-  )

@@ -75,8 +75,9 @@ def layer_options(
   """Returns the keyword arguments of the layer at `depth`, checked.
 
   `config.layer_options` has options for all layers and, under the name of a
-  layer, options for that layer alone, which win. Some layers also get their
-  place in the model, because they depend on it.
+  layer, options for that layer alone, which win. Those of a variant win over
+  both. Some layers also get their place in the model, because they depend on
+  it.
 
   Args:
     config: The model's config.
@@ -115,7 +116,11 @@ def layer_options(
         fields.Field(dict),
     )
   shared = {k: v for k, v in config.layer_options.items() if k not in known}
-  options = shared | dict(config.layer_options.get(name, {}))
+  variant = config.variants.get(config.block_names[depth], {})
+  options = (
+      shared | dict(config.layer_options.get(name, {}))
+      | dict(variant.get('layer_options', {}))
+  )
   for option, value in options.items():
     if option not in allowed:
       raise errors.UserValueError(

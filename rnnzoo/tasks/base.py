@@ -164,7 +164,11 @@ class Task(abc.ABC):
     return state_lib.Functional(self.build)
 
   def loss_fn(self, *, train: bool):
-    """Returns the loss as `training.step.LossFn`."""
+    """Returns the loss as `training.step.LossFn`.
+
+    In training, the load-balancing loss of experts is added to the loss of each
+    target, and is a metric of its own, `balance`.
+    """
     functional = self.functional
 
     def loss_fn(params, batch_stats, batch, carry, key):
@@ -174,7 +178,11 @@ class Task(abc.ABC):
       )
       _, batch_stats = functional.variables(model)
       carry = None if carry is None else new_carry
-      return sums['loss'], (sums, batch_stats, carry)
+      loss, balance = sums['loss'], models.balance_loss(model)
+      if train and balance is not None:
+        sums = sums | dict(balance=sums['weight'] * balance)
+        loss += sums['balance']
+      return loss, (sums, batch_stats, carry)
 
     return loss_fn
 
