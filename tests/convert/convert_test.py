@@ -479,9 +479,10 @@ class ConvertTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('bamba_9b', 'bamba'), ('falcon_mamba_7b', 'falcon_mamba'),
-      ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'), ('mamba2_codestral_7b', 'mamba2'),
-      ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
-      ('recurrentgemma_2b', 'recurrent_gemma'), ('xlstm_7b', 'xlstm'),
+      ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'),
+      ('mamba2_codestral_7b', 'mamba2'), ('olmo_hybrid_7b', 'olmo_hybrid'),
+      ('qwen3_5_0p8b', 'qwen3_5_text'), ('xlstm_7b', 'xlstm'),
+      ('recurrentgemma_2b', 'recurrent_gemma'),
   )
   def test_a_preset_is_of_its_family(self, preset, family):
     config = models.PRESETS[preset]

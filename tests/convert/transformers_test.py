@@ -16,6 +16,7 @@ import numpy as np
 from rnnzoo import convert
 from rnnzoo import generation
 from rnnzoo import models
+from rnnzoo.convert import tables
 from tests.convert import reference
 
 # Of the largest logit or state: eager PyTorch sums in another order.
@@ -160,10 +161,10 @@ def recurrent_gemma_states(model, cache, carry, theirs):
 
 def hybrid_states(model, cache, carry):
   """Of attention, keys and values; of other layers, tails and memories."""
-  period, count = len(model.backbone.stacks), PROMPT
-  for i, name in enumerate(model.config.layer_names):
+  count, places = PROMPT, tables.blocks(model.config)
+  for i, (name, place) in enumerate(zip(model.config.layer_names, places)):
     own = jax.tree.map(
-        lambda u: np.asarray(u)[i // period], carry[i % period].layer
+        lambda u: np.asarray(u)[place.index], carry[place.stack].layer
     )
     layer = cache.layers[i]
     if name == 'latent_attention':

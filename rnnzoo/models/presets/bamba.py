@@ -6,15 +6,10 @@ https://huggingface.co/ibm-ai-platform/Bamba-9B-v1.
 
 from rnnzoo.models.config import ModelConfig
 
-_BLOCKS = 32
-
 PRESETS = dict(
     bamba_9b=ModelConfig(
-        layer=','.join(
-            'attention' if i in (9, 18, 27) else 'mamba2'
-            for i in range(_BLOCKS)
-        ),
-        num_layers=_BLOCKS, features=4096, vocab_size=128_256,
+        # With attention in blocks 9, 18 and 27.
+        layer=f'mamba2;{8 * "mamba2,"}attention', num_layers=32, features=4096, vocab_size=128_256,
         norm_epsilon=1e-5, mlp='swiglu', mlp_factor=3.5, use_bias=False,
         embed_std=0.02, scan_layers=True,
         layer_options=dict(
