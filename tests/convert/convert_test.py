@@ -286,7 +286,7 @@ class ConvertTest(parameterized.TestCase):
        "rope_parameters: rope_type = 'yarn'"),
       ('qwen3_5_text', dict(attention_bias=True), 'attention_bias = True is'),
       ('kimi_linear', dict(mla_use_nope=False), 'mla_use_nope = False is not'),
-      ('kimi_linear', dict(num_key_value_heads=1), 'num_key_value_heads = 1 is'),
+      ('kimi_linear', dict(num_key_value_heads=1), 'value_heads = 1 is'),
       ('kimi_linear', dict(mlp_layer_types=['dense']), 'must be 2 kinds, each'),
       ('kimi_linear', dict(linear_attn_config=dict(heads=1)),
        r'linear_attn_config has values .*: heads \(1\)'),

@@ -11,7 +11,8 @@ def _lfm2(features: int, mlp_features: int, num_heads: int) -> ModelConfig:
   """An LFM2 of 16 blocks, with attention in blocks 2, 5, 8, 10, 12 and 14."""
   first = 2 * 'short_conv,short_conv,attention,' + 'short_conv'
   return ModelConfig(
-      layer=f'{first};short_conv,attention', num_layers=16, features=features, vocab_size=65_536, norm_epsilon=1e-5, mlp='swiglu',
+      layer=f'{first};short_conv,attention', num_layers=16,
+      features=features, vocab_size=65_536, norm_epsilon=1e-5, mlp='swiglu',
       mlp_factor=mlp_features / features, use_bias=False, embed_std=0.02,
       tie_embeddings=True, scan_layers=True,
       layer_options=dict(attention=dict(
