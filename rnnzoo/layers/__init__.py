@@ -77,6 +77,8 @@ from rnnzoo.layers.mlstm_large import MLSTMLarge as MLSTMLarge
 from rnnzoo.layers.oscillators import OscillatorCarry as OscillatorCarry
 from rnnzoo.layers.para_gru import ParaGRU as ParaGRU
 from rnnzoo.layers.para_lstm import ParaLSTM as ParaLSTM
+from rnnzoo.layers.parallel import Parallel as Parallel
+from rnnzoo.layers.parallel import ParallelCarry as ParallelCarry
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
 from rnnzoo.layers.recurrences import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.recurrences import RecurrentCell as RecurrentCell

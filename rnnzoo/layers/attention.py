@@ -78,7 +78,7 @@ class Attention(attention_window.WindowedAttention):
     hidden_features: `H K`.
     window: Tokens `W` that a token sees, itself included.
     on_full: What becomes of the tokens of a sequence after `W` of them.
-    out_features: `D`.
+    out_features: Size of an output.
   """
 
   def __init__(
@@ -88,6 +88,7 @@ class Attention(attention_window.WindowedAttention):
       num_heads: int = 4,
       num_kv_heads: int | None = None,
       head_features: int | None = None,
+      out_features: int | None = None,
       window: int = 1024,
       on_full: Literal['slide', 'error'] = 'slide',
       rotary_fraction: float = 1.0,
@@ -113,6 +114,7 @@ class Attention(attention_window.WindowedAttention):
       num_kv_heads: Number `G` of heads of keys and values, a divisor of `H`. 1
         is multi-query attention; `H` if `None`.
       head_features: Size `K` of a head; `D / H` if `None`.
+      out_features: Size of an output; `D` if `None`.
       window: Tokens `W` that a token sees, itself included.
       on_full: What happens when a sequence has more tokens than `W`: `slide`,
         each sees the last `W`; or `error`, since each has to see all.
@@ -157,6 +159,7 @@ class Attention(attention_window.WindowedAttention):
         num_heads=num_heads, head_features=head_features, window=window,
         chunk_size=chunk_size, on_full=on_full,
     )
+    out_features = in_features if out_features is None else out_features
     if qk_norm not in QK_NORMS:
       raise ValueError(
           f'`qk_norm` must be one of {", ".join(QK_NORMS)}, got {qk_norm!r}.'
@@ -167,7 +170,7 @@ class Attention(attention_window.WindowedAttention):
           '`rotary_fraction` must be in [0, 1] and give an even number of '
           f'{head_features} features, got {rotary_fraction}.'
       )
-    self.in_features = self.out_features = in_features
+    self.in_features, self.out_features = in_features, out_features
     self.num_heads, self.num_kv_heads = num_heads, groups
     self.head_features = head_features
     self.hidden_features = hidden = num_heads * head_features
@@ -195,7 +198,7 @@ class Attention(attention_window.WindowedAttention):
     self.key = linear(in_features, shared, into, use_bias)
     self.value = linear(in_features, shared, into, use_bias)
     self.output = linear(
-        hidden, in_features, back, use_output_bias, output_scale
+        hidden, out_features, back, use_output_bias, output_scale
     )
 
     def norm(features):
@@ -229,14 +232,14 @@ class Attention(attention_window.WindowedAttention):
 
   def _tokens(self, x, positions):
     """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""
-    def heads(linear, number):
-      return common.project(linear, x).reshape(
+    def heads(name, number):
+      return self._map(name, x).reshape(
           *x.shape[:-1], number, self.head_features
       )
 
-    q = heads(self.query, self.num_heads)
-    k = heads(self.key, self.num_kv_heads)
-    v = heads(self.value, self.num_kv_heads)
+    q = heads('query', self.num_heads)
+    k = heads('key', self.num_kv_heads)
+    v = heads('value', self.num_kv_heads)
     q = self._normalized(self.query_norm, q)
     factor = self.score_scale * self.head_features**0.5
     if abs(factor - 1) > 1e-12:  # `local_attention` divides by that root.
@@ -248,6 +251,10 @@ class Attention(attention_window.WindowedAttention):
       )
       q, k = rotate(q), rotate(k)
     return q, k, v
+
+  def _map(self, name, x):
+    """Applies the map to `query`, `key` or `value`."""
+    return common.project(getattr(self, name), x)
 
   def _normalized(self, norm, u):
     """Applies a norm of queries or keys, if there is one, to all heads."""

@@ -82,7 +82,7 @@ class LanguageModel(nnx.Module):
     )
     self.backbone = Backbone(config, layers, rngs=rngs)
     for stack in self.backbone.stacks:
-      if not stack.layer.causal:
+      if not stack.causal:
         raise errors.UserValueError(
             'model.layer must be causal in a language model: '
             f'{type(stack.layer).__name__} with these layer_options sees the '
