@@ -33,7 +33,10 @@ _FORWARD = (
     'embed_scale', 'tie_embeddings',
 )
 # Those that it reads in each block.
-_OF_A_BLOCK = ('norm_position', 'gate', 'mlp', 'layer_scales', 'mlp_scales')
+_OF_A_BLOCK = (
+    'norm_position', 'gate', 'mlp', 'mlp_gate_scale', 'layer_scales',
+    'mlp_scales', 'shared_block',
+)
 # Attributes of modules that do not change what they compute.
 _SPEED = (
     'balance', 'balance_loss', 'chunk_size', 'config', 'dtype', 'param_dtype',
@@ -161,18 +164,23 @@ def _difference(model, config) -> str | None:
   for names, *configs in pairs:
     for name in names:
       own, other = (getattr(one, name) for one in configs)
-      if own != other and not (
-          isinstance(own, float) and math.isclose(own, other, rel_tol=1e-12)
-      ):
+      if not _same(own, other):
         own, other = fields.shown(own), fields.shown(other)
         return f'model.{name} must be {other}, got {own}'
   other = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
   own_facts, other_facts = _facts(model), _facts(other)
   for key in [*own_facts, *other_facts]:
     own, want = own_facts.get(key), other_facts.get(key)
-    if own != want:
+    if not _same(own, want):
       return f'{key} must be {fields.shown(want)}, got {fields.shown(own)}'
   return None
+
+
+def _same(a, b) -> bool:
+  """Whether two values are the same, but for a rounding."""
+  if isinstance(a, float) and isinstance(b, float):
+    return math.isclose(a, b, rel_tol=1e-12)
+  return a == b
 
 
 def _facts(model) -> dict[str, Any]:

@@ -49,6 +49,29 @@ SIZES = dict(
         mamba_n_groups=2, mamba_d_state=6, mamba_chunk_size=8,
         attn_layer_indices=[1, 3],
     ),
+    # No two multipliers are alike.
+    falcon_h1=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        mamba_d_ssm=48, mamba_n_heads=6, mamba_n_groups=2, mamba_d_state=5,
+        mamba_chunk_size=8, embedding_multiplier=3.5, lm_head_multiplier=0.7,
+        mlp_multipliers=[0.75, 0.625], key_multiplier=0.4,
+        ssm_in_multiplier=1.25, ssm_out_multiplier=0.9,
+        ssm_multipliers=[0.5, 1.25, 0.75, 1.125, 0.375],
+        attention_in_multiplier=1.2, attention_out_multiplier=0.75,
+    ),
+    # Three choose among two of the four groups.
+    nemotron_h=dict(
+        hidden_size=32, intermediate_size=56, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, mamba_num_heads=6,
+        mamba_head_dim=8, n_groups=2, ssm_state_size=5, chunk_size=8,
+        n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+        moe_intermediate_size=20, moe_shared_expert_intermediate_size=28,
+        routed_scaling_factor=2.5, layers_block_type=[
+            'linear_attention', 'mlp', 'linear_attention', 'full_attention',
+            'moe', 'linear_attention', 'moe',
+        ],
+    ),
     # Values are wider than keys.
     olmo_hybrid=dict(
         hidden_size=32, intermediate_size=56, num_hidden_layers=5,
@@ -79,6 +102,16 @@ SIZES = dict(
         linear_value_head_dim=10, partial_rotary_factor=0.5, layer_types=[
             'linear_attention', 'full_attention', 'linear_attention',
             'linear_attention', 'full_attention',
+        ],
+    ),
+    # Two shared blocks, of which the first is used twice.
+    zamba2=dict(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=5,
+        num_attention_heads=4, n_mamba_heads=8, mamba_ngroups=2,
+        mamba_d_state=6, chunk_size=8, num_mem_blocks=2, adapter_rank=3,
+        use_shared_attention_adapter=True, use_mem_rope=True,
+        layers_block_type=[
+            'linear_attention', 'hybrid', 'hybrid', 'linear_attention', 'hybrid'
         ],
     ),
 )
@@ -118,6 +151,27 @@ SMALL = dict(
         num_experts_per_token=2, pad_token_id=None, bos_token_id=None,
         eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
     ),
+    falcon_h1=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        mamba_d_ssm=12, mamba_n_heads=3, mamba_d_state=3,
+        embedding_multiplier=3.5, lm_head_multiplier=0.7,
+        mlp_multipliers=[0.75, 0.625], key_multiplier=0.4,
+        ssm_in_multiplier=1.25, ssm_out_multiplier=0.9,
+        ssm_multipliers=[0.5, 1.25, 0.75, 1.125, 0.375],
+        attention_in_multiplier=1.2, attention_out_multiplier=0.75,
+        mamba_rms_norm=True,
+    ),
+    nemotron_h=dict(
+        hidden_size=8, intermediate_size=12, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, mamba_num_heads=3, mamba_head_dim=4,
+        n_groups=1, ssm_state_size=3, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=8,
+        moe_shared_expert_intermediate_size=6, moe_latent_size=4,
+        layers_block_type=[
+            'linear_attention', 'moe', 'full_attention', 'mlp',
+        ],
+    ),
     bamba=dict(
         hidden_size=8, intermediate_size=12, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, mamba_n_heads=4,
@@ -129,6 +183,13 @@ SMALL = dict(
         linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=4,
         linear_value_head_dim=4,
         layer_types=['linear_attention', 'full_attention'],
+    ),
+    zamba2=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=4,
+        num_attention_heads=2, n_mamba_heads=2, mamba_d_state=3,
+        num_mem_blocks=2, adapter_rank=2, use_shared_attention_adapter=True,
+        use_mem_rope=True,
+        layers_block_type=['linear_attention', 'hybrid', 'hybrid', 'hybrid'],
     ),
 )
 
@@ -249,7 +310,10 @@ def make_fixtures():
     model = build(family, vocabulary=13, **sizes)
     save(model.half(), FIXTURES / family)
     (FIXTURES / family / 'generation_config.json').unlink()
-    model.float()  # Of the rounded weights.
+    # Of the rounded weights; `half` rounds positions, too.
+    model = type(model).from_pretrained(
+        FIXTURES / family, dtype=torch.float32
+    ).eval()
     if family == 'rwkv':  # `half` leaves these alone.
       assert model.rwkv.blocks[0].attention.time_decay.dtype == torch.float32
     ids = tokens(vocabulary=13, rows=1, length=9)

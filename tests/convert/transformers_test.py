@@ -15,18 +15,23 @@ import jax
 import numpy as np
 from rnnzoo import convert
 from rnnzoo import generation
+from rnnzoo import layers as layers_lib
 from rnnzoo import models
-from rnnzoo.convert import tables
+from rnnzoo.models import config as config_lib
 from tests.convert import reference
 
 # Of the largest logit or state: eager PyTorch sums in another order.
 TOLERANCE = 2e-5
-# In float64 its logits are the same to 3e-6, that of float32 in norms.
-TOLERANCES = dict(olmo_hybrid=1e-4)
+# In float64 their logits are the same to 3e-6 and 1.3e-5, those of float32 in
+# norms.
+TOLERANCES = dict(olmo_hybrid=1e-4, zamba2=1e-4)
 PROMPT, LENGTH = 11, 32
 
 # Families whose cache has a layer for each block.
-HYBRIDS = ('bamba', 'kimi_linear', 'lfm2', 'olmo_hybrid', 'qwen3_5_text')
+HYBRIDS = (
+    'bamba', 'falcon_h1', 'kimi_linear', 'lfm2', 'nemotron_h', 'olmo_hybrid',
+    'qwen3_5_text', 'zamba2',
+)
 
 # Values of configs that are not the defaults.
 VARIANTS = dict(
@@ -81,6 +86,25 @@ VARIANTS = dict(
     kimi_linear_dense=('kimi_linear', dict(
         mlp_layer_types=['dense'] * 5, layer_types=['full_attention'] * 5,
     )),
+    falcon_h1_norm=('falcon_h1', dict(
+        mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_d_ssm=None,
+        mamba_n_heads=8, tie_word_embeddings=True, rms_norm_eps=1e-3,
+        time_step_limit=(0.3, 0.8), mamba_conv_bias=False, rope_parameters=dict(
+            rope_type='default', rope_theta=1e11
+        ),
+    )),
+    falcon_h1_norm_before_gate=('falcon_h1', dict(
+        mamba_rms_norm=True, mamba_norm_before_gate=True, mamba_d_conv=3,
+        mlp_multipliers=None, ssm_multipliers=None, key_multiplier=1.0,
+    )),
+    nemotron_h_latent=('nemotron_h', dict(
+        moe_latent_size=12, norm_topk_prob=False, n_group=1, topk_group=1,
+        use_conv_bias=False, conv_kernel=3, time_step_min=0.4,
+        layer_norm_epsilon=1e-3, tie_word_embeddings=True,
+    )),
+    nemotron_h_no_experts=('nemotron_h', dict(layers_block_type=[
+        'linear_attention', 'mlp', 'full_attention', 'mlp'
+    ])),
     olmo_hybrid_rotated=('olmo_hybrid', dict(
         linear_num_key_heads=2, linear_allow_neg_eigval=False,
         linear_conv_kernel_dim=3, rms_norm_eps=1e-3, tie_word_embeddings=True,
@@ -92,6 +116,12 @@ VARIANTS = dict(
             rope_type='default', rope_theta=100.0, partial_rotary_factor=0.25,
             mrope_section=[2, 1, 1], mrope_interleaved=True,
         ),
+    )),
+    zamba2_plain=('zamba2', dict(
+        use_shared_attention_adapter=False, use_mem_rope=False,
+        num_mem_blocks=1, num_key_value_heads=2, rms_norm_eps=1e-3,
+        mamba_d_conv=3, time_step_min=0.4,
+        rope_parameters=dict(rope_type='default', rope_theta=100.0),
     )),
 )
 
@@ -159,30 +189,42 @@ def recurrent_gemma_states(model, cache, carry, theirs):
       yield own.key[:, slots], keys.swapaxes(1, 2)
 
 
-def hybrid_states(model, cache, carry):
+def hybrid_states(model, cache, carry, key_scale):
   """Of attention, keys and values; of other layers, tails and memories."""
-  count, places = PROMPT, tables.blocks(model.config)
-  for i, (name, place) in enumerate(zip(model.config.layer_names, places)):
-    own = jax.tree.map(
-        lambda u: np.asarray(u)[place.index], carry[place.stack].layer
-    )
-    layer = cache.layers[i]
-    if name == 'latent_attention':
-      yield own.value[:, :count], numpy(layer.keys).swapaxes(1, 2)
-      yield own.key[:, :count], numpy(layer.values).swapaxes(1, 2)
-      continue
-    if 'attention' in name:
-      yield own.key[:, :count], numpy(layer.keys).swapaxes(1, 2)
-      yield own.value[:, :count], numpy(layer.values).swapaxes(1, 2)
-      continue
-    convs = [own.conv]
-    if name == 'mamba2':
-      convs.append(own.conv_bc)
-      yield own.ssm, numpy(layer.recurrent_states[0]).swapaxes(2, 3)
-    if name in ('gated_delta_net', 'kda'):
-      yield own.S, numpy(layer.recurrent_states[0])
-    tail = numpy(layer.conv_states[0]).swapaxes(1, 2)
-    yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]
+  config = model.config
+  for depths, of_stack in zip(config.stacks, carry):
+    for index, depth in enumerate(depths):
+      own = jax.tree.map(lambda u: np.asarray(u)[index], of_stack)
+      names, states = [config.layer_names[depth]], [own.layer]
+      if isinstance(own.layer, layers_lib.ParallelCarry):
+        names, states = config_lib.parts_of(names[0]), own.layer.branches
+      if own.shared is not None:
+        names, states = [*names, 'attention'], [*states, own.shared]
+      for name, own in zip(names, states):
+        if name != config_lib.NO_LAYER:
+          yield from states_of_layer(
+              name, own, cache.layers[depth], key_scale
+          )
+
+
+def states_of_layer(name, own, theirs, key_scale):
+  """Pairs of the states of one layer."""
+  if name == 'latent_attention':
+    yield own.value[:, :PROMPT], numpy(theirs.keys).swapaxes(1, 2)
+    yield own.key[:, :PROMPT], numpy(theirs.values).swapaxes(1, 2)
+    return
+  if 'attention' in name:
+    yield own.key[:, :PROMPT] * key_scale, numpy(theirs.keys).swapaxes(1, 2)
+    yield own.value[:, :PROMPT], numpy(theirs.values).swapaxes(1, 2)
+    return
+  convs = [own.conv]
+  if name == 'mamba2':
+    convs.append(own.conv_bc)
+    yield own.ssm, numpy(theirs.recurrent_states[0]).swapaxes(2, 3)
+  if name in ('gated_delta_net', 'kda'):
+    yield own.S, numpy(theirs.recurrent_states[0])
+  tail = numpy(theirs.conv_states[0]).swapaxes(1, 2)
+  yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]
 
 
 def states_of(family, model, theirs, ids):
@@ -203,7 +245,9 @@ def states_of(family, model, theirs, ids):
   if family == 'recurrent_gemma':
     return recurrent_gemma_states(model, cache, carry, theirs)
   if family in HYBRIDS:
-    return hybrid_states(model, cache, carry)
+    # Falcon-H1 scales keys, and we scale their products with queries.
+    key_scale = getattr(theirs.config, 'key_multiplier', 1.0)
+    return hybrid_states(model, cache, carry, key_scale)
   return mamba_states(model, out.cache_params, carry)
 
 
