@@ -76,7 +76,6 @@ VARIANTS = dict(
         q_lora_rank=10, num_experts=8, num_experts_per_token=3, n_group=4,
         topk_group=2, num_shared_experts=2, moe_renormalize=False,
         routed_scaling_factor=0.7, rms_norm_eps=1e-3, linear_conv_kernel_dim=3,
-        tie_word_embeddings=True,
     )),
     kimi_linear_dense=('kimi_linear', dict(
         mlp_layer_types=['dense'] * 5, layer_types=['full_attention'] * 5,

@@ -152,12 +152,11 @@ def size(module):
 
 
 def count_parameters(config):
-  """Builds one block for each position of the pattern and multiplies."""
-  period = min(config.layer.count(',') + 1, config.num_layers)
-  model = build(config.replace(num_layers=period))
+  """Builds one block for each stack and multiplies."""
+  model = build(config.replace(num_layers=len(config.stacks)))
   blocks = sum(
-      size(stack) * len(range(position, config.num_layers, period))
-      for position, stack in enumerate(model.backbone.stacks)
+      size(stack) * len(depths)
+      for stack, depths in zip(model.backbone.stacks, config.stacks)
   )
   return blocks + size(model) - size(model.backbone)
 
