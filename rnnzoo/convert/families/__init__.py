@@ -2,9 +2,9 @@
 
 from rnnzoo.convert.families import bamba
 from rnnzoo.convert.families import falcon_mamba
-from rnnzoo.convert.families import kimi_linear
 from rnnzoo.convert.families import granitemoehybrid
 from rnnzoo.convert.families import jamba
+from rnnzoo.convert.families import kimi_linear
 from rnnzoo.convert.families import lfm2
 from rnnzoo.convert.families import mamba
 from rnnzoo.convert.families import mamba2
@@ -20,9 +20,9 @@ from rnnzoo.convert.families.family import Family
 FAMILIES: dict[str, Family] = dict(
     bamba=bamba.FAMILY,
     falcon_mamba=falcon_mamba.FAMILY,
-    kimi_linear=kimi_linear.FAMILY,
     granitemoehybrid=granitemoehybrid.FAMILY,
     jamba=jamba.FAMILY,
+    kimi_linear=kimi_linear.FAMILY,
     lfm2=lfm2.FAMILY,
     mamba=mamba.FAMILY,
     mamba2=mamba2.FAMILY,
