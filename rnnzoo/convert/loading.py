@@ -168,6 +168,7 @@ def open_pretrained(
   tensors = {
       name: tensor for name, tensor in tensors.items()
       if not name.startswith(family.unused)
+      and not name.endswith(family.derived)
   }
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)

@@ -294,7 +294,8 @@ class LatentAttention(attention_window.WindowedAttention):
     if self.rotation == 'interleaved':
       # The order of the result is that of `halves`. Products do not depend on
       # the order.
-      u = u.reshape(*u.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(u.shape)
+      pairs = u.reshape(*u.shape[:-1], u.shape[-1] // 2, 2)
+      u = pairs.swapaxes(-1, -2).reshape(u.shape)
     return rotary.rotary(
         u, positions, self.shared_features, self.max_wavelength
     )

@@ -9,6 +9,7 @@ from rnnzoo import mesh as mesh_lib
 from rnnzoo.ops import checking
 from rnnzoo.ops import exact
 from rnnzoo.ops.group_products import grouped_product
+from rnnzoo.ops.rows import vary_together
 
 
 def expert_mlp(
@@ -80,6 +81,7 @@ def expert_mlp(
   )
 
   def local(x, chosen, weights, kernels):
+    x, weights, kernels = vary_together((x, weights, kernels))
     if model:
       chosen -= jax.lax.axis_index(model) * kernels[0].shape[0]
     y = _sum_of_experts(
@@ -103,10 +105,7 @@ def _sum_of_experts(x, chosen, weights, kernels, nonlinearity):
   chosen = chosen.reshape(-1)
   chosen = jnp.where((chosen >= 0) & (chosen < experts), chosen, experts)
   order = jnp.argsort(chosen)
-  ends = jnp.searchsorted(
-      chosen[order], jnp.arange(experts), side='right'
-  ).astype(jnp.int32)
-  sizes = jnp.diff(ends, prepend=0)
+  sizes = jnp.zeros(experts, jnp.int32).at[chosen].add(1, mode='drop')
   # With indices that are unique, gradients need no sums.
   take = lambda u, places: u.at[places].get(unique_indices=True)
   rows = jnp.repeat(x.reshape(-1, shape[-1]), choices, axis=0)

@@ -304,7 +304,7 @@ def _average(q, k, v, seen, scale):
   # wants values that are as large as keys.
   shape, groups = q.shape, k.shape[2]
   wide = jnp.promote_types(jnp.float32, q.dtype)
-  q = q.reshape(*shape[:2], groups, -1, shape[3])
+  q = q.reshape(*shape[:2], groups, shape[2] // groups, shape[3])
   scores = jnp.einsum('bqgrk,bsgk->bgrqs', q, k, preferred_element_type=wide)
   scores *= shape[3] ** -0.5 if scale is None else scale
   scores = jnp.where(seen[:, None, None], scores, jnp.finfo(wide).min)

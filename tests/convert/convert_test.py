@@ -237,6 +237,19 @@ class ConvertTest(parameterized.TestCase):
             moe_router_activation_func='sigmoid', num_nextn_predict_layers=0,
             rope_scaling=None, rope_theta=1e4, use_grouped_topk=True,
         )),
+        ('falcon_h1', ('rope_parameters',), dict(
+            attn_layer_indices=None, mamba_use_mlp=True, rope_theta=10_000.0,
+            mlp_expansion_factor=8, rope_scaling=None, time_step_floor=1e-4,
+            time_step_max=0.1, time_step_min=0.001, time_step_rank='auto',
+        )),
+        ('nemotron_h', ('layers_block_type',), dict(
+            hybrid_override_pattern='ME*-', num_hidden_layers=4,
+            mtp_hybrid_override_pattern='*E', num_nextn_predict_layers=1,
+        )),
+        ('zamba2', ('rope_parameters',), dict(
+            layers_block_type=['mamba', 'hybrid', 'hybrid', 'hybrid'],
+            rope_theta=10_000, calc_logits_for_entire_prompt=False,
+        )),
         ('mamba2', (), dict(
             time_step_limit=[0.0, 'Infinity'], rms_norm=True,
             norm_before_gate=True, is_encoder_decoder=False,
@@ -295,6 +308,19 @@ class ConvertTest(parameterized.TestCase):
       ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),
       ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not'),
       ('olmo_hybrid', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not"),
+      ('falcon_h1', dict(projectors_bias=True), 'projectors_bias = True is'),
+      ('falcon_h1', dict(mlp_multipliers=[1]), r'must be 2 numbers, got \[1.0'),
+      ('falcon_h1', dict(mamba_n_heads=5), 'd_head 4 must be mamba_d_ssm = 12'),
+      ('falcon_h1', dict(mamba_d_ssm=None), 'must be mamba_d_ssm = 16'),
+      ('nemotron_h', dict(mlp_hidden_act='silu'), "mlp_hidden_act = 'silu'"),
+      ('nemotron_h', dict(num_hidden_layers=3), 'num_hidden_layers = 3 is not'),
+      ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each lin'),
+      ('nemotron_h', dict(tie_word_embeddings=True), 'word_embeddings = True'),
+      ('nemotron_h', dict(n_group=3), 'model.experts: `num_groups` must be'),
+      ('zamba2', dict(tie_word_embeddings=False), 'word_embeddings = False is'),
+      ('zamba2', dict(use_long_context=True), 'use_long_context = True is not'),
+      ('zamba2', dict(hybrid_layer_ids=[1]), r'must be \[1, 2, 3\]'),
+      ('zamba2', dict(n_mamba_heads=3), '3 must divide mamba_expand x hidden'),
       ('recurrent_gemma', dict(rope_parameters={'factor': 2}),
        r'rope_parameters has values .*: factor \(2\)'),
       ('recurrent_gemma', dict(block_types=['full']), 'block_types must be'),
@@ -461,6 +487,11 @@ class ConvertTest(parameterized.TestCase):
       (dict(norm='rms1'), "must be 'RMSNorm', got 'OneRMSNorm'"),
       (dict(conv_kernel=3), r'conv.*must be None, got'),
       (dict(soft_cap=3.0), 'model.soft_cap must be 0.0, got 3.0'),
+      (dict(layer='mamba2+attention', mlp='swiglu', use_bias=False,
+            layer_options={'attention': dict(num_heads=2)}),
+       "falcon_h1: .*on_full must be 'error', got 'slide'"),
+      (dict(layer='mamba2', shared_block=1, tie_embeddings=True,
+            layer_options=dict(dt_low=0.1)), "zamba2: .*on_full must be"),
       (dict(layer='attention'), "recurrent_gemma: .*no attribute 'mlp_in'"),
       (dict(layer='mlstm_large', layer_options=dict(num_heads=2)),
        'xlstm: config.json: output_logit_soft_cap must be positive, got 0.0'),
@@ -478,11 +509,10 @@ class ConvertTest(parameterized.TestCase):
     self.assertFalse((self.folder / 'new').exists())
 
   @parameterized.parameters(
-      ('bamba_9b', 'bamba'), ('falcon_mamba_7b', 'falcon_mamba'),
+      ('bamba_9b', 'bamba'), ('jamba_52b', 'jamba'),
       ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'),
-      ('mamba2_codestral_7b', 'mamba2'), ('olmo_hybrid_7b', 'olmo_hybrid'),
-      ('qwen3_5_0p8b', 'qwen3_5_text'), ('xlstm_7b', 'xlstm'),
-      ('recurrentgemma_2b', 'recurrent_gemma'),
+      ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
+      ('qwen3_next_80b', 'qwen3_next'),
   )
   def test_a_preset_is_of_its_family(self, preset, family):
     config = models.PRESETS[preset]

@@ -104,6 +104,47 @@ SIZES = dict(
             'linear_attention', 'full_attention',
         ],
     ),
+    # Both kinds of layers have experts, and one an MLP too.
+    qwen3_next=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6,
+        linear_value_head_dim=10, partial_rotary_factor=0.5, num_experts=6,
+        num_experts_per_tok=3, moe_intermediate_size=20,
+        shared_expert_intermediate_size=12, mlp_only_layers=[0], layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
+    granitemoehybrid=dict(
+        hidden_size=32, intermediate_size=16, shared_intermediate_size=24,
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=5, num_experts_per_tok=3, mamba_n_heads=8,
+        mamba_n_groups=2, mamba_d_state=6, mamba_chunk_size=8,
+        embedding_multiplier=12.0, logits_scaling=6.0, residual_multiplier=0.22,
+        attention_multiplier=0.4, position_embedding_type='nope', layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention',
+        ],
+    ),
+    jamba=dict(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, num_experts=4,
+        num_experts_per_tok=3, expert_layer_period=2, expert_layer_offset=1,
+        attn_layer_period=3, attn_layer_offset=1, mamba_d_state=6,
+        mamba_dt_rank=3, pad_token_id=None,
+    ),
+    minimax=dict(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=10,
+        num_local_experts=4, num_experts_per_tok=2, block_size=4,
+        full_attn_alpha_factor=1.5, full_attn_beta_factor=0.7,
+        linear_attn_alpha_factor=0.8, linear_attn_beta_factor=1.2,
+        mlp_alpha_factor=1.1, mlp_beta_factor=0.9, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention',
+        ],
+    ),
     # Two shared blocks, of which the first is used twice.
     zamba2=dict(
         hidden_size=32, intermediate_size=40, num_hidden_layers=5,
@@ -182,6 +223,40 @@ SMALL = dict(
         num_attention_heads=2, num_key_value_heads=1, head_dim=8,
         linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=4,
         linear_value_head_dim=4,
+        layer_types=['linear_attention', 'full_attention'],
+    ),
+    qwen3_next=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=4,
+        linear_value_head_dim=4, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=4, shared_expert_intermediate_size=6,
+        mlp_only_layers=[0],
+        layer_types=['linear_attention', 'full_attention'],
+    ),
+    granitemoehybrid=dict(
+        hidden_size=8, intermediate_size=4, shared_intermediate_size=6,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=4, num_experts_per_tok=2, mamba_n_heads=4,
+        mamba_n_groups=2, mamba_d_state=3, embedding_multiplier=12.0,
+        logits_scaling=6.0, residual_multiplier=0.22, attention_multiplier=0.4,
+        position_embedding_type='nope',
+        layer_types=['linear_attention', 'full_attention'],
+    ),
+    jamba=dict(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=3,
+        num_experts_per_tok=2, expert_layer_period=2, expert_layer_offset=0,
+        attn_layer_period=2, attn_layer_offset=1, mamba_d_state=3,
+        pad_token_id=None,
+    ),
+    minimax=dict(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=3,
+        head_dim=6, num_experts_per_tok=2, block_size=4,
+        full_attn_alpha_factor=1.5, full_attn_beta_factor=0.5,
+        linear_attn_alpha_factor=0.75, linear_attn_beta_factor=1.25,
+        mlp_alpha_factor=1.125, mlp_beta_factor=0.875,
         layer_types=['linear_attention', 'full_attention'],
     ),
     zamba2=dict(
@@ -308,12 +383,16 @@ def make_fixtures():
   for family in sys.argv[1:] or SMALL:
     sizes = SMALL[family]
     model = build(family, vocabulary=13, **sizes)
+    derived, held = convert.FAMILIES[family].derived, model.state_dict()
+    constants = {
+        name: value.clone() for name, value in model.named_buffers()
+        if name not in held or name.endswith(derived)
+    }
     save(model.half(), FIXTURES / family)
     (FIXTURES / family / 'generation_config.json').unlink()
-    # Of the rounded weights; `half` rounds positions, too.
-    model = type(model).from_pretrained(
-        FIXTURES / family, dtype=torch.float32
-    ).eval()
+    model.float()  # Of the rounded weights.
+    for name, value in constants.items():
+      model.get_buffer(name).copy_(value)
     if family == 'rwkv':  # `half` leaves these alone.
       assert model.rwkv.blocks[0].attention.time_decay.dtype == torch.float32
     ids = tokens(vocabulary=13, rows=1, length=9)

@@ -25,10 +25,10 @@ _CASES = dict(
     short_conv=(lambda rngs: layers.ShortConv(_FEATURES, rngs=rngs), 14),
     gated_attention=(lambda rngs: layers.GatedAttention(
         _FEATURES, num_heads=4, window=_TIME, chunk_size=32, rngs=rngs
-    ), 80),
+    ), 50),
     latent_attention=(lambda rngs: layers.LatentAttention(
         _FEATURES, num_heads=4, window=_TIME, chunk_size=32, rngs=rngs
-    ), 100),
+    ), 56),
 )
 
 

@@ -29,6 +29,7 @@ PUBLISHED = dict(
     hawk_1p3b=('1.3B', 0),
     hawk_3b=('3B', 0),
     hawk_7b=('7B', 0),
+    jamba_52b=(51_570_323_328, 65_536),
     kimi_linear_48b=(49_122_681_728, 163_840),
     lfm2_350m=(354_483_968, 65_536),
     lfm2_700m=(742_489_344, 65_536),
@@ -51,6 +52,7 @@ PUBLISHED = dict(
     qwen3_5_4b=(4_205_751_296, 248_320),
     qwen3_5_9b=(8_953_803_264, 248_320),
     qwen3_5_27b=(26_895_998_464, 248_320),
+    qwen3_next_80b=(79_674_391_296, 151_936),
     recurrentgemma_2b=('2B', 0),
     recurrentgemma_9b=('9B', 256_000),
     rwkv4_169m=(169_342_464, 50_277),
@@ -152,12 +154,11 @@ def size(module):
 
 
 def count_parameters(config):
-  """Builds one block for each position of the pattern and multiplies."""
-  period = min(config.layer.count(',') + 1, config.num_layers)
-  model = build(config.replace(num_layers=period))
+  """Builds one block for each stack and multiplies."""
+  model = build(config.replace(num_layers=len(config.stacks)))
   blocks = sum(
-      size(stack) * len(range(position, config.num_layers, period))
-      for position, stack in enumerate(model.backbone.stacks)
+      size(stack) * len(depths)
+      for stack, depths in zip(model.backbone.stacks, config.stacks)
   )
   return blocks + size(model) - size(model.backbone)
 

@@ -17,12 +17,10 @@ _FRACTION = 0.5  # Of a head that is rotated, whatever old files say.
 
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
-  settings.no_effect(  # Speed, and the loss of a training.
-      'mamba_chunk_size', 'num_logits_to_keep', 'use_mamba_kernels',
-      'z_loss_coefficient',
-  )
+  # Memory, and the loss of a training.
+  settings.no_effect('num_logits_to_keep', 'z_loss_coefficient')
   settings.must_be('hidden_act', 'silu')
-  for name in ('attention_bias', 'mamba_proj_bias', 'mlp_bias'):
+  for name in ('attention_bias', 'mlp_bias'):
     settings.must_be(name, False)
   settings.must_be('partial_rotary_factor', _FRACTION)
   features = settings.size('hidden_size', 4096)
@@ -64,6 +62,8 @@ def mixer(
     epsilon: That of the norm.
     inner: The number of channels; `mamba_expand x features` if `None`.
   """
+  settings.no_effect('mamba_chunk_size', 'use_mamba_kernels')  # Speed.
+  settings.must_be('mamba_proj_bias', False)
   what = 'mamba_d_ssm' if inner else 'mamba_expand x hidden_size'
   inner = inner or settings.size('mamba_expand', 2) * features
   heads = settings.size('mamba_n_heads', 128)

@@ -19,15 +19,13 @@ _MAPS = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
-  settings.no_effect(  # Speed, initial values, and what no code reads.
-      'mamba_chunk_size', 'mlp_expansion_factor', 'num_logits_to_keep',
-      'time_step_floor', 'time_step_max', 'time_step_min', 'time_step_rank',
+  settings.no_effect(  # Initial values, and what no code reads.
+      'mlp_expansion_factor', 'num_logits_to_keep', 'time_step_floor',
+      'time_step_max', 'time_step_min', 'time_step_rank',
   )
   settings.must_be('hidden_act', 'silu')
   settings.must_be('mamba_use_mlp', True)
-  for name in (
-      'attention_bias', 'mamba_proj_bias', 'mlp_bias', 'projectors_bias'
-  ):
+  for name in ('attention_bias', 'mlp_bias', 'projectors_bias'):
     settings.must_be(name, False)
   features = settings.size('hidden_size', 4096)
   hidden = settings.size('intermediate_size', 14_336)

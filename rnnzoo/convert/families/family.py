@@ -27,6 +27,7 @@ class Family(NamedTuple):
       folder has a model that reads images too.
     unused: What the names of tensors start with that are not of the language
       model, such as those of images.
+    derived: What the names of tensors end with that follow from `config.json`.
   """
 
   architecture: str
@@ -39,6 +40,7 @@ class Family(NamedTuple):
   renamed: Mapping[str, str] = {}
   prefix: str = ''
   unused: tuple[str, ...] = ()
+  derived: tuple[str, ...] = ()
 
   def full_table(self, config: ModelConfig) -> tables.Table:
     """Returns the table with the embedding and the head."""

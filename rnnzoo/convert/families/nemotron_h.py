@@ -36,6 +36,8 @@ def read(settings: Settings) -> ModelConfig:
   settings.must_be('mlp_hidden_act', 'relu2')
   for name in ('attention_bias', 'mamba_proj_bias', 'mlp_bias', 'use_bias'):
     settings.must_be(name, False)
+  # `transformers` does not tie the head, even if it is told to.
+  settings.must_be('tie_word_embeddings', False)
   features = settings.size('hidden_size', 4096)
   epsilon = settings.positive('layer_norm_epsilon', 1e-5)
   layers = _layers(settings)
@@ -54,8 +56,7 @@ def read(settings: Settings) -> ModelConfig:
       vocab_size=settings.size('vocab_size', 131_072), norm_epsilon=epsilon,
       mlp='relu2' if with_mlp else 'none', mlp_layers=','.join(with_mlp),
       mlp_factor=tables.ratio(hidden, features), use_bias=False,
-      variants=dict(moe=moe) if 'moe' in layers else {},
-      tie_embeddings=settings.take('tie_word_embeddings', False),
+      variants=dict(moe=moe) if 'moe' in layers else {}, tie_embeddings=False,
       layer_options=dict(
           mamba2=_mixer(settings, features, epsilon),
           attention=options | dict(rotary_fraction=0.0),

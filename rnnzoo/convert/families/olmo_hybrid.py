@@ -4,6 +4,7 @@ from typing import Any
 
 from rnnzoo.convert import attention
 from rnnzoo.convert import delta
+from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
@@ -99,14 +100,8 @@ def write(model: Any) -> dict[str, Any]:
   )
   if 'gated_delta_net' in stacks:
     layer = stacks['gated_delta_net'].layer
-    values |= dict(
-        linear_num_key_heads=layer.num_heads,
-        linear_num_value_heads=layer.num_value_heads,
-        linear_key_head_dim=layer.key_features,
-        linear_value_head_dim=layer.value_features,
-        linear_conv_kernel_dim=layer.conv_kernel,
-        linear_allow_neg_eigval=layer.allow_negative_eigenvalues,
-    )
+    values |= gated_delta_net.values(layer)
+    values['linear_allow_neg_eigval'] = layer.allow_negative_eigenvalues
   if 'attention' in stacks:
     layer = stacks['attention'].layer
     values |= attention.values(layer)
@@ -140,13 +135,7 @@ def table(config: ModelConfig) -> tables.Table:
 
 def _delta(block: tables.Block, name: str, options) -> tables.Table:
   """Returns the tensors of Gated DeltaNet."""
-  rows = {
-      f'{name}.A_log': block.row('layer.A_log'),
-      f'{name}.dt_bias': block.row('layer.dt_bias'),
-      **block.norm(f'{name}.o_norm', 'layer.norm'),
-  }
-  for part, path in _DELTA.items():
-    rows |= block.linear(f'{name}.{part}', f'layer.{path}')
+  rows = gated_delta_net.rows(block, name, _DELTA, 'o_norm')
   return rows | delta.separate(
       block, name, keys=options['num_heads'] * options['key_features'],
       values=options['num_value_heads'] * options['value_features'],

@@ -6,20 +6,14 @@ blocks, and experts in all blocks but the first.
 
 from rnnzoo.models.config import ModelConfig
 
-_BLOCKS = 27
-
-
-def _layer(depth: int) -> str:
-  """Returns the name of the block at `depth`, as in the released file."""
-  if depth == 0:
-    return 'kda_dense'
-  return 'latent_attention' if depth % 4 == 3 or depth == 26 else 'kda'
-
+# Blocks 1 to 23; the last three are like the first three of these.
+_PATTERN = 2 * ['kda'] + ['latent_attention']
+_PATTERN += 5 * (3 * ['kda'] + ['latent_attention'])
 
 PRESETS = dict(
     kimi_linear_48b=ModelConfig(
-        layer=','.join(map(_layer, range(_BLOCKS))), num_layers=_BLOCKS,
-        features=2304, vocab_size=163_840, norm_epsilon=1e-5, mlp='swiglu',
+        layer='kda_dense;' + ','.join(_PATTERN), num_layers=27, features=2304,
+        vocab_size=163_840, norm_epsilon=1e-5, mlp='swiglu',
         mlp_factor=1024 / 2304, use_bias=False, embed_std=0.02,
         scan_layers=True,
         experts=dict(
