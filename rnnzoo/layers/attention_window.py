@@ -1,6 +1,6 @@
 """What softmax attention of every kind shares: a window, and its limits."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from jax import core
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ class WindowedAttention(base.RecurrentLayer):
     past = positions.astype(jnp.uint32) >= self.window
     return past if mask is None else past & mask
 
-  def _attend(self, x, positions, carry, reset, mask):
+  def _attend(self, x, positions, carry, reset, mask) -> tuple[Any, Any]:
     """Runs the heads over whole sequences.
 
     Args:
@@ -123,11 +123,11 @@ class WindowedAttention(base.RecurrentLayer):
     """
     raise TypeError(f'{type(self).__name__} does not define _attend.')
 
-  def _attend_step(self, x, carry):
+  def _attend_step(self, x, carry) -> tuple[Any, Any]:
     """Runs the heads for one token `[B, D]`: the carry and `[B, H, V]`."""
     raise TypeError(f'{type(self).__name__} does not define _attend_step.')
 
-  def _readout(self, y, x, mask):
+  def _readout(self, y, x, mask) -> Any:
     """Maps what the heads read `[..., H, V]`, and `x`, to `[..., D]`."""
     raise TypeError(f'{type(self).__name__} does not define _readout.')
 

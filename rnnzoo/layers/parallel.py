@@ -133,8 +133,9 @@ class Parallel(base.RecurrentLayer):
     """Checks that each layer has room for more tokens, see `Attention`."""
     if isinstance(carry, ParallelCarry):
       for layer, one in zip(self.branches, carry.branches):
-        if hasattr(layer, 'check_room'):
-          layer.check_room(one, shape, reset=reset, mask=mask)
+        check = getattr(layer, 'check_room', None)
+        if check is not None:
+          check(one, shape, reset=reset, mask=mask)
 
   def _sum(self, run, carry, x):
     """Returns the carries after `run`, and the sum of the outputs."""

@@ -347,11 +347,13 @@ class Backbone(nnx.Module):
     """Raises if a layer has no room in its carry for all tokens."""
     for stack, one in zip(self.stacks, carry):
       shared = self._shared_of(stack.config.shared_block)
-      for layer, own in (
-          (stack.layer, one.layer), (shared and shared.attention, one.shared)
-      ):
-        if hasattr(layer, 'check_room'):
-          layer.check_room(own, shape, reset=reset, mask=mask)
+      parts = [(stack.layer, one.layer)]
+      if shared is not None:
+        parts.append((shared.attention, one.shared))
+      for layer, own in parts:
+        check = getattr(layer, 'check_room', None)
+        if check is not None:
+          check(own, shape, reset=reset, mask=mask)
 
 
 def _make_stack(

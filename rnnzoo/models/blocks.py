@@ -231,7 +231,9 @@ class Block(nnx.Module):
     layer = carry.layer
     if self.layer is not None:
       x, u = enter(self.norm, x, more)
-      layer, y, v_first = self._mix(u, layer, v_first, flags, dt, step)
+      layer, y, v_first = self._mix(
+          self.layer, u, layer, v_first, flags, dt, step
+      )
       y = base.masked(self._gate(y, keys[0]), mask)
       x = add(self.norm, x, y, config.layer_scales, keys[1])
 
@@ -241,21 +243,21 @@ class Block(nnx.Module):
       x = add(self.mlp_norm, x, y, config.mlp_scales, keys[2])
     return BlockCarry(conv, layer, own), x, v_first
 
-  def _mix(self, x, carry, v_first, flags, dt, step):
+  def _mix(self, layer, x, carry, v_first, flags, dt, step):
     """Runs the layer: the next carry, `[..., D]`, and `v_first`."""
     options, next_first = dict(flags), v_first
     if dt is not None:
       options['dt'] = dt
-    first_value = getattr(self.layer, 'first_value', None)
+    first_value = getattr(layer, 'first_value', None)
     if first_value is not None:
       options['v_first'] = v_first
       if v_first is None:
         next_first = first_value(x, carry, **flags)
     if step:
-      carry, y = self.layer.step(carry, x, **options)
+      carry, y = layer.step(carry, x, **options)
     else:
-      carry, y = self.layer(x, carry, **options)
-    if self.layer.out_features != self.config.features:
+      carry, y = layer(x, carry, **options)
+    if layer.out_features != self.config.features:
       y = common.project(self.project, y)
     return carry, y, next_first
 

@@ -86,8 +86,9 @@ def write(model: Any) -> dict[str, Any]:
     )
   if 'mamba2' in stacks:
     layer = stacks['mamba2'].layer
-    values |= bamba.mixer_values(layer)
-    values['mamba_expand'] = mamba2.expansion(layer)
+    values |= bamba.mixer_values(layer) | dict(
+        mamba_expand=mamba2.expansion(layer)
+    )
   if 'attention' in stacks:
     layer = stacks['attention'].layer
     values |= attention.values(layer)

@@ -67,7 +67,7 @@ def read(settings: Settings) -> ModelConfig:
 def _layers(settings: Settings) -> tuple[str, ...]:
   """Returns what each block is, of the list or the letters."""
   letters = settings.take('hybrid_override_pattern', 'ME*-')
-  default = tuple(_LETTERS.get(letter, letter) for letter in letters)
+  default = tuple(_LETTERS.get(letter) or letter for letter in letters)
   depth = len(settings.take('layers_block_type', default))
   settings.must_be('num_hidden_layers', depth)
   return settings.layers('layers_block_type', default, depth, _LAYERS)
@@ -181,9 +181,10 @@ def _moe(block: tables.Block, name: str, options) -> tables.Table:
   }
   for part, path in maps.items():
     rows |= block.linear(f'{name}.{part}', f'experts.{path}')
-  return rows | block.experts(
+  rows |= block.experts(
       f'{name}.experts', options['num_experts'], 'up_proj', 'down_proj'
   )
+  return rows
 
 
 FAMILY = Family(
