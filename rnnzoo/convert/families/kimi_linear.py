@@ -26,6 +26,7 @@ def read(settings: Settings) -> ModelConfig:
   )
   settings.must_be('hidden_act', 'silu')
   settings.must_be('attention_bias', False)
+  settings.must_be('tie_word_embeddings', False)  # `transformers` ignores it.
   # What released files say of all models.
   settings.must_be('mla_use_nope', True)
   settings.must_be('moe_layer_freq', 1)
@@ -43,9 +44,7 @@ def read(settings: Settings) -> ModelConfig:
       num_layers=depth, features=features, norm_epsilon=epsilon,
       vocab_size=settings.size('vocab_size', 163_840), mlp='swiglu',
       mlp_factor=tables.ratio(width, features), use_bias=False,
-      experts=_experts(settings, width),
-      tie_embeddings=settings.take('tie_word_embeddings', False),
-      layer_options=dict(
+      experts=_experts(settings, width), layer_options=dict(
           kda=kda | dict(norm_epsilon=epsilon),
           latent_attention=_attention(settings),
       ),
