@@ -314,7 +314,7 @@ class ConvertTest(parameterized.TestCase):
       ('falcon_h1', dict(mamba_d_ssm=None), 'must be mamba_d_ssm = 16'),
       ('nemotron_h', dict(mlp_hidden_act='silu'), "mlp_hidden_act = 'silu'"),
       ('nemotron_h', dict(num_hidden_layers=3), 'num_hidden_layers = 3 is not'),
-      ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each lin'),
+      ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each l'),
       ('nemotron_h', dict(tie_word_embeddings=True), 'word_embeddings = True'),
       ('nemotron_h', dict(n_group=3), 'model.experts: `num_groups` must be'),
       ('zamba2', dict(tie_word_embeddings=False), 'word_embeddings = False is'),
