@@ -80,7 +80,7 @@ class DamageTest(cases.CheckpointTestCase):
         path.write_bytes(whole)
 
   def test_truncated_and_missing_files_fall_back_too(self):
-    for name, damage in (
+    for name, do_damage in (
         ('data', lambda path: os.truncate(path, path.stat().st_size // 2)),
         ('data', lambda path: path.unlink()),
         ('meta/metadata', lambda path: os.truncate(path, 40)),
@@ -95,7 +95,7 @@ class DamageTest(cases.CheckpointTestCase):
       with self.subTest(name):
         path = self.directory / '2' / name
         path = largest_file(self.directory / '2') if name == 'data' else path
-        damage(path)
+        do_damage(path)
         self.assert_falls_back('metadata' if 'metadata' in name else 'arrays')
 
   def test_files_behind_links_are_not_changed(self):

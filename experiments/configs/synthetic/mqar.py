@@ -40,8 +40,10 @@ def get_config(layer: str = 'attention'):
   config.total_steps = 4000
   config.batch_size = 64
   config.log_every = 20
-  config.eval_every = 250
-  config.save_every = 250
+  config.eval_every = 100
+  config.save_every = 100
+  config.keep = 1
+  config.stop_at = dict(accuracy=0.99)
   config.optimizer.learning_rate = 3e-3
   config.optimizer.end_learning_rate = 3e-4
   config.optimizer.warmup_steps = 100
