@@ -134,7 +134,7 @@ def measure(
   """
   starts = np.arange(rows) * len(stream.inputs) // rows
   carry = jax.jit(lambda model: model.initialize_carry(rows))(model)
-  period = len(model.backbone.stacks)
+  stacks = model.config.stacks
   start = 1
   for end in edges(length):
     total, count = 0.0, 0
@@ -153,7 +153,7 @@ def measure(
       count += int(counted.sum())
     state = {
         name: {key: _finite(value) for key, value in values.items()}
-        for name, values in jax.device_get(_statistics(carry, period)).items()
+        for name, values in jax.device_get(_statistics(carry, stacks)).items()
     }
     yield dict(
         start=start, end=end, targets=count,
@@ -173,10 +173,10 @@ def _run(model, carry, inputs, targets, mask, counted):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _statistics(carry, period):
+def _statistics(carry, stacks):
   """Returns mean, variance and norm of the states of layers, by their names."""
   found = {}
-  for position, block in enumerate(carry):
+  for depths, block in zip(stacks, carry):
     leaves, _ = jax.tree_util.tree_flatten_with_path(block.layer)
     for path, array in leaves:
       if not jnp.issubdtype(array.dtype, jnp.inexact):
@@ -187,7 +187,7 @@ def _statistics(carry, period):
         if jnp.iscomplexobj(u):
           u = jnp.concatenate([u.real, u.imag], axis=1)
         u = u.astype(jnp.promote_types(jnp.float32, u.dtype))
-        found[f'{position + i * period}: {name}'] = dict(
+        found[f'{depths[i]}: {name}'] = dict(
             mean=u.mean(), variance=u.var(1).mean(),
             norm=jnp.sqrt((u * u).sum(1)).mean(), size=u.shape[1],
         )

@@ -15,6 +15,7 @@ from experiments.cli import schema
 from ml_collections import ConfigDict
 from rnnzoo import fields
 from rnnzoo import layers
+from rnnzoo import models
 from rnnzoo.models import building
 
 _WIDTH = 80
@@ -90,7 +91,8 @@ def _option_lines(model: ConfigDict, exports) -> Iterator[str]:
   """Yields lines on the options of the layers of a model."""
   known = {**layers.LAYERS, **(exports.layers or {})}
   given = model.layer_options.to_dict()
-  for name in dict.fromkeys(name.strip() for name in model.layer.split(',')):
+  config = models.ModelConfig.from_dict(model.to_dict())
+  for name in config.layers_used:
     if name not in known:
       continue
     yield f'\nOptions of {name}, in model.layer_options:'

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -211,11 +212,14 @@ def _describe(path, dtype, context, ignore) -> _Described:
         for name, tensor in tensors.items()
     }
   for old, new in family.renamed.items():
-    if old in tensors and new not in tensors:
-      tensors[new] = tensors.pop(old)
+    for name in [*tensors]:
+      known = re.sub(old, new, name)
+      if known not in tensors:
+        tensors[known] = tensors.pop(name)
   tensors = {
       name: tensor for name, tensor in tensors.items()
       if not name.startswith(family.unused)
+      and not name.endswith(family.derived)
   }
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)

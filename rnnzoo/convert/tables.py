@@ -7,7 +7,7 @@ and to save is to read it, so one table does both, and neither can differ from
 the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -66,6 +66,36 @@ def flat(u):
   return u.reshape(-1)
 
 
+@functools.cache
+def expert_inner(index: int, gate: int) -> View:
+  """The weight `[F, D]` of an expert for the kernels `[E, D, G, F]` of all.
+
+  >>> expert_inner(3, 0)(np.zeros((4, 2, 1, 5))).shape
+  (5, 2)
+  """
+  return lambda u: u[index, :, gate].T
+
+
+@functools.cache
+def expert_outer(index: int) -> View:
+  """The weight `[D, F]` of an expert for the kernels `[E, F, D]` of all.
+
+  >>> expert_outer(3)(np.zeros((4, 5, 2))).shape
+  (2, 5)
+  """
+  return lambda u: u[index].T
+
+
+def experts_inner(u):
+  """The weights `[E, G F, D]` of all experts for kernels `[E, D, G, F]`."""
+  return u.reshape(*u.shape[:2], -1).swapaxes(1, 2)
+
+
+def experts_outer(u):
+  """The weights `[E, D, F]` of all experts for kernels `[E, F, D]`."""
+  return u.swapaxes(1, 2)
+
+
 def taps(u):
   """The weight `[C, 1, K]` of a depthwise convolution for a kernel `[K, C]`.
 
@@ -101,7 +131,7 @@ def shape_of(part: Part, params: Mapping[str, Any]) -> tuple[int, ...]:
   return _shape_of_view(part.view, shape if part.index is None else shape[1:])
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=2**14)  # There may be hundreds of experts.
 def _shape_of_view(view, shape):
   like = jax.ShapeDtypeStruct(shape, np.float32)
   return jax.eval_shape(view, like).shape
@@ -116,15 +146,17 @@ def whole_norm(name: str, path: str, *, bias: bool = False) -> Table:
 
 
 class Block(NamedTuple):
-  """Where the parameters of one block are: those of a stack at an index."""
+  """Where the parameters of one block are: those of a stack at an index.
 
-  stack: int
-  index: int
+  A block that is in no stack, such as a shared one, has no index.
+  """
+
+  path: str
+  index: int | None
 
   def row(self, path: str, view: View = same) -> Row:
     """The row of one parameter; rows are added to put parts after others."""
-    path = f'backbone.stacks.{self.stack}.{path}'
-    return (Part(path, self.index, view),)
+    return (Part(f'{self.path}.{path}', self.index, view),)
 
   def linear(self, name: str, path: str, *, bias: bool = False) -> Table:
     """The rows of a linear map, whose tensors are `name.weight` and `.bias`."""
@@ -140,6 +172,27 @@ class Block(NamedTuple):
       table |= self.linear(f'{name}.{part}_proj', f'mlp_{path}', bias=bias)
     return table
 
+  def experts(self, name: str, count: int, *names: str) -> Table:
+    """The rows of experts that the file has one by one: `name.0.gate_proj`.
+
+    Args:
+      name: What the names of all tensors start with.
+      count: The number of experts.
+      *names: The rest: of the gate if there is one, of the other map to hidden
+        features, and of the map from them.
+    """
+    *inner, outer = names
+    table = {}
+    for i in range(count):
+      for gate, part in enumerate(inner):
+        table[f'{name}.{i}.{part}.weight'] = self.row(
+            'experts.mlp_in', expert_inner(i, gate)
+        )
+      table[f'{name}.{i}.{outer}.weight'] = self.row(
+          'experts.mlp_out', expert_outer(i)
+      )
+    return table
+
   def norm(self, name: str, path: str, *, bias: bool = False) -> Table:
     """The rows of a norm, whose tensors are `name.weight` and `.bias`."""
     table = {f'{name}.weight': self.row(f'{path}.scale', flat)}
@@ -152,30 +205,83 @@ def blocks(config: ModelConfig) -> list[Block]:
   """Returns where the blocks of a model are, in order of depth.
 
   >>> config = ModelConfig(layer='lru,gru', num_layers=3)
-  >>> [tuple(block) for block in blocks(config)]
-  [(0, 0), (1, 0), (0, 1)]
+  >>> for block in blocks(config):
+  ...   print(*block)
+  backbone.stacks.0 0
+  backbone.stacks.1 0
+  backbone.stacks.0 1
   """
-  period = min(config.layer.count(',') + 1, config.num_layers)
-  return [
-      Block(depth % period, depth // period)
-      for depth in range(config.num_layers)
-  ]
+  found = {
+      depth: Block(f'backbone.stacks.{stack}', index)
+      for stack, depths in enumerate(config.stacks)
+      for index, depth in enumerate(depths)
+  }
+  return [found[depth] for depth in range(config.num_layers)]
 
 
 def pattern(names: Sequence[str]) -> str:
-  """Returns the shortest `ModelConfig.layer` that gives these layers.
+  """Returns the shortest `ModelConfig.layer` that gives these blocks.
 
   A compiled model runs the rounds of a pattern in a loop, so its program does
   not grow with the depth if the pattern is short.
 
   >>> pattern(['lru', 'gru', 'lru', 'gru', 'lru']), pattern(['lru', 'gru'])
   ('lru,gru', 'lru,gru')
+  >>> pattern(['gru', 'lru', 'lru', 'lru'])
+  'gru;lru'
   """
-  period = next(
-      n for n in range(1, len(names) + 1)
-      if all(name == names[i % n] for i, name in enumerate(names))
-  )
-  return ','.join(names[:period])
+
+  def period(rest):
+    return next(
+        n for n in range(1, len(rest) + 1)
+        if all(name == rest[i % n] for i, name in enumerate(rest))
+    )
+
+  # The shortest of all, and of those the one with most in its rounds.
+  _, first = min((i + period(names[i:]), i) for i in range(len(names)))
+  rest = names[first:]
+  parts = names[:first], rest[: period(rest)]
+  return ';'.join(','.join(part) for part in parts if part)
+
+
+def with_dense(
+    layers: Sequence[str], dense: Collection[int], factor: float
+) -> dict[str, Any]:
+  """Returns fields of a `ModelConfig` whose other blocks have experts.
+
+  >>> with_dense(['lru', 'gru', 'gru'], [0], 4.0)['layer']
+  'lru_dense;gru'
+
+  Args:
+    layers: The layers of all blocks.
+    dense: The depths of those that have an MLP and no experts.
+    factor: The `mlp_factor` of these.
+
+  Returns:
+    `layer` and `variants`.
+  """
+  variants = {
+      f'{layers[i]}_dense': dict(
+          layer=layers[i], mlp_factor=factor, experts={}
+      ) for i in sorted(dense)
+  }
+  return dict(variants=variants, layer=pattern([
+      f'{layer}_dense' if i in dense else layer
+      for i, layer in enumerate(layers)
+  ]))
+
+
+def dense_blocks(config: ModelConfig) -> list[int]:
+  """Returns the depths of the blocks without experts."""
+  return [
+      i for i in range(config.num_layers) if not config.at_depth(i).experts
+  ]
+
+
+def first_with(model: Any, name: str) -> Any:
+  """Returns the first part of this name in a block; `None` if there is none."""
+  found = (getattr(stack, name, None) for stack in model.backbone.stacks)
+  return next((part for part in found if part is not None), None)
 
 
 def first_stacks(model: Any) -> dict[str, Any]:
@@ -187,8 +293,12 @@ def first_stacks(model: Any) -> dict[str, Any]:
 
 
 def mlp_features(model: Any) -> int:
-  """Returns the number of hidden features of the first MLP."""
-  return model.backbone.stacks[0].mlp_in.kernel.shape[-1]
+  """Returns the number of hidden features of the first MLP.
+
+  Raises:
+    AttributeError: If there is none.
+  """
+  return first_with(model, 'mlp_in').kernel.shape[-1]
 
 
 def ratio(part: int, whole: int) -> float:

@@ -3,12 +3,12 @@
 `config.layer` is a pattern that repeats over depth. With `rg_lru,attention` and
 five blocks, blocks 0, 2 and 4 have position 0 in the pattern, and blocks 1 and
 3 have position 1. One run of the pattern is a round. The last round may be
-incomplete.
+incomplete. With `gru;rg_lru,attention`, block 0 comes before all rounds.
 
 All blocks at one position are one module, a stack: each parameter has a leading
 axis `layers`, and so has each array of the carry, so that there the batch is
-the second axis. A compiled program runs the rounds in a loop or unrolled; the
-layout is the same.
+the second axis. A block before the rounds is a stack alone. A compiled program
+runs the rounds in a loop or unrolled; the layout is the same.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,13 @@ from rnnzoo import layers as zoo
 from rnnzoo import ops
 from rnnzoo.layers import checking
 from rnnzoo.models import building
+from rnnzoo.models import shared as shared_lib
 from rnnzoo.models.blocks import Block
 from rnnzoo.models.blocks import BlockCarry
 from rnnzoo.models.building import Layers
 from rnnzoo.models.config import ModelConfig
 
-BackboneCarry = tuple[BlockCarry, ...]  # One for each position.
+BackboneCarry = tuple[BlockCarry, ...]  # One for each stack.
 
 _REMAT_POLICIES = dict(
     full=None,
@@ -50,7 +51,8 @@ class Backbone(nnx.Module):
 
   Attributes:
     config: The `ModelConfig`.
-    stacks: One module for each position of the pattern.
+    stacks: One module for each of `config.stacks`.
+    shared: The shared blocks, each a `SharedBlock` that several blocks use.
     takes_dt: Whether all layers take `dt`, the lengths of steps.
   """
 
@@ -73,14 +75,16 @@ class Backbone(nnx.Module):
     """
     config.check_dtypes()
     known = {**zoo.LAYERS, **(layers or {})}
-    period = min(config.layer.count(',') + 1, config.num_layers)
     self.config, self.image_shape = config, tuple(image_shape)
+    uses = [config.at_depth(of[0]).shared_block for of in config.stacks]
+    self.shared = nnx.List([
+        shared_lib.make(config, rngs) for _ in range(max(uses))
+    ])
     self.stacks = nnx.List([
         _make_stack(
-            config, range(position, config.num_layers, period), known, rngs,
-            self.image_shape,
+            config, depths, known, rngs, self.image_shape, self._shared_of(use)
         )
-        for position in range(period)
+        for depths, use in zip(config.stacks, uses)
     ])
 
   @property
@@ -89,12 +93,15 @@ class Backbone(nnx.Module):
 
     It is the smallest `window` of attention with `on_full='error'`.
     """
-    found = [getattr(stack.layer, 'context', None) for stack in self.stacks]
+    parts = [stack.layer for stack in self.stacks]
+    parts += [block.attention for block in self.shared]
+    found = [getattr(part, 'context', None) for part in parts]
     return min((one for one in found if one is not None), default=None)
 
   @property
   def takes_dt(self) -> bool:
-    return all(building.takes_dt(stack.layer) for stack in self.stacks)
+    layers = [stack.layer for stack in self.stacks if stack.layer is not None]
+    return all(building.takes_dt(layer) for layer in layers)
 
   def initialize_carry(
       self, batch_size: int, dtype: Any = None
@@ -106,14 +113,15 @@ class Backbone(nnx.Module):
       dtype: The compute dtype; `config.dtype` if `None`.
 
     Returns:
-      A `BlockCarry` of arrays `[layers, B, ...]` for each position.
+      A `BlockCarry` of arrays `[layers, B, ...]` for each stack.
     """
 
     def of_stack(stack):
       graphdef, state = nnx.split(stack)
+      shared = self._shared_of(stack.config.shared_block)
       return jax.vmap(
           lambda one: nnx.merge(graphdef, one).initialize_carry(
-              batch_size, dtype
+              batch_size, dtype, shared
           )
       )(state)
 
@@ -152,8 +160,12 @@ class Backbone(nnx.Module):
 
     def run_block(block, carry, x, v_first, depth):
       block_key = None if key is None else jax.random.fold_in(key, depth)
-      return block(x, carry, v_first, **flags, train=train, key=block_key)
+      return block(
+          x, carry, v_first, **flags, train=train, key=block_key,
+          shared=shared_input(block),
+      )
 
+    shared_input = self._shared_inputs(x)
     return self._run(run_block, carry, x, train)
 
   def step(
@@ -177,9 +189,23 @@ class Backbone(nnx.Module):
 
     def run_block(block, carry, x, v_first, depth):
       del depth
-      return block.step(carry, x, v_first, **flags)
+      return block.step(carry, x, v_first, **flags, shared=shared_input(block))
 
+    shared_input = self._shared_inputs(x)
     return self._run(run_block, carry, x)
+
+  def _shared_of(self, number):
+    """Returns the shared block of a number of `ModelConfig.shared_block`."""
+    return self.shared[number - 1] if number else None
+
+  def _shared_inputs(self, x):
+    """Returns what gives a block its `SharedInput`, if the first reads `x`."""
+
+    def of_block(block):
+      shared = self._shared_of(block.config.shared_block)
+      return None if shared is None else shared_lib.SharedInput(shared, x)
+
+    return of_block
 
   def _run(self, run_block, carry, x, train=False):
     """Runs all blocks in order of depth.
@@ -194,13 +220,13 @@ class Backbone(nnx.Module):
     Returns:
       The carries of all stacks, and what the last block gives.
     """
-    config, period = self.config, len(self.stacks)
+    config = self.config
     graphdefs, stats, states = zip(*(
         nnx.split(stack, nnx.BatchStat, ...) for stack in self.stacks
     ))
 
-    def run_one(position, x, v_first, depth, stats, state, carry):
-      block = nnx.merge(graphdefs[position], stats, state)
+    def run_one(stack, x, v_first, depth, stats, state, carry):
+      block = nnx.merge(graphdefs[stack], stats, state)
       carry, x, v_first = run_block(
           block, carry, ops.spread_rows(x), v_first, depth
       )
@@ -211,52 +237,61 @@ class Backbone(nnx.Module):
           run_one, static_argnums=0, policy=_REMAT_POLICIES[config.remat]
       )
 
-    def run_round(x, v_first, first_depth, blocks):
+    def run_several(x, v_first, stacks, depth, blocks):
       results = []
-      for position, block in enumerate(blocks):
-        x, v_first, result = run_one(
-            position, x, v_first, first_depth + position, *block
-        )
+      for i, (stack, block) in enumerate(zip(stacks, blocks)):
+        x, v_first, result = run_one(stack, x, v_first, depth + i, *block)
         results.append(result)
-      return x, v_first, tuple(results)
+      return x, v_first, results
 
-    blocks = tuple(zip(stats, states, carry))
-    rounds, rest = divmod(config.num_layers, period)
-    looped = range(0)
-    if config.scan_layers:
-      # `v_first` is `None` in the first round only, and a loop needs one type.
-      has_first = any(hasattr(s.layer, 'first_value') for s in self.stacks)
-      looped = range(1 if has_first else 0, rounds)
+    every = range(len(self.stacks))
+    blocks = list(zip(stats, states, carry))
+    # By stack: of one block, or of those of a loop, `[blocks, ...]`.
+    results = [[] for _ in every]
 
-    results = []  # Of one round or of all rounds of a loop, `[rounds, ...]`.
-
-    def run_single(i, x, v_first):
-      here = blocks if i < rounds else blocks[:rest]
-      x, v_first, result = run_round(
-          x, v_first, i * period, jax.tree.map(lambda u: u[i], here)
-      )
-      results.append(jax.tree.map(lambda u: u[None], result))
+    def run_single(x, v_first, stacks, i):
+      here = jax.tree.map(lambda u: u[i], [blocks[n] for n in stacks])
+      depth = config.stacks[stacks[0]][i]
+      x, v_first, found = run_several(x, v_first, stacks, depth, here)
+      for n, result in zip(stacks, found):
+        results[n].append(jax.tree.map(lambda u: u[None], result))
       return x, v_first
 
+    once, repeated = every[: config.num_first], every[config.num_first :]
     v_first = None
+    if once:
+      x, v_first = run_single(x, v_first, once, 0)
+    counts = [len(config.stacks[n]) for n in repeated]
+    rounds = min(counts, default=0)  # Of which none is incomplete.
+    looped = range(0)
+    if config.scan_layers:
+      # `v_first` is `None` before the first layer that gives it, and a loop
+      # needs one type.
+      has_first = any(hasattr(s.layer, 'first_value') for s in self.stacks)
+      looped = range(int(has_first and v_first is None), rounds)
     for i in range(looped.start):
-      x, v_first = run_single(i, x, v_first)
+      x, v_first = run_single(x, v_first, repeated, i)
     if looped:
 
       def body(x, inputs):
-        x, _, result = run_round(x, v_first, *inputs)
-        return x, result
+        x, _, found = run_several(x, v_first, repeated, *inputs)
+        return x, found
 
-      here = jax.tree.map(lambda u: u[looped.start : looped.stop], blocks)
-      depths = jnp.asarray(looped) * period
-      x, result = jax.lax.scan(body, x, (depths, here))
-      results.append(result)
-    for i in range(looped.stop, rounds + bool(rest)):
-      x, v_first = run_single(i, x, v_first)
+      here = jax.tree.map(
+          lambda u: u[looped.start : looped.stop], [blocks[n] for n in repeated]
+      )
+      depths = jnp.asarray(config.stacks[repeated[0]])
+      x, found = jax.lax.scan(
+          body, x, (depths[looped.start : looped.stop], here)
+      )
+      for n, result in zip(repeated, found):
+        results[n].append(result)
+    for i in range(looped.stop, max(counts, default=0)):
+      here = [n for n, count in zip(repeated, counts) if i < count]
+      x, v_first = run_single(x, v_first, here, i)
 
     next_carry = []
-    for position, stack in enumerate(self.stacks):
-      own = [one[position] for one in results if position < len(one)]
+    for stack, own in zip(self.stacks, results):
       one, new_stats = jax.tree.map(lambda *u: jnp.concatenate(u), *own)
       next_carry.append(one)
       if train:  # Otherwise the model may be a constant of a jitted function.
@@ -292,9 +327,8 @@ class Backbone(nnx.Module):
       carry = self.initialize_carry(x.shape[0])
       self._check_room(carry, x.shape[:end], reset, mask)
       return x, carry, flags
-    period, depth = len(self.stacks), self.config.num_layers
-    counts = [len(range(i, depth, period)) for i in range(period)]
-    fits = isinstance(carry, tuple) and len(carry) == period and all(
+    counts = [len(depths) for depths in self.config.stacks]
+    fits = isinstance(carry, tuple) and len(carry) == len(counts) and all(
         isinstance(one, BlockCarry)
         and all(np.shape(u)[:1] == (count,) for u in jax.tree.leaves(one))
         for one, count in zip(carry, counts)
@@ -302,7 +336,7 @@ class Backbone(nnx.Module):
     if not fits:
       raise ValueError(
           '`carry` must come from a model with the same number of layers: a '
-          f'tuple of {period} BlockCarry with leading axes {counts}, got '
+          f'tuple of {len(counts)} BlockCarry with leading axes {counts}, got '
           f'{checking.sketch(carry)}; '
           'initialize_carry(batch_size) of the same model makes one.'
       )
@@ -312,20 +346,25 @@ class Backbone(nnx.Module):
   def _check_room(self, carry, shape, reset, mask):
     """Raises if a layer has no room in its carry for all tokens."""
     for stack, one in zip(self.stacks, carry):
-      check = getattr(stack.layer, 'check_room', None)
-      if check is not None and isinstance(one.layer, ops.AttentionCache):
-        check(one.layer.count[0], shape, reset=reset, mask=mask)
+      shared = self._shared_of(stack.config.shared_block)
+      parts = [(stack.layer, one.layer)]
+      if shared is not None:
+        parts.append((shared.attention, one.shared))
+      for layer, own in parts:
+        check = getattr(layer, 'check_room', None)
+        if check is not None:
+          check(own, shape, reset=reset, mask=mask)
 
 
 def _make_stack(
     config: ModelConfig, depths: Sequence[int], known: Layers, rngs: nnx.Rngs,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, ...], shared: shared_lib.SharedBlock | None,
 ) -> Block:
   """Makes the blocks at `depths` one module with a leading axis `layers`."""
 
   def block(depth, rngs):
     layer = building.make_layer(config, depth, known, rngs, image_shape)
-    return Block(config.at_depth(depth), layer, rngs=rngs)
+    return Block(config.at_depth(depth), layer, shared=shared, rngs=rngs)
 
   options = [
       building.layer_options(config, depth, known, images=bool(image_shape))

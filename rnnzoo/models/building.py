@@ -1,6 +1,7 @@
 """Builds the layer of a block from the config, and checks its options."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import inspect
 from typing import Any
@@ -20,14 +21,15 @@ Layers = Mapping[str, Callable[..., base.RecurrentLayer]]
 
 # Arguments of layers that are not `layer_options`.
 _GIVEN = (
-    'self', 'in_features', 'input_shape', 'rngs', 'dtype', 'param_dtype'
+    'self', 'in_features', 'input_shape', 'branches', 'rngs', 'dtype',
+    'param_dtype',
 )
 
 
 def make_layer(
     config: ModelConfig, depth: int, known: Layers, rngs: nnx.Rngs,
     image_shape: tuple[int, ...] = (),
-) -> base.RecurrentLayer:
+) -> base.RecurrentLayer | None:
   """Builds the layer of the block at `depth`.
 
   >>> config = ModelConfig(
@@ -47,25 +49,24 @@ def make_layer(
       `[H, W, D]`, empty if they are vectors `[D]`.
 
   Returns:
-    The layer, or a `Bidirectional` of two layers with `config.bidirectional`.
+    The layer, or a `Bidirectional` of two layers with `config.bidirectional`;
+    `None` for a block `mlp`.
 
   Raises:
     UserValueError: If the layer or an option does not exist, or the layer
       cannot be built with these options.
   """
   name = config.layer_names[depth]
+  if name == config_lib.NO_LAYER:
+    return None
   options = layer_options(config, depth, known, images=bool(image_shape))
   size = (*image_shape, config.features) if image_shape else config.features
-  layer = _build(name, known[name], config, size, options, rngs)
-  if not config.bidirectional:
-    return layer
-  if hasattr(layer, 'first_value'):
-    raise errors.UserValueError(
-        f'model.bidirectional does not go with layer {name}, which looks at '
-        'the values of the first of its kind.'
-    )
-  backwards = _build(name, known[name], config, size, options, rngs)
-  return zoo.Bidirectional(layer, backwards)
+  build = lambda: _build(name, known, config, size, options, rngs)
+  layer = build()
+  if config.bidirectional:
+    _check_no_first_value('model.bidirectional', name, layer)
+    layer = zoo.Bidirectional(layer, build())
+  return layer
 
 
 def layer_options(
@@ -75,8 +76,9 @@ def layer_options(
   """Returns the keyword arguments of the layer at `depth`, checked.
 
   `config.layer_options` has options for all layers and, under the name of a
-  layer, options for that layer alone, which win. Some layers also get their
-  place in the model, because they depend on it.
+  layer, options for that layer alone, which win. Those of a variant win over
+  both. Some layers also get their place in the model, because they depend on
+  it.
 
   Args:
     config: The model's config.
@@ -86,13 +88,37 @@ def layer_options(
       that is not to be checked.
 
   Returns:
-    Values by the names of arguments.
+    Values by the names of arguments. If several layers are in parallel, those
+    of `layers.Parallel`, and the options of each layer under its name.
 
   Raises:
     UserValueError: If the layer or an option does not exist, or a value is
       wrong.
   """
+  for other, own in config.layer_options.items():
+    if other in known or '+' in other:
+      fields.check(
+          f'model.layer_options.{other}', own, fields.Field(dict)
+      )
   name = config.layer_names[depth]
+  if name == config_lib.NO_LAYER:
+    return {}
+  variant = config.variants.get(config.block_names[depth], {})
+  variant = dict(variant.get('layer_options', {}))
+  parts = config_lib.parts_of(name)
+  if len(parts) == 1:
+    return _options(name, variant, config, depth, known, images)
+  own = dict(config.layer_options.get(name, {}))
+  own |= {k: v for k, v in variant.items() if k not in parts}
+  check_options(name, zoo.Parallel, own, 'model.layer_options')
+  return own | {
+      part: _options(part, variant.get(part, {}), config, depth, known, images)
+      for part in parts
+  }
+
+
+def _options(name, variant, config, depth, known, images) -> dict[str, Any]:
+  """Returns the arguments of one layer at `depth`; those of a variant win."""
   if name not in known:
     raise errors.UserValueError(
         f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
@@ -109,16 +135,15 @@ def layer_options(
         f'Layer {name} reads vectors; the blocks of this model are made of '
         f'images [H, W, C]. Layers that read them: {", ".join(image_layers())}.'
     )
-  for other in config.layer_options.keys() & known:
-    fields.check(
-        f'model.layer_options.{other}', config.layer_options[other],
-        fields.Field(dict),
-    )
-  shared = {k: v for k, v in config.layer_options.items() if k not in known}
-  options = shared | dict(config.layer_options.get(name, {}))
+  shared = {
+      k: v for k, v in config.layer_options.items()
+      if k not in known and '+' not in k
+  }
+  options = shared | dict(config.layer_options.get(name, {})) | dict(variant)
   check_options(name, known[name], options, 'model.layer_options')
-  index = config.layer_names[:depth].count(name)
-  count = config.layer_names.count(name)
+  place = config.layer_names[depth]
+  index = config.layer_names[:depth].count(place)
+  count = config.layer_names.count(place)
   place = dict(
       layer_index=index, num_layers=count,  # Among those of the same name.
       relative_depth=index / max(count - 1, 1),
@@ -175,18 +200,10 @@ def build(
     UserValueError: If that fails, or a parameter has no elements.
   """
   problem = f'Layer {name} cannot be built of {of}'
-  try:
+  # The author of a layer of their own needs the traceback.
+  own = name not in zoo.LAYERS
+  with contextlib.nullcontext() if own else _readable_errors(problem):
     layer = make(size, **given, **options)
-  except errors.UserError:
-    raise
-  except (
-      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
-  ) as error:
-    if name not in zoo.LAYERS:  # The author of the layer needs the traceback.
-      raise
-    raise errors.UserValueError(
-        f'{problem}: {type(error).__name__}: {error}'
-    ) from error
   if not all(u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))):
     raise errors.UserValueError(
         f'{problem}: a parameter would have no elements.'
@@ -194,15 +211,48 @@ def build(
   return layer
 
 
-def _build(name, make, config, size, options, rngs):
-  """Builds a layer of a model."""
+def _build(name, known, config, size, options, rngs) -> base.RecurrentLayer:
+  """Builds a layer of a model, or several in parallel."""
   shown = fields.shown(dict(config.layer_options))
-  return build(
-      name, make, size, options,
-      f'model.features {config.features} and model.layer_options {shown}',
-      param_dtype=jnp.dtype(config.param_dtype),
-      dtype=jnp.dtype(config.dtype), rngs=rngs,
-  )
+  of = f'model.features {config.features} and model.layer_options {shown}'
+  parts = config_lib.parts_of(name)
+  if len(parts) == 1:
+    return build(
+        name, known[name], size, options, of,
+        param_dtype=jnp.dtype(config.param_dtype),
+        dtype=jnp.dtype(config.dtype), rngs=rngs,
+    )
+  scales = {k: v for k, v in options.items() if k not in parts}
+  branches = [
+      _build(part, known, config, size, options[part], rngs) for part in parts
+  ]
+  for part, branch in zip(parts, branches):
+    _check_no_first_value(f'model.layer {name}', part, branch)
+  with _readable_errors(f'Layer {name} cannot be built of {of}'):
+    return zoo.Parallel(branches, **scales)
+
+
+@contextlib.contextmanager
+def _readable_errors(problem):
+  """Makes an error while a layer is built a `UserValueError`."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except (
+      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
+  ) as error:
+    raise errors.UserValueError(
+        f'{problem}: {type(error).__name__}: {error}'
+    ) from error
+
+
+def _check_no_first_value(what, name, layer):
+  if hasattr(layer, 'first_value'):
+    raise errors.UserValueError(
+        f'{what} does not go with layer {name}, which looks at the values of '
+        'the first of its kind.'
+    )
 
 
 def takes_dt(layer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax
@@ -9,6 +10,9 @@ from rnnzoo import errors
 from rnnzoo import fields
 
 Options = Mapping[str, Any]
+
+# The name in `layer` of a block that has an MLP and no layer.
+NO_LAYER = 'mlp'
 
 # Limits that the annotations of the fields below do not give; see
 # `fields.Field`.
@@ -21,6 +25,7 @@ _DETAILS = dict(
     conv_kernel=dict(low=0, high=1024),
     mlp_factor=dict(low=0, above_low=True, high=1024),
     mlp_multiple=dict(low=1, high=2**20),
+    shared_block=dict(low=0, high=1000),
     dropout=dict(low=0, high=1, below_high=True),
     vocab_size=dict(low=0),
     in_features=dict(low=0),
@@ -37,6 +42,14 @@ _DETAILS = dict(
     halvings=dict(low=1, high=8),
     embed_std=dict(low=0),
     embed_scale=dict(low=0, above_low=True),
+    logit_scale=dict(low=0, above_low=True),
+)
+# What a variant may change: whatever belongs to a single block.
+_OF_A_BLOCK = (
+    'norm', 'norm_position', 'norm_epsilon', 'conv_kernel', 'gate', 'mlp',
+    'mlp_factor', 'mlp_multiple', 'experts', 'use_bias', 'layer_scales',
+    'mlp_gate_scale', 'mlp_scales', 'shared_block', 'dropout',
+    'dropout_over_time',
 )
 
 
@@ -55,30 +68,56 @@ class ModelConfig:
   `mlp='none'` make it the block of LRU, S4D and S5. With `norm_position='post'`
   the norm follows each sum: `x = norm(x + dropout(gate(layer(x))))`, without a
   norm before the layer. With `norm_position='out'` it follows the branch:
-  `x = x + dropout(norm(gate(layer(x))))`. Layers have the initial values of
-  their papers; all other linear maps have those of PyTorch.
+  `x = x + dropout(norm(gate(layer(x))))`. With `norm_position='both'` what it
+  gives is also what the branch is added to: `x = norm(x)`, and then
+  `x = x + dropout(gate(layer(x)))`. Layers have the initial values of their
+  papers; all other linear maps have those of PyTorch.
 
   >>> ModelConfig.tiny().replace(layer='lru').layer_names
   ('lru', 'lru')
   >>> ModelConfig(layer=('lru', 'lru', 'gru'), num_layers=4).layer
   'lru,lru,gru'
 
+  Blocks may differ in more than their layer. The first of these has an MLP
+  and the others have experts:
+
+  >>> config = ModelConfig(
+  ...     layer='dense;kda,kda,attention', num_layers=5, mlp='swiglu',
+  ...     experts=dict(num_experts=8), variants=dict(
+  ...         dense=dict(layer='kda', mlp_factor=4.0, experts={}),
+  ...     ),
+  ... )
+  >>> config.layer_names
+  ('kda', 'kda', 'kda', 'attention', 'kda')
+  >>> [bool(config.at_depth(i).experts) for i in range(5)]
+  [False, True, True, True, True]
+
   Attributes:
     layer: The name of a layer in `rnnzoo.layers.LAYERS`, or several names,
       joined by commas or in a tuple. Several names are a pattern: it repeats
-      until there are `num_layers` blocks.
+      until there are `num_layers` blocks. What stands before a semicolon does
+      not repeat: `gru;lru,lru,attention`. Names joined by
+      `+`, such as `mamba2+attention`, are layers of one block, which read the
+      same input and whose outputs are added, see `layers.Parallel`. `mlp` is a
+      block without a layer, which has only its MLP.
+    variants: Blocks that differ, by a name to be used in `layer`, which may be
+      that of a layer: `{'wide': {'layer': 'lru', 'mlp_factor': 4.0}}`. Each has
+      new values of the fields of a block, and perhaps `layer`, its layer, and
+      `layer_options`, which win over those of this layer.
     num_layers: The number of blocks.
     features: The number of features `D` between the blocks.
     layer_options: Keyword arguments of the layers, such as
       `{'expansion_factor': 2}`. Under the name of a layer stand those for that
-      layer alone: `{'gla': {'num_heads': 2}}`.
+      layer alone: `{'gla': {'num_heads': 2}}`. Under names joined by `+` stand
+      those of `layers.Parallel`: `{'gla+lru': {'output_scales': (1, 0.5)}}`.
     bidirectional: Whether each layer also runs backwards in time, with
       parameters of its own. For classifiers and regressors only.
     norm: The kind of all norms: `rms` (RMSNorm), `rms1` (RMSNorm whose factor
       is 1 plus the parameter), `layer` (LayerNorm) or `batch` (BatchNorm over
       the steps that exist).
-    norm_position: `pre`, before each layer and MLP; `post`, after each sum; or
-      `out`, after each layer and MLP.
+    norm_position: `pre`, before each layer and MLP; `post`, after each sum;
+      `out`, after each layer and MLP; or `both`, before each of them and before
+      its sum.
     out_norm_layers: Names of layers, joined by commas or in a tuple: blocks
       with these layers have `norm_position='out'`.
     norm_epsilon: The small number under the square root of a norm. 0 means the
@@ -92,14 +131,29 @@ class ModelConfig:
       (`W1 u * sigmoid(W2 u)`), `half_glu` (`u * sigmoid(W u)`) or `half_glu2`
       (`y * sigmoid(W u)`).
     mlp: The kind of MLP: `none`, `gelu` (`W2 gelu(W1 x)`), `geglu`
-      (`W2 (W1 x * gelu(W3 x))`) or `swiglu` (the same with `silu`).
+      (`W2 (W1 x * gelu(W3 x))`), `swiglu` (the same with `silu`) or `relu2`
+      (`W2 relu(W1 x)^2`).
     mlp_factor: The MLP has `mlp_factor * features` hidden features.
     mlp_multiple: The number of hidden features of the MLP is rounded up to a
       multiple of this.
     mlp_layers: Names of layers, joined by commas or in a tuple: only blocks
       with these layers have an MLP. Empty means all blocks.
+    experts: Options of `models.Experts`, such as `{'num_experts': 8}`: the MLP
+      of a block is then a mixture of experts, each an MLP of kind `mlp` with
+      `mlp_factor * features` hidden features and no biases. Empty means one
+      MLP.
+    mlp_gate_scale: What `W3 x` of an MLP is multiplied by, before its
+      nonlinearity.
+    shared_block: The number, from 1, of the shared block that a block uses; 0
+      for none. What it gives is added to what the norm before the layer reads,
+      and not to `x`. See `models.SharedBlock`; there are as many as the
+      largest number.
+    shared_options: Options of all shared blocks, such as `{'num_heads': 8}`.
     use_bias: Whether the linear maps of gate and MLP have a bias. For the maps
       inside of a layer, see the options of the layer.
+    layer_scales: The factors `a` and `b` of the sum of a block and its layer,
+      `a * x + b * layer(norm(x))`.
+    mlp_scales: Those of the sum of a block and its MLP.
     dropout: The probability that dropout sets an element to 0: after the
       embedding, in the gate, after the layer and after the MLP.
     dropout_over_time: Whether all steps of a sequence have the same dropout
@@ -156,6 +210,8 @@ class ModelConfig:
       block.
     embed_std: The standard deviation of the initial embeddings. 0 means 1, or
       `1 / sqrt(features)` with `tie_embeddings`.
+    logit_scale: What a language model multiplies its logits by, before
+      `soft_cap`.
     soft_cap: If positive, a language model bounds its logits:
       `soft_cap * tanh(logits / soft_cap)`.
     dtype: The dtype of activations: `float32`, `bfloat16` or `float64`. States
@@ -173,19 +229,26 @@ class ModelConfig:
   num_layers: int = 3
   features: int = 256
   layer_options: Options = dataclasses.field(default_factory=dict)
+  variants: Options = dataclasses.field(default_factory=dict)
   bidirectional: bool = False
   norm: Literal['rms', 'rms1', 'layer', 'batch'] = 'rms'
-  norm_position: Literal['pre', 'post', 'out'] = 'pre'
+  norm_position: Literal['pre', 'post', 'out', 'both'] = 'pre'
   out_norm_layers: str = ''
   norm_epsilon: float = 0.0
   final_norm_epsilon: float = 0.0
   conv_kernel: int = 0
   gate: Literal['none', 'glu', 'half_glu', 'half_glu2'] = 'none'
-  mlp: Literal['none', 'gelu', 'geglu', 'swiglu'] = 'geglu'
+  mlp: Literal['none', 'gelu', 'geglu', 'swiglu', 'relu2'] = 'geglu'
   mlp_factor: float = 2.0
   mlp_multiple: int = 1
   mlp_layers: str = ''
+  experts: Options = dataclasses.field(default_factory=dict)
+  mlp_gate_scale: float = 1.0
+  shared_block: int = 0
+  shared_options: Options = dataclasses.field(default_factory=dict)
   use_bias: bool = True
+  layer_scales: tuple[float, ...] = (1.0, 1.0)
+  mlp_scales: tuple[float, ...] = (1.0, 1.0)
   dropout: float = 0.0
   dropout_over_time: bool = False
   vocab_size: int = 0
@@ -214,6 +277,7 @@ class ModelConfig:
   embed_scale: float = 1.0
   embed_norm: bool = False
   embed_std: float = 0.0
+  logit_scale: float = 1.0
   soft_cap: float = 0.0
   dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
   param_dtype: Literal['float32', 'bfloat16', 'float64'] = 'float32'
@@ -243,42 +307,112 @@ class ModelConfig:
             f'model.{name} must be one number, or one for each of the '
             f'{channels} channels, got {fields.shown(value)}.'
         )
-    if not all(name.strip() for name in self.layer.split(',')):
+    for name in ('layer_scales', 'mlp_scales'):
+      value = tuple(getattr(self, name))
+      object.__setattr__(self, name, value)
+      if len(value) != 2:
+        raise errors.UserValueError(
+            f'model.{name} must be two numbers, got {fields.shown(value)}.'
+        )
+    parts = self.layer.split(';')
+    if len(parts) > 2 or not all(
+        name.strip() for part in parts for name in re.split('[,+]', part)
+    ):
       raise errors.UserValueError(
           'model.layer must be the name of a layer, or several joined by '
-          f'commas, got {self.layer!r}.'
+          'commas or +, with one semicolon after those that do not repeat, got '
+          f'{self.layer!r}.'
       )
     if self.mlp != 'none' and int(self.features * self.mlp_factor) < 1:
       raise errors.UserValueError(
           f'model.mlp_factor {self.mlp_factor} of model.features '
           f'{self.features} leaves the MLP no hidden features.'
       )
-    for field in ('mlp_layers', 'out_norm_layers'):
-      for name in _split(getattr(self, field)):
+    for field in ('mlp_layers', 'out_norm_layers', 'variants'):
+      value = getattr(self, field)
+      for name in _split(value) if isinstance(value, str) else value:
         if name not in _split(self.layer):
           raise errors.UserValueError(
               f'model.{field} names {name!r}, which is not in model.layer, '
               f'{self.layer!r}.{errors.suggest(name, _split(self.layer))}'
           )
+    for name, changes in self.variants.items():
+      self._check_variant(f'model.variants.{name}', changes)
+
+  def _check_variant(self, where: str, changes: Any):
+    """Raises `UserValueError` unless these are changes of a block."""
+    known = {name: FIELDS[name] for name in _OF_A_BLOCK}
+    known['layer'] = fields.Field(str)
+    known['layer_options'] = FIELDS['layer_options']
+    fields.check(where, changes, fields.Field(dict))
+    fields.check_all(changes, known, f'{where}.')
+
+  @property
+  def block_names(self) -> tuple[str, ...]:
+    """The name of every block in `layer`, in order of depth.
+
+    >>> ModelConfig(layer='gru;lru,gru', num_layers=4).block_names
+    ('gru', 'lru', 'gru', 'lru')
+    """
+    first, rest = self._pattern
+    rounds = -(-self.num_layers // len(rest))
+    return (first + rest * rounds)[: self.num_layers]
 
   @property
   def layer_names(self) -> tuple[str, ...]:
     """The name of the layer of every block, in order of depth."""
-    pattern = _split(self.layer)
-    return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+    return tuple(
+        self.variants.get(name, {}).get('layer', name)
+        for name in self.block_names
+    )
+
+  @property
+  def stacks(self) -> tuple[range, ...]:
+    """The depths of the blocks that are one stack, for each stack.
+
+    A block that does not repeat is a stack alone. The others form one for each
+    position of the pattern.
+
+    >>> ModelConfig(layer='gru;lru,gru', num_layers=6).stacks
+    (range(0, 1), range(1, 6, 2), range(2, 6, 2))
+    """
+    first, rest = map(len, self._pattern)
+    stacks = [range(i, i + 1) for i in range(first)]
+    stacks += [range(first + i, self.num_layers, rest) for i in range(rest)]
+    return tuple(depths for depths in stacks if depths.start < self.num_layers)
+
+  @property
+  def num_first(self) -> int:
+    """How many blocks stand before those that repeat."""
+    return min(len(self._pattern[0]), self.num_layers)
+
+  @property
+  def _pattern(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that stand once, and those that repeat."""
+    first, _, rest = self.layer.rpartition(';')
+    return _split(first), _split(rest)
+
+  @property
+  def layers_used(self) -> tuple[str, ...]:
+    """The name of each layer once; those of parallel ones by themselves."""
+    names = (part for name in self.layer_names for part in parts_of(name))
+    return tuple(dict.fromkeys(names))
 
   def at_depth(self, depth: int) -> 'ModelConfig':
     """Returns the config of the block at `depth`.
 
-    It is this config, or without an MLP if `mlp_layers` says so, or with norms
-    elsewhere if `out_norm_layers` does.
+    It is this config, with what `mlp_layers`, `out_norm_layers` and `variants`
+    change in this block.
     """
-    name, config = self.layer_names[depth], self
-    if name not in (_split(self.mlp_layers) or self.layer_names):
+    name, config = self.block_names[depth], self
+    if name not in (_split(self.mlp_layers) or self.block_names):
       config = config.replace(mlp='none', mlp_layers='')
     if name in _split(self.out_norm_layers):
       config = config.replace(norm_position='out')
-    return config
+    changes = self.variants.get(name, {})
+    return config.replace(**{
+        name: value for name, value in changes.items() if name in _OF_A_BLOCK
+    })
 
   def check_dtypes(self) -> None:
     """Raises `UserValueError` if JAX would replace a dtype by another."""
@@ -327,8 +461,18 @@ def _field(field: dataclasses.Field) -> fields.Field:
   )
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+  """Returns the names of the layers that are in parallel in one block.
+
+  >>> parts_of('mamba2+attention'), parts_of('lru')
+  (('mamba2', 'attention'), ('lru',))
+  """
+  return tuple(part.strip() for part in name.split('+'))
+
+
 def _split(names: str) -> tuple[str, ...]:
-  return tuple(name.strip() for name in names.split(',') if name.strip())
+  parts = names.replace(';', ',').split(',')
+  return tuple(name.strip() for name in parts if name.strip())
 
 
 _EXPLANATIONS = fields.explanations(ModelConfig.__doc__, 'Attributes')

@@ -82,7 +82,7 @@ class LanguageModel(nnx.Module):
     )
     self.backbone = Backbone(config, layers, rngs=rngs)
     for stack in self.backbone.stacks:
-      if not stack.layer.causal:
+      if not stack.causal:
         raise errors.UserValueError(
             'model.layer must be causal in a language model: '
             f'{type(stack.layer).__name__} with these layer_options sees the '
@@ -182,8 +182,7 @@ class LanguageModel(nnx.Module):
     carry, x = self.backbone(
         x, carry, reset=reset, mask=mask, train=train, key=key
     )
-    x = self.norm(base.masked(x, mask), mask=mask, train=train)
-    return carry, ops.spread_rows(x)
+    return carry, self._finish(x, mask, train)
 
   def step(
       self,
@@ -214,7 +213,7 @@ class LanguageModel(nnx.Module):
     x = inputs.embed(config, self.embed, tokens)
     x = inputs.prepare(config, x, self.embed_norm, mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
-    x = self.norm(base.masked(x, mask), mask=mask)
+    x = self._finish(x, mask)
     return carry, base.masked(self.logits(x), mask)
 
   def output_map(self) -> OutputMap:
@@ -224,6 +223,12 @@ class LanguageModel(nnx.Module):
       return OutputMap(self.embed.embedding[...], 0, None, cap)
     bias = None if self.head.bias is None else self.head.bias[...]
     return OutputMap(self.head.kernel[...], 1, bias, cap)
+
+  def _finish(self, x, mask, train=False):
+    """Normalises features, and scales them for `logit_scale`."""
+    x = self.norm(base.masked(x, mask), mask=mask, train=train)
+    scale = self.config.logit_scale
+    return ops.spread_rows(x if scale == 1 else x * jnp.asarray(scale, x.dtype))
 
   def logits(self, features: jax.Array) -> jax.Array:
     """Maps what `features` returns, `[..., D]`, to logits `[..., V]`.

@@ -17,6 +17,7 @@ from rnnzoo.ops.delta_rule import delta_rule_step as delta_rule_step
 from rnnzoo.ops.dplr import decayed as decayed
 from rnnzoo.ops.dplr import dplr_scan as dplr_scan
 from rnnzoo.ops.dplr import dplr_step as dplr_step
+from rnnzoo.ops.expert_mlp import expert_mlp as expert_mlp
 from rnnzoo.ops.fenwick import MOST_LEVELS as MOST_LEVELS
 from rnnzoo.ops.fenwick import LevelState as LevelState
 from rnnzoo.ops.fenwick import empty_level_state as empty_level_state
@@ -24,6 +25,7 @@ from rnnzoo.ops.fft_conv import fft_conv as fft_conv
 from rnnzoo.ops.gated_scan import Gate as Gate
 from rnnzoo.ops.gated_scan import gated_scan as gated_scan
 from rnnzoo.ops.gated_scan import log_decay_gate as log_decay_gate
+from rnnzoo.ops.group_products import grouped_product as grouped_product
 from rnnzoo.ops.linear_attention import linear_attention as linear_attention
 from rnnzoo.ops.linear_attention import (
     linear_attention_step as linear_attention_step,
@@ -31,6 +33,7 @@ from rnnzoo.ops.linear_attention import (
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.dispatch import Implementation as Implementation
 from rnnzoo.ops.linear_scan.dispatch import implementation as implementation
+from rnnzoo.ops.local_attention import extended_cache as extended_cache
 from rnnzoo.ops.local_attention import local_attention as local_attention
 from rnnzoo.ops.local_attention import (
     local_attention_step as local_attention_step,

@@ -164,7 +164,11 @@ class Task(abc.ABC):
     return state_lib.Functional(self.build)
 
   def loss_fn(self, *, train: bool):
-    """Returns the loss as `training.step.LossFn`."""
+    """Returns the loss as `training.step.LossFn`.
+
+    In training, the load-balancing loss of experts is added to the loss of each
+    target, and is a metric of its own, `balance`.
+    """
     functional = self.functional
 
     def loss_fn(params, batch_stats, batch, carry, key):
@@ -174,7 +178,11 @@ class Task(abc.ABC):
       )
       _, batch_stats = functional.variables(model)
       carry = None if carry is None else new_carry
-      return sums['loss'], (sums, batch_stats, carry)
+      loss, balance = sums['loss'], models.balance_loss(model)
+      if train and balance is not None:
+        sums = sums | dict(balance=sums['weight'] * balance)
+        loss += sums['balance']
+      return loss, (sums, batch_stats, carry)
 
     return loss_fn
 
@@ -221,7 +229,7 @@ class Task(abc.ABC):
     return dict(
         task=self.name,
         model=dataclasses.asdict(self.model),
-        layers=describe_layers(self.model.layer_names, self.layers),
+        layers=describe_layers(self.model.layers_used, self.layers),
     )
 
   def warn_of_gathers(self, devices: int) -> None:
@@ -232,7 +240,7 @@ class Task(abc.ABC):
     """
     known = dict(layers_lib.LAYERS, **(self.layers or {}))
     gather = sorted(
-        name for name in set(self.model.layer_names)
+        name for name in self.model.layers_used
         if getattr(known.get(name), 'gathers_time', False)
     )
     if devices != 1 and gather:

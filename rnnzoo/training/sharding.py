@@ -21,7 +21,7 @@ MESH_AXES = mesh_lib.AXES
 # parameter have the same mesh axis, it splits the first one.
 RULES = dict(
     embed='fsdp', state='fsdp', inner='fsdp',
-    heads='model', hidden='model', mlp='model', vocab='model',
+    experts='model', heads='model', hidden='model', mlp='model', vocab='model',
 )
 # Ranks, states of a channel, inputs of a head: split only if the mesh divides
 # them. All others must divide, or be named in `config.whole_axes`.

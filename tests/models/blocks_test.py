@@ -35,7 +35,7 @@ class BlockTest(parameterized.TestCase):
     self.assertEqual(widths, [None, (2, 8, 16), None])
     self.assertIsNone(model.backbone.stacks[1].mlp_gate.bias)
 
-  @parameterized.parameters('pre', 'post', 'out')
+  @parameterized.parameters('pre', 'post', 'out', 'both')
   def test_norm_positions(self, position):
     config = models.ModelConfig.tiny().replace(layer='gru,lru')
     if position == 'out':
@@ -44,18 +44,22 @@ class BlockTest(parameterized.TestCase):
       config = config.at_depth(1)
     else:
       config = config.replace(norm_position=position)
+    if position == 'both':
+      config = config.replace(layer_scales=(2.0, 0.5), mlp_scales=(0.5, 3.0))
     self.assertEqual(config.norm_position, position)
     block = blocks.Block(config, Same(), rngs=nnx.Rngs(0))
     for i, norm in enumerate((block.norm, block.mlp_norm), start=2):
       norm.scale[...] = jnp.linspace(0.5, i, 8)
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
     want = x
-    for norm, branch in (
-        (block.norm, lambda u: u), (block.mlp_norm, block._mlp)
+    for norm, branch, (a, b) in (
+        (block.norm, lambda u: u, config.layer_scales),
+        (block.mlp_norm, block._mlp, config.mlp_scales),
     ):
       want = dict(
           pre=lambda u: u + branch(norm(u)), post=lambda u: norm(u + branch(u)),
           out=lambda u: u + norm(branch(u)),
+          both=lambda u: a * norm(u) + b * branch(norm(u)),
       )[position](want)
     _, y, _ = block(x, blocks.BlockCarry(None, None))
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)

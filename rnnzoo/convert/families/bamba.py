@@ -17,12 +17,10 @@ _FRACTION = 0.5  # Of a head that is rotated, whatever old files say.
 
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
-  settings.no_effect(  # Speed, and the loss of a training.
-      'mamba_chunk_size', 'num_logits_to_keep', 'use_mamba_kernels',
-      'z_loss_coefficient',
-  )
+  # Memory, and the loss of a training.
+  settings.no_effect('num_logits_to_keep', 'z_loss_coefficient')
   settings.must_be('hidden_act', 'silu')
-  for name in ('attention_bias', 'mamba_proj_bias', 'mlp_bias'):
+  for name in ('attention_bias', 'mlp_bias'):
     settings.must_be(name, False)
   settings.must_be('partial_rotary_factor', _FRACTION)
   features = settings.size('hidden_size', 4096)
@@ -47,20 +45,33 @@ def read(settings: Settings) -> ModelConfig:
       mlp='swiglu', mlp_factor=tables.ratio(hidden, features), use_bias=False,
       tie_embeddings=settings.take('tie_word_embeddings', False),
       layer_options=dict(
-          mamba2=_mixer(settings, features, epsilon), attention=options
+          mamba2=mixer(settings, features, epsilon), attention=options
       ),
   )
 
 
-def _mixer(settings: Settings, features: int, epsilon: float) -> dict[str, Any]:
-  """Returns the options of Mamba-2."""
-  inner = settings.size('mamba_expand', 2) * features
+def mixer(
+    settings: Settings, features: int, epsilon: float, *,
+    inner: int | None = None,
+) -> dict[str, Any]:
+  """Returns the options of Mamba-2, of values that start with `mamba_`.
+
+  Args:
+    settings: The `config.json`.
+    features: The number of features of the model.
+    epsilon: That of the norm.
+    inner: The number of channels; `mamba_expand x features` if `None`.
+  """
+  settings.no_effect('mamba_chunk_size', 'use_mamba_kernels')  # Speed.
+  settings.must_be('mamba_proj_bias', False)
+  what = 'mamba_d_ssm' if inner else 'mamba_expand x hidden_size'
+  inner = inner or settings.size('mamba_expand', 2) * features
   heads = settings.size('mamba_n_heads', 128)
   width = settings.size('mamba_d_head', inner // heads)
   if heads * width != inner:
     raise errors.UserValueError(
         f'config.json: mamba_n_heads {heads} x mamba_d_head {width} must be '
-        f'mamba_expand x hidden_size = {inner}.'
+        f'{what} = {inner}.'
     )
   low, high = mamba2.limits(settings)
   return dict(
@@ -88,16 +99,22 @@ def write(model: Any) -> dict[str, Any]:
   )
   if 'mamba2' in stacks:
     layer = stacks['mamba2'].layer
-    values |= dict(
-        mamba_d_conv=layer.conv_kernel, mamba_d_head=layer.head_features,
-        mamba_d_state=layer.state_features, mamba_n_groups=layer.num_groups,
-        mamba_n_heads=layer.num_heads, mamba_expand=mamba2.expansion(layer),
-        mamba_conv_bias=layer.conv_bias is not None,
-        time_step_limit=mamba2.limits_of(layer),
-    )
+    values |= mixer_values(layer)
+    values['mamba_expand'] = mamba2.expansion(layer)
   if 'attention' in stacks:
     values |= attention.values(stacks['attention'].layer, with_fraction=True)
   return values
+
+
+def mixer_values(layer: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` for Mamba-2, but for its channels."""
+  return dict(
+      mamba_d_conv=layer.conv_kernel, mamba_d_head=layer.head_features,
+      mamba_d_state=layer.state_features, mamba_n_groups=layer.num_groups,
+      mamba_n_heads=layer.num_heads,
+      mamba_conv_bias=layer.conv_bias is not None,
+      time_step_limit=mamba2.limits_of(layer),
+  )
 
 
 def table(config: ModelConfig) -> tables.Table:

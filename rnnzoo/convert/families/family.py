@@ -21,11 +21,13 @@ class Family(NamedTuple):
     table: Maps our config to the tensors of blocks and norms.
     embedding: The name of the tensor of the embedding.
     head: That of the head. A model whose head is tied has none.
-    renamed: Names in old files, and what they are called now.
+    renamed: Parts of names in some files, as regular expressions, and what
+      they are called in others.
     prefix: What the names of tensors start with, instead of `model.`, if the
       folder has a model that reads images too.
     unused: What the names of tensors start with that are not of the language
       model, such as those of images.
+    derived: What the names of tensors end with that follow from `config.json`.
   """
 
   architecture: str
@@ -38,6 +40,7 @@ class Family(NamedTuple):
   renamed: Mapping[str, str] = {}
   prefix: str = ''
   unused: tuple[str, ...] = ()
+  derived: tuple[str, ...] = ()
 
   def full_table(self, config: ModelConfig) -> tables.Table:
     """Returns the table with the embedding and the head."""

@@ -79,26 +79,30 @@ def write(model: Any) -> dict[str, Any]:
 
 def table(config: ModelConfig) -> tables.Table:
   """Returns the tensors of blocks and norms."""
-  options = config.layer_options
-  use_bias = options['use_bias']
   rows = dict(tables.whole_norm('backbone.norm_f', 'norm'))
   for i, block in enumerate(tables.blocks(config)):
     name = f'backbone.layers.{i}'
-    mixer = f'{name}.mixer'
-    rows |= {
-        **block.norm(f'{name}.norm', 'norm'),
-        # Its rows are those of x, then those of the gate.
-        **block.linear(f'{mixer}.in_proj', 'layer.in_proj', bias=use_bias),
-        f'{mixer}.conv1d.weight': block.row('layer.conv', tables.taps),
-        **block.linear(f'{mixer}.x_proj', 'layer.x_proj'),
-        **block.linear(f'{mixer}.dt_proj', 'layer.dt_proj'),
-        f'{mixer}.dt_proj.bias': block.row('layer.dt_bias'),
-        f'{mixer}.A_log': block.row('layer.A_log'),
-        f'{mixer}.D': block.row('layer.D'),
-        **block.linear(f'{mixer}.out_proj', 'layer.out_proj', bias=use_bias),
-    }
-    if options['use_conv_bias']:
-      rows[f'{mixer}.conv1d.bias'] = block.row('layer.conv_bias')
+    rows |= block.norm(f'{name}.norm', 'norm')
+    rows |= mixer(block, f'{name}.mixer', config.layer_options)
+  return rows
+
+
+def mixer(block: tables.Block, name: str, options) -> tables.Table:
+  """Returns the tensors of the layer of a block."""
+  use_bias = options['use_bias']
+  rows = {
+      # Its rows are those of x, then those of the gate.
+      **block.linear(f'{name}.in_proj', 'layer.in_proj', bias=use_bias),
+      f'{name}.conv1d.weight': block.row('layer.conv', tables.taps),
+      **block.linear(f'{name}.x_proj', 'layer.x_proj'),
+      **block.linear(f'{name}.dt_proj', 'layer.dt_proj'),
+      f'{name}.dt_proj.bias': block.row('layer.dt_bias'),
+      f'{name}.A_log': block.row('layer.A_log'),
+      f'{name}.D': block.row('layer.D'),
+      **block.linear(f'{name}.out_proj', 'layer.out_proj', bias=use_bias),
+  }
+  if options['use_conv_bias']:
+    rows[f'{name}.conv1d.bias'] = block.row('layer.conv_bias')
   return rows
 
 
@@ -106,5 +110,5 @@ FAMILY = Family(
     architecture='MambaForCausalLM', layers=('mamba',), read=read,
     write=write, table=table, embedding='backbone.embeddings.weight',
     head='lm_head.weight',
-    renamed={'backbone.embedding.weight': 'backbone.embeddings.weight'},
+    renamed={r'backbone\.embedding\.': 'backbone.embeddings.'},
 )

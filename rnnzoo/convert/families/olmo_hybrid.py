@@ -3,6 +3,8 @@
 from typing import Any
 
 from rnnzoo.convert import attention
+from rnnzoo.convert import delta
+from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
@@ -98,14 +100,8 @@ def write(model: Any) -> dict[str, Any]:
   )
   if 'gated_delta_net' in stacks:
     layer = stacks['gated_delta_net'].layer
-    values |= dict(
-        linear_num_key_heads=layer.num_heads,
-        linear_num_value_heads=layer.num_value_heads,
-        linear_key_head_dim=layer.key_features,
-        linear_value_head_dim=layer.value_features,
-        linear_conv_kernel_dim=layer.conv_kernel,
-        linear_allow_neg_eigval=layer.allow_negative_eigenvalues,
-    )
+    values |= gated_delta_net.values(layer)
+    values['linear_allow_neg_eigval'] = layer.allow_negative_eigenvalues
   if 'attention' in stacks:
     layer = stacks['attention'].layer
     values |= attention.values(layer)
@@ -139,29 +135,11 @@ def table(config: ModelConfig) -> tables.Table:
 
 def _delta(block: tables.Block, name: str, options) -> tables.Table:
   """Returns the tensors of Gated DeltaNet."""
-  rows = {
-      f'{name}.A_log': block.row('layer.A_log'),
-      f'{name}.dt_bias': block.row('layer.dt_bias'),
-      **block.norm(f'{name}.o_norm', 'layer.norm'),
-  }
-  for part, path in _DELTA.items():
-    rows |= block.linear(f'{name}.{part}', f'layer.{path}')
-  # Queries, keys and values are one map and one convolution here.
-  keys = options['num_heads'] * options['key_features']
-  values = options['num_value_heads'] * options['value_features']
-  start = 0
-  for part, size in dict(q=keys, k=keys, v=values).items():
-    span = start, start + size
-    rows |= {
-        f'{name}.{part}_proj.weight': block.row(
-            'layer.qkv.kernel', tables.transposed_rows(*span)
-        ),
-        f'{name}.{part}_conv1d.weight': block.row(
-            'layer.conv', tables.taps_rows(*span)
-        ),
-    }
-    start += size
-  return rows
+  rows = gated_delta_net.rows(block, name, _DELTA, 'o_norm')
+  return rows | delta.separate(
+      block, name, keys=options['num_heads'] * options['key_features'],
+      values=options['num_value_heads'] * options['value_features'],
+  )
 
 
 FAMILY = Family(

@@ -1,14 +1,16 @@
 """Qwen3.5, dense: `Qwen3_5ForCausalLM` of `transformers`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rnnzoo.convert import attention
+from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
 
-_LAYERS = dict(
+LAYERS = dict(
     linear_attention='gated_delta_net', full_attention='gated_attention'
 )
 _DELTA = dict(
@@ -23,8 +25,6 @@ _ATTENTION = dict(
 
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
-  settings.must_be('hidden_act', 'silu')
-  settings.must_be('attention_bias', False)
   # What released files say of all models, and of a head for further tokens.
   settings.must_be('attn_output_gate', True)
   settings.must_be('mlp_only_layers', [])
@@ -33,60 +33,76 @@ def read(settings: Settings) -> ModelConfig:
   )
   features = settings.size('hidden_size', 4096)
   hidden = settings.size('intermediate_size', 12_288)
-  epsilon = settings.positive('rms_norm_eps', 1e-6)
-  depth = settings.size('num_hidden_layers', 32)
-  every = settings.size('full_attention_interval', 4)
-  layers = settings.layers('layer_types', tuple(
-      'linear_attention' if i % every else 'full_attention'
-      for i in range(1, depth + 1)
-  ), depth, _LAYERS)
-  options = attention.options(
-      settings, features, heads=16, kv_heads=4, head_features=256,
-      longest=32_768, fraction=0.25,
+  vocabulary = settings.size('vocab_size', 248_320)
+  fields, layers = read_common(
+      settings, features, depth=32, kv_heads=4,
       # Positions of images in a text without any.
       no_effect=('mrope_interleaved', 'mrope_section'),
   )
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
-      vocab_size=settings.size('vocab_size', 248_320), norm='rms1',
-      norm_epsilon=epsilon, mlp='swiglu',
-      mlp_factor=tables.ratio(hidden, features), use_bias=False,
+      layer=tables.pattern(layers), features=features, vocab_size=vocabulary,
+      mlp_factor=tables.ratio(hidden, features), **fields,
+  )
+
+
+def read_common(
+    settings: Settings, features: int, *, depth: int, kv_heads: int,
+    no_effect: Sequence[str] = (),
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Returns most fields of a config, and the layers of all blocks.
+
+  Args:
+    settings: The file's values.
+    features: `hidden_size`.
+    depth: The number of blocks, if the file does not say.
+    kv_heads: That of heads of keys and values, likewise.
+    no_effect: Names in `rope_parameters` to leave out of account.
+  """
+  settings.must_be('hidden_act', 'silu')
+  settings.must_be('attention_bias', False)
+  epsilon = settings.positive('rms_norm_eps', 1e-6)
+  depth = settings.size('num_hidden_layers', depth)
+  every = settings.size('full_attention_interval', 4)
+  layers = settings.layers('layer_types', tuple(
+      'linear_attention' if i % every else 'full_attention'
+      for i in range(1, depth + 1)
+  ), depth, LAYERS)
+  options = attention.options(
+      settings, features, heads=16, kv_heads=kv_heads, head_features=256,
+      longest=32_768, fraction=0.25, no_effect=no_effect,
+  )
+  fields = dict(
+      num_layers=depth, norm='rms1', norm_epsilon=epsilon, mlp='swiglu',
+      use_bias=False,
       tie_embeddings=settings.take('tie_word_embeddings', False),
       layer_options=dict(
-          gated_delta_net=dict(
-              num_heads=settings.size('linear_num_key_heads', 16),
-              num_value_heads=settings.size('linear_num_value_heads', 32),
-              key_features=settings.size('linear_key_head_dim', 128),
-              value_features=settings.size('linear_value_head_dim', 128),
-              conv_kernel=settings.size('linear_conv_kernel_dim', 4),
-              norm_epsilon=epsilon,
-          ),
+          gated_delta_net=gated_delta_net.options(settings, epsilon),
           gated_attention=options | dict(qk_norm='rms1', norm_epsilon=epsilon),
       ),
   )
+  return fields, layers
 
 
 def write(model: Any) -> dict[str, Any]:
   """Returns the values of `config.json` for a `LanguageModel`."""
+  return write_common(model) | dict(
+      intermediate_size=tables.mlp_features(model)
+  )
+
+
+def write_common(model: Any) -> dict[str, Any]:
+  """Returns the values of `config.json` that do not belong to MLPs."""
   config, stacks = model.config, tables.first_stacks(model)
-  kinds = {layer: kind for kind, layer in _LAYERS.items()}
+  kinds = {layer: kind for kind, layer in LAYERS.items()}
   values = dict(
       hidden_act='silu', hidden_size=config.features,
       num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
-      intermediate_size=tables.mlp_features(model),
       layer_types=[kinds[name] for name in config.layer_names],
       rms_norm_eps=model.norm.epsilon,
       tie_word_embeddings=config.tie_embeddings,
   )
   if 'gated_delta_net' in stacks:
-    layer = stacks['gated_delta_net'].layer
-    values |= dict(
-        linear_num_key_heads=layer.num_heads,
-        linear_num_value_heads=layer.num_value_heads,
-        linear_key_head_dim=layer.key_features,
-        linear_value_head_dim=layer.value_features,
-        linear_conv_kernel_dim=layer.conv_kernel,
-    )
+    values |= gated_delta_net.values(stacks['gated_delta_net'].layer)
   if 'gated_attention' in stacks:
     layer = stacks['gated_attention'].layer
     values |= attention.values(layer, with_fraction=True)
@@ -96,6 +112,17 @@ def write(model: Any) -> dict[str, Any]:
 
 def table(config: ModelConfig) -> tables.Table:
   """Returns the tensors of blocks and norms."""
+  rows = table_common(config)
+  for i, block in enumerate(tables.blocks(config)):
+    name = f'model.layers.{i}'
+    rows |= block.mlp(f'{name}.mlp')
+    if config.layer_names[i] == 'gated_delta_net':
+      rows |= delta(block, f'{name}.linear_attn', _DELTA)
+  return rows
+
+
+def table_common(config: ModelConfig) -> dict[str, tables.Row]:
+  """Returns the tensors of norms and of attention."""
   rows = dict(tables.whole_norm('model.norm', 'norm'))
   for i, block in enumerate(tables.blocks(config)):
     name = f'model.layers.{i}'
@@ -103,28 +130,21 @@ def table(config: ModelConfig) -> tables.Table:
         **block.norm(f'{name}.input_layernorm', 'norm'),
         **block.norm(f'{name}.post_attention_layernorm', 'mlp_norm'),
     }
-    rows |= block.mlp(f'{name}.mlp')
-    if config.layer_names[i] == 'gated_delta_net':
-      rows |= _delta(block, f'{name}.linear_attn')
-      continue
-    layer = f'{name}.self_attn'
-    rows |= attention.rows(block, layer, _ATTENTION)
-    rows[f'{layer}.q_proj.weight'] = _queries(
-        block, **config.layer_options['gated_attention']
-    )
+    if config.layer_names[i] == 'gated_attention':
+      layer = f'{name}.self_attn'
+      rows |= attention.rows(block, layer, _ATTENTION)
+      rows[f'{layer}.q_proj.weight'] = _queries(
+          block, **config.layer_options['gated_attention']
+      )
   return rows
 
 
-def _delta(block: tables.Block, name: str) -> tables.Table:
-  """Returns the tensors of Gated DeltaNet."""
-  rows = {
-      f'{name}.conv1d.weight': block.row('layer.conv', tables.taps),
-      f'{name}.A_log': block.row('layer.A_log'),
-      f'{name}.dt_bias': block.row('layer.dt_bias'),
-      **block.norm(f'{name}.norm', 'layer.norm'),
-  }
-  for part, path in _DELTA.items():
-    rows |= block.linear(f'{name}.{part}', f'layer.{path}')
+def delta(
+    block: tables.Block, name: str, names: Mapping[str, str]
+) -> dict[str, tables.Row]:
+  """Returns the tensors of Gated DeltaNet, with the maps of these names."""
+  rows = dict(gated_delta_net.rows(block, name, names, 'norm'))
+  rows[f'{name}.conv1d.weight'] = block.row('layer.conv', tables.taps)
   return rows
 
 
