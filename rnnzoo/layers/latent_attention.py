@@ -231,14 +231,17 @@ class LatentAttention(attention_window.WindowedAttention):
     )
 
   def _attend(self, x, positions, carry, reset, mask):
-    own, *tokens = self._tokens(x, positions)
+    own, shared, latent = self._tokens(x, positions)
+    keys, values = self._expanded(shared, latent)
+    past = ops.AttentionCache(
+        *self._expanded(carry.key, carry.value), carry.count
+    )
     flags = dict(reset=reset, mask=mask)
-    past = ops.AttentionCache(*self._expanded(*carry[:2]), carry.count)
     _, y = ops.local_attention(
-        jnp.concatenate(own, -1), *self._expanded(*tokens), past, **flags,
+        jnp.concatenate(own, -1), keys, values, past, **flags,
         chunk_size=self.chunk_size, scale=self.score_scale,
     )
-    return ops.extended_cache(*tokens, carry, **flags), y
+    return ops.extended_cache(shared, latent, carry, **flags), y
 
   def _attend_step(self, x, carry):
     (q, q_shared), shared, latent = self._tokens(x, carry.count)
