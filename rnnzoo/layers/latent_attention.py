@@ -231,14 +231,15 @@ class LatentAttention(attention_window.WindowedAttention):
     )
 
   def _attend(self, x, positions, carry, reset, mask):
-    own, *tokens = self._tokens(x, positions)
+    q, shared, latent = self._tokens(x, positions)
     flags = dict(reset=reset, mask=mask)
-    past = ops.AttentionCache(*self._expanded(*carry[:2]), carry.count)
+    past = self._expanded(carry.key, carry.value)
     _, y = ops.local_attention(
-        jnp.concatenate(own, -1), *self._expanded(*tokens), past, **flags,
+        jnp.concatenate(q, -1), *self._expanded(shared, latent),
+        ops.AttentionCache(*past, carry.count), **flags,
         chunk_size=self.chunk_size, scale=self.score_scale,
     )
-    return ops.extended_cache(*tokens, carry, **flags), y
+    return ops.extended_cache(shared, latent, carry, **flags), y
 
   def _attend_step(self, x, carry):
     (q, q_shared), shared, latent = self._tokens(x, carry.count)

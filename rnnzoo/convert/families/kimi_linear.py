@@ -125,7 +125,7 @@ def write(model: Any) -> dict[str, Any]:
   config, stacks = model.config, tables.first_stacks(model)
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   dense = tables.dense_blocks(config)
-  values = dict(
+  values: dict[str, Any] = dict(
       hidden_act='silu', hidden_size=config.features,
       num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
       layer_types=[kinds[name] for name in config.layer_names],
@@ -200,7 +200,8 @@ def _moe(block: tables.Block, name: str, number: int) -> tables.Table:
     rows |= block.linear(
         f'{name}.shared_experts.{part}_proj', f'experts.{path}'
     )
-  return rows | block.experts(f'{name}.experts', number, 'w1', 'w3', 'w2')
+  rows |= block.experts(f'{name}.experts', number, 'w1', 'w3', 'w2')
+  return rows
 
 
 def _kda(

@@ -135,11 +135,13 @@ def table(config: ModelConfig) -> tables.Table:
 
 def _delta(block: tables.Block, name: str, options) -> tables.Table:
   """Returns the tensors of Gated DeltaNet."""
-  rows = gated_delta_net.rows(block, name, _DELTA, 'o_norm')
-  return rows | delta.separate(
-      block, name, keys=options['num_heads'] * options['key_features'],
-      values=options['num_value_heads'] * options['value_features'],
-  )
+  return {
+      **gated_delta_net.rows(block, name, _DELTA, 'o_norm'),
+      **delta.separate(
+          block, name, keys=options['num_heads'] * options['key_features'],
+          values=options['num_value_heads'] * options['value_features'],
+      ),
+  }
 
 
 FAMILY = Family(
