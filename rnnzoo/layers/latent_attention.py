@@ -231,12 +231,14 @@ class LatentAttention(attention_window.WindowedAttention):
     )
 
   def _attend(self, x, positions, carry, reset, mask):
-    q, shared, latent = self._tokens(x, positions)
+    own, shared, latent = self._tokens(x, positions)
+    keys, values = self._expanded(shared, latent)
+    past = ops.AttentionCache(
+        *self._expanded(carry.key, carry.value), carry.count
+    )
     flags = dict(reset=reset, mask=mask)
-    past = self._expanded(carry.key, carry.value)
     _, y = ops.local_attention(
-        jnp.concatenate(q, -1), *self._expanded(shared, latent),
-        ops.AttentionCache(*past, carry.count), **flags,
+        jnp.concatenate(own, -1), keys, values, past, **flags,
         chunk_size=self.chunk_size, scale=self.score_scale,
     )
     return ops.extended_cache(shared, latent, carry, **flags), y

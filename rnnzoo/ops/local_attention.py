@@ -164,7 +164,7 @@ def _run(
   cache = AttentionCache(past_k, past_v, past_count)
   cache = attention_cache.entering(segments, cache, k, v, reset, number)
   y = _by_chunks(q, k, v, cache, reset, chunk_size, scale)
-  if order is not None:
+  if order is not None and mask is not None:
     y = _take(y, jnp.argsort(order, axis=1))
     y = jnp.where(mask[..., None, None], y, 0)
   return *_leaving(segments, cache, k, v, reset, number), y
