@@ -164,7 +164,9 @@ def _plain(value):
   """Returns a value of a config with lists for tuples, as JSON has them."""
   if isinstance(value, Mapping):
     return {name: _plain(u) for name, u in value.items()}
-  return [_plain(u) for u in value] if isinstance(value, (list, tuple)) else value
+  if isinstance(value, (list, tuple)):
+    return [_plain(u) for u in value]
+  return value
 
 
 def _take_over(run, workdir, abstract):
