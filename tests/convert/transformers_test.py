@@ -29,7 +29,7 @@ from tests.convert import reference
 from tests.experiments import commands
 
 # Of the largest logit or state: eager PyTorch sums in another order.
-TOLERANCE = 2e-5
+TOLERANCE = 5e-5
 # In float64 the logits of OLMo Hybrid and Zamba2 are the same to 3e-6 and
 # 1.3e-5, those of float32 in norms, and those of Qwen3-Next to 5e-8, where norms
 # are float64 too.
