@@ -240,8 +240,7 @@ class Writer:
     """
     if self._tokens is None:
       raise errors.UserValueError('There is no prompt: call `read` first.')
-    # The last new token is not read, so it needs no room.
-    _check_room(self.model, self.count, 1)
+    _check_room(self.model, self.count - self._number, self._number + 1)
     if self._is_out:
       self._carry, self._tokens, self._seen = _step_compiled(
           self.model, self._carry, self._seen, self._tokens, self._number,

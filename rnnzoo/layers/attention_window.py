@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 
 ON_FULL = ('slide', 'error')
 
@@ -132,16 +133,14 @@ class WindowedAttention(base.RecurrentLayer):
     raise TypeError(f'{type(self).__name__} does not define _readout.')
 
 
-def check(**options):
+def check(on_full: str, **sizes: int) -> None:
   """Raises `ValueError` unless sizes are positive and `on_full` is known.
 
   Args:
-    **options: `on_full`, and sizes by their names.
+    on_full: The option of this name.
+    **sizes: Sizes by their names.
   """
-  on_full = options.pop('on_full')
-  for name, value in options.items():
-    if value < 1:
-      raise ValueError(f'`{name}` must be at least 1, got {value}.')
+  checking.check_sizes(**sizes)
   if on_full not in ON_FULL:
     raise ValueError(
         f'`on_full` must be {" or ".join(map(repr, ON_FULL))}, got '

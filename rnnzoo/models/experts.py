@@ -216,7 +216,7 @@ class Experts(nnx.Module):
 
   def _route(self, logits):
     """Returns experts `[..., K]`, their weights, and all scores `[..., E]`."""
-    if self.scores == 'softmax':
+    if self.correction is None:
       scores = ranks = jax.nn.softmax(logits)
     else:
       scores = jax.nn.sigmoid(logits)

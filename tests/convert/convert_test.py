@@ -514,7 +514,7 @@ class ConvertTest(parameterized.TestCase):
       ('bamba_9b', 'bamba'), ('jamba_52b', 'jamba'),
       ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'),
       ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
-      ('qwen3_next_80b', 'qwen3_next'),
+      ('qwen3_next_80b', 'qwen3_next'), ('nemotron_h_8b', 'nemotron_h'),
   )
   def test_a_preset_is_of_its_family(self, preset, family):
     config = models.PRESETS[preset]

@@ -46,6 +46,7 @@ PUBLISHED = dict(
     mamba2_codestral_7b=(7_285_403_648, 32_768),
     mamba2_2p7b=('2.7B', 50_288),
     nano_gpt_shakespeare=('10.65M', 65),
+    nemotron_h_8b=('8.1B', 131_072),
     olmo_hybrid_7b=('7B', 100_352),
     qwen3_5_0p8b=(752_393_024, 248_320),
     qwen3_5_2b=(1_881_825_088, 248_320),

@@ -149,8 +149,7 @@ class SharedTest(parameterized.TestCase):
             x, jax.tree.map(take, carries[stack]), **flags, shared=shared
         )
       y = model.norm(jnp.where(flags['mask'][..., None], x, 0))
-      y = y @ model.head.kernel[...]
-      y = jnp.where(flags['mask'][..., None], y, 0)
+      y = jnp.where(flags['mask'][..., None], model.logits(y), 0)
       return (y**2).sum(), (found, y)
 
     model = functional.merge(params, {})

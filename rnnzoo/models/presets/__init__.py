@@ -26,6 +26,7 @@ from rnnzoo.models.presets import lru
 from rnnzoo.models.presets import mamba
 from rnnzoo.models.presets import mamba3
 from rnnzoo.models.presets import min_rnn
+from rnnzoo.models.presets import nemotron_h
 from rnnzoo.models.presets import olmo_hybrid
 from rnnzoo.models.presets import qwen3_5
 from rnnzoo.models.presets import qwen3_next
@@ -47,6 +48,7 @@ PRESETS: dict[str, ModelConfig] = {
     **mamba.PRESETS,
     **mamba3.PRESETS,
     **min_rnn.PRESETS,
+    **nemotron_h.PRESETS,
     **olmo_hybrid.PRESETS,
     **qwen3_5.PRESETS,
     **qwen3_next.PRESETS,
