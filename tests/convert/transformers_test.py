@@ -31,8 +31,8 @@ from tests.experiments import commands
 # Of the largest logit or state: eager PyTorch sums in another order.
 TOLERANCE = 5e-5
 # In float64 the logits of OLMo Hybrid and Zamba2 are the same to 3e-6 and
-# 1.3e-5, those of float32 in norms, and those of Qwen3-Next to 5e-8, where norms
-# are float64 too.
+# 1.3e-5, those of float32 in norms, and those of Qwen3-Next to 5e-8, where
+# norms are float64 too.
 TOLERANCES = dict(olmo_hybrid=1e-4, qwen3_next=2e-4, zamba2=1e-4)
 PROMPT, LENGTH = 11, 32
 
