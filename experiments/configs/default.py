@@ -143,7 +143,7 @@ def use_pretrained(config: ConfigDict, folder: str) -> ConfigDict:
     config.data.tokenizer = str(
         pathlib.Path(folder, convert.loading.TOKENIZER)
     )
-    config.data.vocab_size = found.vocab_size
+    config.data.padded_vocab_size = found.vocab_size
   config.optimizer.groups = ConfigDict()
   return config
 

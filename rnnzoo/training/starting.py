@@ -3,6 +3,7 @@
 With it comes the run's history, see recovery.py.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 
@@ -139,8 +140,8 @@ def _of_model(run, abstract):
   differences = [
       f'model.{name} is {there!r} there, {now!r} now'
       for name in sorted(fields)
-      if (there := getattr(model.config, name))
-      != (now := getattr(run.task.model, name))
+      if _plain(there := getattr(model.config, name))
+      != _plain(now := getattr(run.task.model, name))
   ]
   if differences:
     raise errors.UserValueError(
@@ -157,6 +158,15 @@ def _of_model(run, abstract):
       ),
       found, {name: abstract[name] for name in found},
   )
+
+
+def _plain(value):
+  """Returns a value of a config with lists for tuples, as JSON has them."""
+  if isinstance(value, Mapping):
+    return {name: _plain(u) for name, u in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(u) for u in value]
+  return value
 
 
 def _take_over(run, workdir, abstract):

@@ -44,7 +44,7 @@ FIELDS = dict(
         help='For data.level=bpe, the file tokenizer.json of a finished '
         'tokenizer. If empty, one is learned.',
     ),
-    vocab_size=fields.Field(
+    padded_vocab_size=fields.Field(
         int, low=0, default=0,
         help='The number of token ids of the model, which may be more than the '
         'text can have: published models round it up. 0 means those of the '
@@ -136,7 +136,7 @@ def load(
 
   Raises:
     UserValueError: If the text is too short, or has more tokens than
-      `vocab_size`.
+      `padded_vocab_size`.
   """
   length = config.sequence_length
   documents = {
@@ -145,11 +145,11 @@ def load(
   }
   flat = {split: ''.join(pieces) for split, pieces in documents.items()}
   vocabulary = make_vocabulary(config, documents)
-  vocab_size = config.vocab_size or len(vocabulary)
+  vocab_size = config.padded_vocab_size or len(vocabulary)
   if vocab_size < len(vocabulary):
     raise errors.UserValueError(
-        f'data.vocab_size={vocab_size} is less than the {len(vocabulary)} '
-        'tokens of the vocabulary.'
+        f'data.padded_vocab_size={vocab_size} is less than the '
+        f'{len(vocabulary)} tokens of the vocabulary.'
     )
   tokens, starts = {}, {}
   for split, pieces in documents.items():
