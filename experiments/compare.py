@@ -5,9 +5,13 @@ r"""Draws the curves of several runs in one plot, and prints them as a table.
 A run may still be under way. `--metric` chooses what is drawn: a name in
 `metrics.jsonl`, such as `eval_accuracy`, `train_loss` or `train_return`. Runs
 of `experiments.ppo` are drawn over the steps of an agent in its environments.
+
+`--lengths` draws finished runs over the lengths of the test sequences, which
+`data.test_lengths` chose; `--metric` is `accuracy` then, for example.
 """
 
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from absl import app
@@ -29,6 +33,11 @@ _METRIC = flags.DEFINE_string(
     'What to compare. If empty, the metric of validation that chooses the '
     'checkpoint of the first run.',
 )
+_LENGTHS = flags.DEFINE_bool(
+    'lengths', False,
+    'Compare test sequences of several lengths: those of training, and those '
+    'in data.test_lengths.',
+)
 # As in the plots of the benchmarks.
 _COLORS = (
     '#4477aa', '#ee6677', '#228833', '#aa3377', '#ccbb44', '#66ccee', '#882255',
@@ -36,12 +45,15 @@ _COLORS = (
 )
 
 
+Points = list[tuple[float, float]]  # Of a line: across and up.
+
+
 class Run(NamedTuple):
   """What a workdir says of its run.
 
   Attributes:
     name: The directory, as it was given.
-    title: `layer`, `data` and `parameters`, as far as they are known.
+    title: See `records.title`.
     summary: `summary.json`; empty before the end.
     rows: The lines of `metrics.jsonl`.
   """
@@ -57,12 +69,29 @@ def main(argv):
     raise app.UsageError('Which runs? Give their workdirs.')
   runs = [read(name) for name in argv[1:]]
   metric = _METRIC.value or chosen(runs[0])
+  if _LENGTHS.value:
+    name, unit = metric.removeprefix('eval_'), 'length of a test sequence'
+    points, metric = [by_length(run, name) for run in runs], f'test_{name}'
+  else:
+    unit, points = by_step(runs, metric)
+  lines = [
+      ('run', 'layer', 'data', metric, unit, 'parameters', 'seconds'),
+      *(line(run, metric, found) for run, found in zip(runs, points)),
+  ]
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  for cells in lines:
+    print('  '.join(c.ljust(w) for c, w in zip(cells, widths)).rstrip())
+  path = pathlib.Path(_OUTPUT.value)
+  draw(runs, points, metric, path, unit, logarithmic=_LENGTHS.value)
+  print(f'plot: {path}')
+
+
+def by_step(runs: list[Run], metric: str) -> tuple[str, list[Points]]:
+  """Returns a metric of each run over its steps, and what the steps are."""
   # Runs of PPO may make rollouts of different sizes.
   across = 'environment_steps'
   if not all(records.numbers(run.rows, across) for run in runs):
     across = 'step'
-  unit = across.replace('_', ' ')
-  lines = [('run', 'layer', 'data', metric, unit, 'parameters', 'seconds')]
   points = []
   for run in runs:
     points.append([
@@ -75,13 +104,29 @@ def main(argv):
       raise errors.UserValueError(
           f'--metric: {run.name} has no {metric}, only {", ".join(names)}.'
       )
-    lines.append(line(run, metric, points[-1]))
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  for cells in lines:
-    print('  '.join(c.ljust(w) for c, w in zip(cells, widths)).rstrip())
-  path = pathlib.Path(_OUTPUT.value)
-  draw(runs, points, metric, path, unit)
-  print(f'plot: {path}')
+  return across.replace('_', ' '), points
+
+
+def by_length(run: Run, metric: str) -> Points:
+  """Returns a metric of a run over the lengths of its test sequences.
+
+  Raises:
+    UserValueError: If there are not two lengths.
+  """
+  points = [
+      (int(found[1]), value) for name, value in run.summary.items()
+      if (found := re.fullmatch(rf'test_(\d+)_{re.escape(metric)}', name))
+      and records.is_number(value)
+  ]
+  trained = run.title.get('sequence_length')
+  if trained and records.is_number(run.summary.get(f'test_{metric}')):
+    points.append((trained, run.summary[f'test_{metric}']))
+  if len(points) < 2:
+    raise errors.UserValueError(
+        f'--lengths: {run.name} has no {metric} of several lengths. It is in '
+        'the summary.json of a finished run with data.test_lengths.'
+    )
+  return sorted(points)
 
 
 def read(name: str) -> Run:
@@ -128,7 +173,8 @@ def line(run: Run, metric: str, points) -> tuple[str, ...]:
 
 
 def draw(
-    runs, points, metric: str, path: pathlib.Path, unit: str = 'step'
+    runs, points, metric: str, path: pathlib.Path, unit: str = 'step',
+    logarithmic: bool = False,
 ) -> None:
   """Draws a line for each run; `unit` names the horizontal axis."""
   from matplotlib import figure
@@ -150,6 +196,9 @@ def draw(
         marker=None if is_noisy else 'o', markersize=3.5,
     )
   axes.set(xlabel=unit, ylabel=metric.replace('_', ' '))
+  if logarithmic:
+    axes.set_xscale('log', base=2)
+    axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25)
   axes.legend(

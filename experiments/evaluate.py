@@ -1,19 +1,29 @@
-"""Evaluates the best checkpoint of a run on a part of its data.
+r"""Evaluates a model: on a part of the data of its run, or on any text.
 
   python -m experiments.evaluate --workdir=runs/quickstart --split=test
 
-`--predictions=FILE` writes a line of JSON for every sequence: its target, the
-prediction and its length.
+It is the best checkpoint of the run. `--predictions=FILE` writes a line of JSON
+for every sequence: its target, the prediction and its length.
+
+  python -m experiments.evaluate --pretrained=DIR --text=my.txt
+
+`--text=FILE` reads a text of any length in chunks, with the carry kept, and
+prints its perplexity and bits per byte. The last line is JSON. The model is
+that of a run, or a folder in the format of Hugging Face.
 """
 
 import json
 import pathlib
+import time
 
+from absl import app
 from absl import flags
 from absl import logging
 from experiments.cli import config_flag
 from experiments.cli import drivers
 from experiments.cli import hosts
+from experiments.cli import opening
+from experiments.cli import perplexity
 from experiments.cli import tasks
 import jax
 import numpy as np
@@ -26,7 +36,16 @@ from rnnzoo.training import step as step_lib
 from rnnzoo.training.processes import host
 from rnnzoo.training.processes import multihost
 
-_WORKDIR = drivers.define_path('workdir', None, 'The directory of the run.')
+_MODEL = opening.Flags()
+_TEXT = drivers.define_path(
+    'text', None, 'A file of UTF-8 text to evaluate on, in place of --split.'
+)
+_CHUNK = flags.DEFINE_integer(
+    'chunk', 512,
+    'The number of tokens of --text that are read at once. Fewer need less '
+    'memory.',
+    lower_bound=1, upper_bound=10**7,
+)
 _SPLIT = flags.DEFINE_string(
     'split', 'test',
     'The part of the data to evaluate on, such as test or validation.',
@@ -40,18 +59,23 @@ _PREDICTIONS = drivers.define_path(
     'predictions', None,
     'Write every prediction to this file, as lines of JSON.',
 )
-_LAYERS = drivers.define_layers()
 flags.adopt_module_key_flags(hosts)
 
 
 def main(argv):
-  drivers.check_usage(argv, workdir=_WORKDIR.value, split=_SPLIT.value)
+  drivers.check_usage(argv, split=_SPLIT.value)
+  _MODEL.check_usage()
+  if _MODEL.pretrained.value and not _TEXT.value:
+    raise app.UsageError('--pretrained has no data of its own: give --text.')
   host.pin_malloc()
   host.enable_compilation_cache()
+  if _TEXT.value:
+    evaluate_text()
+    return
   hosts.join()
-  exports = config_flag.exports_of(_LAYERS.value)
+  exports = config_flag.exports_of(_MODEL.layers.value)
   run = restoring.restore_run(
-      _WORKDIR.value, layers=exports.layers, tasks=exports.tasks
+      _MODEL.workdir.value, layers=exports.layers, tasks=exports.tasks
   )
   config = tasks.of_run(run.config, exports)
   if _DATA_DIR.value is not None:
@@ -94,6 +118,24 @@ def main(argv):
     if _PREDICTIONS.value:
       write_predictions(found, _PREDICTIONS.value)
       logging.info('Written: %s', _PREDICTIONS.value)
+
+
+def evaluate_text():
+  """Prints how well the model predicts a text."""
+  run = _MODEL.open().run
+  start = time.perf_counter()
+  found = perplexity.measure(run, _TEXT.value, _CHUNK.value)
+  seconds = time.perf_counter() - start
+  name = pathlib.Path(_TEXT.value).name
+  print(
+      f'{found["tokens"]} tokens of {name}: perplexity '
+      f'{found["perplexity"]:.4g}, {found["bits_per_byte"]:.4f} bits per byte, '
+      f'{found["loss"]:.4f} nats per token, accuracy {found["accuracy"]:.4f}'
+  )
+  print(json.dumps(dict(
+      found, text=_TEXT.value, seconds=seconds,
+      tokens_per_second=found['tokens'] / seconds,
+  )))
 
 
 def write_predictions(found, path):

@@ -93,7 +93,9 @@ def main(argv):
         config.model.layer, counted(config.model.num_layers, 'layers'),
         config.model.features, describe(dataset), host.device_description(),
     )
-    summary = loop.train(task, dataset, config, workdir)
+    summary = loop.train(
+        task, dataset, config, workdir, tasks.initial(config, dataset)
+    )
     if hosts.is_first():
       results.write(results.make(
           summary, workdir, config, task, dataset, _CONFIG, commit

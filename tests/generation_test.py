@@ -12,6 +12,9 @@ import numpy as np
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
+from rnnzoo.generation import prompts as prompts_lib
+from rnnzoo.generation import sampling
+from rnnzoo.generation import writing
 
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5])
 LENGTH = 12
@@ -58,6 +61,13 @@ class SampleLogitsTest(parameterized.TestCase):
       ('small_p', dict(top_p=0.1), [0, 0, 0, 1]),
       ('p_below_a_sum', dict(top_p=0.69), [0, 0, 3 / 7, 4 / 7]),
       ('p_above_a_sum', dict(top_p=0.71), [0, 2 / 9, 3 / 9, 4 / 9]),
+      ('min_p', dict(min_p=0.6), [0, 0, 3 / 7, 4 / 7]),
+      ('min_p_of_one', dict(min_p=1), [0, 0, 0, 1]),
+      # Squared, they are as 1, 4, 9 and 16.
+      ('min_p_and_temperature', dict(min_p=0.3, temperature=0.5),
+       [0, 0, 9 / 25, 16 / 25]),
+      ('min_p_after_the_others', dict(top_k=3, top_p=0.8, min_p=0.6),
+       [0, 0, 3 / 7, 4 / 7]),
       # Of the two that are left the first alone has 4/7.
       ('k_then_p', dict(top_k=2, top_p=0.5), [0, 0, 0, 1]),
   )
@@ -79,7 +89,8 @@ class SampleLogitsTest(parameterized.TestCase):
       ('temperature', -1), ('temperature', float('inf')),
       ('temperature', float('nan')), ('temperature', '1'), ('top_k', -1),
       ('top_k', 1.5), ('top_k', True), ('temperature', jnp.ones(2)),
-      ('top_p', 0), ('top_p', 1.01), ('top_p', float('nan')),
+      ('top_p', 0), ('top_p', 1.01), ('top_p', float('nan')), ('min_p', -0.1),
+      ('min_p', 1.1), ('repetition_penalty', 0), ('repetition_penalty', 'a'),
   )
   def test_bad_values(self, name, value):
     with self.assertRaisesRegex(errors.UserValueError, f'`{name}` must'):
@@ -109,6 +120,22 @@ class SampleLogitsTest(parameterized.TestCase):
     logits = [[1.0, 3, 3], [2, 2, 2]]
     found = generation.sample_logits(None, logits, temperature=0)
     self.assertEqual(found.tolist(), [1, 0])
+
+  def test_repetition_penalty(self):
+    logits = jnp.array([[4.0, 3.0, -1.0], [-1.0, -1.5, -4.0]])
+    seen = jnp.array([[True, False, False], [True, False, True]])
+    sample = lambda **options: generation.sample_logits(
+        None, logits, temperature=0, seen=seen, **options
+    ).tolist()
+    # Of the first row 4 becomes 2; of the second -1 becomes -2.
+    self.assertEqual(sample(repetition_penalty=2), [1, 1])
+    self.assertEqual(sample(repetition_penalty=1.25), [0, 0])
+    self.assertEqual(sample(), [0, 0])
+    for wrong in (None, seen[:1], seen.astype(int)):
+      with self.assertRaisesRegex(errors.UserValueError, '`seen` must be'):
+        generation.sample_logits(
+            None, logits, temperature=0, seen=wrong, repetition_penalty=2
+        )
 
   def test_bad_logits_and_key(self):
     for logits in (jnp.zeros((1, 0)), jnp.zeros((1, 2), jnp.complex64)):
@@ -144,6 +171,80 @@ class GenerateTest(parameterized.TestCase):
     logits = run(tokens, mask)
     said = logits.argmax(-1)[:, -LENGTH - 1 : -1]
     np.testing.assert_array_equal(self.greedy, said)
+
+  def test_a_penalty_is_that_of_all_earlier_tokens(self):
+    penalty, prompt = 1.7, [3, 1, 4]
+    tokens = list(prompt)
+    run = jax.jit(lambda tokens: self.model(tokens)[1])
+    width = len(prompt) + LENGTH  # One program: the model is causal.
+    for _ in range(LENGTH):
+      padded = np.array([tokens + [0] * (width - len(tokens))])
+      logits = np.asarray(run(padded), np.float64)[0, len(tokens) - 1]
+      for token in set(tokens):
+        logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+      tokens.append(int(logits.argmax()))
+    for chunk in (None, 2):
+      found = generation.generate(
+          self.model, np.array([prompt]), length=LENGTH, temperature=0,
+          repetition_penalty=penalty, chunk=chunk,
+      )
+      self.assertEqual(found[0].tolist(), tokens[len(prompt):])
+
+  def test_chunks_give_the_same(self):
+    for chunk in (1, 3, 100):
+      found = generation.generate(
+          self.model, self.tokens, mask=self.mask, length=LENGTH,
+          temperature=0, chunk=chunk,
+      )
+      np.testing.assert_array_equal(found, self.greedy)
+
+  def test_a_long_prompt_takes_one_program(self):
+    """So its memory is that of a chunk."""
+    rng, key = np.random.default_rng(0), jax.random.key(1)
+    prompts = rng.integers(0, 16, (2, 70))
+    run = lambda length, chunk: generation.generate(
+        self.model, prompts[:, -length:], length=LENGTH, key=key, chunk=chunk
+    )
+    whole = run(70, None)
+    before = writing._read_compiled._cache_size()
+    np.testing.assert_array_equal(run(70, 20), whole)
+    run(41, 20)
+    self.assertEqual(writing._read_compiled._cache_size(), before + 1)
+
+  def test_a_writer_goes_on(self):
+    options = dict(temperature=0, repetition_penalty=1.2)
+    for chunk in (None, 2):
+      writer = generation.Writer(
+          self.model, sampling=generation.Sampling(**options), chunk=chunk
+      )
+      writer.compile(self.tokens, self.mask)
+      writer.read(self.tokens, self.mask)
+      first = np.stack([writer.next() for _ in range(3)], 1)
+      # The second turns are of unequal length, too.
+      more, mask = generation.pad([[7, 8], [5], [1, 2, 3]])
+      writer.read(more, mask)
+      second = np.stack([writer.next() for _ in range(3)], 1)
+      self.assertEqual(writer.count, 5 + 3 + 3 + 3)
+      whole = np.concatenate([self.tokens, first, more], 1)
+      mask = np.concatenate([self.mask, first >= 0, mask], 1)
+      found = generation.generate(
+          self.model, whole, mask=mask, length=3, **options
+      )
+      np.testing.assert_array_equal(second, found)
+
+  def test_bad_use_of_a_writer(self):
+    writer = generation.Writer(
+        self.model, sampling=generation.Sampling(temperature=0)
+    )
+    with self.assertRaisesRegex(errors.UserValueError, 'call `read` first'):
+      writer.next()
+    writer.read(self.tokens, self.mask)
+    with self.assertRaisesRegex(errors.UserValueError, '3 rows, as before'):
+      writer.read([[1]])
+    with self.assertRaisesRegex(errors.UserValueError, '`chunk` must be'):
+      generation.Writer(
+          self.model, sampling=generation.Sampling(temperature=0), chunk=0
+      )
 
   def test_a_row_alone(self):
     for prompt, row in zip(PROMPTS[:2], self.greedy):
@@ -188,7 +289,8 @@ class GenerateTest(parameterized.TestCase):
     self.assertEmpty(list(columns))  # No more than asked for.
 
   def test_docstrings(self):
-    self.assertEqual(doctest.testmod(generation).failed, 0)
+    for module in (generation, prompts_lib, sampling, writing):
+      self.assertEqual(doctest.testmod(module).failed, 0)
 
   def test_one_token(self):
     found = generation.generate(
@@ -201,13 +303,13 @@ class GenerateTest(parameterized.TestCase):
         self.model, self.tokens, mask=self.mask, length=LENGTH, temperature=0
     )
     run()
-    before = generation._generate._cache_size()
+    before = writing._generate._cache_size()
     run()
-    self.assertEqual(generation._generate._cache_size(), before)
+    self.assertEqual(writing._generate._cache_size(), before)
 
   def test_ids_outside_the_vocabulary(self):
     """Found before anything is compiled."""
-    before = generation._generate._cache_size()
+    before = writing._generate._cache_size()
     for bad in (16, -1, 2**32 + 3):
       for function in (generation.generate, generation.stream):
         run = lambda mask=None: function(
@@ -217,7 +319,7 @@ class GenerateTest(parameterized.TestCase):
             errors.UserValueError, rf'`prompts` .* 0 to 15, got {bad} at'
         ):
           run()
-    self.assertEqual(generation._generate._cache_size(), before)
+    self.assertEqual(writing._generate._cache_size(), before)
     # Without a vocabulary, only what int32 cannot hold is known to be none.
     for bad in (-1, 2**31):
       with self.assertRaisesRegex(
@@ -242,6 +344,7 @@ class GenerateTest(parameterized.TestCase):
       ('mask_shape', dict(mask=np.ones((2, 3), bool)), '`mask` must be bool'),
       ('mask_dtype', dict(mask=np.ones((2, 2))), '`mask` must be bool'),
       ('length', dict(length=0), '`length` must be'),
+      ('chunk', dict(chunk=0), '`chunk` must be'),
       ('temperature', dict(temperature=-1), '`temperature` must'),
       ('no_key', dict(temperature=1), '`key` must'),
   )

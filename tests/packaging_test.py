@@ -21,8 +21,8 @@ import yaml
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _COMMANDS = ('scripts/quickstart', 'scripts/test', '.ci/run')
 _EXTRAS = (
-    'convert', 'cuda', 'decisions', 'dev', 'digits', 'export', 'rl', 'streams',
-    'tensorboard', 'test', 'tf',
+    'chat', 'convert', 'cuda', 'decisions', 'dev', 'digits', 'export', 'rl',
+    'streams', 'tensorboard', 'test', 'tf',
     'timeseries', 'tokenizers', 'tpu',
 )
 

@@ -44,6 +44,8 @@ _ALLOWED = {
     ('rnnzoo/environments/from_gymnax.py', 'importlib.import_module'),
     # While a pickle is loaded, which imports modules anyway.
     ('rnnzoo/layers/pickling.py', 'importlib.import_module'),
+    # A model of transformers, which reads a file of safetensors.
+    ('experiments/benchmarks/convert_speed.py', 'torch'),
     ('experiments/faults/inject.py', 'runpy'),
     ('experiments/cli/processes.py', 'runpy'),
 }

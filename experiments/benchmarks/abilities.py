@@ -133,7 +133,7 @@ _PARITY = dict(
     # It rotates its state by angles that depend on the input.
     mamba3='can',
     # A softmax is a mean too, of more and more bits.
-    attention='cannot', gated_attention='cannot',
+    attention='cannot', gated_attention='cannot', latent_attention='cannot',
     # Their decays are constant.
     lightning_attention='cannot', linear_attention='cannot', lru='cannot',
     parallel_lmu='cannot', ret_net='cannot', s4='cannot', s4d='cannot',

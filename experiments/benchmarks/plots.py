@@ -61,7 +61,9 @@ FAMILIES = {
         'mamba2', 'mamba3', 'mesa_net', 'mlstm', 'mlstm_block', 'mlstm_large',
         'ret_net', 'rwkv6', 'rwkv7',
     ),
-    'state: the last keys and values': ('attention', 'gated_attention'),
+    'state: the last keys and values': (
+        'attention', 'gated_attention', 'latent_attention',
+    ),
     'state: the last token or two': (
         'rwkv4_channel_mix', 'rwkv7_channel_mix', 'short_conv',
     ),

@@ -44,6 +44,13 @@ _RECALL = {
     'Steps': '{steps}',
     'State, numbers': '{state}',
 }
+_CONVERSIONS = {
+    'Family': '`{family}`',
+    'Parameters': '{parameters:,}',
+    'Logits': '{logits:.1e}',
+    'States': '{states:.1e}',
+    'Greedy tokens that are equal': '{tokens}',
+}
 _SCANS = {
     'float32, `[B, T, D]`': '{direction}, {size}',
     'times faster than `associative_scan`, jax 0.10.2 / 0.12.0':
@@ -96,6 +103,9 @@ def tables() -> dict[str, list[str]]:
   return {
       'README.md': [_table(_papers(), _LAYERS)],
       'docs/layers.md': [_cost_table(_costs()), _table(recall, _RECALL)],
+      'docs/pretrained.md': [
+          _table(record('convert.json')['rows'], _CONVERSIONS)
+      ],
       'docs/scans.md': [
           _table(_scans(), _SCANS), _newton_table(), _depth_table()
       ],

@@ -48,6 +48,7 @@ _MEMORY = dict(
     gla='matrix',
     hgrn2='matrix',
     kda='matrix',
+    latent_attention='all tokens',
     lightning_attention='matrix',
     linear_attention='matrix',
     m2rnn='matrix',

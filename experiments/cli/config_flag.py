@@ -1,9 +1,9 @@
 """The flags `--config=FILE[:ARGUMENT]` and `--config.FIELD=VALUE`.
 
-Four fields choose other fields: `--config.preset`, `--config.data.name`,
-`--config.environment.name` and `--config.model.layer`. They are applied first,
-so that the fields they bring can be set by further flags, in any order on the
-command line.
+Five fields choose other fields: `--config.preset`, `--config.data.name`,
+`--config.environment.name`, `--config.model.layer` and, where it names a folder
+of Hugging Face, `--config.init_from`. They are applied first, so that the
+fields they bring can be set by further flags, in any order on the command line.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from experiments.configs import default
 from experiments.configs.rl import settings as rl_settings
 from ml_collections import ConfigDict
 from ml_collections import config_flags
+from rnnzoo import convert
 from rnnzoo import data
 from rnnzoo import errors
 from rnnzoo import fields
@@ -245,6 +246,9 @@ def _switch(config, overrides, exports):
   layer = overrides.get('model.layer')
   if layer and own_layer and layer != config.model.layer:
     default.use_layer(config, layer)
+  folder = overrides.get('init_from')
+  if folder and 'model' in config and convert.is_pretrained(folder):
+    default.use_pretrained(config, folder)
 
 
 def _check_fields(config, overrides):

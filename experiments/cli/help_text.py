@@ -92,7 +92,7 @@ def _option_lines(model: ConfigDict, exports) -> Iterator[str]:
   known = {**layers.LAYERS, **(exports.layers or {})}
   given = model.layer_options.to_dict()
   config = models.ModelConfig.from_dict(model.to_dict())
-  for name in dict.fromkeys(config.layer_names):
+  for name in config.layers_used:
     if name not in known:
       continue
     yield f'\nOptions of {name}, in model.layer_options:'

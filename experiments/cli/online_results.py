@@ -5,14 +5,18 @@ for the fields of a record.
 """
 
 from collections.abc import Iterable
+import json
 import pathlib
 import shlex
 from typing import Any
 
 from experiments.cli import config_flag
 from experiments.cli import results
+from rnnzoo import errors
+from rnnzoo.training import checks
 from rnnzoo.training import files
 from rnnzoo.training import metrics as metrics_lib
+from rnnzoo.training import records
 from rnnzoo.training.metrics import curves
 from rnnzoo.training.processes import host
 
@@ -22,11 +26,27 @@ _NEUTRAL = ('seed', 'num_seeds', 'learners', 'stream.path')
 
 
 def start(workdir: str, config) -> pathlib.Path:
-  """Makes the directory of a run, writes its config there; returns its path."""
+  """Makes the directory of a run, writes its config there; returns its path.
+
+  Other learners and seeds may join those that the directory has.
+
+  Raises:
+    UserValueError: If it has records of another config, or belongs to another
+      program.
+  """
   path = files.workdir(workdir)
+  file, now = path / 'config.json', json.loads(config.to_json())
   with files.usable(path):
     path.mkdir(parents=True, exist_ok=True)
-    files.write_text(path / 'config.json', config.to_json(indent=2) + '\n')
+    if file.exists():
+      then = records.read_config(file, now)
+      if 'learners' not in then:
+        raise errors.UserValueError(
+            f'--workdir={path} is of another program. Use another workdir.'
+        )
+      if any(path.glob(f'*/seed_*/{results.FILE}')):
+        checks.check_same_config(then, now, (*_NEUTRAL, 'smoke_overrides'))
+    files.write_text(file, config.to_json(indent=2) + '\n')
   return path
 
 
@@ -139,6 +159,7 @@ def draw(
     style = '--' if name.startswith(('linear', 'none')) else '-'
     axes.plot(steps, values, style, lw=1.2, label=name)
   axes.set(xlabel='step', ylabel=ylabel, yscale=yscale)
+  axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(alpha=0.25)
   axes.legend(frameon=False, fontsize='small', ncols=2)

@@ -1,16 +1,13 @@
 """Samples text from the model of a run, for generate.py and train.py."""
 
-import codecs
 from collections.abc import Iterator, Sequence
-import itertools
+import time
 
+from experiments.cli import texts
 import jax
-import numpy as np
-from rnnzoo import convert
 from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import restoring
-from rnnzoo.data import bpe
 from rnnzoo.training import files
 
 
@@ -21,26 +18,6 @@ def check_text(run: restoring.Run):
         f'This run is of {run.config["data"]["name"]}, which has no text: its '
         'model has nothing to write with.'
     )
-
-
-def open_pretrained(
-    path, dtype: str | None
-) -> tuple[restoring.Run, tuple[int, ...]]:
-  """Returns a pretrained model as a run, and the tokens that end a text.
-
-  Raises:
-    UserError: If it cannot be loaded, or has no tokenizer.
-  """
-  found = convert.open_pretrained(path, dtype=dtype)
-  if found.vocabulary is None:
-    raise errors.UserFileNotFoundError(
-        f'{path} has no tokenizer.json, so text has no meaning for this model. '
-        'In Python, rnnzoo.convert.load_pretrained and rnnzoo.generation take '
-        'token ids.'
-    )
-  config = dict(data=dict(name=path))
-  run = restoring.Run(found.model, found.vocabulary, config, step=0)
-  return run, found.stop_tokens
 
 
 def start_of_text(run: restoring.Run) -> str:
@@ -68,7 +45,7 @@ def encode(run: restoring.Run, prompts: Sequence[str]):
   return generation.pad(rows)
 
 
-def continuations(
+def written(
     run: restoring.Run,
     prompts: Sequence[str],
     *,
@@ -76,8 +53,11 @@ def continuations(
     length: int,
     sampling: generation.Sampling,
     stop: Sequence[int] = (),
-) -> list[str]:
-  """Continues several prompts in one batch.
+    stop_strings: Sequence[str] = (),
+    chunk: int | None = None,
+    clock: 'Clock | None' = None,
+) -> Iterator[list[str]]:
+  """Continues several prompts in one batch, token by token.
 
   Args:
     run: The restored run.
@@ -86,51 +66,117 @@ def continuations(
     length: The number of tokens to add.
     sampling: How tokens are chosen.
     stop: Tokens that end a text.
+    stop_strings: Strings that end a text; they are no part of it.
+    chunk: How many tokens of the prompts are read at once; all if `None`.
+    clock: Is told when tokens come.
+
+  Yields:
+    The next characters of each text, until all texts have ended.
+  """
+  tokens, mask = encode(run, prompts)
+  writer = generation.Writer(
+      run.model, key=jax.random.key(seed), sampling=sampling, chunk=chunk
+  )
+  if clock:
+    writer.compile(tokens, mask)
+    clock.start(mask.sum())
+  writer.read(tokens, mask)
+  yield from continued(
+      writer, [texts.Text(run.vocabulary, stop, stop_strings) for _ in prompts],
+      length, clock,
+  )
+
+
+def continued(
+    writer: generation.Writer,
+    parts: Sequence[texts.Text],
+    length: int,
+    clock: 'Clock | None' = None,
+) -> Iterator[list[str]]:
+  """Yields the next characters of each text, after its prompt was read.
+
+  Args:
+    writer: Has read the prompts.
+    parts: What becomes of the texts.
+    length: The number of tokens to add.
+    clock: Is told when tokens come.
+  """
+  for _ in range(length):
+    if all(part.ended for part in parts):
+      return
+    going = sum(not part.ended for part in parts)
+    row = writer.next()
+    if clock:
+      clock.tick(going)
+    yield [part.add(token) for part, token in zip(parts, row, strict=True)]
+  yield [part.finish() for part in parts]
+
+
+def continuations(
+    run: restoring.Run, prompts: Sequence[str], **options
+) -> list[str]:
+  """Continues several prompts in one batch.
+
+  Args:
+    run: The restored run.
+    prompts: The texts to continue.
+    **options: See `written`.
 
   Returns:
     The continuation of each prompt, without the prompt.
   """
-  tokens, mask = encode(run, prompts)
-  rows = generation.generate(
-      run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
-      **sampling._asdict(),
-  )
-  ends = [
-      np.append(np.isin(row, np.array(stop, int)).nonzero()[0], length)[0]
-      for row in rows
-  ]
-  return [run.vocabulary.decode(row[:end]) for row, end in zip(rows, ends)]
+  columns = zip(*written(run, prompts, **options))
+  return [''.join(column) for column in columns]
 
 
-def pieces(
-    run: restoring.Run,
-    prompt: str,
-    *,
-    seed: int,
-    length: int,
-    sampling: generation.Sampling,
-    stop: Sequence[int] = (),
-) -> Iterator[str]:
-  """Continues one prompt; yields each character as soon as it is complete."""
-  tokens, mask = encode(run, [prompt])
-  rows = generation.stream(
-      run.model, tokens, mask=mask, length=length, key=jax.random.key(seed),
-      **sampling._asdict(),
-  )
-  rows = itertools.takewhile(lambda row: row[0] not in stop, rows)
-  if run.vocabulary.level == 'char':
-    for row in rows:
-      yield run.vocabulary.decode(row)
-    return
-  if run.vocabulary.level == 'bpe':
-    decode = bpe.decoder(run.vocabulary.symbols)
-    for row in rows:
-      yield decode(row[0])
-    return
-  decoder = codecs.getincrementaldecoder('utf-8')('replace')
-  for row in rows:
-    yield decoder.decode(bytes(row.tolist()))
-  yield decoder.decode(b'', final=True)
+def pieces(run: restoring.Run, prompt: str, **options) -> Iterator[str]:
+  """Continues one prompt; yields each character as soon as it is certain."""
+  for (piece,) in written(run, [prompt], **options):
+    if piece:
+      yield piece
+
+
+class Clock:
+  """When tokens came, for one line about the speed.
+
+  >>> clock = Clock()
+  >>> clock.start(10)
+  >>> clock.tick(1), clock.tick(1)
+  (None, None)
+  >>> str(clock).startswith('first token after ')
+  True
+  """
+
+  def __init__(self):
+    self._created = time.perf_counter()
+
+  def start(self, tokens: int):
+    """Notes that programs are compiled and `tokens` are to be read."""
+    self._start, self._read = time.perf_counter(), int(tokens)
+    self._first = self._last = None
+    self._drawn = 0
+
+  def tick(self, tokens: int):
+    """Notes that so many tokens have come at once."""
+    self._last = time.perf_counter()
+    if self._first is None:
+      self._first = self._last
+    else:
+      self._drawn += tokens
+
+  def __str__(self):
+    if self._first is None:
+      return 'no tokens'
+    seconds = self._first - self._start
+    text = (
+        f'first token after {seconds:.3f} s ({self._start - self._created:.1f} '
+        f's to start), prefill {self._read} tokens, '
+        f'{self._read / seconds:.0f} tokens/s'
+    )
+    if self._drawn:
+      speed = self._drawn / (self._last - self._first)
+      text += f', decode {self._drawn} tokens, {speed:.0f} tokens/s'
+    return text
 
 
 def write_sample(

@@ -9,10 +9,13 @@ from experiments.cli.config_flag import NO_EXPORTS
 from experiments.cli.config_flag import Exports
 from experiments.configs import default
 from ml_collections import ConfigDict
+from rnnzoo import convert
 from rnnzoo import data as data_lib
 from rnnzoo import errors
+from rnnzoo import filenames
 from rnnzoo import tasks as tasks_lib
 from rnnzoo.data import settings
+from rnnzoo.data import vocabulary as vocabularies
 from rnnzoo.training import checks
 from rnnzoo.training import config as training_config
 from rnnzoo.training import records
@@ -123,6 +126,29 @@ def load_data(config, exports: Exports = NO_EXPORTS, **shard):
     )
     config.data.data_dir = str(directory)
     return load()
+
+
+def initial(config, dataset):
+  """Returns what loads the pretrained model that a run starts from, or `None`.
+
+  Args:
+    config: A resolved config.
+    dataset: Its data.
+
+  Raises:
+    UserValueError: If the text has another vocabulary than the model.
+  """
+  folder = config.init_from
+  if not folder or not convert.is_pretrained(folder):
+    return None
+  file = pathlib.Path(filenames.absolute(folder), convert.loading.TOKENIZER)
+  if file.exists():
+    own = vocabularies.Vocabulary('bpe', file.read_text(encoding='utf-8'))
+    checks.check_vocabulary(
+        dataset.vocabulary and dataset.vocabulary.to_json(), own.to_json(),
+        f'init_from={folder}',
+    )
+  return lambda mesh: convert.load_pretrained(folder, mesh=mesh)
 
 
 def load_data_of_run(

@@ -9,9 +9,11 @@ set; `--help` lists all of them.
 """
 
 import dataclasses
+import pathlib
 
 from ml_collections import ConfigDict
 from ml_collections import config_dict
+from rnnzoo import convert
 from rnnzoo import data as data_lib
 from rnnzoo import errors
 from rnnzoo import models
@@ -115,6 +117,34 @@ def use_layer(config: ConfigDict, layer: str, **options) -> ConfigDict:
     config.model.layer = layer
     config.model.layer_options = ConfigDict(options)
     config.optimizer.groups = ConfigDict()
+  return config
+
+
+def use_pretrained(config: ConfigDict, folder: str) -> ConfigDict:
+  """Changes a config in place to the model of a folder of Hugging Face.
+
+  The tokenizer of the folder becomes that of the data, if the data is a text.
+
+  Args:
+    config: The config.
+    folder: A folder with `config.json` and `*.safetensors`.
+
+  Returns:
+    `config`.
+
+  Raises:
+    UserError: If the model is not implemented, or something is missing.
+  """
+  found = convert.pretrained_config(folder)
+  config.init_from = folder
+  config.model = model(found)
+  if 'tokenizer' in config.data:
+    config.data.level = 'bpe'
+    config.data.tokenizer = str(
+        pathlib.Path(folder, convert.loading.TOKENIZER)
+    )
+    config.data.vocab_size = found.vocab_size
+  config.optimizer.groups = ConfigDict()
   return config
 
 

@@ -65,6 +65,7 @@ _LAYER_OPTIONS = dict(
     griffin=_HEADS,
     hgrn2=_HEADS,
     kda=_HEADS,
+    latent_attention=dict(num_heads=8, window=4),
     lightning_attention=_HEADS,
     linear_attention=_HEADS,
     lmu=dict(order=8, theta=16.0),

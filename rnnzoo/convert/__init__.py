@@ -11,13 +11,18 @@ needed, and nothing is unpickled. A family of models is one file in
 parameter.
 """
 
+from rnnzoo.convert.chat import ChatTemplate
+from rnnzoo.convert.chat import chat_template
 from rnnzoo.convert.families import FAMILIES
 from rnnzoo.convert.loading import Pretrained
+from rnnzoo.convert.loading import is_pretrained
 from rnnzoo.convert.loading import load_pretrained
 from rnnzoo.convert.loading import open_pretrained
+from rnnzoo.convert.loading import pretrained_config
 from rnnzoo.convert.saving import save_pretrained
 
 __all__ = [
-    'FAMILIES', 'Pretrained', 'load_pretrained', 'open_pretrained',
+    'ChatTemplate', 'FAMILIES', 'Pretrained', 'chat_template', 'is_pretrained',
+    'load_pretrained', 'open_pretrained', 'pretrained_config',
     'save_pretrained',
 ]

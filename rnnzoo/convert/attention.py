@@ -66,7 +66,7 @@ def values(layer: Any, *, with_fraction: bool = False) -> dict[str, Any]:
 
 def rows(
     block: tables.Block, name: str, names: Mapping[str, str], *,
-    bias: bool = False,
+    bias: bool = False, layer: str = 'layer',
 ) -> tables.Table:
   """Returns the tensors of maps and norms.
 
@@ -75,11 +75,12 @@ def rows(
     name: What the names of all tensors start with.
     names: The last part of their names, by our names.
     bias: Whether the maps have biases.
+    layer: Where in the block the layer is.
   """
   table = {}
   for path, part in names.items():
     if path.endswith('_norm'):
-      table |= block.norm(f'{name}.{part}', f'layer.{path}')
+      table |= block.norm(f'{name}.{part}', f'{layer}.{path}')
     else:
-      table |= block.linear(f'{name}.{part}', f'layer.{path}', bias=bias)
+      table |= block.linear(f'{name}.{part}', f'{layer}.{path}', bias=bias)
   return table

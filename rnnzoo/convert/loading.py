@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from flax import traverse_util
@@ -22,6 +23,7 @@ from rnnzoo.convert import tables
 from rnnzoo.convert import weights
 from rnnzoo.data import bpe
 from rnnzoo.data import vocabulary as vocabularies
+from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.language_model import LanguageModel
 from rnnzoo.training import memory
 from rnnzoo.training import sharding
@@ -121,6 +123,34 @@ def load_pretrained(
   ).model
 
 
+def is_pretrained(path: str | os.PathLike) -> bool:
+  """Whether this is a folder of Hugging Face, and not the workdir of a run."""
+  file = pathlib.Path(filenames.absolute(path)) / settings_lib.NAME
+  return file.is_file() and 'model_type' in settings_lib.read_json(file)
+
+
+def pretrained_config(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    context: int | None = None,
+    ignore: Sequence[str] = (),
+) -> ModelConfig:
+  """Returns the config of the model in a folder, whose weights are not read.
+
+  Args:
+    path: See `load_pretrained`, like all the others.
+    dtype: Of parameters and activations.
+    context: How many tokens attention keeps.
+    ignore: Names of values of `config.json`.
+
+  Raises:
+    UserFileNotFoundError: If something is missing on disk.
+    UserValueError: If something is not implemented.
+  """
+  return _describe(path, dtype, context, ignore).config
+
+
 def open_pretrained(
     path: str | os.PathLike,
     *,
@@ -145,8 +175,30 @@ def open_pretrained(
     UserFileNotFoundError: If something is missing on disk.
     UserValueError: If something is not implemented, or does not fit.
   """
-  folder = pathlib.Path(filenames.absolute(path))
   _check_mesh(mesh)
+  found = _describe(path, dtype, context, ignore)
+  folder, values = found.folder, found.values
+  vocabulary = _vocabulary(folder, values)
+  with memory.readable_errors():
+    model = _load(found.config, found.family, found.tensors, mesh)
+  return Pretrained(
+      model, vocabulary, _stop_tokens(folder, values), found.name, values
+  )
+
+
+class _Described(NamedTuple):
+  """What a folder says, before its weights are read."""
+
+  folder: pathlib.Path
+  values: Mapping[str, Any]
+  name: str
+  family: families.Family
+  tensors: dict[str, weights.Tensor]
+  config: ModelConfig
+
+
+def _describe(path, dtype, context, ignore) -> _Described:
+  folder = pathlib.Path(filenames.absolute(path))
   values = language_part(settings_lib.read(folder))
   name, family = _family_of(values)
   settings = settings_lib.Settings(values, context=context)
@@ -160,8 +212,10 @@ def open_pretrained(
         for name, tensor in tensors.items()
     }
   for old, new in family.renamed.items():
-    if old in tensors and new not in tensors:
-      tensors[new] = tensors.pop(old)
+    for name in [*tensors]:
+      known = re.sub(old, new, name)
+      if known not in tensors:
+        tensors[known] = tensors.pop(name)
   tensors = {
       name: tensor for name, tensor in tensors.items()
       if not name.startswith(family.unused)
@@ -169,12 +223,7 @@ def open_pretrained(
   }
   dtype = _dtype_of(tensors) if dtype is None else _name_of(dtype)
   config = config.replace(dtype=dtype, param_dtype=dtype, scan_layers=True)
-  vocabulary = _vocabulary(folder, values)
-  with memory.readable_errors():
-    model = _load(config, family, tensors, mesh)
-  return Pretrained(
-      model, vocabulary, _stop_tokens(folder, values), name, values
-  )
+  return _Described(folder, values, name, family, tensors, config)
 
 
 def language_part(values) -> Mapping[str, Any]:

@@ -26,14 +26,17 @@ _COPIED = (
 )
 _TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 # How long the sequences of a training were: `context` may be less.
-_LONGEST = 'max_position_embeddings'
+_LONGEST = ('max_position_embeddings', 'model_max_length')
 # The fields of a config that a forward pass reads, apart from the modules.
 _FORWARD = (
     'layer_names', 'stacks', 'logit_scale', 'soft_cap', 'scale_embeddings',
     'embed_scale', 'tie_embeddings',
 )
 # Those that it reads in each block.
-_OF_A_BLOCK = ('norm_position', 'gate', 'mlp', 'layer_scales', 'mlp_scales')
+_OF_A_BLOCK = (
+    'norm_position', 'gate', 'mlp', 'mlp_gate_scale', 'layer_scales',
+    'mlp_scales', 'shared_block',
+)
 # Attributes of modules that do not change what they compute.
 _SPEED = (
     'balance', 'balance_loss', 'chunk_size', 'config', 'dtype', 'param_dtype',
@@ -110,7 +113,7 @@ def save_pretrained(
       architectures=[family.architecture], model_type=name,
       dtype=model.config.param_dtype, **values,
   )
-  kept = _TOKEN_IDS if model.context is None else (*_TOKEN_IDS, _LONGEST)
+  kept = _TOKEN_IDS if model.context is None else _TOKEN_IDS + _LONGEST
   values |= {k: extra[k] for k in kept if k in extra}
   (folder / settings_lib.NAME).write_text(settings_lib.text(values))
   for file in _COPIED:
@@ -161,18 +164,24 @@ def _difference(model, config) -> str | None:
   for names, *configs in pairs:
     for name in names:
       own, other = (getattr(one, name) for one in configs)
-      if own != other and not (
-          isinstance(own, float) and math.isclose(own, other, rel_tol=1e-12)
-      ):
+      if not _same(own, other):
         own, other = fields.shown(own), fields.shown(other)
         return f'model.{name} must be {other}, got {own}'
+  config = config.replace(scan_layers=True)  # One block a stack is traced.
   other = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
   own_facts, other_facts = _facts(model), _facts(other)
   for key in [*own_facts, *other_facts]:
     own, want = own_facts.get(key), other_facts.get(key)
-    if own != want:
+    if not _same(own, want):
       return f'{key} must be {fields.shown(want)}, got {fields.shown(own)}'
   return None
+
+
+def _same(a, b) -> bool:
+  """Whether two values are the same, but for a rounding."""
+  if isinstance(a, float) and isinstance(b, float):
+    return math.isclose(a, b, rel_tol=1e-12)
+  return a == b
 
 
 def _facts(model) -> dict[str, Any]:

@@ -146,15 +146,17 @@ def whole_norm(name: str, path: str, *, bias: bool = False) -> Table:
 
 
 class Block(NamedTuple):
-  """Where the parameters of one block are: those of a stack at an index."""
+  """Where the parameters of one block are: those of a stack at an index.
 
-  stack: int
-  index: int
+  A block that is in no stack, such as a shared one, has no index.
+  """
+
+  path: str
+  index: int | None
 
   def row(self, path: str, view: View = same) -> Row:
     """The row of one parameter; rows are added to put parts after others."""
-    path = f'backbone.stacks.{self.stack}.{path}'
-    return (Part(path, self.index, view),)
+    return (Part(f'{self.path}.{path}', self.index, view),)
 
   def linear(self, name: str, path: str, *, bias: bool = False) -> Table:
     """The rows of a linear map, whose tensors are `name.weight` and `.bias`."""
@@ -203,11 +205,14 @@ def blocks(config: ModelConfig) -> list[Block]:
   """Returns where the blocks of a model are, in order of depth.
 
   >>> config = ModelConfig(layer='lru,gru', num_layers=3)
-  >>> [tuple(block) for block in blocks(config)]
-  [(0, 0), (1, 0), (0, 1)]
+  >>> for block in blocks(config):
+  ...   print(*block)
+  backbone.stacks.0 0
+  backbone.stacks.1 0
+  backbone.stacks.0 1
   """
   found = {
-      depth: Block(stack, index)
+      depth: Block(f'backbone.stacks.{stack}', index)
       for stack, depths in enumerate(config.stacks)
       for index, depth in enumerate(depths)
   }

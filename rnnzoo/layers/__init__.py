@@ -43,6 +43,7 @@ from rnnzoo.layers.gru import GRU as GRU
 from rnnzoo.layers.hgrn import HGRN as HGRN
 from rnnzoo.layers.hgrn2 import HGRN2 as HGRN2
 from rnnzoo.layers.kda import KDA as KDA
+from rnnzoo.layers.latent_attention import LatentAttention as LatentAttention
 from rnnzoo.layers.lightning_attention import (
     LightningAttention as LightningAttention,
 )
@@ -76,6 +77,8 @@ from rnnzoo.layers.mlstm_large import MLSTMLarge as MLSTMLarge
 from rnnzoo.layers.oscillators import OscillatorCarry as OscillatorCarry
 from rnnzoo.layers.para_gru import ParaGRU as ParaGRU
 from rnnzoo.layers.para_lstm import ParaLSTM as ParaLSTM
+from rnnzoo.layers.parallel import Parallel as Parallel
+from rnnzoo.layers.parallel import ParallelCarry as ParallelCarry
 from rnnzoo.layers.parallel_lmu import ParallelLMU as ParallelLMU
 from rnnzoo.layers.recurrences import LinearRecurrence as LinearRecurrence
 from rnnzoo.layers.recurrences import RecurrentCell as RecurrentCell
@@ -129,6 +132,7 @@ LAYERS = dict(
     hgrn=HGRN,
     hgrn2=HGRN2,
     kda=KDA,
+    latent_attention=LatentAttention,
     lightning_attention=LightningAttention,
     linear_attention=LinearAttention,
     linoss=LinOSS,

@@ -7,10 +7,9 @@ import math
 from typing import Literal
 
 from flax import nnx
-from jax import core
 import jax.numpy as jnp
-from rnnzoo import errors
 from rnnzoo import ops
+from rnnzoo.layers import attention_window
 from rnnzoo.layers import base
 from rnnzoo.layers import common
 from rnnzoo.layers import linear_maps
@@ -18,11 +17,10 @@ from rnnzoo.layers import rotary
 
 AttentionCarry = ops.AttentionCache
 
-ON_FULL = ('slide', 'error')
 QK_NORMS = ('rms', 'rms1', 'rms_all')
 
 
-class Attention(base.RecurrentLayer):
+class Attention(attention_window.WindowedAttention):
   r"""Softmax attention of a token to itself and to the `W - 1` before it.
 
   .. math::
@@ -80,7 +78,7 @@ class Attention(base.RecurrentLayer):
     hidden_features: `H K`.
     window: Tokens `W` that a token sees, itself included.
     on_full: What becomes of the tokens of a sequence after `W` of them.
-    out_features: `D`.
+    out_features: Size of an output.
   """
 
   def __init__(
@@ -90,6 +88,7 @@ class Attention(base.RecurrentLayer):
       num_heads: int = 4,
       num_kv_heads: int | None = None,
       head_features: int | None = None,
+      out_features: int | None = None,
       window: int = 1024,
       on_full: Literal['slide', 'error'] = 'slide',
       rotary_fraction: float = 1.0,
@@ -115,6 +114,7 @@ class Attention(base.RecurrentLayer):
       num_kv_heads: Number `G` of heads of keys and values, a divisor of `H`. 1
         is multi-query attention; `H` if `None`.
       head_features: Size `K` of a head; `D / H` if `None`.
+      out_features: Size of an output; `D` if `None`.
       window: Tokens `W` that a token sees, itself included.
       on_full: What happens when a sequence has more tokens than `W`: `slide`,
         each sees the last `W`; or `error`, since each has to see all.
@@ -155,17 +155,11 @@ class Attention(base.RecurrentLayer):
       raise ValueError(
           f'`num_kv_heads` must divide `num_heads` = {num_heads}, got {groups}.'
       )
-    for name, value in dict(
+    attention_window.check(
         num_heads=num_heads, head_features=head_features, window=window,
-        chunk_size=chunk_size,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if on_full not in ON_FULL:
-      raise ValueError(
-          f'`on_full` must be {" or ".join(map(repr, ON_FULL))}, got '
-          f'{on_full!r}.'
-      )
+        chunk_size=chunk_size, on_full=on_full,
+    )
+    out_features = in_features if out_features is None else out_features
     if qk_norm not in QK_NORMS:
       raise ValueError(
           f'`qk_norm` must be one of {", ".join(QK_NORMS)}, got {qk_norm!r}.'
@@ -176,7 +170,7 @@ class Attention(base.RecurrentLayer):
           '`rotary_fraction` must be in [0, 1] and give an even number of '
           f'{head_features} features, got {rotary_fraction}.'
       )
-    self.in_features = self.out_features = in_features
+    self.in_features, self.out_features = in_features, out_features
     self.num_heads, self.num_kv_heads = num_heads, groups
     self.head_features = head_features
     self.hidden_features = hidden = num_heads * head_features
@@ -204,7 +198,7 @@ class Attention(base.RecurrentLayer):
     self.key = linear(in_features, shared, into, use_bias)
     self.value = linear(in_features, shared, into, use_bias)
     self.output = linear(
-        hidden, in_features, back, use_output_bias, output_scale
+        hidden, out_features, back, use_output_bias, output_scale
     )
 
     def norm(features):
@@ -214,11 +208,6 @@ class Attention(base.RecurrentLayer):
 
     self.query_norm = norm(hidden) if normalize_qk else None
     self.key_norm = norm(shared) if normalize_qk else None
-
-  @property
-  def context(self) -> int | None:
-    """How many tokens a sequence may have; `None` for any number."""
-    return None if self.on_full == 'slide' else self.window
 
   def initialize_carry(self, batch_size: int, dtype=None) -> AttentionCarry:
     """Returns the carry before the first token: zeros.
@@ -232,92 +221,25 @@ class Attention(base.RecurrentLayer):
         jnp.dtype(dtype or self.dtype or jnp.float32),
     )
 
-  def __call__(self, x, carry=None, *, reset=None, mask=None):
-    x, carry, _, reset = base.prepare(self, x, carry, reset, mask)
-    positions = ops.sequence_positions(
-        carry.count, x.shape[1], reset=reset, mask=mask
-    )
-    self._check_positions(positions, mask)
-    carry, y = ops.local_attention(
+  def _attend(self, x, positions, carry, reset, mask):
+    return ops.local_attention(
         *self._tokens(x, positions), carry, reset=reset, mask=mask,
         chunk_size=self.chunk_size,
     )
-    return carry, self._readout(self._bounded(y, positions, mask), x, mask)
 
-  def step(self, carry, x, *, reset=None, mask=None):
-    x, carry, initial, reset = base.prepare(
-        self, x, carry, reset, mask, step=True
-    )
-    old = carry if reset is None else base.select(reset, initial, carry)
-    self._check_positions(old.count, mask)
-    new, y = ops.local_attention_step(*self._tokens(x, old.count), old)
-    if mask is not None:
-      new = base.select(mask, new, carry)
-    y = self._bounded(y, old.count, mask)
-    return new, self._readout(y, x, mask)
-
-  def check_room(self, count, shape, *, reset=None, mask=None):
-    """Checks that the carry has room for more tokens, if it must not slide.
-
-    Layers check this themselves when they are called. A model that runs them in
-    a loop calls this before, because numbers inside of a loop are not known.
-
-    Args:
-      count: That of the carry, `[B]`.
-      shape: Of a batch of tokens: `[B, T]`, or `[B]` for a step.
-      reset: Booleans of this shape, or `None`.
-      mask: Likewise.
-
-    Raises:
-      UserValueError: If it has no room.
-    """
-    if self.on_full == 'slide' or isinstance(count, core.Tracer):
-      return
-    step = len(shape) == 1
-    reset, mask = (
-        u[:, None] if step and u is not None else u for u in (reset, mask)
-    )
-    positions = ops.sequence_positions(
-        count, 1 if step else shape[1], reset=reset, mask=mask
-    )
-    self._check_positions(positions, mask)
-
-  def _check_positions(self, positions, mask):
-    """Raises if a token has too many before it, unless this is in `jit`."""
-    if self.on_full == 'slide':
-      return
-    past = self._is_past(positions, mask)
-    # Arrays of several hosts are not looked at, either.
-    if isinstance(past, core.Tracer) or not past.is_fully_addressable:
-      return
-    if past.any():
-      raise errors.UserValueError(
-          'Attention that sees every token has room for a context of '
-          f'{self.window} tokens, and a sequence has more. Give a larger one: '
-          '`context` of load_pretrained, or `window` of the layer.'
-      )
-
-  def _bounded(self, y, positions, mask):
-    """Returns the output of the heads, NaN where tokens would be forgotten."""
-    if self.on_full == 'slide':
-      return y
-    past = self._is_past(positions, mask)
-    return jnp.where(past[..., None, None], jnp.nan, y)
-
-  def _is_past(self, positions, mask):
-    past = positions.astype(jnp.uint32) >= self.window
-    return past if mask is None else past & mask
+  def _attend_step(self, x, carry):
+    return ops.local_attention_step(*self._tokens(x, carry.count), carry)
 
   def _tokens(self, x, positions):
     """Maps `[..., D]` to queries `[..., H, K]`, keys, values `[..., G, K]`."""
-    def heads(linear, number):
-      return common.project(linear, x).reshape(
+    def heads(name, number):
+      return self._map(name, x).reshape(
           *x.shape[:-1], number, self.head_features
       )
 
-    q = heads(self.query, self.num_heads)
-    k = heads(self.key, self.num_kv_heads)
-    v = heads(self.value, self.num_kv_heads)
+    q = heads('query', self.num_heads)
+    k = heads('key', self.num_kv_heads)
+    v = heads('value', self.num_kv_heads)
     q = self._normalized(self.query_norm, q)
     factor = self.score_scale * self.head_features**0.5
     if abs(factor - 1) > 1e-12:  # `local_attention` divides by that root.
@@ -329,6 +251,10 @@ class Attention(base.RecurrentLayer):
       )
       q, k = rotate(q), rotate(k)
     return q, k, v
+
+  def _map(self, name, x):
+    """Applies the map to `query`, `key` or `value`."""
+    return common.project(getattr(self, name), x)
 
   def _normalized(self, norm, u):
     """Applies a norm of queries or keys, if there is one, to all heads."""

@@ -42,6 +42,44 @@ def as_array(name: str, value: Any, *, required: bool = False) -> Any:
     ) from error
 
 
+def check_sizes(**sizes: int) -> None:
+  """Raises `ValueError` unless all sizes, by their names, are at least 1."""
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f'`{name}` must be at least 1, got {size}.')
+
+
+def channel_heads(
+    channels: int, head_features: int | None, num_groups: int
+) -> tuple[int, int]:
+  """Returns the channels of a head and the number of heads, as in Mamba-2.
+
+  >>> channel_heads(192, None, 3)
+  (64, 3)
+
+  Args:
+    channels: The number of channels.
+    head_features: Channels of a head. If `None`, 64, or all of them if there
+      are fewer.
+    num_groups: Number of groups of heads.
+
+  Raises:
+    ValueError: If a size is below 1 or does not divide what it should.
+  """
+  size = min(64, channels) if head_features is None else head_features
+  check_sizes(head_features=size, num_groups=num_groups)
+  if channels % size:
+    raise ValueError(
+        f'`head_features` must divide the {channels} channels, got {size}.'
+    )
+  heads = channels // size
+  if heads % num_groups:
+    raise ValueError(
+        f'`num_groups` must divide the {heads} heads, got {num_groups}.'
+    )
+  return size, heads
+
+
 def check_flags(shape, **flags):
   """Raises `ValueError` unless all flags are `None` or bool of that shape."""
   for name, flag in flags.items():

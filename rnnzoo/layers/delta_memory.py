@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 
@@ -67,12 +68,10 @@ class DeltaMemory(base.RecurrentLayer):
   ):
     """Sets the sizes, and makes the map and the convolution of tokens."""
     values = num_heads if num_value_heads is None else num_value_heads
-    for name, value in dict(
+    checking.check_sizes(
         num_heads=num_heads, key_features=key_features,
         value_features=value_features, conv_kernel=conv_kernel,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    )
     check_value_heads(num_heads, values)
     self.in_features = self.out_features = in_features
     self.num_heads, self.num_value_heads = num_heads, values

@@ -64,6 +64,8 @@ class Elman(parallel_cells.MixingCell):
       use_projection: bool = False,
       solver: parallel_cells.Solver = 'sequential',
       newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -83,6 +85,10 @@ class Elman(parallel_cells.MixingCell):
         at once by `ops.newton_scan`.
       newton_iterations: The number of iterations of Newton's method; as many as
         needed if `None`.
+      newton_max_slope: Entries of its Jacobian are cut to this size: 1 damps
+        the method where it diverges. They are not cut if `None`.
+      newton_strict: Whether a solution that misses its tolerance is an error,
+        not a warning. There is neither inside `jax.jit`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -90,7 +96,9 @@ class Elman(parallel_cells.MixingCell):
     Raises:
       ValueError: If an option is unknown.
     """
-    self.set_solver(solver, newton_iterations)
+    self.set_solver(
+        solver, newton_iterations, newton_max_slope, newton_strict
+    )
     choices = state_space.check_choice
     choices('activation', activation, ACTIVATIONS)
     choices('hidden_init', hidden_init, HIDDEN_INITIALIZATIONS)

@@ -60,6 +60,8 @@ class GRU(parallel_cells.MixingCell):
       reset_after: bool = True,
       solver: parallel_cells.Solver = 'sequential',
       newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -74,6 +76,10 @@ class GRU(parallel_cells.MixingCell):
         at once by `ops.newton_scan`, which needs `reset_after`.
       newton_iterations: The number of iterations of Newton's method; as many as
         needed if `None`.
+      newton_max_slope: Entries of its Jacobian are cut to this size: 1 damps
+        the method where it diverges. They are not cut if `None`.
+      newton_strict: Whether a solution that misses its tolerance is an error,
+        not a warning. There is neither inside `jax.jit`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -81,7 +87,9 @@ class GRU(parallel_cells.MixingCell):
     Raises:
       ValueError: If the solver is unknown or cannot be used.
     """
-    self.set_solver(solver, newton_iterations)
+    self.set_solver(
+        solver, newton_iterations, newton_max_slope, newton_strict
+    )
     if solver == 'newton' and not reset_after:
       raise ValueError(_TWO_PRODUCTS)
     self.in_features = in_features

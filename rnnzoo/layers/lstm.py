@@ -54,6 +54,8 @@ class LSTM(parallel_cells.MixingCell):
       forget_bias: float = 1.0,
       solver: parallel_cells.Solver = 'sequential',
       newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -68,6 +70,10 @@ class LSTM(parallel_cells.MixingCell):
         at once by `ops.newton_scan`.
       newton_iterations: The number of iterations of Newton's method; as many as
         needed if `None`.
+      newton_max_slope: Entries of its Jacobian are cut to this size: 1 damps
+        the method where it diverges. They are not cut if `None`.
+      newton_strict: Whether a solution that misses its tolerance is an error,
+        not a warning. There is neither inside `jax.jit`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -75,7 +81,9 @@ class LSTM(parallel_cells.MixingCell):
     Raises:
       ValueError: If the solver is unknown or cannot be used.
     """
-    self.set_solver(solver, newton_iterations)
+    self.set_solver(
+        solver, newton_iterations, newton_max_slope, newton_strict
+    )
     self.in_features = in_features
     self.hidden_features = self.out_features = hidden_features or in_features
     self.dtype = dtype

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import delta_memory
 from rnnzoo.layers import initializers
@@ -209,11 +210,9 @@ class M2RNN(base.RecurrentLayer):
         in_features, 16, num_heads, key_features
     )
     values = keys if value_features is None else value_features
-    for name, value in dict(
+    checking.check_sizes(
         num_heads=heads, key_features=keys, value_features=values
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    )
     if conv_kernel < 0:
       raise ValueError(f'`conv_kernel` must be 0 or more, got {conv_kernel}.')
     if gradient_clip is not None and not gradient_clip > 0:

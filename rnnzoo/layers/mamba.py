@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.layers import state_space
@@ -123,12 +124,10 @@ class Mamba(base.RecurrentLayer):
     self.conv_kernel = conv_kernel
     self.dt_rank = math.ceil(d / 16) if dt_rank is None else dt_rank
     self.dtype = dtype
-    for name, value in dict(
+    checking.check_sizes(
         state_features=n, conv_kernel=conv_kernel, dt_rank=self.dt_rank,
         num_layers=num_layers,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    )
     state_space.check_choice(
         'selection_norm', selection_norm, ('none', 'plain', 'scaled')
     )

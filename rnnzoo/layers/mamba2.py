@@ -1,15 +1,18 @@
 """Mamba-2 (Dao & Gu, 2024), https://arxiv.org/abs/2405.21060."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import initializers
+
+OUTPUT_NORMS = ('after_gate', 'before_gate', 'none')
 
 
 class Mamba2Carry(NamedTuple):
@@ -96,7 +99,9 @@ class Mamba2(base.RecurrentLayer):
       dt_floor: float = 1e-4,
       dt_low: float = 0.0,
       dt_high: float | None = None,
+      output_norm: Literal['after_gate', 'before_gate', 'none'] = 'after_gate',
       norm_epsilon: float = 1e-5,
+      projection_scales: tuple[float, ...] = (),
       use_conv_bias: bool = True,
       use_bias: bool = False,
       num_layers: int = 1,
@@ -123,7 +128,12 @@ class Mamba2(base.RecurrentLayer):
       dt_low: Step sizes of tokens below are raised to it.
       dt_high: Step sizes of tokens above are lowered to it; `None` for no
         limit.
+      output_norm: Whether the norm comes after the gate, as above; before it,
+        `norm(y) * silu(z)`; or not at all.
       norm_epsilon: Added to the mean squares in the norm.
+      projection_scales: What z, x, B, C and the step sizes are multiplied by
+        when they leave the input map, before the convolution and `dt_bias`
+        (Falcon-H1). Empty means 1 for all.
       use_conv_bias: Whether the convolution has a bias.
       use_bias: Whether the input and output maps have biases. The map to step
         sizes always has one.
@@ -147,25 +157,14 @@ class Mamba2(base.RecurrentLayer):
     self.chunk_size = chunk_size
     self.dt_low, self.dt_high = dt_low, dt_high
     self.dtype = dtype
-    self.head_features = min(64, hidden)
-    if head_features is not None:
-      self.head_features = head_features
-    for name, value in dict(
-        state_features=state_features, head_features=self.head_features,
-        num_groups=num_groups, conv_kernel=conv_kernel, num_layers=num_layers,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if hidden % self.head_features:
-      raise ValueError(
-          f'`head_features` must divide the {hidden} channels, got '
-          f'{self.head_features}.'
-      )
-    self.num_heads = heads = hidden // self.head_features
-    if heads % num_groups:
-      raise ValueError(
-          f'`num_groups` must divide the {heads} heads, got {num_groups}.'
-      )
+    checking.check_sizes(
+        state_features=state_features, conv_kernel=conv_kernel,
+        num_layers=num_layers,
+    )
+    self.head_features, self.num_heads = checking.channel_heads(
+        hidden, head_features, num_groups
+    )
+    heads = self.num_heads
     if not 0 < a_min <= a_max:
       raise ValueError(
           f'`a_min`, `a_max` must be positive and in order, got {a_min}, '
@@ -176,6 +175,18 @@ class Mamba2(base.RecurrentLayer):
           '`dt_low`, `dt_high` must satisfy 0 <= dt_low <= dt_high, got '
           f'{dt_low}, {dt_high}.'
       )
+    if output_norm not in OUTPUT_NORMS:
+      raise ValueError(
+          f'`output_norm` must be one of {", ".join(OUTPUT_NORMS)}, got '
+          f'{output_norm!r}.'
+      )
+    if len(projection_scales) not in (0, 5):
+      raise ValueError(
+          '`projection_scales` must be five numbers, for z, x, B, C and the '
+          f'step sizes, or empty, got {tuple(projection_scales)}.'
+      )
+    self.output_norm = output_norm
+    self.projection_scales = tuple(projection_scales) or (1.0,) * 5
     step_sizes = initializers.step_size_bias(dt_min, dt_max, dt_floor)
 
     def linear(fan_in, out, axes, *, use_bias=use_bias, scale=1.0):
@@ -217,10 +228,11 @@ class Mamba2(base.RecurrentLayer):
     )
     self.A_log = per_head(jnp.log(rates))
     self.D = per_head(jnp.ones((heads,), state_dtype))
-    self.norm = common.HeadNorm(
+    norm = common.HeadNorm(
         num_groups, hidden // num_groups, epsilon=norm_epsilon,
         param_dtype=param_dtype,
     )
+    self.norm = None if output_norm == 'none' else norm
     self.out_proj = linear(
         hidden, d, ('hidden', 'embed'), scale=1 / math.sqrt(num_layers)
     )
@@ -280,6 +292,11 @@ class Mamba2(base.RecurrentLayer):
     """
     z, u = common.project_each(self.in_proj, x)
     bc = common.project(self.bc_proj, x)
+    of_z, of_u, of_b, of_c, _ = self.projection_scales
+    z, u = _times(z, of_z), _times(u, of_u)
+    if (of_b, of_c) != (1, 1):
+      each = self.num_groups * self.state_features
+      bc = bc * jnp.repeat(jnp.asarray([of_b, of_c], bc.dtype), each)
     bias = lambda b: None if b is None else b[...]
     tail, u = convolve(
         u, self.conv[...], bias(self.conv_bias), carry.conv, **flags
@@ -297,6 +314,7 @@ class Mamba2(base.RecurrentLayer):
     """Returns step sizes and log decays `[..., H]`."""
     dtype = base.state_dtype(x.dtype)
     delta = common.project(self.dt_proj, x, dtype)
+    delta = _times(delta, self.projection_scales[-1])
     delta = jax.nn.softplus(delta + self.dt_bias[...].astype(dtype))
     if self.dt_low > 0 or self.dt_high is not None:
       delta = jnp.clip(delta, self.dt_low, self.dt_high)
@@ -305,7 +323,21 @@ class Mamba2(base.RecurrentLayer):
   def _readout(self, y, u, z, mask):
     """Maps the output of the heads `[..., H, P]` to `[..., D]`."""
     y = y + self.D[...].astype(y.dtype)[:, None] * u
-    y = y.reshape(z.shape) * jax.nn.silu(z.astype(y.dtype))
-    groups = z.shape[:-1] + (self.norm_groups, z.shape[-1] // self.norm_groups)
-    y = self.norm(y.reshape(groups)).reshape(z.shape).astype(z.dtype)
-    return base.masked(common.project(self.out_proj, y), mask)
+    y, gate = y.reshape(z.shape), jax.nn.silu(z.astype(y.dtype))
+    if self.output_norm == 'before_gate':
+      y = self._normalized(y) * gate
+    else:
+      y = self._normalized(y * gate)
+    return base.masked(common.project(self.out_proj, y.astype(z.dtype)), mask)
+
+  def _normalized(self, y):
+    """Applies the norm to each group of `[..., H P]`, if there is one."""
+    if self.norm is None:
+      return y
+    size = y.shape[-1] // self.norm_groups
+    groups = y.reshape(*y.shape[:-1], self.norm_groups, size)
+    return self.norm(groups).reshape(y.shape)
+
+
+def _times(x, scale):
+  return x if scale == 1 else x * jnp.asarray(scale, x.dtype)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import delta_memory
 from rnnzoo.layers import initializers
@@ -167,25 +168,11 @@ class Mamba3(base.RecurrentLayer):
     self.rate, self.a_floor = rate, a_floor
     self.chunk_size = chunk_size
     self.dtype = dtype
-    self.head_features = min(64, hidden)
-    if head_features is not None:
-      self.head_features = head_features
-    for name, value in dict(
-        state_features=n, head_features=self.head_features,
-        num_groups=num_groups, rank=rank, num_layers=num_layers,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
-    if hidden % self.head_features:
-      raise ValueError(
-          f'`head_features` must divide the {hidden} channels, got '
-          f'{self.head_features}.'
-      )
-    self.num_heads = heads = hidden // self.head_features
-    if heads % num_groups:
-      raise ValueError(
-          f'`num_groups` must divide the {heads} heads, got {num_groups}.'
-      )
+    checking.check_sizes(state_features=n, rank=rank, num_layers=num_layers)
+    self.head_features, self.num_heads = checking.channel_heads(
+        hidden, head_features, num_groups
+    )
+    heads = self.num_heads
     if rotation is None:
       rotation = 'neighbors' if rank == 1 else 'halves'
     _check_choice('rotation', rotation, ('neighbors', 'halves'))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 from rnnzoo.layers import delta_memory
 from rnnzoo.layers import initializers
@@ -16,7 +17,7 @@ from rnnzoo.ops import mesa as mesa_lib
 
 
 class MesaNetCarry(NamedTuple):
-  """State of `MesaNet`.
+  """State of `MesaNet`, the same for both solvers.
 
   Attributes:
     conv: Last inputs of the convolutions of queries and keys, `[B, C-1, 2 H K]`
@@ -138,12 +139,10 @@ class MesaNet(base.RecurrentLayer):
         in_features, 128, num_heads, key_features
     )
     values = keys if value_features is None else value_features
-    for name, value in dict(
+    checking.check_sizes(
         num_heads=heads, key_features=keys, value_features=values,
         conv_kernel=conv_kernel,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    )
     if not 0 <= min_ridge < 1:
       raise ValueError(f'`min_ridge` must be in [0, 1), got {min_ridge}.')
     mesa_lib.check_solver(solver, num_iterations)

@@ -85,6 +85,7 @@ class MinGRU(recurrences.LinearRecurrence):
       *,
       expansion_factor: float = 1.0,
       activation_fn: Callable[[jax.Array], jax.Array] = positive,
+      update_bias: float = 0.0,
       use_bias: bool = True,
       use_projection: bool | None = None,
       learn_initial_state: bool = False,
@@ -98,6 +99,8 @@ class MinGRU(recurrences.LinearRecurrence):
       in_features: Size `D` of an input.
       expansion_factor: Hidden features per input feature.
       activation_fn: The candidate's `g`: `positive` or `identity`.
+      update_bias: Added to the initial bias of the gate z: with -5 a state
+        starts to remember about 150 tokens, not two.
       use_bias: Whether the linear maps have biases.
       use_projection: Whether `y` is projected back to `D`; by default only
         where `H` differs from `D`.
@@ -116,7 +119,8 @@ class MinGRU(recurrences.LinearRecurrence):
     self.dtype = dtype
     # Both maps, [D] -> [2, H]: the gate's, the candidate's.
     self.gates = linear_maps.gate_map(
-        2, in_features, self.hidden_features, use_bias, param_dtype, rngs
+        2, in_features, self.hidden_features, use_bias, param_dtype, rngs,
+        shift=jnp.array([[update_bias], [0]], jnp.float32),
     )
     if use_projection:
       self.output = linear_maps.output_map(

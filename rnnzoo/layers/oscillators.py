@@ -14,6 +14,9 @@ from rnnzoo.layers import common
 class OscillatorCarry(NamedTuple):
   """State of the oscillators, both `[B, P]` and complex64 at least.
 
+  It means the same for every rule that computes the next one, so a layer goes
+  on from the carry of another one with as many oscillators.
+
   Attributes:
     z: Velocities.
     y: Positions.

@@ -52,6 +52,8 @@ class ParaLSTM(parallel_cells.DiagonalCell):
       num_heads: int = 1,
       solver: parallel_cells.Solver = 'newton',
       newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -65,6 +67,10 @@ class ParaLSTM(parallel_cells.DiagonalCell):
       solver: `newton`, all tokens at once, or `sequential`.
       newton_iterations: The number of iterations of Newton's method; as many as
         needed if `None`. The authors use 3.
+      newton_max_slope: Entries of its Jacobian are cut to this size: 1 damps
+        the method where it diverges. They are not cut if `None`.
+      newton_strict: Whether a solution that misses its tolerance is an error,
+        not a warning. There is neither inside `jax.jit`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters.
       rngs: Source of the initial parameters.
@@ -73,7 +79,9 @@ class ParaLSTM(parallel_cells.DiagonalCell):
       ValueError: If the heads do not divide `D` and `H`, or the solver is
         unknown or cannot be used.
     """
-    self.set_solver(solver, newton_iterations)
+    self.set_solver(
+        solver, newton_iterations, newton_max_slope, newton_strict
+    )
     # Gates in the order f, o, n.
     self.create_maps(
         in_features, hidden_features, num_heads, dtype, param_dtype, rngs,

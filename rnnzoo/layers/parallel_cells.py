@@ -25,36 +25,56 @@ class ParallelCell(recurrences.RecurrentCell):
   read each other needs no more than `project` and `update`.
 
   The carry is one array `[B, H]`, the output, or a NamedTuple of arrays
-  `[B, H]`, of which `h` is the output.
+  `[B, H]`, of which `h` is the output. It means the same with both solvers: a
+  sequence may start with one and go on with the other.
 
   Attributes:
     solver: `sequential` or `newton`.
     newton_iterations: The number of iterations of Newton's method. If `None`,
       as many as the solution needs.
+    newton_max_slope: The size to which entries of the Jacobian are cut, or
+      `None`; see `ops.newton_scan`.
+    newton_strict: Whether a solution that misses its tolerance is a
+      `FloatingPointError`, not a warning.
   """
 
   solver: Solver = 'sequential'
   newton_iterations: int | None = None
+  newton_max_slope: float | None = None
+  newton_strict: bool = False
 
-  def set_solver(self, solver: Solver, newton_iterations: int | None) -> None:
+  def set_solver(
+      self,
+      solver: Solver,
+      newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
+  ) -> None:
     """Checks and sets the attributes of these names.
 
     Raises:
-      ValueError: If the solver is unknown, or the number is below 1 or without
-        use.
+      ValueError: If the solver is unknown, or another value is out of range or
+        without use.
     """
     state_space.check_choice('solver', solver, _SOLVERS)
-    if newton_iterations is not None:
-      if solver != 'newton':
-        raise ValueError(
-            f"`newton_iterations` needs solver='newton', got {solver!r}."
-        )
-      if newton_iterations < 1:
-        raise ValueError(
-            f'`newton_iterations` must be at least 1, got {newton_iterations}.'
-        )
+    for name, value in dict(
+        newton_iterations=newton_iterations, newton_max_slope=newton_max_slope,
+        newton_strict=newton_strict or None,
+    ).items():
+      if value is not None and solver != 'newton':
+        raise ValueError(f"`{name}` needs solver='newton', got {solver!r}.")
+    if newton_iterations is not None and newton_iterations < 1:
+      raise ValueError(
+          f'`newton_iterations` must be at least 1, got {newton_iterations}.'
+      )
+    if newton_max_slope is not None and not newton_max_slope > 0:
+      raise ValueError(
+          f'`newton_max_slope` must be above 0, got {newton_max_slope}.'
+      )
     self.solver = solver
     self.newton_iterations = newton_iterations
+    self.newton_max_slope = newton_max_slope
+    self.newton_strict = newton_strict
 
   def residual(
       self,
@@ -77,11 +97,11 @@ class ParallelCell(recurrences.RecurrentCell):
       ValueError: As a call, or if the cell is a GRU without `reset_after`.
     """
     x, carry, initial, reset = base.prepare(self, x, carry, reset, mask)
-    # Who asks for the residual needs no warning. The tolerance does not matter
-    # for a fixed number of iterations.
+    # Who asks for the residual needs no warning and no error. The tolerance
+    # does not matter for a fixed number of iterations.
     tolerance = None if self.newton_iterations is None else math.inf
     return self._solve(
-        carry, self.project(x), initial, reset, mask, x.dtype, tolerance
+        carry, self.project(x), initial, reset, mask, x.dtype, tolerance, False
     )[2]
 
   def linearize(
@@ -106,11 +126,13 @@ class ParallelCell(recurrences.RecurrentCell):
   def _scan(self, carry, projected, initial, reset, mask, dtype):
     if self.solver == 'sequential':
       return super()._scan(carry, projected, initial, reset, mask, dtype)
-    carry, y, _ = self._solve(carry, projected, initial, reset, mask, dtype)
+    carry, y, _ = self._solve(
+        carry, projected, initial, reset, mask, dtype, None, self.newton_strict
+    )
     return carry, base.masked(y, mask)
 
   def _solve(
-      self, carry, projected, initial, reset, mask, dtype, tolerance=None
+      self, carry, projected, initial, reset, mask, dtype, tolerance, strict
   ):
     """Returns the last carry, all outputs, and the residuals."""
     leaves, structure = jax.tree.flatten(carry)
@@ -146,6 +168,8 @@ class ParallelCell(recurrences.RecurrentCell):
         mask=mask,
         num_iterations=self.newton_iterations,
         tolerance=tolerance,
+        max_slope=self.newton_max_slope,
+        strict=strict,
     )
     return unpack(last), output_of(unpack(h)), residual
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from rnnzoo import ops
 from rnnzoo.layers import base
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 
 
@@ -115,12 +116,10 @@ class RWKV6(base.RecurrentLayer):
     self.head_features = min(64, d) if head_features is None else head_features
     self.chunk_size = chunk_size
     self.dtype = dtype
-    for name, value in dict(
+    checking.check_sizes(
         head_features=self.head_features, mix_rank=mix_rank,
         decay_rank=decay_rank,
-    ).items():
-      if value < 1:
-        raise ValueError(f'`{name}` must be at least 1, got {value}.')
+    )
     if d % self.head_features:
       raise ValueError(
           f'`head_features` must divide the {d} features, got '

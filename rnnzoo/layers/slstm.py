@@ -182,6 +182,8 @@ class SLSTM(Recurrence):
       relative_depth: float = 0.0,
       solver: parallel_cells.Solver = 'sequential',
       newton_iterations: int | None = None,
+      newton_max_slope: float | None = None,
+      newton_strict: bool = False,
       dtype: jnp.dtype | None = None,
       param_dtype: jnp.dtype = jnp.float32,
       rngs: nnx.Rngs,
@@ -203,6 +205,10 @@ class SLSTM(Recurrence):
         at once by `ops.newton_scan`.
       newton_iterations: The number of iterations of Newton's method; as many as
         needed if `None`.
+      newton_max_slope: Entries of its Jacobian are cut to this size: 1 damps
+        the method where it diverges. They are not cut if `None`.
+      newton_strict: Whether a solution that misses its tolerance is an error,
+        not a warning. There is neither inside `jax.jit`.
       dtype: Compute dtype; that of the input if `None`.
       param_dtype: Dtype of the parameters, float32 at least for the biases.
       rngs: Source of the initial parameters.
@@ -211,7 +217,9 @@ class SLSTM(Recurrence):
       ValueError: If the heads do not divide `H`, or an option is unknown.
     """
     self.in_features = in_features
-    self.set_solver(solver, newton_iterations)
+    self.set_solver(
+        solver, newton_iterations, newton_max_slope, newton_strict
+    )
     super().__init__(
         hidden_features or in_features, num_heads, forget_gate, recurrent_init,
         bias_init, relative_depth, dtype, param_dtype, rngs,

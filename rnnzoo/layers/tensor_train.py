@@ -12,6 +12,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from rnnzoo.layers import checking
 from rnnzoo.layers import common
 
 FORMS = ('joint', 'first', 'last', 'separate')
@@ -204,9 +205,7 @@ def cell_maps(
   """
   if form not in FORMS:
     raise ValueError(f'`form` must be one of {list(FORMS)}, got {form!r}.')
-  for name, value in (('num_cores', num_cores), ('rank', rank)):
-    if value < 1:
-      raise ValueError(f'`{name}` must be at least 1, got {value}.')
+  checking.check_sizes(num_cores=num_cores, rank=rank)
 
   def factors(name, given, size):
     if given is None:

@@ -18,4 +18,6 @@ from rnnzoo.models.point_process import PointProcess as PointProcess
 from rnnzoo.models.presets import PRESETS as PRESETS
 from rnnzoo.models.regressor import SequenceRegressor as SequenceRegressor
 from rnnzoo.models.sequence_model import SequenceCarry as SequenceCarry
+from rnnzoo.models.shared import SharedBlock as SharedBlock
+from rnnzoo.models.shared import SharedUse as SharedUse
 from rnnzoo.models.video import VideoPredictor as VideoPredictor

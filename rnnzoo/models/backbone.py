@@ -22,6 +22,7 @@ from rnnzoo import layers as zoo
 from rnnzoo import ops
 from rnnzoo.layers import checking
 from rnnzoo.models import building
+from rnnzoo.models import shared as shared_lib
 from rnnzoo.models.blocks import Block
 from rnnzoo.models.blocks import BlockCarry
 from rnnzoo.models.building import Layers
@@ -51,6 +52,7 @@ class Backbone(nnx.Module):
   Attributes:
     config: The `ModelConfig`.
     stacks: One module for each of `config.stacks`.
+    shared: The shared blocks, each a `SharedBlock` that several blocks use.
     takes_dt: Whether all layers take `dt`, the lengths of steps.
   """
 
@@ -74,9 +76,15 @@ class Backbone(nnx.Module):
     config.check_dtypes()
     known = {**zoo.LAYERS, **(layers or {})}
     self.config, self.image_shape = config, tuple(image_shape)
+    uses = [config.at_depth(of[0]).shared_block for of in config.stacks]
+    self.shared = nnx.List([
+        shared_lib.make(config, rngs) for _ in range(max(uses))
+    ])
     self.stacks = nnx.List([
-        _make_stack(config, depths, known, rngs, self.image_shape)
-        for depths in config.stacks
+        _make_stack(
+            config, depths, known, rngs, self.image_shape, self._shared_of(use)
+        )
+        for depths, use in zip(config.stacks, uses)
     ])
 
   @property
@@ -85,12 +93,15 @@ class Backbone(nnx.Module):
 
     It is the smallest `window` of attention with `on_full='error'`.
     """
-    found = [getattr(stack.layer, 'context', None) for stack in self.stacks]
+    parts = [stack.layer for stack in self.stacks]
+    parts += [block.attention for block in self.shared]
+    found = [getattr(part, 'context', None) for part in parts]
     return min((one for one in found if one is not None), default=None)
 
   @property
   def takes_dt(self) -> bool:
-    return all(building.takes_dt(stack.layer) for stack in self.stacks)
+    layers = [stack.layer for stack in self.stacks if stack.layer is not None]
+    return all(building.takes_dt(layer) for layer in layers)
 
   def initialize_carry(
       self, batch_size: int, dtype: Any = None
@@ -107,9 +118,10 @@ class Backbone(nnx.Module):
 
     def of_stack(stack):
       graphdef, state = nnx.split(stack)
+      shared = self._shared_of(stack.config.shared_block)
       return jax.vmap(
           lambda one: nnx.merge(graphdef, one).initialize_carry(
-              batch_size, dtype
+              batch_size, dtype, shared
           )
       )(state)
 
@@ -148,8 +160,12 @@ class Backbone(nnx.Module):
 
     def run_block(block, carry, x, v_first, depth):
       block_key = None if key is None else jax.random.fold_in(key, depth)
-      return block(x, carry, v_first, **flags, train=train, key=block_key)
+      return block(
+          x, carry, v_first, **flags, train=train, key=block_key,
+          shared=shared_input(block),
+      )
 
+    shared_input = self._shared_inputs(x)
     return self._run(run_block, carry, x, train)
 
   def step(
@@ -173,9 +189,23 @@ class Backbone(nnx.Module):
 
     def run_block(block, carry, x, v_first, depth):
       del depth
-      return block.step(carry, x, v_first, **flags)
+      return block.step(carry, x, v_first, **flags, shared=shared_input(block))
 
+    shared_input = self._shared_inputs(x)
     return self._run(run_block, carry, x)
+
+  def _shared_of(self, number):
+    """Returns the shared block of a number of `ModelConfig.shared_block`."""
+    return self.shared[number - 1] if number else None
+
+  def _shared_inputs(self, x):
+    """Returns what gives a block its `SharedInput`, if the first reads `x`."""
+
+    def of_block(block):
+      shared = self._shared_of(block.config.shared_block)
+      return None if shared is None else shared_lib.SharedInput(shared, x)
+
+    return of_block
 
   def _run(self, run_block, carry, x, train=False):
     """Runs all blocks in order of depth.
@@ -316,20 +346,25 @@ class Backbone(nnx.Module):
   def _check_room(self, carry, shape, reset, mask):
     """Raises if a layer has no room in its carry for all tokens."""
     for stack, one in zip(self.stacks, carry):
-      check = getattr(stack.layer, 'check_room', None)
-      if check is not None and isinstance(one.layer, ops.AttentionCache):
-        check(one.layer.count[0], shape, reset=reset, mask=mask)
+      shared = self._shared_of(stack.config.shared_block)
+      parts = [(stack.layer, one.layer)]
+      if shared is not None:
+        parts.append((shared.attention, one.shared))
+      for layer, own in parts:
+        check = getattr(layer, 'check_room', None)
+        if check is not None:
+          check(own, shape, reset=reset, mask=mask)
 
 
 def _make_stack(
     config: ModelConfig, depths: Sequence[int], known: Layers, rngs: nnx.Rngs,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, ...], shared: shared_lib.SharedBlock | None,
 ) -> Block:
   """Makes the blocks at `depths` one module with a leading axis `layers`."""
 
   def block(depth, rngs):
     layer = building.make_layer(config, depth, known, rngs, image_shape)
-    return Block(config.at_depth(depth), layer, rngs=rngs)
+    return Block(config.at_depth(depth), layer, shared=shared, rngs=rngs)
 
   options = [
       building.layer_options(config, depth, known, images=bool(image_shape))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from rnnzoo import errors
 from rnnzoo import ops
 from rnnzoo.layers import base
 from rnnzoo.layers import checking
@@ -12,6 +13,7 @@ from rnnzoo.layers import common
 from rnnzoo.layers import initializers
 from rnnzoo.models import experts as experts_lib
 from rnnzoo.models import maps
+from rnnzoo.models import shared as shared_lib
 from rnnzoo.models.config import ModelConfig
 
 
@@ -19,15 +21,16 @@ class BlockCarry(NamedTuple):
   """The state of a block."""
 
   conv: Any  # The last inputs `[B, K - 1, D]` of the convolution, or `None`.
-  layer: base.Carry
+  layer: base.Carry  # `None` if there is no layer.
+  shared: Any = None  # Of a shared block in this place, or `None`.
 
 
 class Block(nnx.Module):
   """A convolution, a recurrent layer and an MLP, each with a residual branch.
 
-  `ModelConfig` has the equations. Where the layer reads images, the features
-  are `[B, T, H, W, D]`, all other maps are those of a pixel, and there is no
-  convolution over time.
+  It may lack some of them. `ModelConfig` has the equations. Where the layer
+  reads images, the features are `[B, T, H, W, D]`, all other maps are those of
+  a pixel, and there is no convolution over time.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp
@@ -40,13 +43,25 @@ class Block(nnx.Module):
 
   Attributes:
     config: The `ModelConfig` of this block, see `ModelConfig.at_depth`.
-    layer: The recurrent layer.
+    layer: The recurrent layer, or `None` if the block is only an MLP.
   """
 
   def __init__(
-      self, config: ModelConfig, layer: base.RecurrentLayer, *, rngs: nnx.Rngs
+      self, config: ModelConfig, layer: base.RecurrentLayer | None, *,
+      shared: shared_lib.SharedBlock | None = None, rngs: nnx.Rngs,
   ):
-    """Creates the block around `layer`, which reads `[B, T, D]`."""
+    """Creates the block around `layer`, which reads `[B, T, D]`.
+
+    Args:
+      config: That of the block.
+      layer: The layer, or `None`.
+      shared: The shared block of `config.shared_block`, which does not become a
+        part of this one.
+      rngs: Source of the initial parameters.
+
+    Raises:
+      UserValueError: If there is neither a layer nor an MLP.
+    """
     features = config.features
     param_dtype = jnp.dtype(config.param_dtype)
     linear = lambda n, m, **k: maps.linear(
@@ -55,16 +70,25 @@ class Block(nnx.Module):
     self.config = config
     if config.conv_kernel:
       self.conv = CausalConv(features, config.conv_kernel, param_dtype, rngs)
-    self.norm = make_norm(config, rngs)
+    if shared is not None:
+      self.use = shared_lib.SharedUse(shared, rngs=rngs)
     self.layer = layer
-    if layer.out_features != features:
-      self.project = linear(
-          layer.out_features, features, out_of='hidden', into='embed'
+    if layer is not None:
+      self.norm = make_norm(config, rngs)
+      if layer.out_features != features:
+        self.project = linear(
+            layer.out_features, features, out_of='hidden', into='embed'
+        )
+      if config.gate != 'none':
+        self.gate = linear(features, features)
+      if config.gate == 'glu':
+        self.value = linear(features, features)
+    elif config.mlp == 'none' or config.shared_block:
+      raise errors.UserValueError(
+          "A block mlp of model.layer needs a model.mlp other than 'none', and "
+          f'no model.shared_block; got {config.mlp!r} and '
+          f'{config.shared_block}.'
       )
-    if config.gate != 'none':
-      self.gate = linear(features, features)
-    if config.gate == 'glu':
-      self.value = linear(features, features)
     if config.mlp != 'none':
       multiple = config.mlp_multiple
       hidden = -(-int(features * config.mlp_factor) // multiple) * multiple
@@ -77,12 +101,21 @@ class Block(nnx.Module):
         self.mlp_gate = linear(features, hidden, into='mlp')
       self.mlp_out = linear(hidden, features, out_of='mlp', into='embed')
 
-  def initialize_carry(self, batch_size: int, dtype: Any = None) -> BlockCarry:
+  @property
+  def causal(self) -> bool:
+    """Whether outputs depend on no later input."""
+    return self.layer is None or self.layer.causal
+
+  def initialize_carry(
+      self, batch_size: int, dtype: Any = None,
+      shared: shared_lib.SharedBlock | None = None,
+  ) -> BlockCarry:
     """Returns the carry before the first token.
 
     Args:
       batch_size: `B`.
       dtype: The compute dtype; `config.dtype` if `None`.
+      shared: The shared block that this block uses.
 
     Returns:
       A `BlockCarry`, batch axis first.
@@ -92,7 +125,10 @@ class Block(nnx.Module):
     if self.config.conv_kernel:
       shape = (batch_size, self.config.conv_kernel - 1, self.config.features)
       conv = jnp.zeros(shape, dtype)
-    return BlockCarry(conv, self.layer.initialize_carry(batch_size, dtype))
+    return BlockCarry(conv, *(
+        None if part is None else part.initialize_carry(batch_size, dtype)
+        for part in (self.layer, shared)
+    ))
 
   def __call__(
       self,
@@ -105,6 +141,7 @@ class Block(nnx.Module):
       dt: jax.Array | None = None,
       train: bool = False,
       key: jax.Array | None = None,
+      shared: shared_lib.SharedInput | None = None,
   ) -> tuple[BlockCarry, jax.Array, Any]:
     """Runs whole sequences.
 
@@ -118,6 +155,7 @@ class Block(nnx.Module):
       dt: The length of each step `[B, T]`, for layers that take it, or `None`.
       train: Whether batch norms use and update the statistics of the batch.
       key: The PRNG key of dropout; `None` means no dropout.
+      shared: What `config.shared_block` needs.
 
     Returns:
       The next carry, features `[B, T, D]`, and `v_first` for the next block.
@@ -126,7 +164,9 @@ class Block(nnx.Module):
       ValueError: If the carry does not fit.
     """
     flags = dict(reset=reset, mask=mask)
-    return self._run(x, carry, v_first, flags, dt, train, key, step=False)
+    return self._run(
+        x, carry, v_first, flags, dt, train, key, shared, step=False
+    )
 
   def step(
       self,
@@ -137,6 +177,7 @@ class Block(nnx.Module):
       reset: jax.Array | None = None,
       mask: jax.Array | None = None,
       dt: jax.Array | None = None,
+      shared: shared_lib.SharedInput | None = None,
   ) -> tuple[BlockCarry, jax.Array, Any]:
     """Runs one token: `x` `[B, D]`; `reset`, `mask` and `dt` `[B]`.
 
@@ -147,9 +188,11 @@ class Block(nnx.Module):
       ValueError: If the carry does not fit, or the layer is not causal.
     """
     flags = dict(reset=reset, mask=mask)
-    return self._run(x, carry, v_first, flags, dt, False, None, step=True)
+    return self._run(
+        x, carry, v_first, flags, dt, False, None, shared, step=True
+    )
 
-  def _run(self, x, carry, v_first, flags, dt, train, key, *, step):
+  def _run(self, x, carry, v_first, flags, dt, train, key, shared, *, step):
     config, mask = self.config, flags['mask']
     keys = (None, None, None) if key is None else jax.random.split(key, 3)
     position = config.norm_position
@@ -159,9 +202,10 @@ class Block(nnx.Module):
       x = norm(base.masked(x, mask), mask=mask, train=train)
       return ops.spread_rows(x)
 
-    def enter(norm, x):
+    def enter(norm, x, more=None):
       """Returns what a branch is added to, and what it reads."""
-      u = normalized(norm, x) if position in ('pre', 'both') else x
+      u = x if more is None else x + more
+      u = normalized(norm, u) if position in ('pre', 'both') else u
       return (u if position == 'both' else x), u
 
     def add(norm, x, y, scales, key):
@@ -179,32 +223,41 @@ class Block(nnx.Module):
       conv, y = self.conv(x, conv, step=step, **flags)
       x = ops.spread_rows(x + y)
 
-    x, u = enter(self.norm, x)
-    layer, y, v_first = self._mix(u, carry.layer, v_first, flags, dt, step)
-    y = base.masked(self._gate(y, keys[0]), mask)
-    x = add(self.norm, x, y, config.layer_scales, keys[1])
+    own, more = carry.shared, None
+    if shared is not None:
+      own, more = shared.block(
+          self.use, own, x, shared.first, step=step, **flags
+      )
+    layer = carry.layer
+    if self.layer is not None:
+      x, u = enter(self.norm, x, more)
+      layer, y, v_first = self._mix(
+          self.layer, u, layer, v_first, flags, dt, step
+      )
+      y = base.masked(self._gate(y, keys[0]), mask)
+      x = add(self.norm, x, y, config.layer_scales, keys[1])
 
     if config.mlp != 'none':
       x, u = enter(self.mlp_norm, x)
       y = self._mlp(u, mask, train)
       x = add(self.mlp_norm, x, y, config.mlp_scales, keys[2])
-    return BlockCarry(conv, layer), x, v_first
+    return BlockCarry(conv, layer, own), x, v_first
 
-  def _mix(self, x, carry, v_first, flags, dt, step):
+  def _mix(self, layer, x, carry, v_first, flags, dt, step):
     """Runs the layer: the next carry, `[..., D]`, and `v_first`."""
     options, next_first = dict(flags), v_first
     if dt is not None:
       options['dt'] = dt
-    first_value = getattr(self.layer, 'first_value', None)
+    first_value = getattr(layer, 'first_value', None)
     if first_value is not None:
       options['v_first'] = v_first
       if v_first is None:
         next_first = first_value(x, carry, **flags)
     if step:
-      carry, y = self.layer.step(carry, x, **options)
+      carry, y = layer.step(carry, x, **options)
     else:
-      carry, y = self.layer(x, carry, **options)
-    if self.layer.out_features != self.config.features:
+      carry, y = layer(x, carry, **options)
+    if layer.out_features != self.config.features:
       y = common.project(self.project, y)
     return carry, y, next_first
 
@@ -225,7 +278,9 @@ class Block(nnx.Module):
     if config.experts:
       return self.experts(x, mask=mask, train=train)
     gate = self.mlp_gate if config.mlp in maps.GATED else None
-    return maps.mlp(config.mlp, self.mlp_in, gate, self.mlp_out, x)
+    return maps.mlp(
+        config.mlp, self.mlp_in, gate, self.mlp_out, x, config.mlp_gate_scale
+    )
 
   def _dropout(self, x, key):
     return dropout(

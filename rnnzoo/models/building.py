@@ -1,6 +1,7 @@
 """Builds the layer of a block from the config, and checks its options."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import inspect
 from typing import Any
@@ -20,14 +21,15 @@ Layers = Mapping[str, Callable[..., base.RecurrentLayer]]
 
 # Arguments of layers that are not `layer_options`.
 _GIVEN = (
-    'self', 'in_features', 'input_shape', 'rngs', 'dtype', 'param_dtype'
+    'self', 'in_features', 'input_shape', 'branches', 'rngs', 'dtype',
+    'param_dtype',
 )
 
 
 def make_layer(
     config: ModelConfig, depth: int, known: Layers, rngs: nnx.Rngs,
     image_shape: tuple[int, ...] = (),
-) -> base.RecurrentLayer:
+) -> base.RecurrentLayer | None:
   """Builds the layer of the block at `depth`.
 
   >>> config = ModelConfig(
@@ -47,25 +49,24 @@ def make_layer(
       `[H, W, D]`, empty if they are vectors `[D]`.
 
   Returns:
-    The layer, or a `Bidirectional` of two layers with `config.bidirectional`.
+    The layer, or a `Bidirectional` of two layers with `config.bidirectional`;
+    `None` for a block `mlp`.
 
   Raises:
     UserValueError: If the layer or an option does not exist, or the layer
       cannot be built with these options.
   """
   name = config.layer_names[depth]
+  if name == config_lib.NO_LAYER:
+    return None
   options = layer_options(config, depth, known, images=bool(image_shape))
   size = (*image_shape, config.features) if image_shape else config.features
-  layer = _build(name, known[name], config, size, options, rngs)
-  if not config.bidirectional:
-    return layer
-  if hasattr(layer, 'first_value'):
-    raise errors.UserValueError(
-        f'model.bidirectional does not go with layer {name}, which looks at '
-        'the values of the first of its kind.'
-    )
-  backwards = _build(name, known[name], config, size, options, rngs)
-  return zoo.Bidirectional(layer, backwards)
+  build = lambda: _build(name, known, config, size, options, rngs)
+  layer = build()
+  if config.bidirectional:
+    _check_no_first_value('model.bidirectional', name, layer)
+    layer = zoo.Bidirectional(layer, build())
+  return layer
 
 
 def layer_options(
@@ -87,13 +88,37 @@ def layer_options(
       that is not to be checked.
 
   Returns:
-    Values by the names of arguments.
+    Values by the names of arguments. If several layers are in parallel, those
+    of `layers.Parallel`, and the options of each layer under its name.
 
   Raises:
     UserValueError: If the layer or an option does not exist, or a value is
       wrong.
   """
+  for other, own in config.layer_options.items():
+    if other in known or '+' in other:
+      fields.check(
+          f'model.layer_options.{other}', own, fields.Field(dict)
+      )
   name = config.layer_names[depth]
+  if name == config_lib.NO_LAYER:
+    return {}
+  variant = config.variants.get(config.block_names[depth], {})
+  variant = dict(variant.get('layer_options', {}))
+  parts = config_lib.parts_of(name)
+  if len(parts) == 1:
+    return _options(name, variant, config, depth, known, images)
+  own = dict(config.layer_options.get(name, {}))
+  own |= {k: v for k, v in variant.items() if k not in parts}
+  check_options(name, zoo.Parallel, own, 'model.layer_options')
+  return own | {
+      part: _options(part, variant.get(part, {}), config, depth, known, images)
+      for part in parts
+  }
+
+
+def _options(name, variant, config, depth, known, images) -> dict[str, Any]:
+  """Returns the arguments of one layer at `depth`; those of a variant win."""
   if name not in known:
     raise errors.UserValueError(
         f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
@@ -110,30 +135,15 @@ def layer_options(
         f'Layer {name} reads vectors; the blocks of this model are made of '
         f'images [H, W, C]. Layers that read them: {", ".join(image_layers())}.'
     )
-  for other in config.layer_options.keys() & known:
-    fields.check(
-        f'model.layer_options.{other}', config.layer_options[other],
-        fields.Field(dict),
-    )
-  shared = {k: v for k, v in config.layer_options.items() if k not in known}
-  variant = config.variants.get(config.block_names[depth], {})
-  options = (
-      shared | dict(config.layer_options.get(name, {}))
-      | dict(variant.get('layer_options', {}))
-  )
-  for option, value in options.items():
-    if option not in allowed:
-      raise errors.UserValueError(
-          f'Layer {name} has no option {option!r} (config field '
-          f'model.layer_options).{errors.suggest(option, allowed)} Its options '
-          f'are: {", ".join(sorted(allowed))}. If these options are of another '
-          "layer, clear them with --config.model.layer_options='{}'."
-      )
-    field = _field(option, allowed[option].annotation)
-    if field:
-      fields.check(f'model.layer_options.{option}', value, field)
-  index = config.layer_names[:depth].count(name)
-  count = config.layer_names.count(name)
+  shared = {
+      k: v for k, v in config.layer_options.items()
+      if k not in known and '+' not in k
+  }
+  options = shared | dict(config.layer_options.get(name, {})) | dict(variant)
+  check_options(name, known[name], options, 'model.layer_options')
+  place = config.layer_names[depth]
+  index = config.layer_names[:depth].count(place)
+  count = config.layer_names.count(place)
   place = dict(
       layer_index=index, num_layers=count,  # Among those of the same name.
       relative_depth=index / max(count - 1, 1),
@@ -142,35 +152,107 @@ def layer_options(
   return {k: v for k, v in place.items() if k in allowed} | options
 
 
-def _build(name, make, config, size, options, rngs) -> base.RecurrentLayer:
-  """Calls `make`; raises `UserValueError` if that fails."""
-  problem = (
-      f'Layer {name} cannot be built of model.features {config.features} and '
-      f'model.layer_options {fields.shown(dict(config.layer_options))}'
-  )
-  try:
-    layer = make(
-        size,
-        param_dtype=jnp.dtype(config.param_dtype),
-        dtype=jnp.dtype(config.dtype),
-        rngs=rngs,
-        **options,
-    )
-  except errors.UserError:
-    raise
-  except (
-      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
-  ) as error:
-    if name not in zoo.LAYERS:  # The author of the layer needs the traceback.
-      raise
-    raise errors.UserValueError(
-        f'{problem}: {type(error).__name__}: {error}'
-    ) from error
+def check_options(
+    name: str, make: Callable[..., Any], options: Mapping[str, Any], where: str
+) -> None:
+  """Checks the options of a layer.
+
+  >>> check_options('lru', zoo.LRU, dict(state_features=8), 'layer_options')
+
+  Args:
+    name: The name of the layer, for the message.
+    make: Its class or function.
+    options: Keyword arguments of it.
+    where: The field of a config that holds them.
+
+  Raises:
+    UserValueError: If there is no such option, or a value is wrong.
+  """
+  allowed = options_of(make)
+  for option, value in options.items():
+    if option not in allowed:
+      raise errors.UserValueError(
+          f'Layer {name} has no option {option!r} (config field {where}).'
+          f'{errors.suggest(option, allowed)} Its options are: '
+          f'{", ".join(sorted(allowed))}. If these options are of another '
+          f"layer, clear them with --config.{where}='{{}}'."
+      )
+    field = _field(option, allowed[option].annotation)
+    if field:
+      fields.check(f'{where}.{option}', value, field)
+
+
+def build(
+    name: str, make: Callable[..., Any], size: int, options: Mapping[str, Any],
+    of: str, **given: Any,
+) -> base.RecurrentLayer:
+  """Calls `make`; an error is one line if the layer is one of the zoo.
+
+  Args:
+    name: The name of the layer.
+    make: Its class or function.
+    size: The size of an input.
+    options: Keyword arguments, from the config.
+    of: What the layer is built of, for the message.
+    **given: The other keyword arguments.
+
+  Raises:
+    UserValueError: If that fails, or a parameter has no elements.
+  """
+  problem = f'Layer {name} cannot be built of {of}'
+  # The author of a layer of their own needs the traceback.
+  own = name not in zoo.LAYERS
+  with contextlib.nullcontext() if own else _readable_errors(problem):
+    layer = make(size, **given, **options)
   if not all(u.size for u in jax.tree.leaves(nnx.state(layer, nnx.Param))):
     raise errors.UserValueError(
         f'{problem}: a parameter would have no elements.'
     )
   return layer
+
+
+def _build(name, known, config, size, options, rngs) -> base.RecurrentLayer:
+  """Builds a layer of a model, or several in parallel."""
+  shown = fields.shown(dict(config.layer_options))
+  of = f'model.features {config.features} and model.layer_options {shown}'
+  parts = config_lib.parts_of(name)
+  if len(parts) == 1:
+    return build(
+        name, known[name], size, options, of,
+        param_dtype=jnp.dtype(config.param_dtype),
+        dtype=jnp.dtype(config.dtype), rngs=rngs,
+    )
+  scales = {k: v for k, v in options.items() if k not in parts}
+  branches = [
+      _build(part, known, config, size, options[part], rngs) for part in parts
+  ]
+  for part, branch in zip(parts, branches):
+    _check_no_first_value(f'model.layer {name}', part, branch)
+  with _readable_errors(f'Layer {name} cannot be built of {of}'):
+    return zoo.Parallel(branches, **scales)
+
+
+@contextlib.contextmanager
+def _readable_errors(problem):
+  """Makes an error while a layer is built a `UserValueError`."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except (
+      ArithmeticError, LookupError, MemoryError, TypeError, ValueError
+  ) as error:
+    raise errors.UserValueError(
+        f'{problem}: {type(error).__name__}: {error}'
+    ) from error
+
+
+def _check_no_first_value(what, name, layer):
+  if hasattr(layer, 'first_value'):
+    raise errors.UserValueError(
+        f'{what} does not go with layer {name}, which looks at the values of '
+        'the first of its kind.'
+    )
 
 
 def takes_dt(layer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any, Literal
 
 import jax
@@ -9,6 +10,9 @@ from rnnzoo import errors
 from rnnzoo import fields
 
 Options = Mapping[str, Any]
+
+# The name in `layer` of a block that has an MLP and no layer.
+NO_LAYER = 'mlp'
 
 # Limits that the annotations of the fields below do not give; see
 # `fields.Field`.
@@ -21,6 +25,7 @@ _DETAILS = dict(
     conv_kernel=dict(low=0, high=1024),
     mlp_factor=dict(low=0, above_low=True, high=1024),
     mlp_multiple=dict(low=1, high=2**20),
+    shared_block=dict(low=0, high=1000),
     dropout=dict(low=0, high=1, below_high=True),
     vocab_size=dict(low=0),
     in_features=dict(low=0),
@@ -43,7 +48,8 @@ _DETAILS = dict(
 _OF_A_BLOCK = (
     'norm', 'norm_position', 'norm_epsilon', 'conv_kernel', 'gate', 'mlp',
     'mlp_factor', 'mlp_multiple', 'experts', 'use_bias', 'layer_scales',
-    'mlp_scales', 'dropout', 'dropout_over_time',
+    'mlp_gate_scale', 'mlp_scales', 'shared_block', 'dropout',
+    'dropout_over_time',
 )
 
 
@@ -90,7 +96,10 @@ class ModelConfig:
     layer: The name of a layer in `rnnzoo.layers.LAYERS`, or several names,
       joined by commas or in a tuple. Several names are a pattern: it repeats
       until there are `num_layers` blocks. What stands before a semicolon does
-      not repeat: `gru;lru,lru,attention`.
+      not repeat: `gru;lru,lru,attention`. Names joined by
+      `+`, such as `mamba2+attention`, are layers of one block, which read the
+      same input and whose outputs are added, see `layers.Parallel`. `mlp` is a
+      block without a layer, which has only its MLP.
     variants: Blocks that differ, by a name to be used in `layer`, which may be
       that of a layer: `{'wide': {'layer': 'lru', 'mlp_factor': 4.0}}`. Each has
       new values of the fields of a block, and perhaps `layer`, its layer, and
@@ -99,7 +108,8 @@ class ModelConfig:
     features: The number of features `D` between the blocks.
     layer_options: Keyword arguments of the layers, such as
       `{'expansion_factor': 2}`. Under the name of a layer stand those for that
-      layer alone: `{'gla': {'num_heads': 2}}`.
+      layer alone: `{'gla': {'num_heads': 2}}`. Under names joined by `+` stand
+      those of `layers.Parallel`: `{'gla+lru': {'output_scales': (1, 0.5)}}`.
     bidirectional: Whether each layer also runs backwards in time, with
       parameters of its own. For classifiers and regressors only.
     norm: The kind of all norms: `rms` (RMSNorm), `rms1` (RMSNorm whose factor
@@ -132,6 +142,13 @@ class ModelConfig:
       of a block is then a mixture of experts, each an MLP of kind `mlp` with
       `mlp_factor * features` hidden features and no biases. Empty means one
       MLP.
+    mlp_gate_scale: What `W3 x` of an MLP is multiplied by, before its
+      nonlinearity.
+    shared_block: The number, from 1, of the shared block that a block uses; 0
+      for none. What it gives is added to what the norm before the layer reads,
+      and not to `x`. See `models.SharedBlock`; there are as many as the
+      largest number.
+    shared_options: Options of all shared blocks, such as `{'num_heads': 8}`.
     use_bias: Whether the linear maps of gate and MLP have a bias. For the maps
       inside of a layer, see the options of the layer.
     layer_scales: The factors `a` and `b` of the sum of a block and its layer,
@@ -226,6 +243,9 @@ class ModelConfig:
   mlp_multiple: int = 1
   mlp_layers: str = ''
   experts: Options = dataclasses.field(default_factory=dict)
+  mlp_gate_scale: float = 1.0
+  shared_block: int = 0
+  shared_options: Options = dataclasses.field(default_factory=dict)
   use_bias: bool = True
   layer_scales: tuple[float, ...] = (1.0, 1.0)
   mlp_scales: tuple[float, ...] = (1.0, 1.0)
@@ -296,11 +316,11 @@ class ModelConfig:
         )
     parts = self.layer.split(';')
     if len(parts) > 2 or not all(
-        name.strip() for part in parts for name in part.split(',')
+        name.strip() for part in parts for name in re.split('[,+]', part)
     ):
       raise errors.UserValueError(
           'model.layer must be the name of a layer, or several joined by '
-          'commas, with one semicolon after those that do not repeat, got '
+          'commas or +, with one semicolon after those that do not repeat, got '
           f'{self.layer!r}.'
       )
     if self.mlp != 'none' and int(self.features * self.mlp_factor) < 1:
@@ -372,6 +392,12 @@ class ModelConfig:
     first, _, rest = self.layer.rpartition(';')
     return _split(first), _split(rest)
 
+  @property
+  def layers_used(self) -> tuple[str, ...]:
+    """The name of each layer once; those of parallel ones by themselves."""
+    names = (part for name in self.layer_names for part in parts_of(name))
+    return tuple(dict.fromkeys(names))
+
   def at_depth(self, depth: int) -> 'ModelConfig':
     """Returns the config of the block at `depth`.
 
@@ -433,6 +459,15 @@ def _field(field: dataclasses.Field) -> fields.Field:
   return dataclasses.replace(
       known, help=_EXPLANATIONS.get(field.name, ''), **limits
   )
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+  """Returns the names of the layers that are in parallel in one block.
+
+  >>> parts_of('mamba2+attention'), parts_of('lru')
+  (('mamba2', 'attention'), ('lru',))
+  """
+  return tuple(part.strip() for part in name.split('+'))
 
 
 def _split(names: str) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class LanguageModel(nnx.Module):
     )
     self.backbone = Backbone(config, layers, rngs=rngs)
     for stack in self.backbone.stacks:
-      if not stack.layer.causal:
+      if not stack.causal:
         raise errors.UserValueError(
             'model.layer must be causal in a language model: '
             f'{type(stack.layer).__name__} with these layer_options sees the '
@@ -139,7 +139,7 @@ class LanguageModel(nnx.Module):
     carry, x = self.features(
         tokens, carry, reset=reset, mask=mask, train=train, key=key
     )
-    return carry, base.masked(self._logits(x), mask)
+    return carry, base.masked(self.logits(x), mask)
 
   def features(
       self,
@@ -214,7 +214,7 @@ class LanguageModel(nnx.Module):
     x = inputs.prepare(config, x, self.embed_norm, mask)
     carry, x = self.backbone.step(carry, x, reset=reset, mask=mask)
     x = self._finish(x, mask)
-    return carry, base.masked(self._logits(x), mask)
+    return carry, base.masked(self.logits(x), mask)
 
   def output_map(self) -> OutputMap:
     """Returns the map from `features` to logits."""
@@ -230,8 +230,16 @@ class LanguageModel(nnx.Module):
     scale = self.config.logit_scale
     return ops.spread_rows(x if scale == 1 else x * jnp.asarray(scale, x.dtype))
 
-  def _logits(self, x: jax.Array) -> jax.Array:
-    """Maps features `[..., D]` to logits `[..., V]`, float32 or wider."""
+  def logits(self, features: jax.Array) -> jax.Array:
+    """Maps what `features` returns, `[..., D]`, to logits `[..., V]`.
+
+    Args:
+      features: `[..., D]`, floating.
+
+    Returns:
+      Logits `[..., vocab_size]`, float32 or wider.
+    """
+    x = features
     dtype = base.state_dtype(x.dtype)
     if self.head is None:
       table = self.embed.embedding[...].astype(x.dtype)

@@ -59,7 +59,7 @@ def linear(
 
 def mlp(
     kind: str, inner: nnx.Linear, gate: nnx.Linear | None, outer: nnx.Linear,
-    x: jax.Array,
+    x: jax.Array, gate_scale: float = 1.0,
 ) -> jax.Array:
   """Runs an MLP.
 
@@ -69,6 +69,7 @@ def mlp(
     gate: A second one, if the kind is in `GATED`; otherwise `None`.
     outer: The map `[F] -> [D]`.
     x: `[..., D]`.
+    gate_scale: What the output of `gate` is multiplied by.
 
   Returns:
     `[..., D]`.
@@ -77,5 +78,6 @@ def mlp(
   if gate is None:
     y = NONLINEARITIES[kind](y)
   else:
-    y = y * NONLINEARITIES[kind](common.project(gate, x))
+    scaled = common.project(gate, x) * jnp.asarray(gate_scale, x.dtype)
+    y = y * NONLINEARITIES[kind](scaled)
   return common.project(outer, y)

@@ -99,7 +99,7 @@ class PointProcess(nnx.Module):
         blocks.make_norm(config, rngs) if config.embed_norm else None
     )
     self.backbone = Backbone(config, layers, rngs=rngs)
-    if not all(stack.layer.causal for stack in self.backbone.stacks):
+    if not all(stack.causal for stack in self.backbone.stacks):
       raise errors.UserValueError(
           'model.layer must be causal and model.bidirectional False in a point '
           'process, which predicts the next event.'

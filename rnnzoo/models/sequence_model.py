@@ -90,7 +90,7 @@ class SequenceModel(nnx.Module):
     depends on later steps. That is right for labels of steps, and wrong for
     forecasts of the inputs to come.
     """
-    return all(stack.layer.causal for stack in self.backbone.stacks)
+    return all(stack.causal for stack in self.backbone.stacks)
 
   def initialize_carry(
       self, batch_size: int, dtype: Any = None

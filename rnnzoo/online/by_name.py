@@ -1,7 +1,7 @@
 """Learners by name: `lru` is real-time recurrent learning of a layer, `lstm_10`
 back-propagation through the last ten steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import re
 from typing import Any
 
@@ -34,6 +34,36 @@ def split(name: str) -> tuple[str, int]:
   return name, 0
 
 
+def check(names: Iterable[str], others: dict[str, bool], examples: str) -> None:
+  """Checks the names of learners.
+
+  >>> check(['lru_10'], dict(none=False), 'lru and none')
+  >>> check(['none_3'], dict(none=False), 'lru and none')
+  ... # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+  rnnzoo.errors.UserValueError: learners: there is no learner 'none_3'; ...
+
+  Args:
+    names: What the field `learners` of a config holds.
+    others: The learners without a layer, and whether a number follows them.
+    examples: Some learners, for the message.
+
+  Raises:
+    UserValueError: If there is no name, or no such learner.
+  """
+  names, known = list(names), [*others, *layers()]
+  if not names:
+    raise errors.UserValueError('learners must name at least one learner.')
+  for name in names:
+    layer, steps = split(name)
+    if layer not in known or others.get(layer, bool(steps)) != bool(steps):
+      raise errors.UserValueError(
+          f'learners: there is no learner {name!r}; there are {examples}, for '
+          'example, with other layers and numbers above 0.'
+          + errors.suggest(layer, known)
+      )
+
+
 def make(
     name: str,
     model: Stack,
@@ -56,13 +86,15 @@ def make(
   Raises:
     UserValueError: If the layer cannot learn so.
   """
-  steps = split(name)[1]
+  layer, steps = split(name)
   try:
     if steps:
       return Truncated(model, loss_fn, steps=steps, input_shape=input_shape)
     return RTRL(model, loss_fn)
   except ValueError as error:
+    advice = '' if steps else (
+        f' Truncated back-propagation takes more layers: {layer}_10.'
+    )
     raise errors.UserValueError(
-        f'learners: {name} cannot learn so: {error} Truncated '
-        f'back-propagation takes more layers: {split(name)[0]}_10.'
+        f'learners: {name} cannot learn so: {error}{advice}'
     ) from error

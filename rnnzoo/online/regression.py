@@ -117,7 +117,8 @@ def make(name: str, config: Any) -> Learner:
   Raises:
     UserValueError: If there is no such learner.
   """
-  layer, steps = _parse(name)
+  _check_names([name])
+  layer, steps = by_name.split(name)
   if layer == 'linear':
     return Learner(
         lambda seed: None,
@@ -189,25 +190,13 @@ def check(config: Any) -> None:
     fields.check(name, config[name], field)
   for name, field in streams.FIELDS.items():
     fields.check(f'stream.{name}', config['stream'][name], field)
-  if not config['learners']:
-    raise errors.UserValueError('learners must name at least one learner.')
-  for name in config['learners']:
-    _parse(name)
+  _check_names(config['learners'])
 
 
-def _parse(name: str) -> tuple[str, int]:
-  """Returns the layer of a name, and its number or 0."""
-  layer, number = by_name.split(name)
-  known = ['srnn', 'linear', *by_name.layers()]
-  if layer not in known or (layer in ('srnn', 'linear')) and (
-      bool(number) != (layer == 'linear')
-  ):
-    raise errors.UserValueError(
-        f'learners: there is no learner {name!r}; there are srnn, lru, lstm_10 '
-        'and linear_5, for example, with other layers and numbers above 0.'
-        + errors.suggest(layer, known)
-    )
-  return layer, number
+def _check_names(names):
+  by_name.check(
+      names, dict(srnn=False, linear=True), 'srnn, lru, lstm_10 and linear_5'
+  )
 
 
 def _network(layer: str, features: int, rngs: nnx.Rngs) -> Stack:

@@ -33,6 +33,7 @@ from rnnzoo.ops.linear_attention import (
 from rnnzoo.ops.linear_scan.api import linear_scan as linear_scan
 from rnnzoo.ops.linear_scan.dispatch import Implementation as Implementation
 from rnnzoo.ops.linear_scan.dispatch import implementation as implementation
+from rnnzoo.ops.local_attention import extended_cache as extended_cache
 from rnnzoo.ops.local_attention import local_attention as local_attention
 from rnnzoo.ops.local_attention import (
     local_attention_step as local_attention_step,

@@ -12,7 +12,7 @@ class AttentionCache(NamedTuple):
 
   Attributes:
     key: `[B, W, G, K]`.
-    value: `[B, W, G, K]`.
+    value: `[B, W, G, V]`.
     count: The number of tokens of the sequence so far `[B]`, int32. Slots from
       this number on are empty. Beyond `2**31`, its bits are those of an
       unsigned integer. After `2**32` tokens, the sequence starts again.
@@ -24,12 +24,23 @@ class AttentionCache(NamedTuple):
 
 
 def empty_attention_cache(
-    batch: int, window: int, groups: int, features: int, dtype=jnp.float32
+    batch: int, window: int, groups: int, features: int, dtype=jnp.float32,
+    *, value_features: int | None = None,
 ) -> AttentionCache:
-  """Returns the cache of no tokens: zeros."""
+  """Returns the cache of no tokens: zeros.
+
+  Args:
+    batch: `B`.
+    window: `W`.
+    groups: `G`.
+    features: Size `K` of a key.
+    dtype: That of keys and values.
+    value_features: Size `V` of a value; `K` if `None`.
+  """
   # Two arrays, because one buffer cannot be donated for two leaves.
   key, value = (
-      jnp.zeros((batch, window, groups, features), dtype) for _ in range(2)
+      jnp.zeros((batch, window, groups, size), dtype)
+      for size in (features, value_features or features)
   )
   return AttentionCache(key, value, jnp.zeros((batch,), jnp.int32))
 
@@ -78,7 +89,7 @@ def entering(segments: mesh.Segments | None, cache, k, v, reset, number):
       `cache` is returned.
     cache: The cache before the first segment.
     k: Keys `[B, T, G, K]` of this segment; tokens that are present come first.
-    v: Values, likewise.
+    v: Values `[B, T, G, V]`, likewise.
     reset: `[B, T]` or `None`, likewise.
     number: How many of the T tokens are present `[B]`.
   """
@@ -128,12 +139,12 @@ def rings_after(cache, k, v, reset, number):
   Args:
     cache: The cache before them.
     k: Keys `[B, T, G, K]`; tokens that are present come first.
-    v: Values, likewise.
+    v: Values `[B, T, G, V]`, likewise.
     reset: `[B, T]` or `None`.
     number: How many of the T tokens are present `[B]`.
 
   Returns:
-    Two arrays `[B, W, G, K]`.
+    Two arrays, `[B, W, G, K]` and `[B, W, G, V]`.
   """
   since, started = _since_reset(reset, number)
   count = jnp.where(started, since, cache.count + number)

@@ -10,6 +10,7 @@ from rnnzoo.ops import checking
 
 AttentionCache = attention_cache.AttentionCache
 _take = attention_cache.take
+_TOKENS, _RING = 'btdk', 'bkdk'  # Layouts, see `mesh.run_per_device`.
 
 
 def local_attention(
@@ -21,13 +22,13 @@ def local_attention(
     reset: jax.Array | None = None,
     mask: jax.Array | None = None,
     chunk_size: int = 256,
+    scale: float | None = None,
 ) -> tuple[AttentionCache, jax.Array]:
   r"""Averages the values of the last `W` tokens of each token's sequence.
 
   .. math::
-      y_t = \frac{\sum_{t - W < j \le t} e^{\langle q_t, k_j \rangle / \sqrt K}
-                  v_j}{\sum_{t - W < j \le t} e^{\langle q_t, k_j \rangle /
-                  \sqrt K}}
+      y_t = \frac{\sum_{t - W < j \le t} e^{s \langle q_t, k_j \rangle} v_j}
+                 {\sum_{t - W < j \le t} e^{s \langle q_t, k_j \rangle}}
 
   Queries are computed in chunks. A chunk reads its own tokens and the `W - 1`
   tokens before it, so the cost grows as `T (W + chunk_size)`. The memory holds
@@ -51,16 +52,17 @@ def local_attention(
   Args:
     q: Queries `[B, T, H, K]`.
     k: Keys `[B, T, G, K]`; `G` divides `H`, and groups of heads share keys.
-    v: Values `[B, T, G, K]`.
+    v: Values `[B, T, G, V]`.
     cache: The cache after earlier tokens, in the dtype of `k`.
     reset: Booleans `[B, T]`, `True` where a new sequence starts. It sees no
       token before it, and no NaN of one.
     mask: Booleans `[B, T]`, `False` where a token is absent. Its output is 0,
       and it is in no window.
     chunk_size: The number of queries in a chunk.
+    scale: The factor `s` of products of queries and keys; `K**-0.5` if `None`.
 
   Returns:
-    `(cache, y)`: the cache with the new tokens, and `[B, T, H, K]` in the dtype
+    `(cache, y)`: the cache with the new tokens, and `[B, T, H, V]` in the dtype
     of `q`. Weights are float32 at least.
 
   Raises:
@@ -69,22 +71,70 @@ def local_attention(
   _check(q, k, v, cache, chunk_size)
   reset, mask = checking.flags(reset, mask, q.shape)
   if not q.shape[0] * q.shape[1]:
-    return cache, jnp.zeros_like(q)
+    return cache, jnp.zeros_like(q, shape=(*q.shape[:3], v.shape[3]))
   count = attention_cache.count_after(cache.count, q.shape[1], reset, mask)
   cache = cache._replace(count=attention_cache.small_count(cache))
-  tokens, ring = 'btdk', 'bkdk'
   key, value, y = mesh.run_per_device(
-      functools.partial(_run, chunk_size=chunk_size),
+      functools.partial(_run, chunk_size=chunk_size, scale=scale),
       k,  # Heads are split as their keys are.
       (q, k, v, *cache, reset, mask),
-      (tokens,) * 3 + (ring,) * 2 + ('b', 'bt', 'bt'),
-      (ring, ring, tokens),
+      (_TOKENS,) * 3 + (_RING,) * 2 + ('b', 'bt', 'bt'),
+      (_RING, _RING, _TOKENS),
   )
   return AttentionCache(key, value, count), y
 
 
+def extended_cache(
+    k: jax.Array,
+    v: jax.Array,
+    cache: AttentionCache,
+    *,
+    reset: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> AttentionCache:
+  """Returns the cache of `local_attention`, without its outputs.
+
+  It is for layers that keep something else than the keys and values that they
+  compare and average: something from which these can be computed.
+
+  >>> import jax.numpy as jnp
+  >>> from rnnzoo import ops
+  >>> cache = ops.empty_attention_cache(1, 2, 1, 1)        # W = 2
+  >>> k = jnp.arange(3.).reshape(1, 3, 1, 1)
+  >>> cache = extended_cache(k, -k, cache)
+  >>> cache.key[0, :, 0, 0], cache.count
+  (Array([2., 1.], dtype=float32), Array([3], dtype=int32))
+
+  Args:
+    k: Keys `[B, T, G, K]`.
+    v: Values `[B, T, G, V]`.
+    cache: The cache after earlier tokens, in the dtype of `k`.
+    reset: Booleans `[B, T]`, `True` where a new sequence starts.
+    mask: Booleans `[B, T]`, `False` where a token is absent.
+
+  Raises:
+    ValueError: If sizes or dtypes disagree.
+  """
+  _check(k, k, v, cache, 1)
+  reset, mask = checking.flags(reset, mask, k.shape)
+  if not k.shape[0] * k.shape[1]:
+    return cache
+  count = attention_cache.count_after(cache.count, k.shape[1], reset, mask)
+  cache = cache._replace(count=attention_cache.small_count(cache))
+  key, value = mesh.run_per_device(
+      _extend, k, (k, v, *cache, reset, mask),
+      (_TOKENS,) * 2 + (_RING,) * 2 + ('b', 'bt', 'bt'), (_RING, _RING),
+  )
+  return AttentionCache(key, value, count)
+
+
 def local_attention_step(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: AttentionCache
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: AttentionCache,
+    *,
+    scale: float | None = None,
 ) -> tuple[AttentionCache, jax.Array]:
   """Runs `local_attention` for one token; its operands have no axis T."""
   _check(q[:, None], k[:, None], v[:, None], cache, 1)
@@ -100,40 +150,70 @@ def local_attention_step(
   )
   seen = jnp.arange(window) <= count[:, None]
   keys, values, bad = _finite(cache.key, cache.value)
-  y = _attend(q[:, None], keys, values, seen[:, None], bad)
+  y = _attend(q[:, None], keys, values, seen[:, None], bad, scale)
   return cache, y[:, 0]
 
 
 def _run(
-    q, k, v, past_k, past_v, past_count, reset, mask, *, segments, chunk_size
+    q, k, v, past_k, past_v, past_count, reset, mask, *, segments, chunk_size,
+    scale,
 ):
-  if mask is not None:
-    # The tokens that are present move to the front, keeping their order.
-    order = jnp.argsort(~mask, axis=1, stable=True)
-    q, k, v = (
-        _take(jnp.where(mask[..., None, None], u, 0), order) for u in (q, k, v)
-    )
-    reset = None if reset is None else _take(reset & mask, order)
+  order, (q, k, v), reset, number = _present_first(
+      (q, k, v), past_count, reset, mask
+  )
   cache = AttentionCache(past_k, past_v, past_count)
-  number = jnp.full_like(past_count, q.shape[1])
-  if mask is not None:
-    number = mask.sum(1, dtype=number.dtype)
   cache = attention_cache.entering(segments, cache, k, v, reset, number)
-  y = _by_chunks(q, k, v, cache, reset, chunk_size)
-  if mask is not None:
+  y = _by_chunks(q, k, v, cache, reset, chunk_size, scale)
+  if order is not None and mask is not None:
     y = _take(y, jnp.argsort(order, axis=1))
     y = jnp.where(mask[..., None, None], y, 0)
+  return *_leaving(segments, cache, k, v, reset, number), y
+
+
+def _extend(k, v, past_k, past_v, past_count, reset, mask, *, segments):
+  _, (k, v), reset, number = _present_first((k, v), past_count, reset, mask)
+  cache = AttentionCache(past_k, past_v, past_count)
+  cache = attention_cache.entering(segments, cache, k, v, reset, number)
+  return _leaving(segments, cache, k, v, reset, number)
+
+
+def _present_first(tokens, count, reset, mask):
+  """Moves the tokens that are present to the front, keeping their order.
+
+  Args:
+    tokens: Arrays `[B, T, ...]`.
+    count: The number of earlier tokens `[B]`.
+    reset: `[B, T]` or `None`.
+    mask: `[B, T]`, or `None` if all are present.
+
+  Returns:
+    `(order, tokens, reset, number)`: where each token was `[B, T]`, or `None`;
+    tokens and `reset` in this order; and how many are present `[B]`.
+  """
+  if mask is None:
+    number = jnp.full_like(count, tokens[0].shape[1])
+    return None, tokens, reset, number
+  order = jnp.argsort(~mask, axis=1, stable=True)
+  tokens = tuple(
+      _take(jnp.where(mask[..., None, None], u, 0), order) for u in tokens
+  )
+  reset = None if reset is None else _take(reset & mask, order)
+  return order, tokens, reset, mask.sum(1, dtype=count.dtype)
+
+
+def _leaving(segments, cache, k, v, reset, number):
+  """Returns the keys and values of the cache after all segments."""
   rings = attention_cache.rings_after(cache, k, v, reset, number)
-  if segments is not None:
-    wide = jnp.promote_types(jnp.float32, k.dtype)
-    rings = (
-        segments.from_last(u.astype(wide)).astype(u.dtype) for u in rings
-    )
-  return *rings, y
+  if segments is None:
+    return rings
+  wide = jnp.promote_types(jnp.float32, k.dtype)
+  return tuple(
+      segments.from_last(u.astype(wide)).astype(u.dtype) for u in rings
+  )
 
 
-def _by_chunks(q, k, v, cache, reset, chunk_size):
-  """Returns the outputs `[B, T, H, K]`, chunk by chunk."""
+def _by_chunks(q, k, v, cache, reset, chunk_size, scale):
+  """Returns the outputs `[B, T, H, V]`, chunk by chunk."""
   (batch, time), window = q.shape[:2], cache.key.shape[1]
   length = min(chunk_size, time)
   # A block of chunks has about as many tokens as a window. After each block,
@@ -175,7 +255,7 @@ def _by_chunks(q, k, v, cache, reset, chunk_size):
       )
       own = sequence[:, window - 1 :, None]
       seen = near & (own == sequence[:, None])
-      return None, _attend(cut(q, length), k, v, seen, bad)
+      return None, _attend(cut(q, length), k, v, seen, bad, scale)
 
     _, y = jax.lax.scan(
         jax.checkpoint(one_chunk, prevent_cse=False),
@@ -190,49 +270,53 @@ def _by_chunks(q, k, v, cache, reset, chunk_size):
       jax.checkpoint(one_block, prevent_cse=False),
       *jax.tree.unflatten(structure, mesh.same_varying(*leaves)),
   )
-  # [blocks, chunks, B, Q, H, K]
-  y = jnp.moveaxis(y, 2, 0).reshape(batch, -1, *q.shape[2:])
+  # [blocks, chunks, B, Q, H, V]
+  y = jnp.moveaxis(y, 2, 0).reshape(batch, -1, q.shape[2], v.shape[3])
   return y[:, :time]
 
 
-def _attend(q, k, v, seen, bad):
-  """Returns the outputs `[B, Q, H, K]` of some queries.
+def _attend(q, k, v, seen, bad, scale):
+  """Returns the outputs `[B, Q, H, V]` of some queries.
 
   Args:
     q: Queries `[B, Q, H, K]`.
     k: Keys `[B, S, G, K]`.
-    v: Values `[B, S, G, K]`.
+    v: Values `[B, S, G, V]`.
     seen: Which of them each query sees `[B, Q, S]`.
     bad: Which of them were not finite `[B, S]`.
+    scale: The factor of products, or `None`.
   """
   good = jnp.isfinite(q)
   is_nan = (seen & bad[:, None]).any(-1) | ~good.all((-1, -2))
   q = jnp.where(good, q, 0)
-  if q.dtype == jnp.float64:
-    y = _in_float64(q, k, v, seen)
-  elif q.dtype == jnp.float16:  # XLA:CPU cannot sum its products in float32.
-    wide = (u.astype(jnp.float32) for u in (q, k, v))
-    y = jax.nn.dot_product_attention(*wide, mask=seen[:, None])
-    y = y.astype(q.dtype)
+  dtype = q.dtype
+  if dtype == jnp.float16:  # XLA:CPU cannot sum its products in float32.
+    q, k, v = (u.astype(jnp.float32) for u in (q, k, v))
+  if dtype == jnp.float64 or v.shape != k.shape:
+    y = _average(q, k, v, seen, scale)
   else:
-    y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-  return jnp.where(is_nan[..., None, None], jnp.nan, y)
+    y = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], scale=scale)
+  return jnp.where(is_nan[..., None, None], jnp.nan, y.astype(dtype))
 
 
-def _in_float64(q, k, v, seen):
-  # `jax.nn.dot_product_attention` computes its softmax in float32 only.
+def _average(q, k, v, seen, scale):
+  # `jax.nn.dot_product_attention` computes its softmax in float32 only, and
+  # wants values that are as large as keys.
   shape, groups = q.shape, k.shape[2]
-  q = q.reshape(*shape[:2], groups, -1, shape[3])
-  scores = jnp.einsum('bqgrk,bsgk->bgrqs', q, k) / shape[3] ** 0.5
-  scores = jnp.where(seen[:, None, None], scores, jnp.finfo(q.dtype).min)
-  weights = jax.nn.softmax(scores, axis=-1)
-  return jnp.einsum('bgrqs,bsgk->bqgrk', weights, v).reshape(shape)
+  wide = jnp.promote_types(jnp.float32, q.dtype)
+  q = q.reshape(*shape[:2], groups, shape[2] // groups, shape[3])
+  scores = jnp.einsum('bqgrk,bsgk->bgrqs', q, k, preferred_element_type=wide)
+  scores *= shape[3] ** -0.5 if scale is None else scale
+  scores = jnp.where(seen[:, None, None], scores, jnp.finfo(wide).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  y = jnp.einsum('bgrqs,bsgv->bqgrv', weights, v)
+  return y.reshape(*shape[:3], v.shape[3])
 
 
 def _finite(k, v):
   """Replaces keys and values that are not finite by 0, and says which were."""
   good = [jnp.isfinite(u) for u in (k, v)]
-  bad = ~(good[0] & good[1]).all((-1, -2))
+  bad = ~(good[0].all((-1, -2)) & good[1].all((-1, -2)))
   return jnp.where(good[0], k, 0), jnp.where(good[1], v, 0), bad
 
 
@@ -246,10 +330,14 @@ def _check(q, k, v, cache, chunk_size):
     )
   if k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
     raise ValueError(f'`k` must fit `q` {q.shape}, got {k.shape}.')
-  if v.shape != k.shape:
-    raise ValueError(f'`v` must be like `k`, {k.shape}, got {v.shape}.')
-  ring = (k.shape[0], cache.key.shape[1] or 1, *k.shape[2:])
-  for name, u in (('key', cache.key), ('value', cache.value)):
+  if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+    raise ValueError(
+        f'`v` must be [B, T, G, V] with the axes of `k` {k.shape}, got '
+        f'{v.shape}.'
+    )
+  window = cache.key.shape[1] or 1
+  for name, u, tokens in (('key', cache.key, k), ('value', cache.value, v)):
+    ring = (k.shape[0], window, *tokens.shape[2:])
     if u.shape != ring or u.dtype != k.dtype:
       raise ValueError(
           f'`cache.{name}` must be {k.dtype} {ring}, got {u.dtype} {u.shape}.'

@@ -497,7 +497,7 @@ def _report(residual, tolerance, strict):
     return
   advice = (
       'allow more iterations (`newton_iterations` of a layer, whose default '
-      'allows all), or set `max_slope` of the op to 1.'
+      'allows all), or set `max_slope` (`newton_max_slope` of a layer) to 1.'
   )
   if strict:
     raise FloatingPointError(

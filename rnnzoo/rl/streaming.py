@@ -39,6 +39,7 @@ from rnnzoo import errors
 from rnnzoo import fields
 from rnnzoo import layers as zoo
 from rnnzoo.layers import base
+from rnnzoo.models import building
 from rnnzoo.online import by_name
 from rnnzoo.online.stack import Stack
 from rnnzoo.rl import distributions
@@ -75,7 +76,7 @@ FIELDS = dict(
         '{"lru": {"state_features": 32}}.',
     ),
     features=fields.Field(
-        int, low=1, high=2**16, default=32,
+        int, low=2, high=2**16, default=32,  # One alone is 0, normalised.
         help='The number of features of the hidden layers.',
     ),
     learning_rate=_rate(
@@ -134,6 +135,7 @@ class StreamAC:
   True
 
   Attributes:
+    name: That of the learner.
     policy: The learner of the policy, see `rnnzoo.online`.
     value: That of the value.
     parameters: The number of their parameters.
@@ -150,13 +152,13 @@ class StreamAC:
     Raises:
       UserError: If there is no such learner.
     """
-    self.config, self.environment = config, environment
+    self.name, self.config, self.environment = name, config, environment
     self.distribution = distributions.of_space(environment.action)
     features = environment.observation.num_features
     outputs = environment.action.num_features
     if isinstance(self.distribution, distributions.Gaussian):
       outputs *= 2  # Means and logarithms of deviations.
-    _check_name(name)
+    _check_names([name])
     self._build = [
         lambda rngs, count=count: _network(name, config, features, count, rngs)
         for count in (outputs, 1)
@@ -356,7 +358,8 @@ def run(learner: StreamAC, seed: int, count: int, steps: int) -> Result:
   seconds = time.process_time() - begin
   if not finite:
     raise errors.UserError(
-        'A parameter is not finite at the end. Try a smaller learning_rate.'
+        f'{learner.name}: a parameter is not finite at the end. Try a smaller '
+        'learning_rate.'
     )
   return Result(np.asarray(returns), seconds, learner.parameters)
 
@@ -369,21 +372,20 @@ def check(config: Any) -> None:
   """
   for name, field in FIELDS.items():
     fields.check(name, config[name], field)
-  if not config['learners']:
-    raise errors.UserValueError('learners must name at least one learner.')
-  for name in config['learners']:
-    _check_name(name)
+  _check_names(config['learners'])
+  for layer, options in config['layer_options'].items():
+    field, known = f'layer_options.{layer}', by_name.layers()
+    if layer not in known:
+      raise errors.UserValueError(
+          f'layer_options: there is no layer {layer!r} that reads vectors.'
+          + errors.suggest(layer, known)
+      )
+    fields.check(field, options, fields.Field(dict))
+    building.check_options(layer, zoo.LAYERS[layer], options, field)
 
 
-def _check_name(name):
-  layer, steps = by_name.split(name)
-  known = [NONE, *by_name.layers()]
-  if layer not in known or layer == NONE and steps:
-    raise errors.UserValueError(
-        f'learners: there is no learner {name!r}; there are lru, lru_10 and '
-        'none, for example, with other layers and numbers above 0.'
-        + errors.suggest(layer, known)
-    )
+def _check_names(names):
+  by_name.check(names, {NONE: False}, 'lru, lru_10 and none')
 
 
 def _network(name, config, features, outputs, rngs):
@@ -393,8 +395,12 @@ def _network(name, config, features, outputs, rngs):
   if layer == NONE:
     first = [_sparse(features, hidden, rngs)]
   else:
-    make: Any = zoo.LAYERS[layer]
-    inner = make(features, **config.layer_options.get(layer, {}), rngs=rngs)
+    options = dict(config.layer_options.get(layer, {}))
+    inner = building.build(
+        layer, zoo.LAYERS[layer], features, options,
+        f'{features} inputs and layer_options.{layer} {fields.shown(options)}',
+        rngs=rngs,
+    )
     first = [inner, nnx.Linear(inner.out_features, hidden, rngs=rngs)]
   return Stack(
       *first, activate, _sparse(hidden, hidden, rngs), activate,

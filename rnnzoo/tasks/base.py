@@ -229,7 +229,7 @@ class Task(abc.ABC):
     return dict(
         task=self.name,
         model=dataclasses.asdict(self.model),
-        layers=describe_layers(self.model.layer_names, self.layers),
+        layers=describe_layers(self.model.layers_used, self.layers),
     )
 
   def warn_of_gathers(self, devices: int) -> None:
@@ -240,7 +240,7 @@ class Task(abc.ABC):
     """
     known = dict(layers_lib.LAYERS, **(self.layers or {}))
     gather = sorted(
-        name for name in set(self.model.layer_names)
+        name for name in self.model.layers_used
         if getattr(known.get(name), 'gathers_time', False)
     )
     if devices != 1 and gather:

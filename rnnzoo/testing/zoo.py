@@ -41,6 +41,10 @@ LAYERS = dict(
     kda=lambda rngs: layers.KDA(
         4, num_heads=1, num_value_heads=2, chunk_size=4, rngs=rngs
     ),
+    latent_attention=lambda rngs: layers.LatentAttention(
+        8, num_heads=2, latent_features=3, key_features=4, window=5,
+        chunk_size=2, rngs=rngs,
+    ),
     lightning_attention=lambda rngs: layers.LightningAttention(
         6, num_heads=2, block_index=1, num_blocks=3, chunk_size=4, rngs=rngs
     ),
@@ -190,6 +194,10 @@ VARIANTS = dict(
         allow_negative_eigenvalues=True, chunk_size=4, dtype=jnp.bfloat16,
         rngs=rngs,
     ),
+    latent_attention_ranks=lambda rngs: layers.LatentAttention(
+        6, num_heads=3, query_rank=5, shared_features=4, value_features=6,
+        rotation='interleaved', window=20, dtype=jnp.bfloat16, rngs=rngs,
+    ),
     linear_attention_norm=lambda rngs: layers.LinearAttention(
         6, num_heads=2, feature_map='identity', use_normalizer=False,
         norm='layer', use_bias=False, chunk_size=4, rngs=rngs,
@@ -239,6 +247,11 @@ VARIANTS = dict(
         param_dtype=jnp.bfloat16,
         rngs=rngs,
     ),
+    mamba2_norm_first=lambda rngs: layers.Mamba2(
+        4, state_features=3, head_features=2, num_groups=2, chunk_size=4,
+        output_norm='before_gate', projection_scales=(0.5, 2.0, 0.3, 1.5, 3.0),
+        rngs=rngs,
+    ),
     mamba3_mimo=lambda rngs: layers.Mamba3(
         4, head_features=2, num_groups=2, state_features=4, rank=3,
         rotary_fraction=1.0, rate='softplus', use_output_norm=True,
@@ -267,6 +280,14 @@ VARIANTS = dict(
     ),
     min_lstm_bfloat16=lambda rngs: layers.MinLSTM(
         6, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, rngs=rngs
+    ),
+    parallel=lambda rngs: layers.Parallel(
+        [
+            layers.Mamba2(6, head_features=2, state_features=3, rngs=rngs),
+            layers.Attention(6, num_heads=3, window=4, rngs=rngs),
+            layers.MinGRU(6, learn_initial_state=True, rngs=rngs),
+        ],
+        input_scales=(1.0, 0.5, 2.0), output_scales=(0.3, 1.0, -1.0),
     ),
     parallel_lmu_channels=lambda rngs: layers.ParallelLMU(
         6, 5, memory_features=3, order=2, theta=10, discretization='euler',

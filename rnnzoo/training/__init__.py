@@ -6,7 +6,9 @@ Loading this package is quick; `train` loads Orbax when it is called.
 from typing import Any
 
 
-def train(task, dataset, workdir, **settings) -> dict[str, Any]:
+def train(
+    task, dataset, workdir, *, initial=None, **settings
+) -> dict[str, Any]:
   """Trains a model on a data set and keeps everything in a directory.
 
   The same call again goes on where it stopped. Ctrl-C saves first.
@@ -39,6 +41,9 @@ def train(task, dataset, workdir, **settings) -> dict[str, Any]:
       `rnnzoo.data.load(dict(name='digits'), batch_size=50, seed=0)`.
     workdir: The directory of the run: `checkpoints/`, `metrics.jsonl`,
       `summary.json` and `curve.png`.
+    initial: A function from the mesh of the run to the model whose parameters
+      it starts from, such as `lambda mesh: convert.load_pretrained('folder',
+      mesh=mesh)`. It is called once: a run that goes on has its own.
     **settings: Fields of `rnnzoo.training.config.defaults`, such as
       `total_steps`; `mesh` and `optimizer` are dictionaries, which may be given
       in part.
@@ -52,4 +57,4 @@ def train(task, dataset, workdir, **settings) -> dict[str, Any]:
   """
   from rnnzoo.training import start
 
-  return start.from_settings(task, dataset, workdir, settings)
+  return start.from_settings(task, dataset, workdir, initial, settings)

@@ -149,9 +149,18 @@ def check_data(now, then, allow: str, allowed: bool) -> bool:
   )
 
 
-def check_same_config(old: dict[str, Any], new: dict[str, Any]):
-  """Raises `UserValueError` if a run of `old` cannot continue with `new`."""
-  free = FREE_FIELDS
+def check_same_config(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    free: tuple[str, ...] = FREE_FIELDS,
+):
+  """Raises `UserValueError` if a run of `old` cannot continue with `new`.
+
+  Args:
+    old: The config of the run.
+    new: That of now.
+    free: The fields that may differ.
+  """
   if new.get('optimizer', {}).get('schedule') == 'constant':
     free += ('total_steps',)
   old, new = _flatten(old), _flatten(new)
@@ -165,7 +174,7 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any]):
   ]
   if changes:
     advice = 'Use another workdir, or the old values.'
-    if 'total_steps' not in free and any(
+    if 'optimizer.schedule' in new and 'total_steps' not in free and any(
         change.startswith('total_steps:') for change in changes
     ):
       advice += (

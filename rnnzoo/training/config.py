@@ -81,7 +81,9 @@ FIELDS = {
     ),
     'init_from': fields.Field(
         str, default='',
-        help='Start from the best parameters of the run in this workdir.',
+        help='Start from the best parameters of the run in this workdir, or '
+        'from those of a folder in the format of Hugging Face, whose config is '
+        'then that of the model.',
     ),
     'on_nan': fields.Field(
         str, choices=recovery.POLICIES, default='stop',

@@ -5,6 +5,7 @@ summary. `_Attempt` is the loop over steps from one state on; a run has more
 than one attempt only if it goes back to a checkpoint (`on_nan='rollback'`).
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
@@ -55,6 +56,7 @@ class Run:
     eval_step: Compiled: `(params, batch_stats, batch) -> sums`.
     largest: Agrees with other processes on the largest of their numbers.
     meta: Goes into every checkpoint.
+    initial: See `train`.
   """
 
   task: Any
@@ -69,6 +71,7 @@ class Run:
   eval_step: Any
   largest: multihost.Largest
   meta: dict[str, Any]
+  initial: Callable[[jax.sharding.Mesh], Any] | None = None
 
   def means(self, params, batch_stats, split, step) -> dict[str, float]:
     """Returns the mean of each metric over a split.
@@ -92,7 +95,10 @@ class Run:
     )
 
 
-def train(task, dataset, config, workdir) -> dict[str, Any]:
+def train(
+    task, dataset, config, workdir,
+    initial: Callable[[jax.sharding.Mesh], Any] | None = None,
+) -> dict[str, Any]:
   """Trains to `config.total_steps`, going on where the workdir stands.
 
   Args:
@@ -100,6 +106,7 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
     dataset: The data, this process's rows of each batch.
     config: All fields of `training.config.defaults`, and `model` and `data`.
     workdir: Where `metrics.jsonl`, `checkpoints/` and `curve.png` go.
+    initial: See `rnnzoo.training.train`.
 
   Returns:
     The summary, which `summary.json` holds too.
@@ -152,6 +159,7 @@ def train(task, dataset, config, workdir) -> dict[str, Any]:
         eval_step=multihost.meeting(evaluation.make_eval_step(task)),
         largest=multihost.Largest(mesh),
         meta=make_meta(task, dataset, config),
+        initial=initial,
     )
     if config.stop_at:
       stopping.check_metrics(run, config.stop_at)

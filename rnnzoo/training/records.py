@@ -146,9 +146,10 @@ def numbers(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
 
 
 def title(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns `layer`, `data` and `parameters`, if a run's files name them.
+  """Returns what a run's files say of it.
 
-  The data of a run of reinforcement learning is its environment.
+  It is `layer`, `data`, `parameters` and `sequence_length`, as far as they name
+  them. The data of a run of reinforcement learning is its environment.
   """
   config = _read_dictionary(workdir / 'config.json')
   summary = _read_dictionary(workdir / 'summary.json')
@@ -164,8 +165,9 @@ def title(workdir: pathlib.Path) -> dict[str, Any]:
           or summary.get('data.name')
       ),
       parameters=summary.get('parameters'),
+      sequence_length=data.get('sequence_length'),
   )
-  kinds = dict(layer=str, data=str, parameters=int)
+  kinds = dict(layer=str, data=str, parameters=int, sequence_length=int)
   return {n: v for n, v in found.items() if isinstance(v, kinds[n])}
 
 

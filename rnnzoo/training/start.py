@@ -13,7 +13,7 @@ from rnnzoo.training import loop
 from rnnzoo.training.processes import lock
 
 
-def from_settings(task, dataset, workdir, settings) -> dict[str, Any]:
+def from_settings(task, dataset, workdir, initial, settings) -> dict[str, Any]:
   """See `rnnzoo.training.train`."""
   if not hasattr(task, 'bind') or isinstance(task, type):
     raise errors.UserValueError(
@@ -47,7 +47,7 @@ def from_settings(task, dataset, workdir, settings) -> dict[str, Any]:
   defaults = with_parts(ConfigDict(config_lib.defaults()), task, dataset)
   with lock.hold(workdir):
     workdir = checks.open_workdir(workdir, config, defaults.to_dict())
-    return loop.train(task, dataset, config, workdir)
+    return loop.train(task, dataset, config, workdir, initial)
 
 
 def with_parts(config, task, dataset) -> ConfigDict:

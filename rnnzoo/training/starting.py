@@ -16,6 +16,12 @@ from rnnzoo.training import evaluation
 from rnnzoo.training import records
 from rnnzoo.training import recovery
 
+# Fields of a model that change nothing about its parameters and what they mean.
+_MAY_DIFFER = frozenset((
+    'dtype', 'param_dtype', 'remat', 'scan_layers', 'dropout',
+    'dropout_over_time', 'embed_std',
+))
+
 
 def start(run):
   """Returns the state to go on from, and the history of the run up to it.
@@ -109,20 +115,62 @@ def _new(run):
   """Returns the state before the first step, of `init_from` if there is one."""
   program = run.program
   state = jax.jit(program.make_state, out_shardings=program.shardings)()
-  if run.config.init_from:
+  found = {}
+  if run.initial:
+    found = _of_model(run, program.abstract_state)
+  elif run.config.init_from:
     found = _take_over(run, run.config.init_from, program.abstract_state)
-    state |= found
-    if 'ema' in state:
-      state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
+  state |= found
+  if found and 'ema' in state:
+    state['ema'] = jax.tree.map(lambda p: p.copy(), found['params'])
   return state
+
+
+def _of_model(run, abstract):
+  """Returns the parameters and batch statistics of the model to start from.
+
+  Raises:
+    UserValueError: If the run has another model.
+  """
+  model = run.initial(run.mesh)
+  fields = {
+      field.name for field in dataclasses.fields(run.task.model)
+  } - _MAY_DIFFER
+  differences = [
+      f'model.{name} is {there!r} there, {now!r} now'
+      for name in sorted(fields)
+      if (there := getattr(model.config, name))
+      != (now := getattr(run.task.model, name))
+  ]
+  if differences:
+    raise errors.UserValueError(
+        'The model to start from (init_from) is another one: '
+        f'{"; ".join(differences)}. Leave these fields as they are there.'
+    )
+  found = dict(zip(('params', 'batch_stats'), run.task.functional.variables(
+      model
+  )))
+  # The training step takes the memory over: it must not be the model's.
+  return jax.tree.map(
+      lambda u, like: jax.device_put(
+          u.astype(like.dtype), like.sharding, may_alias=False
+      ),
+      found, {name: abstract[name] for name in found},
+  )
 
 
 def _take_over(run, workdir, abstract):
   """Returns the parameters and batch statistics of another run's best model."""
   directory = pathlib.Path(filenames.absolute(workdir)) / 'checkpoints'
   if not directory.is_dir():
+    hint = ''
+    if any(directory.parent.glob('*.safetensors')):
+      hint = (
+          ' From Python, give `initial=lambda mesh: '
+          'convert.load_pretrained(folder, mesh=mesh)` in its place.'
+      )
     raise errors.UserFileNotFoundError(
-        f'init_from: there is no run in {workdir}.'
+        f'init_from: there is no run in {workdir}.{hint}'
     )
   with checkpoint.Checkpointer(directory, readonly=True) as source:
     step, meta = source.restore_meta(best=True)

@@ -20,6 +20,7 @@ from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
 from rnnzoo.convert import loading
+from rnnzoo.convert import saving
 from rnnzoo.convert import settings
 from rnnzoo.convert import tables
 from rnnzoo.convert import weights
@@ -161,6 +162,19 @@ class ConvertTest(parameterized.TestCase):
     ids, want = expected('mamba')
     self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
 
+  def test_mlps_that_are_named_like_experts(self):
+    # As transformers 5.23.0 saves those of blocks without experts.
+    folder = self.copy('kimi_linear')
+
+    def change(tensors):
+      for name in [*tensors]:
+        new = name.replace('.mlp.', '.block_sparse_moe.')
+        tensors[new] = tensors.pop(name)
+
+    self.rewrite(folder, change)
+    ids, want = expected('kimi_linear')
+    self.assert_close(convert.load_pretrained(folder)(ids)[1], want)
+
   def test_old_configs(self):
     folder = self.copy(
         'recurrent_gemma', remove=('rope_parameters', 'lru_width', 'head_dim'),
@@ -210,6 +224,32 @@ class ConvertTest(parameterized.TestCase):
                 rope_type='default',
             ),
         )),
+        ('kimi_linear', (
+            'layer_types', 'linear_conv_kernel_dim', 'linear_head_dim',
+            'linear_num_heads', 'mlp_layer_types',
+        ), dict(
+            auto_map={}, first_k_dense_replace=1, head_dim=72,
+            linear_attn_config=dict(
+                full_attn_layers=[2], head_dim=4, kda_layers=[1], num_heads=1,
+                short_conv_kernel_size=4,
+            ),
+            mla_use_nope=True, moe_layer_freq=1,
+            moe_router_activation_func='sigmoid', num_nextn_predict_layers=0,
+            rope_scaling=None, rope_theta=1e4, use_grouped_topk=True,
+        )),
+        ('falcon_h1', ('rope_parameters',), dict(
+            attn_layer_indices=None, mamba_use_mlp=True, rope_theta=10_000.0,
+            mlp_expansion_factor=8, rope_scaling=None, time_step_floor=1e-4,
+            time_step_max=0.1, time_step_min=0.001, time_step_rank='auto',
+        )),
+        ('nemotron_h', ('layers_block_type',), dict(
+            hybrid_override_pattern='ME*-', num_hidden_layers=4,
+            mtp_hybrid_override_pattern='*E', num_nextn_predict_layers=1,
+        )),
+        ('zamba2', ('rope_parameters',), dict(
+            layers_block_type=['mamba', 'hybrid', 'hybrid', 'hybrid'],
+            rope_theta=10_000, calc_logits_for_entire_prompt=False,
+        )),
         ('mamba2', (), dict(
             time_step_limit=[0.0, 'Infinity'], rms_norm=True,
             norm_before_gate=True, is_encoder_decoder=False,
@@ -258,11 +298,29 @@ class ConvertTest(parameterized.TestCase):
       ('recurrent_gemma', dict(rope_parameters={'rope_type': 'yarn'}),
        "rope_parameters: rope_type = 'yarn'"),
       ('qwen3_5_text', dict(attention_bias=True), 'attention_bias = True is'),
+      ('kimi_linear', dict(mla_use_nope=False), 'mla_use_nope = False is not'),
+      ('kimi_linear', dict(num_key_value_heads=1), 'value_heads = 1 is'),
+      ('kimi_linear', dict(mlp_layer_types=['dense']), 'must be 2 kinds, each'),
+      ('kimi_linear', dict(linear_attn_config=dict(heads=1)),
+       r'linear_attn_config has values .*: heads \(1\)'),
       ('bamba', dict(mamba_proj_bias=True), 'mamba_proj_bias = True is'),
       ('bamba', dict(mamba_n_heads=3), 'mamba_n_heads 3 x mamba_d_head 4 must'),
       ('bamba', dict(partial_rotary_factor=1.0), 'partial_rotary_factor = 1.0'),
       ('bamba', dict(attn_layer_indices=[-1]), 'attn_layer_indices must not'),
       ('olmo_hybrid', dict(hidden_act='gelu'), "hidden_act = 'gelu' is not"),
+      ('falcon_h1', dict(projectors_bias=True), 'projectors_bias = True is'),
+      ('falcon_h1', dict(mlp_multipliers=[1]), r'must be 2 numbers, got \[1.0'),
+      ('falcon_h1', dict(mamba_n_heads=5), 'd_head 4 must be mamba_d_ssm = 12'),
+      ('falcon_h1', dict(mamba_d_ssm=None), 'must be mamba_d_ssm = 16'),
+      ('nemotron_h', dict(mlp_hidden_act='silu'), "mlp_hidden_act = 'silu'"),
+      ('nemotron_h', dict(num_hidden_layers=3), 'num_hidden_layers = 3 is not'),
+      ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each l'),
+      ('nemotron_h', dict(tie_word_embeddings=True), 'word_embeddings = True'),
+      ('nemotron_h', dict(n_group=3), 'model.experts: `num_groups` must be'),
+      ('zamba2', dict(tie_word_embeddings=False), 'word_embeddings = False is'),
+      ('zamba2', dict(use_long_context=True), 'use_long_context = True is not'),
+      ('zamba2', dict(hybrid_layer_ids=[1]), r'must be \[1, 2, 3\]'),
+      ('zamba2', dict(n_mamba_heads=3), '3 must divide mamba_expand x hidden'),
       ('recurrent_gemma', dict(rope_parameters={'factor': 2}),
        r'rope_parameters has values .*: factor \(2\)'),
       ('recurrent_gemma', dict(block_types=['full']), 'block_types must be'),
@@ -429,6 +487,13 @@ class ConvertTest(parameterized.TestCase):
       (dict(norm='rms1'), "must be 'RMSNorm', got 'OneRMSNorm'"),
       (dict(conv_kernel=3), r'conv.*must be None, got'),
       (dict(soft_cap=3.0), 'model.soft_cap must be 0.0, got 3.0'),
+      (dict(layer='mamba2+attention', mlp='swiglu', use_bias=False,
+            layer_options={'attention': dict(num_heads=2),
+                           'mamba2': dict(output_norm='none')}),
+       "falcon_h1: .*on_full must be 'error', got 'slide'"),
+      (dict(layer='mamba2', shared_block=1, tie_embeddings=True,
+            layer_options=dict(dt_low=0.1)),
+       'zamba2: config.json: adapter_rank must be at least 1, got 0'),
       (dict(layer='attention'), "recurrent_gemma: .*no attribute 'mlp_in'"),
       (dict(layer='mlstm_large', layer_options=dict(num_heads=2)),
        'xlstm: config.json: output_logit_soft_cap must be positive, got 0.0'),
@@ -444,6 +509,19 @@ class ConvertTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, message):
       convert.save_pretrained(model, self.folder / 'new')
     self.assertFalse((self.folder / 'new').exists())
+
+  @parameterized.parameters(
+      ('bamba_9b', 'bamba'), ('jamba_52b', 'jamba'),
+      ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'),
+      ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
+      ('qwen3_next_80b', 'qwen3_next'), ('nemotron_h_8b', 'nemotron_h'),
+  )
+  def test_a_preset_is_of_its_family(self, preset, family):
+    config = models.PRESETS[preset]
+    model = nnx.eval_shape(
+        lambda: models.LanguageModel(config, rngs=nnx.Rngs(0))
+    )
+    self.assertEqual(saving._describe(model)[0], family)
 
   def test_saving_keeps_what_is_there(self):
     model = convert.load_pretrained(FIXTURES / 'mamba')

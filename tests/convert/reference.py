@@ -7,6 +7,7 @@ It needs PyTorch and `transformers`, and makes the files of `fixtures`:
 
 import functools
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -48,11 +49,46 @@ SIZES = dict(
         mamba_n_groups=2, mamba_d_state=6, mamba_chunk_size=8,
         attn_layer_indices=[1, 3],
     ),
+    # No two multipliers are alike.
+    falcon_h1=dict(
+        hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12,
+        mamba_d_ssm=48, mamba_n_heads=6, mamba_n_groups=2, mamba_d_state=5,
+        mamba_chunk_size=8, embedding_multiplier=3.5, lm_head_multiplier=0.7,
+        mlp_multipliers=[0.75, 0.625], key_multiplier=0.4,
+        ssm_in_multiplier=1.25, ssm_out_multiplier=0.9,
+        ssm_multipliers=[0.5, 1.25, 0.75, 1.125, 0.375],
+        attention_in_multiplier=1.2, attention_out_multiplier=0.75,
+    ),
+    # Three choose among two of the four groups.
+    nemotron_h=dict(
+        hidden_size=32, intermediate_size=56, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, mamba_num_heads=6,
+        mamba_head_dim=8, n_groups=2, ssm_state_size=5, chunk_size=8,
+        n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+        moe_intermediate_size=20, moe_shared_expert_intermediate_size=28,
+        routed_scaling_factor=2.5, layers_block_type=[
+            'linear_attention', 'mlp', 'linear_attention', 'full_attention',
+            'moe', 'linear_attention', 'moe',
+        ],
+    ),
     # Values are wider than keys.
     olmo_hybrid=dict(
         hidden_size=32, intermediate_size=56, num_hidden_layers=5,
         num_attention_heads=4, num_key_value_heads=2, linear_key_head_dim=6,
         linear_value_head_dim=10, rope_theta=None, pad_token_id=0,
+        eos_token_id=1, layer_types=[
+            'linear_attention', 'full_attention', 'linear_attention',
+            'linear_attention', 'full_attention',
+        ],
+    ),
+    # Blocks with and without experts; sizes of heads that all differ.
+    kimi_linear=dict(
+        hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
+        num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4,
+        kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=10,
+        linear_head_dim=8, linear_num_heads=3, num_experts=6,
+        num_experts_per_token=2, pad_token_id=0, bos_token_id=0,
         eos_token_id=1, layer_types=[
             'linear_attention', 'full_attention', 'linear_attention',
             'linear_attention', 'full_attention',
@@ -109,6 +145,16 @@ SIZES = dict(
             'linear_attention',
         ],
     ),
+    # Two shared blocks, of which the first is used twice.
+    zamba2=dict(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=5,
+        num_attention_heads=4, n_mamba_heads=8, mamba_ngroups=2,
+        mamba_d_state=6, chunk_size=8, num_mem_blocks=2, adapter_rank=3,
+        use_shared_attention_adapter=True, use_mem_rope=True,
+        layers_block_type=[
+            'linear_attention', 'hybrid', 'hybrid', 'linear_attention', 'hybrid'
+        ],
+    ),
 )
 # Sizes of the committed files, a few kilobytes each.
 SMALL = dict(
@@ -137,6 +183,35 @@ SMALL = dict(
         num_attention_heads=2, num_key_value_heads=1, linear_key_head_dim=4,
         linear_value_head_dim=6, rope_theta=None, pad_token_id=None,
         eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
+    ),
+    kimi_linear=dict(
+        hidden_size=8, intermediate_size=12, moe_intermediate_size=4,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        kv_lora_rank=6, qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=3,
+        linear_head_dim=4, linear_num_heads=1, num_experts=4,
+        num_experts_per_token=2, pad_token_id=None, bos_token_id=None,
+        eos_token_id=1, layer_types=['linear_attention', 'full_attention'],
+    ),
+    falcon_h1=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        mamba_d_ssm=12, mamba_n_heads=3, mamba_d_state=3,
+        embedding_multiplier=3.5, lm_head_multiplier=0.7,
+        mlp_multipliers=[0.75, 0.625], key_multiplier=0.4,
+        ssm_in_multiplier=1.25, ssm_out_multiplier=0.9,
+        ssm_multipliers=[0.5, 1.25, 0.75, 1.125, 0.375],
+        attention_in_multiplier=1.2, attention_out_multiplier=0.75,
+        mamba_rms_norm=True,
+    ),
+    nemotron_h=dict(
+        hidden_size=8, intermediate_size=12, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, mamba_num_heads=3, mamba_head_dim=4,
+        n_groups=1, ssm_state_size=3, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=8,
+        moe_shared_expert_intermediate_size=6, moe_latent_size=4,
+        layers_block_type=[
+            'linear_attention', 'moe', 'full_attention', 'mlp',
+        ],
     ),
     bamba=dict(
         hidden_size=8, intermediate_size=12, num_hidden_layers=2,
@@ -184,6 +259,13 @@ SMALL = dict(
         mlp_alpha_factor=1.125, mlp_beta_factor=0.875,
         layer_types=['linear_attention', 'full_attention'],
     ),
+    zamba2=dict(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=4,
+        num_attention_heads=2, n_mamba_heads=2, mamba_d_state=3,
+        num_mem_blocks=2, adapter_rank=2, use_shared_attention_adapter=True,
+        use_mem_rope=True,
+        layers_block_type=['linear_attention', 'hybrid', 'hybrid', 'hybrid'],
+    ),
 )
 
 
@@ -221,20 +303,39 @@ def build(family, vocabulary=VOCABULARY, **sizes):
         value.copy_(draw(value.shape) * (1.5 / value.shape[-1] ** 0.5))
       else:
         value.add_(0.2 * draw(value.shape))
+    for name, value in model.named_buffers():
+      if 'correction' in name:
+        value.copy_(0.2 * draw(value.shape))
   return model.float().eval()
 
 
 def save(model, folder):
   """Writes a model as its family is published."""
   model.save_pretrained(folder)
-  if model.config.model_type != 'olmo_hybrid':
+  change = dict(kimi_linear=_as_kimi, olmo_hybrid=_as_olmo)
+  if model.config.model_type not in change:
     return
-  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
-  # the sizes are, and gives a norm of blocks with attention another name.
   from safetensors import numpy as files
 
-  path, config = folder / 'model.safetensors', model.config
-  found = files.load_file(path)
+  path = folder / 'model.safetensors'
+  found = change[model.config.model_type](files.load_file(path), model.config)
+  files.save_file(found, path, metadata=dict(format='pt'))
+
+
+def _as_kimi(found, config):
+  """Returns tensors by the names of Kimi Linear as it was published."""
+  del config
+  # `transformers` 5.23.0 names all MLPs as if they were experts.
+  return {
+      re.sub(r'block_sparse_moe\.(\w+_proj)', r'mlp.\1', name): value
+      for name, value in found.items()
+  }
+
+
+def _as_olmo(found, config):
+  """Returns the tensors of OLMo Hybrid as it was published."""
+  # `transformers` 5.23.0 cuts one convolution in three equal parts, whatever
+  # the sizes are, and gives a norm of blocks with attention another name.
   keys = config.linear_num_key_heads * config.linear_key_head_dim
   for i, kind in enumerate(config.layer_types):
     block = f'model.layers.{i}'
@@ -248,7 +349,7 @@ def save(model, folder):
     found |= dict(zip(names, map(
         np.ascontiguousarray, np.split(whole, [keys, 2 * keys])
     )))
-  files.save_file(found, path, metadata=dict(format='pt'))
+  return found
 
 
 def tokens(vocabulary=VOCABULARY, rows=2, length=23):

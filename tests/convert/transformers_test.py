@@ -1,9 +1,15 @@
 """Models of `transformers` give the same numbers here, and the way back.
 
-They run in an environment of their own, with PyTorch.
+They run in an environment of their own, with PyTorch. With RNNZOO_RECORD=FILE
+in the environment, what was compared for each family is written to this file:
+
+  RNNZOO_RECORD=experiments/results/convert.json \
+      pytest tests/convert/transformers_test.py -k test_family
 """
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
 import tempfile
@@ -15,21 +21,29 @@ import jax
 import numpy as np
 from rnnzoo import convert
 from rnnzoo import generation
+from rnnzoo import layers as layers_lib
 from rnnzoo import models
-from rnnzoo.convert import tables
+from rnnzoo.models import config as config_lib
+from tests.convert import chat_test
 from tests.convert import reference
+from tests.experiments import commands
 
 # Of the largest logit or state: eager PyTorch sums in another order.
-TOLERANCE = 2e-5
-# In float64 the logits of OLMo Hybrid are the same to 3e-6, that of float32 in
-# norms, and those of Qwen3-Next to 5e-8, where norms are float64 too.
-TOLERANCES = dict(olmo_hybrid=1e-4, qwen3_next=2e-4)
+TOLERANCE = 5e-5
+# In float64 the logits of OLMo Hybrid and Zamba2 are the same to 3e-6 and
+# 1.3e-5, those of float32 in norms, and those of Qwen3-Next to 5e-8, where norms
+# are float64 too.
+TOLERANCES = dict(olmo_hybrid=1e-4, qwen3_next=2e-4, zamba2=1e-4)
 PROMPT, LENGTH = 11, 32
+
+# What `test_family` found, a row for each family.
+_rows = []
 
 # Families whose cache has a layer for each block.
 HYBRIDS = (
-    'bamba', 'granitemoehybrid', 'jamba', 'lfm2', 'minimax', 'olmo_hybrid',
-    'qwen3_5_text', 'qwen3_next',
+    'bamba', 'falcon_h1', 'granitemoehybrid', 'jamba', 'kimi_linear', 'lfm2',
+    'minimax', 'nemotron_h', 'olmo_hybrid', 'qwen3_5_text', 'qwen3_next',
+    'zamba2',
 )
 
 # Values of configs that are not the defaults.
@@ -76,6 +90,33 @@ VARIANTS = dict(
         tie_word_embeddings=True, rms_norm_eps=1e-3, attn_layer_indices=[2],
         rope_parameters=dict(rope_type='default', rope_theta=100.0),
     )),
+    kimi_linear_groups=('kimi_linear', dict(
+        q_lora_rank=10, num_experts=8, num_experts_per_token=3, n_group=4,
+        topk_group=2, num_shared_experts=2, moe_renormalize=False,
+        routed_scaling_factor=0.7, rms_norm_eps=1e-3, linear_conv_kernel_dim=3,
+    )),
+    kimi_linear_dense=('kimi_linear', dict(
+        mlp_layer_types=['dense'] * 5, layer_types=['full_attention'] * 5,
+    )),
+    falcon_h1_norm=('falcon_h1', dict(
+        mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_d_ssm=None,
+        mamba_n_heads=8, tie_word_embeddings=True, rms_norm_eps=1e-3,
+        time_step_limit=(0.3, 0.8), mamba_conv_bias=False, rope_parameters=dict(
+            rope_type='default', rope_theta=1e11
+        ),
+    )),
+    falcon_h1_norm_before_gate=('falcon_h1', dict(
+        mamba_rms_norm=True, mamba_norm_before_gate=True, mamba_d_conv=3,
+        mlp_multipliers=None, ssm_multipliers=None, key_multiplier=1.0,
+    )),
+    nemotron_h_latent=('nemotron_h', dict(
+        moe_latent_size=12, norm_topk_prob=False, n_group=1, topk_group=1,
+        use_conv_bias=False, conv_kernel=3, time_step_min=0.4,
+        layer_norm_epsilon=1e-3,
+    )),
+    nemotron_h_no_experts=('nemotron_h', dict(layers_block_type=[
+        'linear_attention', 'mlp', 'full_attention', 'mlp'
+    ])),
     olmo_hybrid_rotated=('olmo_hybrid', dict(
         linear_num_key_heads=2, linear_allow_neg_eigval=False,
         linear_conv_kernel_dim=3, rms_norm_eps=1e-3, tie_word_embeddings=True,
@@ -110,6 +151,12 @@ VARIANTS = dict(
     )),
     minimax_full_first=('minimax', dict(
         layer_types=None, tie_word_embeddings=True, rms_norm_eps=1e-3,
+    )),
+    zamba2_plain=('zamba2', dict(
+        use_shared_attention_adapter=False, use_mem_rope=False,
+        num_mem_blocks=1, num_key_value_heads=2, rms_norm_eps=1e-3,
+        mamba_d_conv=3, time_step_min=0.4,
+        rope_parameters=dict(rope_type='default', rope_theta=100.0),
     )),
 )
 
@@ -177,31 +224,46 @@ def recurrent_gemma_states(model, cache, carry, theirs):
       yield own.key[:, slots], keys.swapaxes(1, 2)
 
 
-def hybrid_states(model, cache, carry):
+def hybrid_states(model, cache, carry, key_scale):
   """Of attention, keys and values; of other layers, tails and memories."""
-  count, places = PROMPT, tables.blocks(model.config)
-  for i, (name, place) in enumerate(zip(model.config.layer_names, places)):
-    own = jax.tree.map(
-        lambda u: np.asarray(u)[place.index], carry[place.stack].layer
-    )
-    if name == 'lightning_attention':
-      yield own, numpy(cache.linear_cache[i])
-      continue
-    layer = cache.layers[i]
-    if 'attention' in name:
-      yield own.key[:, :count], numpy(layer.keys).swapaxes(1, 2)
-      yield own.value[:, :count], numpy(layer.values).swapaxes(1, 2)
-      continue
-    convs = [own.conv]
-    if name == 'mamba':
-      yield own.ssm, numpy(layer.recurrent_states[0])
-    if name == 'mamba2':
-      convs.append(own.conv_bc)
-      yield own.ssm, numpy(layer.recurrent_states[0]).swapaxes(2, 3)
-    if name == 'gated_delta_net':
-      yield own.S, numpy(layer.recurrent_states[0])
-    tail = numpy(layer.conv_states[0]).swapaxes(1, 2)
-    yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]
+  config = model.config
+  for depths, of_stack in zip(config.stacks, carry):
+    for index, depth in enumerate(depths):
+      own = jax.tree.map(lambda u: np.asarray(u)[index], of_stack)
+      names, states = [config.layer_names[depth]], [own.layer]
+      if isinstance(own.layer, layers_lib.ParallelCarry):
+        names, states = config_lib.parts_of(names[0]), own.layer.branches
+      if own.shared is not None:
+        names, states = [*names, 'attention'], [*states, own.shared]
+      for name, own in zip(names, states):
+        if name == 'lightning_attention':
+          yield own, numpy(cache.linear_cache[depth])
+        elif name != config_lib.NO_LAYER:
+          yield from states_of_layer(
+              name, own, cache.layers[depth], key_scale
+          )
+
+
+def states_of_layer(name, own, theirs, key_scale):
+  """Pairs of the states of one layer."""
+  if name == 'latent_attention':
+    yield own.value[:, :PROMPT], numpy(theirs.keys).swapaxes(1, 2)
+    yield own.key[:, :PROMPT], numpy(theirs.values).swapaxes(1, 2)
+    return
+  if 'attention' in name:
+    yield own.key[:, :PROMPT] * key_scale, numpy(theirs.keys).swapaxes(1, 2)
+    yield own.value[:, :PROMPT], numpy(theirs.values).swapaxes(1, 2)
+    return
+  convs = [own.conv]
+  if name == 'mamba':
+    yield own.ssm, numpy(theirs.recurrent_states[0])
+  if name == 'mamba2':
+    convs.append(own.conv_bc)
+    yield own.ssm, numpy(theirs.recurrent_states[0]).swapaxes(2, 3)
+  if name in ('gated_delta_net', 'kda'):
+    yield own.S, numpy(theirs.recurrent_states[0])
+  tail = numpy(theirs.conv_states[0]).swapaxes(1, 2)
+  yield np.concatenate(convs, axis=-1), tail[:, -own.conv.shape[1]:]
 
 
 def states_of(family, model, theirs, ids):
@@ -225,7 +287,9 @@ def states_of(family, model, theirs, ids):
   if family == 'recurrent_gemma':
     return recurrent_gemma_states(model, cache, carry, theirs)
   if family in HYBRIDS:
-    return hybrid_states(model, cache, carry)
+    # Falcon-H1 scales keys, and we scale their products with queries.
+    key_scale = getattr(theirs.config, 'key_multiplier', 1.0)
+    return hybrid_states(model, cache, carry, key_scale)
   return mamba_states(model, out.cache_params, carry)
 
 
@@ -234,6 +298,18 @@ def states_of(family, model, theirs, ids):
     or os.environ.get('RNNZOO_REQUIRE_PEER'),
     'transformers is not installed.',
 )
+def tearDownModule():
+  if path := os.environ.get('RNNZOO_RECORD'):
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ('jax', 'torch', 'transformers')
+    }
+    rows = sorted(_rows, key=lambda row: row['family'])
+    pathlib.Path(path).write_text(
+        json.dumps(versions | dict(rows=rows), indent=1) + '\n'
+    )
+
+
 class TransformersTest(parameterized.TestCase):
 
   def setUp(self):
@@ -298,10 +374,10 @@ class TransformersTest(parameterized.TestCase):
 
     convert.save_pretrained(model, self.folder / 'ours', shard_bytes=2**14)
     self.assert_opens(family, self.folder / 'ours', theirs, want)
-    print(
-        f'{family}: {sum(p.numel() for p in theirs.parameters())} parameters, '
-        f'logits {error:.1e}, states {max(errors):.1e}, {got.size} tokens'
-    )
+    _rows.append(dict(
+        family=family, parameters=sum(p.numel() for p in theirs.parameters()),
+        logits=float(error), states=float(max(errors)), tokens=got.size,
+    ))
 
   @parameterized.named_parameters(
       (name, *variant) for name, variant in VARIANTS.items()
@@ -344,6 +420,39 @@ class TransformersTest(parameterized.TestCase):
         model(ids)[1],
         reference.logits(self.open(family, self.folder / 'ours'), ids),
     )
+
+  def test_chat_templates(self):
+    import tokenizers
+
+    library = reference.library()
+    theirs = library.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()),
+        bos_token='<s>', chat_template=chat_test.CHATML,
+    )
+    own = convert.ChatTemplate(chat_test.CHATML, dict(bos_token='<s>'))
+    messages = [
+        chat_test.USER, dict(role='fool', content='?'),
+        dict(role='assistant', content=' Ho \n'), chat_test.USER,
+    ]
+    for add in (False, True):
+      self.assertEqual(
+          own.render(messages, add_generation_prompt=add),
+          theirs.apply_chat_template(
+              messages, tokenize=False, add_generation_prompt=add
+          ),
+      )
+
+  def test_the_benchmark_of_speed(self):
+    out = self.folder / 'speed.json'
+    done = commands.Command(
+        'experiments.benchmarks.convert_speed', '--prompt=9', '--length=8',
+        '--layers=2', '--features=32', '--vocab=50', '--repeats=1',
+        f'--out={out}',
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    record = json.loads(out.read_text())
+    self.assertLess(record['logits_difference'], TOLERANCE)
+    self.assertLen(record['rows'], 4)
 
 
 if __name__ == '__main__':

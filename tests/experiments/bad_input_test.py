@@ -137,7 +137,7 @@ class BadInputTest(parameterized.TestCase):
       ('train', [], '--config is required'),
       ('train', [commands.TINY], '--workdir is required'),
       ('generate', [], '--workdir and --pretrained is required'),
-      ('evaluate', [], '--workdir is required'),
+      ('evaluate', [], '--workdir and --pretrained is required'),
       ('evaluate', ['--workdir=x', 'y'], 'Unexpected arguments: y'),
       ('generate', [f'--seed={2**63}'], '--seed='),
       ('generate', ['--seed=-1'], '--seed='),

@@ -31,6 +31,8 @@ class BenchmarksTest(parameterized.TestCase):
       ('decision_steps', '--layers=min_gru', '--batch=1', '--repeats=1'),
       ('newton', '--layers=elman', '--lengths=8', '--features=8', '--batch=1',
        '--repeats=1'),
+      ('context', '--lengths=64', '--lengths=128', '--features=64',
+       '--depth=4', '--tokens=2', '--repeats=1'),
       ('accuracy', '--lengths=16', '--implementations=sequential'),
       ('lra_steps', '--short', '--steps=8', '--tasks=retrieval'),
       ('gpu_suite', '--interpret', '--only=linear float32 2x70x128 constant'),

@@ -6,6 +6,8 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 from experiments.cli import config_flag
+from experiments.cli import opening
+from experiments.cli import perplexity
 from experiments.cli import sampling
 from flax import nnx
 from rnnzoo import convert
@@ -65,6 +67,27 @@ class GenerateTest(parameterized.TestCase):
     )
     self.assertEqual(self.expected('a', temperature=0), [second])
 
+  def test_a_file_of_prompts(self):
+    """And stop strings, which are cut, and the speed."""
+    file = self.workdir.parent / 'prompts.jsonl'
+    file.write_text('"The Work\\nis"\n\n"a"\n')
+    prompts, options = ('The Work\nis', 'a'), dict(temperature=0)
+    first, second = self.expected(*prompts, **options)
+    stop = first[3:6]
+    done = self.generate(
+        f'--prompts={file}', '--temperature=0', f'--stop={stop}', '--stop=☃',
+        '--chunk=4',
+    )
+    self.assertEqual(done.code, 0, done)
+    first, second = (text.partition(stop)[0] for text in (first, second))
+    self.assertEqual(
+        done.stdout, f'{prompts[0]}{first}\n{"-" * 20}\na{second}\n'
+    )
+    self.assertRegex(
+        done.stderr, r'first token after .* s .*, prefill 12 tokens, \d+ '
+        r'tokens/s, decode \d+ tokens, \d+ tokens/s'
+    )
+
   def test_without_a_prompt(self):
     done = self.generate('--nostream', '--top_p=0.9')
     self.assertEqual(done.code, 0, done)
@@ -85,6 +108,10 @@ class GenerateTest(parameterized.TestCase):
       ('empty_prompt', ['--prompt='], 'at least one character'),
       ('temperature', ['--temperature=-1'], '`temperature` must be'),
       ('top_p', ['--top_p=2'], '`top_p` must be'),
+      ('min_p', ['--min_p=2'], '`min_p` must be'),
+      ('prompts', ['--prompts=nowhere.txt'], 'There is no file'),
+      ('no_prompt', ['--prompts=/dev/null'], 'has no prompt'),
+      ('chat', ['--chat'], 'no chat template'),
       ('layers', ['--layers='], "a layer of its own, 'mine'"),
       ('layers_file', ['--layers=nothing.py'],
        'nothing.py; configs are Python files'),
@@ -115,6 +142,19 @@ class GenerateTest(parameterized.TestCase):
         done.stdout,
     )
     self.assertIn('gzip bits: ', done.stdout)
+
+  def test_evaluate_a_text(self):
+    text = self.workdir.parent / 'text.txt'
+    text.write_text((commands.ROOT / 'LICENSE').read_text()[:2000])
+    done = commands.Command(
+        'experiments.evaluate', f'--workdir={self.workdir}',
+        f'--layers={LAYERS}', f'--text={text}', '--chunk=100',
+    ).wait()
+    self.assertEqual(done.code, 0, done)
+    found = json.loads(done.stdout.splitlines()[-1])
+    self.assertEqual((found['tokens'], found['bytes']), (1999, 1999))
+    want = perplexity.measure(self.run_, text, 300)
+    self.assertAlmostEqual(found['loss'], want['loss'], places=4)
 
   def test_evaluate_a_split_that_is_not(self):
     done = commands.Command(
@@ -183,7 +223,7 @@ class PretrainedTest(parameterized.TestCase):
         f'--length={LENGTH}', '--prompt=to be', '--temperature=0',
     ).wait()
     self.assertEqual(done.code, 0, done)
-    run, stop = sampling.open_pretrained(self.folder, None)
+    run, stop, _ = opening.open_pretrained(self.folder)
     self.assertEqual(stop, ())
     ids = run.vocabulary.encode('to be')
     self.assertEqual(ids.tolist(), [0, 1, 2])
@@ -194,7 +234,7 @@ class PretrainedTest(parameterized.TestCase):
     self.assertEqual(done.stdout, f'to be{text}\n')
 
   def test_a_text_ends_at_a_stop_token(self):
-    run, _ = sampling.open_pretrained(self.folder, 'float32')
+    run = opening.open_pretrained(self.folder, 'float32').run
     ids = run.vocabulary.encode('to be')
     row = generation.generate(
         run.model, ids[None], length=LENGTH, temperature=0
@@ -211,7 +251,7 @@ class PretrainedTest(parameterized.TestCase):
   def test_a_folder_without_a_tokenizer(self):
     folder = commands.ROOT / 'tests/convert/fixtures/mamba'
     with self.assertRaisesRegex(errors.UserError, 'has no tokenizer.json'):
-      sampling.open_pretrained(folder, None)
+      opening.open_pretrained(folder)
 
 
 if __name__ == '__main__':

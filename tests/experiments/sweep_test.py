@@ -262,6 +262,20 @@ class PointsTest(parameterized.TestCase):
     cells = compare.line(run, 'eval_possible', [(1, 0.25), (2, 0.5)])
     self.assertEqual(cells[3:5], ('0.5', '2'))
 
+  def test_runs_are_compared_over_the_lengths_of_test_sequences(self):
+    compare = commands.imported('experiments.compare')
+    run = compare.Run('run', dict(sequence_length=32), dict(
+        test_accuracy=1.0, test_64_accuracy=0.5, test_64_loss=2.0, seconds=1,
+    ), [])
+    points = compare.by_length(run, 'accuracy')
+    self.assertEqual(points, [(32, 1.0), (64, 0.5)])
+    self.assertEqual(compare.line(run, 'test_accuracy', points)[3], '1')
+    with self.assertRaisesRegex(errors.UserValueError, 'no loss of several'):
+      compare.by_length(run, 'loss')
+    path = commands.temporary_directory(self) / 'plot.png'
+    compare.draw([run], [points], 'test_accuracy', path, 'length', True)
+    self.assertTrue(path.exists())
+
   def test_wrong_rates(self):
     for text in ('1e-3', '1,1e-3', '0,1', '1e-3,inf', 'low,high'):
       with self.assertRaisesRegex(errors.UserValueError, '--lr_range must be'):

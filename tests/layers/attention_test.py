@@ -70,6 +70,56 @@ def equations(p, x, carry, gate=lambda x_t: 1):
   return (keys, values, np.full(x.shape[1], count)), ys
 
 
+def latent(p, x, carry):
+  """DeepSeek-V2 (2024), arXiv 2405.04434, section 2.1 and appendix C."""
+  heads, size, shared, window = 3, 4, 2, 5
+  keys, latents, _ = carry
+  past = [
+      (latents[:, t % window, 0], keys[:, t % window, 0])
+      for t in range(_COUNT - window, _COUNT)
+  ]
+
+  def normalised(u, scale):
+    return u / np.sqrt((u**2).mean(-1, keepdims=True) + 1e-3) * scale
+
+  def rotated(u, t):  # Neighbours, as one complex number for two features.
+    turned = (u[..., ::2] + 1j * u[..., 1::2]) * np.exp(1j * t)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+  ys = []
+  for t, x_t in enumerate(x, start=_COUNT):
+    q = normalised(x_t @ p['query_in/kernel'], p['query_norm/scale'])
+    q = np.einsum('br,rhk->bhk', q, p['query/kernel'])
+    q = np.concatenate([q[..., :size], rotated(q[..., size:], t)], axis=-1)
+    past = past[1:] + [(
+        normalised(x_t @ p['latent/kernel'], p['latent_norm/scale']),
+        rotated(x_t @ p['shared/kernel'], t),
+    )]
+    k, v = [], []
+    for c, r in past:
+      r = np.broadcast_to(r[:, None], (len(x_t), heads, shared))
+      own = np.einsum('br,rhk->bhk', c, p['key/kernel'])
+      k.append(np.concatenate([own, r], axis=-1))
+      v.append(np.einsum('br,rhv->bhv', c, p['value/kernel']))
+    scores = 0.4 * (q[:, None] * np.stack(k, axis=1)).sum(-1)  # [B, W, H]
+    weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    o = (weights[..., None] * np.stack(v, axis=1)).sum(1)
+    ys.append(o.reshape(len(x_t), -1) @ p['output/kernel'])
+  count = _COUNT + len(x)
+  ring = [past[(slot - count) % window] for slot in range(window)]
+  latents, keys = (np.stack(u, axis=1)[:, :, None] for u in zip(*ring))
+  return (keys, latents, np.full(x.shape[1], count)), ys
+
+
+def random_carry(initial):
+  """Returns a carry of normal numbers after `_COUNT` tokens."""
+  random = np.random.default_rng(1)
+  normal = lambda u: random.standard_normal(u.shape)
+  return attention.AttentionCarry(
+      normal(initial.key), normal(initial.value), initial.count + _COUNT
+  )
+
+
 class AttentionTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -78,13 +128,6 @@ class AttentionTest(parameterized.TestCase):
       (gated, layers.GatedAttention, {}),
   )
   def test_equals_the_equations_in_numpy(self, equations, layer, options):
-    def carry_of(initial):
-      random = np.random.default_rng(1)
-      normal = lambda u: random.standard_normal(u.shape)
-      return attention.AttentionCarry(
-          normal(initial.key), normal(initial.value), initial.count + _COUNT
-      )
-
     transcription.check(
         equations,
         lambda rngs: layer(
@@ -92,8 +135,38 @@ class AttentionTest(parameterized.TestCase):
             rotary_fraction=0.5, max_wavelength=100.0, chunk_size=2, **options,
             rngs=rngs,
         ),
-        carry_of=carry_of,
+        carry_of=random_carry,
     )
+
+  def test_latent_attention_equals_its_equations_in_numpy(self):
+    transcription.check(
+        latent,
+        lambda rngs: layers.LatentAttention(
+            6, num_heads=3, latent_features=5, key_features=4,
+            shared_features=2, value_features=7, query_rank=3, score_scale=0.4,
+            window=5, rotation='interleaved', norm_epsilon=1e-3, chunk_size=2,
+            rngs=rngs,
+        ),
+        carry_of=random_carry,
+    )
+
+  def test_two_rotations_differ_in_the_order_of_features(self):
+    halves, interleaved, none = (
+        layers.LatentAttention(
+            8, num_heads=2, shared_features=6, rotation=rotation,
+            rngs=nnx.Rngs(0),
+        )
+        for rotation in ('halves', 'interleaved', 'none')
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 5, 8))
+    want, unlike = halves(x)[1], none(x)[1]
+    self.assertGreater(np.abs(want - unlike)[:, 1:].max(), 1e-3)
+    # Two of a pair are three apart, and then neighbours.
+    order = np.argsort([0, 2, 4, 1, 3, 5])
+    shared, query = interleaved.shared.kernel, interleaved.query.kernel
+    shared[...] = shared[...][:, order]
+    query[...] = query[...].at[..., 4:].set(query[..., 4:][..., order])
+    np.testing.assert_allclose(interleaved(x)[1], want, atol=1e-6)
 
   def test_outputs_depend_on_distances_and_rotation_on_the_order(self):
     normal = lambda *shape: np.random.default_rng(0).standard_normal(
@@ -287,9 +360,11 @@ class AttentionTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         made, np.stack([next(stream) for _ in range(3)], axis=1)
     )
-    full = 'room for 3 tokens after the longest prompt, and 4 are wanted'
+    # A stream counts what it gave.
+    full = 'room for 0 tokens after the longest prompt, and 1 are wanted'
     with self.assertRaisesRegex(errors.UserValueError, full):
       next(stream)
+    full = 'room for 3 tokens after the longest prompt, and 4 are wanted'
     with self.assertRaisesRegex(errors.UserValueError, full):
       generation.generate(model, tokens, mask=mask, length=4, **options)
 
@@ -307,6 +382,16 @@ class AttentionTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         layers.Attention(8, **options, rngs=nnx.Rngs(0))
+    for options, message in (
+        (dict(num_heads=3), '`num_heads` must divide 8, got 3; or give `key_f'),
+        (dict(latent_features=0), '`latent_features` must be at least 1, got'),
+        (dict(query_rank=0), '`query_rank` must be at least 1, got 0'),
+        (dict(on_full='stop'), "`on_full` must be 'slide' or 'error', got 's"),
+        (dict(rotation='half'), '`rotation` must be one of halves, interlea'),
+        (dict(shared_features=3), '`shared_features` must be even .*got 3'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        layers.LatentAttention(8, **options, rngs=nnx.Rngs(0))
     # A quarter of the features of a head is one feature.
     with self.assertRaisesRegex(ValueError, '`rotary_fraction` must be.* of 4'):
       layers.GatedAttention(8, num_heads=2, rngs=nnx.Rngs(0))

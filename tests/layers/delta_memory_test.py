@@ -247,9 +247,12 @@ class DeltaMemoryTest(parameterized.TestCase):
       self.assertTrue(u.get_metadata('recurrent'))
     self.assertEqual(layer.qkv.kernel.dtype, jnp.bfloat16)
 
-  def test_a_training_step_does_not_store_all_states(self):
-    time, features = 512, 128
-    layer = layers.KDA(features, num_heads=1, rngs=nnx.Rngs(0))
+  @parameterized.parameters(
+      layers.KDA, layers.GatedDeltaNet2, layers.GatedDeltaProduct, layers.Comba
+  )
+  def test_a_training_step_does_not_store_all_states(self, cls):
+    time, features = 4096, 128
+    layer = cls(features, num_heads=1, rngs=nnx.Rngs(0))
     graph, params = nnx.split(layer)
 
     def loss(params, x):

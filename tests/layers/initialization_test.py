@@ -125,15 +125,16 @@ class InitializationTest(parameterized.TestCase):
     self.assert_uniform(layer.output.bias[...], -out, out)
     self.assertEqual(layer.gates.bias[...].shape[1], 256)
 
-  @parameterized.parameters(3.0, -1.0)
-  def test_min_lstm_forget_bias_is_added(self, forget_bias):
-    layer = layers.MinLSTM(
-        64, expansion_factor=4, forget_bias=forget_bias, rngs=nnx.Rngs(0)
-    )
-    forget, input_, candidate = layer.gates.bias[...]
-    self.assert_uniform(forget - forget_bias, -1 / 8, 1 / 8)
-    self.assert_uniform(input_, -1 / 8, 1 / 8)
-    self.assert_uniform(candidate, -1 / 8, 1 / 8)
+  @parameterized.parameters(
+      (layers.MinLSTM, 'forget_bias', 3.0), (layers.MinLSTM, 'forget_bias', -1),
+      (layers.MinGRU, 'update_bias', -5.0),
+  )
+  def test_the_bias_of_the_first_gate_is_shifted(self, cls, option, shift):
+    layer = cls(64, expansion_factor=4, **{option: shift}, rngs=nnx.Rngs(0))
+    first, *others = layer.gates.bias[...]
+    self.assert_uniform(first - shift, -1 / 8, 1 / 8)
+    for other in others:
+      self.assert_uniform(other, -1 / 8, 1 / 8)
 
   @parameterized.parameters(min_gru.positive, min_gru.identity)
   def test_learned_initial_state_is_g_of_a_normal_vector(self, g):

@@ -14,7 +14,10 @@ from tests.layers.transcription import sigmoid
 _GROUPS = 2  # Of two heads each.
 
 
-def mamba2(p, x, carry, dt_low=0.0, dt_high=np.inf):
+def mamba2(
+    p, x, carry, dt_low=0.0, dt_high=np.inf, output_norm='after_gate',
+    projection_scales=(1, 1, 1, 1, 1),
+):
   """Dao & Gu (2024), the whole block, in the layout of the published code."""
   silu = lambda u: u * sigmoid(u)
   tail, tail_bc, state = carry
@@ -27,6 +30,8 @@ def mamba2(p, x, carry, dt_low=0.0, dt_high=np.inf):
        p['dt_proj/kernel']],
       axis=1,
   )
+  sizes = [inner, inner, groups * n, groups * n, heads]
+  w_in = w_in * np.repeat(projection_scales, sizes)
   conv = np.concatenate([p['conv'], p['conv_bc']], axis=1)
   bias = np.concatenate([p['conv_bias'], p['conv_bc_bias']])
   ys = []
@@ -48,9 +53,15 @@ def mamba2(p, x, carry, dt_low=0.0, dt_high=np.inf):
       state[:, h] = decay * state[:, h] + new
       y[:, h] = np.einsum('bpn,bn->bp', state[:, h], c[:, of_group])
       y[:, h] += p['D'][h] * x_t[:, own]
-    y = (y.reshape(batch, inner) * silu(z)).reshape(batch, groups, -1)
-    y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
-    y = (y * p['norm/scale']).reshape(batch, inner)
+    y = y.reshape(batch, inner)
+    if output_norm != 'before_gate':
+      y = y * silu(z)
+    if output_norm != 'none':
+      y = y.reshape(batch, groups, -1)
+      y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+      y = (y * p['norm/scale']).reshape(batch, inner)
+    if output_norm == 'before_gate':
+      y = y * silu(z)
     ys.append(y @ p['out_proj/kernel'])
   state = np.swapaxes(state, 2, 3)
   return (tail[..., :inner], tail[..., inner:], state), ys
@@ -67,13 +78,19 @@ class Mamba2Test(parameterized.TestCase):
         ),
     )
 
-  def test_step_sizes_of_tokens_have_limits(self):
-    limits = dict(dt_low=0.04, dt_high=0.06)
+  @parameterized.parameters(
+      dict(dt_low=0.04, dt_high=0.06, output_norm='none'),
+      dict(
+          output_norm='before_gate',
+          projection_scales=(0.5, 2.0, 0.3, 1.5, 3.0),
+      ),
+  )
+  def test_options(self, **options):
     transcription.check(
-        functools.partial(mamba2, **limits),
+        functools.partial(mamba2, **options),
         lambda rngs: layers.Mamba2(
             6, state_features=5, head_features=3, num_groups=_GROUPS,
-            chunk_size=4, **limits, rngs=rngs,
+            chunk_size=4, **options, rngs=rngs,
         ),
     )
 

@@ -61,6 +61,15 @@ class SolverTest(parameterized.TestCase):
     exact = _make('para_gru', 'sequential')(x)
     testing.assert_close(many(x), exact, tolerance=1e-5)
     self.assertEqual(few.residual(x).shape, (_B,))
+    with self.assertWarnsRegex(UserWarning, '`newton_max_slope` of a layer'):
+      few(x)
+    few.set_solver('newton', 1, newton_strict=True)
+    with self.assertRaisesRegex(FloatingPointError, 'a residual of'):
+      few(x)
+    self.assertGreater(few.residual(x).max(), 1e-3)  # No error.
+    # The slopes of 8 iterations cut to nothing: the 8th is like the first.
+    many.set_solver('newton', 8, newton_max_slope=1e-9)
+    self.assertGreater(many.residual(x).max(), 1e-4)
 
   def test_bad_options(self):
     for message, options in {
@@ -70,6 +79,12 @@ class SolverTest(parameterized.TestCase):
         ),
         '`newton_iterations` must be at least 1': dict(
             solver='newton', newton_iterations=0
+        ),
+        '`newton_max_slope` must be above 0': dict(
+            solver='newton', newton_max_slope=0.0
+        ),
+        "`newton_strict` needs solver='newton'": dict(
+            solver='sequential', newton_strict=True
         ),
         'need `reset_after=True`': dict(solver='newton', reset_after=False),
     }.items():

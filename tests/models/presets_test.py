@@ -14,6 +14,7 @@ from rnnzoo import models
 # number does not include the embedding. Strings are numbers from papers, whose
 # last digit is rounded. Integers come from files of weights and are exact.
 PUBLISHED = dict(
+    bamba_9b=('9.78B', 128_256),
     falcon_mamba_7b=(7_272_665_088, 65_024),
     gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
     griffin_100m=('100M', 0),
@@ -28,6 +29,11 @@ PUBLISHED = dict(
     hawk_1p3b=('1.3B', 0),
     hawk_3b=('3B', 0),
     hawk_7b=('7B', 0),
+    jamba_52b=(51_570_323_328, 65_536),
+    kimi_linear_48b=(49_122_681_728, 163_840),
+    lfm2_350m=(354_483_968, 65_536),
+    lfm2_700m=(742_489_344, 65_536),
+    lfm2_1p2b=(1_170_340_608, 65_536),
     mamba_130m=(129_135_360, 50_280),
     mamba_370m=(371_516_416, 50_280),
     mamba_790m=(793_204_224, 50_280),
@@ -40,6 +46,14 @@ PUBLISHED = dict(
     mamba2_codestral_7b=(7_285_403_648, 32_768),
     mamba2_2p7b=('2.7B', 50_288),
     nano_gpt_shakespeare=('10.65M', 65),
+    nemotron_h_8b=('8.1B', 131_072),
+    olmo_hybrid_7b=('7B', 100_352),
+    qwen3_5_0p8b=(752_393_024, 248_320),
+    qwen3_5_2b=(1_881_825_088, 248_320),
+    qwen3_5_4b=(4_205_751_296, 248_320),
+    qwen3_5_9b=(8_953_803_264, 248_320),
+    qwen3_5_27b=(26_895_998_464, 248_320),
+    qwen3_next_80b=(79_674_391_296, 151_936),
     recurrentgemma_2b=('2B', 0),
     recurrentgemma_9b=('9B', 256_000),
     rwkv4_169m=(169_342_464, 50_277),
@@ -141,12 +155,11 @@ def size(module):
 
 
 def count_parameters(config):
-  """Builds one block for each position of the pattern and multiplies."""
-  period = min(config.layer.count(',') + 1, config.num_layers)
-  model = build(config.replace(num_layers=period))
+  """Builds one block for each stack and multiplies."""
+  model = build(config.replace(num_layers=len(config.stacks)))
   blocks = sum(
-      size(stack) * len(range(position, config.num_layers, period))
-      for position, stack in enumerate(model.backbone.stacks)
+      size(stack) * len(depths)
+      for stack, depths in zip(model.backbone.stacks, config.stacks)
   )
   return blocks + size(model) - size(model.backbone)
 

@@ -10,13 +10,14 @@ from rnnzoo import ops
 from tests import collectives
 from tests import tolerance
 
-_HEADS, _GROUPS, _SIZE = 4, 2, 3
+_HEADS, _GROUPS, _SIZE, _VALUES = 4, 2, 3, 5
 
 
-def loop(q, k, v, cache, reset, mask):
+def loop(q, k, v, cache, reset, mask, scale=None):
   """The definition, one token of one row after the other."""
   keys, values, counts = (np.array(u) for u in cache)
-  window, y = keys.shape[1], np.zeros_like(q)
+  window, y = keys.shape[1], np.zeros((*q.shape[:3], v.shape[3]))
+  scale = scale or q.shape[3] ** -0.5
   for b, t in np.ndindex(*q.shape[:2]):
     if not mask[b, t]:
       continue
@@ -28,19 +29,21 @@ def loop(q, k, v, cache, reset, mask):
     filled = min(counts[b], window)
     for h in range(q.shape[2]):
       group = h // (q.shape[2] // k.shape[2])
-      scores = keys[b, :filled, group] @ q[b, t, h] / q.shape[3] ** 0.5
+      scores = scale * keys[b, :filled, group] @ q[b, t, h]
       weights = np.exp(scores - scores.max())
       y[b, t, h] = weights @ values[b, :filled, group] / weights.sum()
   return (keys, values, counts), y
 
 
-def operands(batch, time, window, dtype=np.float64, filled=(2, 9, 0)):
+def operands(
+    batch, time, window, dtype=np.float64, filled=(2, 9, 0), values=_SIZE
+):
   """Queries, keys, values, and the cache of `filled` tokens."""
   random = np.random.default_rng(0)
   draw = lambda *shape: random.standard_normal(shape).astype(dtype)
   q = draw(batch, time, _HEADS, _SIZE)
-  k, v = draw(2, batch, time, _GROUPS, _SIZE)
-  ring = draw(2, batch, window, _GROUPS, _SIZE)
+  k, v = (draw(batch, time, _GROUPS, size) for size in (_SIZE, values))
+  ring = (draw(batch, window, _GROUPS, size) for size in (_SIZE, values))
   return q, k, v, ops.AttentionCache(*ring, np.array(filled[:batch], np.int32))
 
 
@@ -52,7 +55,7 @@ def flags(batch, time):
   )
 
 
-def step_by_step(q, k, v, cache, reset, mask):
+def step_by_step(q, k, v, cache, reset, mask, scale=None):
   def body(cache, token):
     q, k, v, reset, mask = token
     pick = lambda flag, a, b: jax.tree.map(
@@ -60,7 +63,7 @@ def step_by_step(q, k, v, cache, reset, mask):
         a, b,
     )
     old = pick(reset & mask, jax.tree.map(jnp.zeros_like, cache), cache)
-    new, y = ops.local_attention_step(q, k, v, old)
+    new, y = ops.local_attention_step(q, k, v, old, scale=scale)
     return pick(mask, new, cache), jnp.where(mask[:, None, None], y, 0)
 
   by_time = lambda u: jnp.moveaxis(u, 1, 0)
@@ -91,6 +94,22 @@ class LocalAttentionTest(parameterized.TestCase):
       ):
         cache, y = jax.jit(form)(*with_nan, inputs[3], **given)
         tolerance.assert_close((tuple(cache), y), want)
+
+  def test_values_of_another_size_and_a_scale(self):
+    # Here in float32: larger types have the same program for all sizes.
+    inputs, given = operands(3, 13, 4, values=_VALUES), flags(3, 13)
+    want = loop(*inputs, **given, scale=0.7)
+    q, k, v, cache = jax.tree.map(
+        lambda u: u if u.dtype == np.int32 else u.astype(np.float32), inputs
+    )
+    for form in (
+        functools.partial(ops.local_attention, chunk_size=3, scale=0.7),
+        functools.partial(step_by_step, scale=0.7),
+    ):
+      got, y = jax.jit(form)(q, k, v, cache, **given)
+      tolerance.assert_close((tuple(got), y), want)
+    cache = jax.jit(ops.extended_cache)(k, v, cache, **given)
+    tolerance.assert_close(tuple(cache), want[0])
 
   def test_gradients_equal_those_of_steps(self):
     inputs, given = operands(3, 13, 4), flags(3, 13)
@@ -189,7 +208,8 @@ class LocalAttentionTest(parameterized.TestCase):
     for message, args, options in (
         ('`q` must be', (q[:, :, :3], k, v, cache), {}),
         ('`k` must fit', (q, k[:, 1:], v[:, 1:], cache), {}),
-        ('`v` must be like', (q, k, v[..., 1:], cache), {}),
+        ('`v` must be', (q, k, v[:, 1:], cache), {}),
+        ('`cache.value` must', (q, k, v[..., 1:], cache), {}),
         (
             'cache.key` must be', (q, k, v, cache._replace(key=q)), {},
         ),

@@ -39,11 +39,15 @@ does in 7 s, Gated DeltaProduct in 70 s. On Z60 SignedMinGRU reaches 8 and 12 %
 LRU learn the first element only (5 % at 32 steps, chance beyond), and so do GRU
 (one seed) and, on S5, minGRU: 3,000 steps show each pair of elements about 50
 times.
-The other layers and groups have not been run yet. The sweep goes on with
+The other layers and groups have not been run yet. A command makes the rows of
+some layers and groups, or goes on with those that were stopped:
 
   python -m experiments.sweep --seeds=3 --workdir=runs/tracking \
-      --configs=experiments/configs/synthetic/group_word.py:min_gru,lru,rwkv7 \
-      --grid=data.group=Z2,Z60,A5,S5 --results=experiments/results
+      --configs=experiments/configs/synthetic/group_word.py:mamba3,kda,rwkv7 \
+      --grid=data.group=Z2,A5,S5 --results=experiments/results
+
+LinOSS, like the LRU, multiplies its state by the same numbers whatever the
+token is, so it is a comparison from which nothing is expected.
 """
 
 from experiments.configs import default
@@ -59,7 +63,14 @@ OPTIONS = dict(
     gated_delta_product=dict(num_householder=2),
     # Heads as large as those of Gated DeltaNet.
     kda=dict(allow_negative_eigenvalues=True, key_features=32),
+    linoss=dict(state_features=128, discretization='imex'),  # It keeps volumes.
     lru=dict(r_min=0.9, r_max=0.999),
+    # Rotations start with up to half a turn a token, not with a twentieth.
+    mamba3=dict(
+        state_features=32, head_features=32, rotary_fraction=1.0, dt_min=0.1,
+        dt_max=1.0,
+    ),
+    rwkv7=dict(head_features=32),
 )
 
 

@@ -50,17 +50,28 @@ def read(settings: Settings) -> ModelConfig:
   )
 
 
-def mixer(settings: Settings, features: int, epsilon: float) -> dict[str, Any]:
-  """Returns the options of Mamba-2."""
+def mixer(
+    settings: Settings, features: int, epsilon: float, *,
+    inner: int | None = None,
+) -> dict[str, Any]:
+  """Returns the options of Mamba-2, of values that start with `mamba_`.
+
+  Args:
+    settings: The `config.json`.
+    features: The number of features of the model.
+    epsilon: That of the norm.
+    inner: The number of channels; `mamba_expand x features` if `None`.
+  """
   settings.no_effect('mamba_chunk_size', 'use_mamba_kernels')  # Speed.
   settings.must_be('mamba_proj_bias', False)
-  inner = settings.size('mamba_expand', 2) * features
+  what = 'mamba_d_ssm' if inner else 'mamba_expand x hidden_size'
+  inner = inner or settings.size('mamba_expand', 2) * features
   heads = settings.size('mamba_n_heads', 128)
   width = settings.size('mamba_d_head', inner // heads)
   if heads * width != inner:
     raise errors.UserValueError(
         f'config.json: mamba_n_heads {heads} x mamba_d_head {width} must be '
-        f'mamba_expand x hidden_size = {inner}.'
+        f'{what} = {inner}.'
     )
   low, high = mamba2.limits(settings)
   return dict(
@@ -87,18 +98,20 @@ def write(model: Any) -> dict[str, Any]:
       tie_word_embeddings=config.tie_embeddings,
   )
   if 'mamba2' in stacks:
-    values |= mixer_values(stacks['mamba2'].layer)
+    layer = stacks['mamba2'].layer
+    values |= mixer_values(layer)
+    values['mamba_expand'] = mamba2.expansion(layer)
   if 'attention' in stacks:
     values |= attention.values(stacks['attention'].layer, with_fraction=True)
   return values
 
 
 def mixer_values(layer: Any) -> dict[str, Any]:
-  """Returns the values of `config.json` for a layer of Mamba-2."""
+  """Returns the values of `config.json` for Mamba-2, but for its channels."""
   return dict(
       mamba_d_conv=layer.conv_kernel, mamba_d_head=layer.head_features,
       mamba_d_state=layer.state_features, mamba_n_groups=layer.num_groups,
-      mamba_n_heads=layer.num_heads, mamba_expand=mamba2.expansion(layer),
+      mamba_n_heads=layer.num_heads,
       mamba_conv_bias=layer.conv_bias is not None,
       time_step_limit=mamba2.limits_of(layer),
   )

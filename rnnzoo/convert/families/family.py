@@ -21,7 +21,8 @@ class Family(NamedTuple):
     table: Maps our config to the tensors of blocks and norms.
     embedding: The name of the tensor of the embedding.
     head: That of the head. A model whose head is tied has none.
-    renamed: Names in old files, and what they are called now.
+    renamed: Parts of names in some files, as regular expressions, and what
+      they are called in others.
     prefix: What the names of tensors start with, instead of `model.`, if the
       folder has a model that reads images too.
     unused: What the names of tensors start with that are not of the language

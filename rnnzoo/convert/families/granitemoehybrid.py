@@ -85,7 +85,10 @@ def write(model: Any) -> dict[str, Any]:
         shared_intermediate_size=experts.shared_in.kernel.shape[-1],
     )
   if 'mamba2' in stacks:
-    values |= bamba.mixer_values(stacks['mamba2'].layer)
+    layer = stacks['mamba2'].layer
+    values |= bamba.mixer_values(layer) | dict(
+        mamba_expand=mamba2.expansion(layer)
+    )
   if 'attention' in stacks:
     layer = stacks['attention'].layer
     values |= attention.values(layer)

@@ -110,5 +110,5 @@ FAMILY = Family(
     architecture='MambaForCausalLM', layers=('mamba',), read=read,
     write=write, table=table, embedding='backbone.embeddings.weight',
     head='lm_head.weight',
-    renamed={'backbone.embedding.weight': 'backbone.embeddings.weight'},
+    renamed={r'backbone\.embedding\.': 'backbone.embeddings.'},
 )

@@ -103,29 +103,39 @@ def table(config: ModelConfig) -> tables.Table:
   return rows
 
 
-def mixer(block: tables.Block, name: str, options) -> tables.Table:
-  """Returns the tensors of the layer of a block."""
+def mixer(
+    block: tables.Block, name: str, options, layer: str = 'layer'
+) -> tables.Table:
+  """Returns the tensors of Mamba-2.
+
+  Args:
+    block: The block.
+    name: What the names of all tensors start with.
+    options: Those of the layer.
+    layer: Where in the block it is.
+  """
   kernel = tables.transposed
   rows = {
       # The gate and x, then B and C, then the step sizes.
       f'{name}.in_proj.weight': (
-          block.row('layer.in_proj.kernel', kernel)
-          + block.row('layer.bc_proj.kernel', kernel)
-          + block.row('layer.dt_proj.kernel', kernel)
+          block.row(f'{layer}.in_proj.kernel', kernel)
+          + block.row(f'{layer}.bc_proj.kernel', kernel)
+          + block.row(f'{layer}.dt_proj.kernel', kernel)
       ),
       f'{name}.conv1d.weight': (
-          block.row('layer.conv', tables.taps)
-          + block.row('layer.conv_bc', tables.taps)
+          block.row(f'{layer}.conv', tables.taps)
+          + block.row(f'{layer}.conv_bc', tables.taps)
       ),
-      f'{name}.dt_bias': block.row('layer.dt_bias'),
-      f'{name}.A_log': block.row('layer.A_log'),
-      f'{name}.D': block.row('layer.D'),
-      **block.norm(f'{name}.norm', 'layer.norm'),
-      **block.linear(f'{name}.out_proj', 'layer.out_proj'),
+      f'{name}.dt_bias': block.row(f'{layer}.dt_bias'),
+      f'{name}.A_log': block.row(f'{layer}.A_log'),
+      f'{name}.D': block.row(f'{layer}.D'),
+      **block.linear(f'{name}.out_proj', f'{layer}.out_proj'),
   }
+  if options.get('output_norm') != 'none':
+    rows |= block.norm(f'{name}.norm', f'{layer}.norm')
   if options['use_conv_bias']:
     rows[f'{name}.conv1d.bias'] = (
-        block.row('layer.conv_bias') + block.row('layer.conv_bc_bias')
+        block.row(f'{layer}.conv_bias') + block.row(f'{layer}.conv_bc_bias')
     )
   return rows
 
@@ -134,5 +144,5 @@ FAMILY = Family(
     architecture='Mamba2ForCausalLM', layers=('mamba2',), read=read,
     write=write, table=table, embedding='backbone.embeddings.weight',
     head='lm_head.weight',
-    renamed={'backbone.embedding.weight': 'backbone.embeddings.weight'},
+    renamed={r'backbone\.embedding\.': 'backbone.embeddings.'},
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rnnzoo.convert import attention
+from rnnzoo.convert import delta
 from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
@@ -134,23 +135,13 @@ def table(config: ModelConfig) -> tables.Table:
 
 def _delta(block: tables.Block, name: str, options) -> tables.Table:
   """Returns the tensors of Gated DeltaNet."""
-  rows = dict(gated_delta_net.rows(block, name, _DELTA, 'o_norm'))
-  # Queries, keys and values are one map and one convolution here.
-  keys = options['num_heads'] * options['key_features']
-  values = options['num_value_heads'] * options['value_features']
-  start = 0
-  for part, size in dict(q=keys, k=keys, v=values).items():
-    span = start, start + size
-    rows |= {
-        f'{name}.{part}_proj.weight': block.row(
-            'layer.qkv.kernel', tables.transposed_rows(*span)
-        ),
-        f'{name}.{part}_conv1d.weight': block.row(
-            'layer.conv', tables.taps_rows(*span)
-        ),
-    }
-    start += size
-  return rows
+  return {
+      **gated_delta_net.rows(block, name, _DELTA, 'o_norm'),
+      **delta.separate(
+          block, name, keys=options['num_heads'] * options['key_features'],
+          values=options['num_value_heads'] * options['value_features'],
+      ),
+  }
 
 
 FAMILY = Family(

@@ -44,6 +44,12 @@ FIELDS = dict(
         help='For data.level=bpe, the file tokenizer.json of a finished '
         'tokenizer. If empty, one is learned.',
     ),
+    vocab_size=fields.Field(
+        int, low=0, default=0,
+        help='The number of token ids of the model, which may be more than the '
+        'text can have: published models round it up. 0 means those of the '
+        'vocabulary.',
+    ),
     sequence_length=fields.Field(
         int, low=1, default=256, help='The number of tokens in a window.'
     ),
@@ -129,7 +135,8 @@ def load(
     joined: More evaluation splits, each a list of splits to put together.
 
   Raises:
-    UserValueError: If the text is too short.
+    UserValueError: If the text is too short, or has more tokens than
+      `vocab_size`.
   """
   length = config.sequence_length
   documents = {
@@ -138,6 +145,12 @@ def load(
   }
   flat = {split: ''.join(pieces) for split, pieces in documents.items()}
   vocabulary = make_vocabulary(config, documents)
+  vocab_size = config.vocab_size or len(vocabulary)
+  if vocab_size < len(vocabulary):
+    raise errors.UserValueError(
+        f'data.vocab_size={vocab_size} is less than the {len(vocabulary)} '
+        'tokens of the vocabulary.'
+    )
   tokens, starts = {}, {}
   for split, pieces in documents.items():
     tokens[split], starts[split] = encode(vocabulary, pieces)
@@ -167,7 +180,7 @@ def load(
       unit=UNITS[config.level],
       batch_size=shard.batch_size,
       sequence_length=length,
-      vocab_size=len(vocabulary),
+      vocab_size=vocab_size,
       vocabulary=vocabulary,
       per_step=True,
       forecast=True,

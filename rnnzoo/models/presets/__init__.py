@@ -15,13 +15,21 @@ classes belong to the data, so most presets leave them open:
 """
 
 from rnnzoo.models.config import ModelConfig
+from rnnzoo.models.presets import bamba
 from rnnzoo.models.presets import griffin
 from rnnzoo.models.presets import hybrids
+from rnnzoo.models.presets import jamba
+from rnnzoo.models.presets import kimi_linear
+from rnnzoo.models.presets import lfm2
 from rnnzoo.models.presets import lmu
 from rnnzoo.models.presets import lru
 from rnnzoo.models.presets import mamba
 from rnnzoo.models.presets import mamba3
 from rnnzoo.models.presets import min_rnn
+from rnnzoo.models.presets import nemotron_h
+from rnnzoo.models.presets import olmo_hybrid
+from rnnzoo.models.presets import qwen3_5
+from rnnzoo.models.presets import qwen3_next
 from rnnzoo.models.presets import rwkv
 from rnnzoo.models.presets import s4
 from rnnzoo.models.presets import s5
@@ -29,13 +37,21 @@ from rnnzoo.models.presets import transformer
 from rnnzoo.models.presets import xlstm
 
 PRESETS: dict[str, ModelConfig] = {
+    **bamba.PRESETS,
     **griffin.PRESETS,
     **hybrids.PRESETS,
+    **jamba.PRESETS,
+    **kimi_linear.PRESETS,
+    **lfm2.PRESETS,
     **lmu.PRESETS,
     **lru.PRESETS,
     **mamba.PRESETS,
     **mamba3.PRESETS,
     **min_rnn.PRESETS,
+    **nemotron_h.PRESETS,
+    **olmo_hybrid.PRESETS,
+    **qwen3_5.PRESETS,
+    **qwen3_next.PRESETS,
     **rwkv.PRESETS,
     **s4.PRESETS,
     **s5.PRESETS,
