@@ -15,7 +15,16 @@ its examples never repeat. `mqar_2048.py` is xLSTM's setting.
 `eval_accuracy` counts queries. `experiments/benchmarks/recall.py` trains one
 layer after the other and says how far they get.
 
-Expected: none known as a number (the paper has figures). Measured: nothing yet.
+A run ends once 99 % of the validation answers are right.
+
+Expected: none known as a number (the paper has figures). Measured, one seed, on
+two busy cores (`experiments/results/synthetic/mqar`): KDA 99.7 % after 1,100
+steps; Gated DeltaProduct 44 % after all 4,000, still rising. The learning rate
+was not searched. The sweep goes on with
+
+  python -m experiments.sweep --workdir=runs/mqar \
+      --configs=experiments/configs/synthetic/mqar.py:mamba3,mamba2,min_gru \
+      --results=experiments/results
 """
 
 from experiments.configs import default
