@@ -360,11 +360,9 @@ class AttentionTest(parameterized.TestCase):
     np.testing.assert_array_equal(
         made, np.stack([next(stream) for _ in range(3)], axis=1)
     )
-    # A stream counts what it gave.
-    full = 'room for 0 tokens after the longest prompt, and 1 are wanted'
+    full = 'room for 3 tokens after the longest prompt, and 4 are wanted'
     with self.assertRaisesRegex(errors.UserValueError, full):
       next(stream)
-    full = 'room for 3 tokens after the longest prompt, and 4 are wanted'
     with self.assertRaisesRegex(errors.UserValueError, full):
       generation.generate(model, tokens, mask=mask, length=4, **options)
 
