@@ -100,7 +100,7 @@ def _ragged_product(transposed, x, w, sizes):
   y = lax.ragged_dot(
       x, w, sizes, preferred_element_type=exact.accumulation_dtype(x)
   )
-  return y.astype(x.dtype)
+  return _without_rest(y.astype(x.dtype), sizes)
 
 
 def _ragged_outer(x, g, sizes):
@@ -109,6 +109,11 @@ def _ragged_outer(x, g, sizes):
       lax.RaggedDotDimensionNumbers((([0], [0]), ([], [])), [0], []),
       preferred_element_type=exact.accumulation_dtype(x),
   ).astype(x.dtype)
+
+
+def _without_rest(y, sizes):
+  """Sets the rows after the last group to 0, which kernels may not write."""
+  return jnp.where((jnp.arange(y.shape[0]) < sizes.sum())[:, None], y, 0)
 
 
 def _tiles(rows, sizes):
@@ -144,8 +149,7 @@ def _product_in_tiles(transposed, x, w, sizes):
 
   empty = jnp.zeros((rows + tile, features), x.dtype)
   y, *_ = mesh.same_varying(empty, x, w, sizes)
-  y = lax.fori_loop(0, count, body, y)[:rows]
-  return jnp.where((jnp.arange(rows) < sizes.sum())[:, None], y, 0)
+  return _without_rest(lax.fori_loop(0, count, body, y)[:rows], sizes)
 
 
 def _outer_in_tiles(x, g, sizes):

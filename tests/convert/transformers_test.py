@@ -293,11 +293,6 @@ def states_of(family, model, theirs, ids):
   return mamba_states(model, out.cache_params, carry)
 
 
-@absltest.skipUnless(
-    importlib.util.find_spec('transformers')
-    or os.environ.get('RNNZOO_REQUIRE_PEER'),
-    'transformers is not installed.',
-)
 def tearDownModule():
   if path := os.environ.get('RNNZOO_RECORD'):
     versions = {
@@ -310,6 +305,11 @@ def tearDownModule():
     )
 
 
+@absltest.skipUnless(
+    importlib.util.find_spec('transformers')
+    or os.environ.get('RNNZOO_REQUIRE_PEER'),
+    'transformers is not installed.',
+)
 class TransformersTest(parameterized.TestCase):
 
   def setUp(self):
