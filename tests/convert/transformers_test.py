@@ -32,8 +32,10 @@ from tests.experiments import commands
 TOLERANCE = 5e-5
 # In float64 the logits of OLMo Hybrid and Zamba2 are the same to 3e-6 and
 # 1.3e-5, those of float32 in norms, and those of Qwen3-Next to 5e-8, where
-# norms are float64 too.
-TOLERANCES = dict(olmo_hybrid=1e-4, qwen3_next=2e-4, zamba2=1e-4)
+# norms are float64 too. In float32 the random weights of Qwen3-Next and Zamba2
+# make much of rounding: the order of sums, which threads change from run to
+# run, moves their logits by up to 1e-4.
+TOLERANCES = dict(olmo_hybrid=1e-4, qwen3_next=5e-4, zamba2=5e-4)
 PROMPT, LENGTH = 11, 32
 
 # What `test_family` found, a row for each family.
