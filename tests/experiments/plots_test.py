@@ -15,6 +15,7 @@ from tests.experiments import commands
 _PLOTS = (
     ('benchmarks.abilities', 'abilities'),
     ('benchmarks.accuracy', 'accuracy'),
+    ('benchmarks.context', 'context_cpu'),
     ('benchmarks.gated_scan', 'gated_scan_cpu_jax0.10.2'),
     ('benchmarks.layers', 'layers_cpu'),
     ('benchmarks.linear_scan', 'linear_scan_cpu_jax0.10.2'),
