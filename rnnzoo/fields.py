@@ -5,7 +5,7 @@ they read, each beside its code: `models.config`, `data.definition`,
 `training.optimizers` and `training.config`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import inspect
 import math
@@ -136,6 +136,25 @@ def of_annotation(annotation: Any) -> Field | None:
   if origin is tuple:
     return Field(tuple, items=args[0])
   return Field(annotation) if annotation in (bool, int, float, str) else None
+
+
+def of_arguments(
+    function: Callable[..., Any], without: Iterable[str]
+) -> dict[str, Field | None]:
+  """Returns the descriptions of the annotated arguments of a function.
+
+  >>> list(of_arguments(lambda self, a, b: a, ('self', 'b')))
+  ['a']
+
+  Args:
+    function: A function, or a method of a class.
+    without: The arguments to leave out.
+  """
+  return {
+      name: of_annotation(parameter.annotation)
+      for name, parameter in inspect.signature(function).parameters.items()
+      if name not in without
+  }
 
 
 def explanations(docstring: str | None, section: str) -> dict[str, str]:

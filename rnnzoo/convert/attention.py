@@ -10,6 +10,9 @@ from rnnzoo.convert.settings import Settings
 # reads all of them, and a model may say that it was trained on 262,144.
 CONTEXT = 4096
 
+# The maps by our names, as most files call them.
+MAPS = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
+
 
 def options(
     settings: Settings, features: int, *, heads: int, kv_heads: int | None,

@@ -292,6 +292,17 @@ def first_stacks(model: Any) -> dict[str, Any]:
   return stacks
 
 
+def common_values(model: Any) -> dict[str, Any]:
+  """Returns what most files say of a model with MLPs of SiLU and RMS norms."""
+  config = model.config
+  return dict(
+      hidden_act='silu', hidden_size=config.features,
+      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      rms_norm_eps=model.norm.epsilon,
+      tie_word_embeddings=config.tie_embeddings,
+  )
+
+
 def mlp_features(model: Any) -> int:
   """Returns the number of hidden features of the first MLP.
 

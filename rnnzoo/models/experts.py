@@ -1,6 +1,5 @@
 """Mixtures of experts: an MLP of which each token uses a small part."""
 
-import inspect
 from typing import Any, Literal
 
 from flax import nnx
@@ -274,12 +273,7 @@ def make(
     UserValueError: If `config.experts` has an option that does not exist or
       that has a wrong value.
   """
-  known = {
-      name: fields.of_annotation(parameter.annotation)
-      for name, parameter in inspect.signature(
-          Experts.__init__
-      ).parameters.items() if name not in _GIVEN
-  }
+  known = fields.of_arguments(Experts.__init__, without=_GIVEN)
   fields.check_all(config.experts, known, 'model.experts.')
   try:
     return Experts(

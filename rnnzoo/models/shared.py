@@ -1,6 +1,5 @@
 """Blocks of attention whose parameters several places of a model share."""
 
-import inspect
 from typing import Any, Literal, NamedTuple
 
 from flax import nnx
@@ -277,12 +276,7 @@ def make(config: ModelConfig, rngs: nnx.Rngs) -> SharedBlock:
     UserValueError: If `config.shared_options` has an option that does not
       exist or that has a wrong value.
   """
-  known = {
-      name: fields.of_annotation(parameter.annotation)
-      for name, parameter in inspect.signature(
-          SharedBlock.__init__
-      ).parameters.items() if name not in _GIVEN
-  }
+  known = fields.of_arguments(SharedBlock.__init__, without=_GIVEN)
   fields.check_all(config.shared_options, known, 'model.shared_options.')
   epsilon = config.norm_epsilon
   try:

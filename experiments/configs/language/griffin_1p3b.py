@@ -16,9 +16,20 @@ from rnnzoo import models
 
 def get_config():
   """Returns the config."""
+  config = of_preset('griffin_1p3b', vocab_size=32_768)
+  config.smoke_overrides.model.num_layers = 3  # The whole pattern, once.
+  config.smoke_overrides.model.layer_options = dict(
+      griffin=dict(hidden_features=16),
+      attention=dict(head_features=8, num_heads=2, window=32),
+  )
+  return config
+
+
+def of_preset(name: str, vocab_size: int = 50_288):
+  """Returns the config of a preset, a million tokens a step on 256 chips."""
   config = default.get_config()
-  config.model = default.model(models.PRESETS['griffin_1p3b'].replace(
-      vocab_size=32_768, dtype='bfloat16', remat='full'
+  config.model = default.model(models.PRESETS[name].replace(
+      vocab_size=vocab_size, dtype='bfloat16', remat='full'
   ))
   config.mesh = dict(data=-1, fsdp=16, model=1, sequence=1)
   default.use_data(config, 'text_file')
@@ -34,9 +45,4 @@ def get_config():
   config.optimizer.warmup_steps = 1000
   config.optimizer.options = dict(b2=0.95)
   config.smoke_overrides.mesh = dict(fsdp=1)
-  config.smoke_overrides.model.num_layers = 3  # The whole pattern, once.
-  config.smoke_overrides.model.layer_options = dict(
-      griffin=dict(hidden_features=16),
-      attention=dict(head_features=8, num_heads=2, window=32),
-  )
   return config

@@ -10,17 +10,11 @@ million tokens a step: two sequences a chip. What it needs is in
 bytes, and then has their vocabulary.
 """
 
-from experiments.configs import default
 from experiments.configs.language import griffin_1p3b
-from rnnzoo import models
 
 
 def get_config():
   """Returns the config: Griffin's, but for the model."""
-  config = griffin_1p3b.get_config()
-  config.model = default.model(models.PRESETS['mamba2_1p3b'].replace(
-      vocab_size=50_288, dtype='bfloat16', remat='full'
-  ))
-  # The layers of Griffin have other options.
+  config = griffin_1p3b.of_preset('mamba2_1p3b')
   config.smoke_overrides.model = dict(num_layers=2, features=16)
   return config

@@ -11,7 +11,6 @@ from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='mamba2', full_attention='attention')
-_ATTENTION = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 _FRACTION = 0.5  # Of a head that is rotated, whatever old files say.
 
 
@@ -88,14 +87,11 @@ def write(model: Any) -> dict[str, Any]:
   """Returns the values of `config.json` for a `LanguageModel`."""
   config, stacks = model.config, tables.first_stacks(model)
   values = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       intermediate_size=tables.mlp_features(model),
       attn_layer_indices=[
           i for i, name in enumerate(config.layer_names) if name == 'attention'
       ],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
   )
   if 'mamba2' in stacks:
     layer = stacks['mamba2'].layer
@@ -128,7 +124,7 @@ def table(config: ModelConfig) -> tables.Table:
     }
     rows |= block.mlp(f'{name}.feed_forward')
     if config.layer_names[i] == 'attention':
-      rows |= attention.rows(block, f'{name}.self_attn', _ATTENTION)
+      rows |= attention.rows(block, f'{name}.self_attn', attention.MAPS)
     else:
       options = config.layer_options['mamba2']
       rows |= mamba2.mixer(block, f'{name}.mamba', options)

@@ -14,7 +14,6 @@ from rnnzoo.models.config import ModelConfig
 # Both read the same input in every block.
 _LAYER = 'mamba2+attention'
 _MAMBA, _ATTENTION = 'layer.branches.0', 'layer.branches.1'
-_MAPS = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -94,11 +93,8 @@ def write(model: Any) -> dict[str, Any]:
   config, layer = model.config, model.backbone.stacks[0].layer
   mixer, other = layer.branches
   return dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       intermediate_size=tables.mlp_features(model),
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
       mamba_d_ssm=mixer.hidden_features, **bamba.mixer_values(mixer),
       mamba_rms_norm=mixer.output_norm != 'none',
       mamba_norm_before_gate=mixer.output_norm != 'after_gate',
@@ -128,7 +124,7 @@ def table(config: ModelConfig) -> tables.Table:
             block, f'{name}.mamba', config.layer_options['mamba2'], _MAMBA
         ),
         **attention.rows(
-            block, f'{name}.self_attn', _MAPS, layer=_ATTENTION
+            block, f'{name}.self_attn', attention.MAPS, layer=_ATTENTION
         ),
     }
   return rows

@@ -11,7 +11,6 @@ from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='mamba2', full_attention='attention')
-_ATTENTION = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -63,11 +62,8 @@ def write(model: Any) -> dict[str, Any]:
   config, stacks = model.config, tables.first_stacks(model)
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   values = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       layer_types=[kinds[name] for name in config.layer_names],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
       embedding_multiplier=config.embed_scale,
       logits_scaling=1 / config.logit_scale,
       residual_multiplier=config.layer_scales[1],
@@ -127,7 +123,7 @@ def table(config: ModelConfig) -> tables.Table:
           ),
       }
     if config.layer_names[i] == 'attention':
-      rows |= attention.rows(block, f'{name}.self_attn', _ATTENTION)
+      rows |= attention.rows(block, f'{name}.self_attn', attention.MAPS)
     else:
       options = config.layer_options['mamba2']
       rows |= mamba2.mixer(block, f'{name}.mamba', options)

@@ -11,7 +11,6 @@ from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
 from rnnzoo.models.config import ModelConfig
 
-_ATTENTION = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 _NORMS = ('dt', 'b', 'c')  # After the map of Mamba to step sizes, B and C.
 
 
@@ -81,10 +80,7 @@ def write(model: Any) -> dict[str, Any]:
       else experts.mlp_in.shape[-1]
   )
   values = dict(
-      hidden_act='silu', hidden_size=config.features, num_hidden_layers=depth,
-      vocab_size=config.vocab_size, intermediate_size=width,
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
+      **tables.common_values(model), intermediate_size=width,
       **_period('attn_layer', depth, [
           i for i, name in enumerate(config.layer_names) if name == 'attention'
       ]),
@@ -149,7 +145,7 @@ def table(config: ModelConfig) -> tables.Table:
     else:
       rows |= block.mlp(part)
     if config.layer_names[i] == 'attention':
-      rows |= attention.rows(block, f'{name}.self_attn', _ATTENTION)
+      rows |= attention.rows(block, f'{name}.self_attn', attention.MAPS)
       continue
     layer = f'{name}.mamba'
     rows |= mamba.mixer(block, layer, config.layer_options['mamba'])

@@ -126,14 +126,11 @@ def write(model: Any) -> dict[str, Any]:
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   dense = tables.dense_blocks(config)
   values: dict[str, Any] = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       layer_types=[kinds[name] for name in config.layer_names],
       mlp_layer_types=[
           'dense' if i in dense else 'sparse' for i in range(config.num_layers)
       ],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
       pad_token_id=None,  # By default one that a small vocabulary has not.
   )
   if dense:

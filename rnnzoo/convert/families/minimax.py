@@ -11,7 +11,6 @@ from rnnzoo.models.config import ModelConfig
 _LAYERS = dict(
     linear_attention='lightning_attention', full_attention='attention'
 )
-_ATTENTION = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 # What the names of factors start with: of both layers, and of MLPs.
 _LINEAR, _FULL, _MLP = 'linear_attn', 'full_attn', 'mlp'
 
@@ -72,11 +71,8 @@ def write(model: Any) -> dict[str, Any]:
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   experts = tables.first_with(model, 'experts')
   values = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       layer_types=[kinds[name] for name in config.layer_names],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
       intermediate_size=experts.mlp_in.shape[-1],
       num_local_experts=experts.num_experts,
       num_experts_per_tok=experts.experts_per_token,
@@ -121,7 +117,7 @@ def table(config: ModelConfig) -> tables.Table:
         ),
     }
     if config.layer_names[i] == 'attention':
-      rows |= attention.rows(block, layer, _ATTENTION)
+      rows |= attention.rows(block, layer, attention.MAPS)
     else:
       options = config.layer_options['lightning_attention']
       rows |= {

@@ -16,7 +16,6 @@ _LAYERS = dict(
 _LETTERS = {
     'M': 'linear_attention', '*': 'full_attention', '-': 'mlp', 'E': 'moe'
 }
-_MAPS = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -159,7 +158,7 @@ def table(config: ModelConfig) -> tables.Table:
     if kind == 'mamba2':
       rows |= mamba2.mixer(block, mixer, config.layer_options[kind])
     elif kind == 'attention':
-      rows |= attention.rows(block, mixer, _MAPS)
+      rows |= attention.rows(block, mixer, attention.MAPS)
     elif experts:
       rows |= _moe(block, mixer, experts)
     else:

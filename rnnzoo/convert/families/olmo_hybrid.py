@@ -90,12 +90,9 @@ def write(model: Any) -> dict[str, Any]:
   config, stacks = model.config, tables.first_stacks(model)
   kinds = {layer: kind for kind, layer in _LAYERS.items()}
   values = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       intermediate_size=tables.mlp_features(model),
       layer_types=[kinds[name] for name in config.layer_names],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
       pad_token_id=None,  # By default one that a small vocabulary has not.
   )
   if 'gated_delta_net' in stacks:

@@ -95,11 +95,8 @@ def write_common(model: Any) -> dict[str, Any]:
   config, stacks = model.config, tables.first_stacks(model)
   kinds = {layer: kind for kind, layer in LAYERS.items()}
   values = dict(
-      hidden_act='silu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
+      **tables.common_values(model),
       layer_types=[kinds[name] for name in config.layer_names],
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
   )
   if 'gated_delta_net' in stacks:
     values |= gated_delta_net.values(stacks['gated_delta_net'].layer)

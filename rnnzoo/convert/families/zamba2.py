@@ -17,7 +17,6 @@ _KINDS = tuple(
     _HYBRID if i in (6, 12, 18, 24, 30, 36, 42, 47, 51) else 'linear_attention'
     for i in range(54)
 )
-_MAPS = dict(query='q_proj', key='k_proj', value='v_proj', output='o_proj')
 
 
 def read(settings: Settings) -> ModelConfig:
@@ -110,11 +109,8 @@ def write(model: Any) -> dict[str, Any]:
   shared = model.backbone.shared[0]
   layer = shared.attention
   rotary = attention.values(layer)
-  return dict(
-      hidden_act='gelu', hidden_size=config.features,
-      num_hidden_layers=config.num_layers, vocab_size=config.vocab_size,
-      rms_norm_eps=model.norm.epsilon,
-      tie_word_embeddings=config.tie_embeddings,
+  return tables.common_values(model) | dict(
+      hidden_act='gelu',
       layers_block_type=[
           _HYBRID if number else 'linear_attention'
           for number in _numbers(config)
@@ -168,7 +164,7 @@ def _shared_rows(shared: tables.Block, name: str) -> tables.Table:
       **shared.norm(f'{name}.input_layernorm', 'norm'),
       **shared.norm(f'{name}.pre_ff_layernorm', 'mlp_norm'),
       **attention.rows(
-          shared, f'{name}.self_attn', _MAPS, layer='attention'
+          shared, f'{name}.self_attn', attention.MAPS, layer='attention'
       ),
       f'{name}.feed_forward.gate_up_proj.weight': gate + inner,
       **shared.linear(f'{name}.feed_forward.down_proj', 'mlp_out'),
