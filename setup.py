@@ -39,7 +39,7 @@ _EXTRAS = {
     'export': ['flatbuffers>=24.3'],
     'convert': ['safetensors>=0.8', 'tokenizers>=0.21'],
     'tokenizers': ['tokenizers>=0.21'],
-    'chat': ['jinja2>=3.1'],  # Chat templates of pretrained models.
+    'chat': ['jinja2>=3.1.6'],  # Chat templates of pretrained models.
     # Environments that are no part of rnnzoo: gymnasium's of MuJoCo.
     'decisions': ['gymnasium[mujoco]>=1.0', 'h5py>=3.10'],
     # Work on rnnzoo itself: `scripts/test`, and what looks at a change first.
@@ -47,7 +47,7 @@ _EXTRAS = {
     'test': [
         'basedpyright>=1.40.2',
         'flatbuffers>=24.3',
-        'jinja2>=3.1',
+        'jinja2>=3.1.6',
         'pytest>=8',
         'pytest-xdist>=3.6',
         'ruff>=0.9',

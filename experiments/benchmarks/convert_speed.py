@@ -3,9 +3,10 @@ r"""Times a model of `rnnzoo.convert` beside the same one of transformers.
   pip install 'torch==2.13.0' 'transformers==5.23.0'  # Beside rnnzoo.
   python -m experiments.benchmarks.convert_speed
 
-A model of the size of `mamba-130m`, with random weights, is written as a folder
-and read by both, in float32. Both get the same tokens on the same CPU, in one
-process, and calls of both alternate:
+A model of the size of `mamba-130m` (or `--preset`), with random weights, is
+written as a folder and read by both, in float32; `--pretrained=DIR` is a folder
+of yours. Both get the same tokens on the same CPU, in one process, and calls of
+both alternate:
 
 * prefill: one call for the whole prompt, with the logits of its last token;
 * decode: greedy tokens one by one, each from a call with the carry (the cache)
@@ -33,6 +34,15 @@ from rnnzoo import models
 from rnnzoo.training import state as state_lib
 from rnnzoo.training.processes import host
 
+_PRETRAINED = drivers.define_path(
+    'pretrained', None,
+    'A folder to read instead of a new model, which --preset, --layers, '
+    '--features and --vocab describe.',
+)
+_PRESET = flags.DEFINE_enum(
+    'preset', 'mamba_130m', ['mamba_130m', 'mamba2_130m'],
+    'Whose layers the new model has.',
+)
 _PROMPT = flags.DEFINE_integer(
     'prompt', 512, 'The number of tokens of the prompt.', lower_bound=1
 )
@@ -84,19 +94,18 @@ def libraries():
 
 
 def write_model(folder):
-  """Writes a new model; returns the number of its parameters."""
-  config = models.PRESETS['mamba_130m'].replace(
+  """Writes a new model."""
+  config = models.PRESETS[_PRESET.value].replace(
       num_layers=_LAYERS.value, features=_FEATURES.value,
       vocab_size=_VOCAB.value, scan_layers=True,
   )
-  model = models.LanguageModel(config, rngs=nnx.Rngs(0))
-  convert.save_pretrained(model, folder)
-  return state_lib.count_parameters(nnx.state(model, nnx.Param))
+  convert.save_pretrained(
+      models.LanguageModel(config, rngs=nnx.Rngs(0)), folder
+  )
 
 
-def our_calls(folder, prompt):
+def our_calls(model, prompt):
   """Returns functions that give the last logits, and the greedy tokens."""
-  model = convert.load_pretrained(folder)
 
   @jax.jit
   def prefill(model, tokens):
@@ -117,7 +126,7 @@ def our_calls(folder, prompt):
 def their_calls(folder, prompt):
   """The same of transformers."""
   torch, transformers = libraries()
-  model = transformers.MambaForCausalLM.from_pretrained(
+  model = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32
   ).eval()
   tokens = torch.tensor(prompt.astype(np.int64))
@@ -150,14 +159,19 @@ def main(argv):
   torch, transformers = libraries()
   host.pin_malloc()
   rng = np.random.default_rng(0)
-  prompt = rng.integers(0, _VOCAB.value, (1, _PROMPT.value)).astype(np.int32)
   with tempfile.TemporaryDirectory() as directory:
-    folder = pathlib.Path(directory, 'mamba')
-    parameters = write_model(folder)
+    folder = _PRETRAINED.value
+    if not folder:
+      folder = pathlib.Path(directory, 'model')
+      write_model(folder)
+    model = convert.load_pretrained(folder)
+    prompt = rng.integers(0, model.config.vocab_size, (1, _PROMPT.value))
+    prompt = prompt.astype(np.int32)
     calls = dict(
-        rnnzoo=our_calls(folder, prompt),
+        rnnzoo=our_calls(model, prompt),
         transformers=their_calls(folder, prompt),
     )
+  parameters = state_lib.count_parameters(nnx.state(model, nnx.Param))
   logits = [np.asarray(prefill()) for prefill, _ in calls.values()]
   written = [decode() for _, decode in calls.values()]
   if not np.array_equal(*written):

@@ -8,9 +8,11 @@ not, and may change nothing that it is given.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from rnnzoo import errors
@@ -20,6 +22,10 @@ from rnnzoo.convert import settings as settings_lib
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
+# Older folders have the names of special tokens here, and only here.
+TOKENS = 'special_tokens_map.json'
+# The sandbox of older versions can be left.
+_OLDEST = (3, 1, 6)
 
 Message = Mapping[str, Any]
 
@@ -64,6 +70,8 @@ class ChatTemplate:
         extensions=[library.ext.loopcontrols, _generation_tag(library)],
     )
     environment.filters['tojson'] = _to_json
+    # The class itself has methods that change what they are given.
+    environment.globals['dict'] = lambda *args, **named: dict(*args, **named)
     environment.globals['raise_exception'] = _raise
     environment.globals['strftime_now'] = (
         lambda form: datetime.datetime.now().strftime(form)
@@ -71,6 +79,8 @@ class ChatTemplate:
     try:
       return environment.from_string(self.source).render(
           messages=[dict(message) for message in messages],
+          # Not undefined, which many templates tell from none.
+          tools=None, documents=None,
           add_generation_prompt=add_generation_prompt, **self.tokens,
       )
     except errors.UserError:
@@ -101,7 +111,7 @@ def chat_template(path: str | os.PathLike) -> ChatTemplate | None:
     values = settings_lib.read_json(config)
   source = values.get('chat_template')
   if file.exists():
-    source = file.read_text(encoding='utf-8')
+    source = settings_lib.read_text(file)
   if isinstance(source, list):
     named = {
         one.get('name'): one.get('template')
@@ -115,6 +125,8 @@ def chat_template(path: str | os.PathLike) -> ChatTemplate | None:
         f'{config}: chat_template must be a text, got {fields.shown(source)}.'
     )
   tokens = {}
+  if (folder / TOKENS).exists():
+    values = settings_lib.read_json(folder / TOKENS) | values
   for name, value in values.items():
     if isinstance(value, dict):
       value = value.get('content')
@@ -148,6 +160,12 @@ def _library() -> Any:
         'Chat templates need the library jinja2. To install it: pip install '
         "'rnnzoo[chat]'"
     ) from error
+  version = importlib.metadata.version('jinja2')
+  if tuple(map(int, re.findall(r'\d+', version)[:3])) < _OLDEST:
+    raise errors.UserFileNotFoundError(
+        f'Chat templates need jinja2 {".".join(map(str, _OLDEST))} or newer, '
+        f"got {version}. To install it: pip install 'rnnzoo[chat]'"
+    )
   return jinja2
 
 
@@ -168,8 +186,14 @@ def _generation_tag(library) -> type:
   return Generation
 
 
-def _to_json(value, indent=None):
-  return json.dumps(value, ensure_ascii=False, indent=indent)
+# The arguments are those that `transformers` gives this filter.
+def _to_json(
+    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+):
+  return json.dumps(
+      value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+      sort_keys=sort_keys,
+  )
 
 
 def _raise(message):

@@ -233,7 +233,7 @@ def language_part(values) -> Mapping[str, Any]:
     UserValueError: If the file says two things.
   """
   name, part = values.get('model_type'), values.get('text_config')
-  if name not in families.WITH_IMAGES:
+  if not isinstance(name, str) or name not in families.WITH_IMAGES:
     return values
   text = families.WITH_IMAGES[name]
   if not isinstance(part, dict) or part.get('model_type', text) != text:
@@ -252,7 +252,7 @@ def language_part(values) -> Mapping[str, Any]:
 def _family_of(values) -> tuple[str, families.Family]:
   name = values.get('model_type')
   known = families.FAMILIES
-  if name not in known:
+  if not isinstance(name, str) or name not in known:
     names = sorted([*known, *families.WITH_IMAGES])
     raise errors.UserValueError(
         f'config.json: model_type {name!r} is not implemented.'
@@ -309,7 +309,7 @@ def _vocabulary(folder, values) -> Tokenizer | None:
   first = None
   if values.get('force_bos_token_insert'):  # xLSTM-7B.
     first = values.get('bos_token_id')
-  return Tokenizer('bpe', path.read_text(encoding='utf-8'), first)
+  return Tokenizer('bpe', settings_lib.read_text(path), first)
 
 
 def _stop_tokens(folder, values) -> tuple[int, ...]:
@@ -412,7 +412,7 @@ def _fills(
 def _check_copy(tensors, family):
   """Checks that a head in the file is the embedding, as the config says."""
   head, embedding = tensors[family.head], tensors[family.embedding]
-  step = _rows_at_once(head)
+  step = _rows_at_once(embedding)
   same = head.shape == embedding.shape and all(
       np.array_equal(
           weights.read(head, start, start + step),

@@ -1,5 +1,6 @@
 """From a model to a folder that `transformers` opens."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -118,7 +119,8 @@ def save_pretrained(
   (folder / settings_lib.NAME).write_text(settings_lib.text(values))
   for file in _COPIED:
     if source is not None and (source / file).exists():
-      shutil.copyfile(source / file, folder / file)
+      with contextlib.suppress(shutil.SameFileError):  # `like` is this folder.
+        shutil.copyfile(source / file, folder / file)
 
 
 def _describe(model) -> tuple[str, ModelConfig, dict[str, Any]]:

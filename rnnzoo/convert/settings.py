@@ -14,9 +14,9 @@ NAME = 'config.json'
 # What a file may say of any model and what has no effect on its logits: who
 # wrote it, ids of tokens, the initial values of a training, how to sample.
 NO_EFFECT: frozenset[str] = frozenset((
-    '_name_or_path', 'architectures', 'bad_words_ids', 'begin_suppress_tokens',
-    'bos_token_id', 'chunk_size_feed_forward', 'cls_token_id',
-    'cross_attention_hidden_size', 'decoder_start_token_id',
+    '_name_or_path', 'architectures', 'auto_map', 'bad_words_ids',
+    'begin_suppress_tokens', 'bos_token_id', 'chunk_size_feed_forward',
+    'cls_token_id', 'cross_attention_hidden_size', 'decoder_start_token_id',
     'diversity_penalty', 'do_sample', 'dtype', 'early_stopping',
     'encoder_no_repeat_ngram_size', 'eos_token_id',
     'exponential_decay_length_penalty', 'finetuning_task',
@@ -243,7 +243,7 @@ implemented: it must be 'gelu'.
       raise errors.UserValueError(
           f'{self._where} has values that rnnzoo does not know for this '
           f'family: {listed}. They may change what the model computes; name '
-          'those that do not in `ignore`.'
+          'those that do not in `ignore`, or remove them from the file.'
       )
     if self.context is not None and not self._context_is_used:
       raise errors.UserValueError(
@@ -276,6 +276,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(values, dict):
     raise errors.UserValueError(f'{path} must hold an object.')
   return values
+
+
+def read_text(path: pathlib.Path) -> str:
+  """Returns the text that a file holds, which is there."""
+  try:
+    return path.read_bytes().decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise errors.UserValueError(
+        f'{path} is not UTF-8 text: {error.reason}.'
+    ) from error
 
 
 def text(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 View = Callable[[Any], Any]
@@ -219,31 +220,6 @@ def blocks(config: ModelConfig) -> list[Block]:
   return [found[depth] for depth in range(config.num_layers)]
 
 
-def pattern(names: Sequence[str]) -> str:
-  """Returns the shortest `ModelConfig.layer` that gives these blocks.
-
-  A compiled model runs the rounds of a pattern in a loop, so its program does
-  not grow with the depth if the pattern is short.
-
-  >>> pattern(['lru', 'gru', 'lru', 'gru', 'lru']), pattern(['lru', 'gru'])
-  ('lru,gru', 'lru,gru')
-  >>> pattern(['gru', 'lru', 'lru', 'lru'])
-  'gru;lru'
-  """
-
-  def period(rest):
-    return next(
-        n for n in range(1, len(rest) + 1)
-        if all(name == rest[i % n] for i, name in enumerate(rest))
-    )
-
-  # The shortest of all, and of those the one with most in its rounds.
-  _, first = min((i + period(names[i:]), i) for i in range(len(names)))
-  rest = names[first:]
-  parts = names[:first], rest[: period(rest)]
-  return ';'.join(','.join(part) for part in parts if part)
-
-
 def with_dense(
     layers: Sequence[str], dense: Collection[int], factor: float
 ) -> dict[str, Any]:
@@ -265,7 +241,7 @@ def with_dense(
           layer=layers[i], mlp_factor=factor, experts={}
       ) for i in sorted(dense)
   }
-  return dict(variants=variants, layer=pattern([
+  return dict(variants=variants, layer=patterns.pattern([
       f'{layer}_dense' if i in dense else layer
       for i, layer in enumerate(layers)
   ]))

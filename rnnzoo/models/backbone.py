@@ -18,6 +18,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rnnzoo import errors
 from rnnzoo import layers as zoo
 from rnnzoo import ops
 from rnnzoo.layers import checking
@@ -70,13 +71,19 @@ class Backbone(nnx.Module):
       rngs: The source of the initial parameters.
 
     Raises:
-      UserValueError: If a layer or one of its options does not exist, or an
-        option or a dtype cannot be used.
+      UserValueError: If a layer or one of its options does not exist, an
+        option or a dtype cannot be used, or the numbers of the shared blocks
+        have a gap.
     """
     config.check_dtypes()
     known = {**zoo.LAYERS, **(layers or {})}
     self.config, self.image_shape = config, tuple(image_shape)
     uses = [config.at_depth(of[0]).shared_block for of in config.stacks]
+    if unused := set(range(1, max(uses))) - set(uses):
+      raise errors.UserValueError(
+          f'model.shared_block must be numbers from 1 without a gap: no block '
+          f'uses shared block {min(unused)}, and one uses {max(uses)}.'
+      )
     self.shared = nnx.List([
         shared_lib.make(config, rngs) for _ in range(max(uses))
     ])

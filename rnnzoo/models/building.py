@@ -14,6 +14,7 @@ from rnnzoo import fields
 from rnnzoo import layers as zoo
 from rnnzoo.layers import base
 from rnnzoo.models import config as config_lib
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 # Layers by name: classes, or functions with the same arguments.
@@ -105,7 +106,7 @@ def layer_options(
     return {}
   variant = config.variants.get(config.block_names[depth], {})
   variant = dict(variant.get('layer_options', {}))
-  parts = config_lib.parts_of(name)
+  parts = patterns.parts_of(name)
   if len(parts) == 1:
     return _options(name, variant, config, depth, known, images)
   own = dict(config.layer_options.get(name, {}))
@@ -215,7 +216,7 @@ def _build(name, known, config, size, options, rngs) -> base.RecurrentLayer:
   """Builds a layer of a model, or several in parallel."""
   shown = fields.shown(dict(config.layer_options))
   of = f'model.features {config.features} and model.layer_options {shown}'
-  parts = config_lib.parts_of(name)
+  parts = patterns.parts_of(name)
   if len(parts) == 1:
     return build(
         name, known[name], size, options, of,

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any, Literal
 
 import jax
 from rnnzoo import errors
 from rnnzoo import fields
+from rnnzoo.models import patterns
 
 Options = Mapping[str, Any]
 
@@ -146,8 +146,7 @@ class ModelConfig:
       nonlinearity.
     shared_block: The number, from 1, of the shared block that a block uses; 0
       for none. What it gives is added to what the norm before the layer reads,
-      and not to `x`. See `models.SharedBlock`; there are as many as the
-      largest number.
+      and not to `x`. See `models.SharedBlock`; the numbers have no gap.
     shared_options: Options of all shared blocks, such as `{'num_heads': 8}`.
     use_bias: Whether the linear maps of gate and MLP have a bias. For the maps
       inside of a layer, see the options of the layer.
@@ -314,10 +313,7 @@ class ModelConfig:
         raise errors.UserValueError(
             f'model.{name} must be two numbers, got {fields.shown(value)}.'
         )
-    parts = self.layer.split(';')
-    if len(parts) > 2 or not all(
-        name.strip() for part in parts for name in re.split('[,+]', part)
-    ):
+    if not patterns.is_valid(self.layer):
       raise errors.UserValueError(
           'model.layer must be the name of a layer, or several joined by '
           'commas or +, with one semicolon after those that do not repeat, got '
@@ -328,13 +324,14 @@ class ModelConfig:
           f'model.mlp_factor {self.mlp_factor} of model.features '
           f'{self.features} leaves the MLP no hidden features.'
       )
+    known = patterns.names(self.layer)
     for field in ('mlp_layers', 'out_norm_layers', 'variants'):
       value = getattr(self, field)
-      for name in _split(value) if isinstance(value, str) else value:
-        if name not in _split(self.layer):
+      for name in patterns.names(value) if isinstance(value, str) else value:
+        if name not in known:
           raise errors.UserValueError(
               f'model.{field} names {name!r}, which is not in model.layer, '
-              f'{self.layer!r}.{errors.suggest(name, _split(self.layer))}'
+              f'{self.layer!r}.{errors.suggest(name, known)}'
           )
     for name, changes in self.variants.items():
       self._check_variant(f'model.variants.{name}', changes)
@@ -390,13 +387,14 @@ class ModelConfig:
   def _pattern(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names that stand once, and those that repeat."""
     first, _, rest = self.layer.rpartition(';')
-    return _split(first), _split(rest)
+    return patterns.names(first), patterns.names(rest)
 
   @property
   def layers_used(self) -> tuple[str, ...]:
     """The name of each layer once; those of parallel ones by themselves."""
-    names = (part for name in self.layer_names for part in parts_of(name))
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(
+        part for name in self.layer_names for part in patterns.parts_of(name)
+    ))
 
   def at_depth(self, depth: int) -> 'ModelConfig':
     """Returns the config of the block at `depth`.
@@ -405,9 +403,9 @@ class ModelConfig:
     change in this block.
     """
     name, config = self.block_names[depth], self
-    if name not in (_split(self.mlp_layers) or self.block_names):
+    if name not in (patterns.names(self.mlp_layers) or self.block_names):
       config = config.replace(mlp='none', mlp_layers='')
-    if name in _split(self.out_norm_layers):
+    if name in patterns.names(self.out_norm_layers):
       config = config.replace(norm_position='out')
     changes = self.variants.get(name, {})
     return config.replace(**{
@@ -459,20 +457,6 @@ def _field(field: dataclasses.Field) -> fields.Field:
   return dataclasses.replace(
       known, help=_EXPLANATIONS.get(field.name, ''), **limits
   )
-
-
-def parts_of(name: str) -> tuple[str, ...]:
-  """Returns the names of the layers that are in parallel in one block.
-
-  >>> parts_of('mamba2+attention'), parts_of('lru')
-  (('mamba2', 'attention'), ('lru',))
-  """
-  return tuple(part.strip() for part in name.split('+'))
-
-
-def _split(names: str) -> tuple[str, ...]:
-  parts = names.replace(';', ',').split(',')
-  return tuple(name.strip() for name in parts if name.strip())
 
 
 _EXPLANATIONS = fields.explanations(ModelConfig.__doc__, 'Attributes')

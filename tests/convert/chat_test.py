@@ -52,11 +52,17 @@ class RenderTest(parameterized.TestCase):
     self.assertEqual(
         template.render([USER]), '[{"role": "user", "content": "Hi ☃"}]%'
     )
+    template = convert.ChatTemplate(
+        '{% if tools is not none or documents is undefined %}tools{% endif %}'
+        '{{ dict(a=1) | tojson(ensure_ascii=True, separators=(",", ":")) }}'
+    )
+    self.assertEqual(template.render([USER]), '{"a":1}')
 
   @parameterized.parameters(
       ('{{ messages.__class__.__mro__ }}', 'SecurityError'),
       ('{{ messages.append(1) }}', 'SecurityError'),
       ('{{ messages[0].update(a=1) }}', 'SecurityError'),
+      ('{{ dict.update(messages[0], a=1) }}', 'UndefinedError'),
       ('{{ raise_exception.__globals__.os }}', 'SecurityError'),
       ('{{ "".__class__.__base__.__subclasses__() }}', 'SecurityError'),
       ('{% for i in range(10**7) %}{% endfor %}', 'OverflowError'),
@@ -95,6 +101,13 @@ class FolderTest(parameterized.TestCase):
     found = convert.chat_template(self.folder)
     self.assertEqual(found.source, 'one')
     self.assertEqual(found.tokens, dict(eos_token='</s>', bos_token='<s>'))
+    (self.folder / chat.TOKENS).write_text(
+        '{"bos_token": "<old>", "unk_token": {"content": "<unk>"}}'
+    )
+    found = convert.chat_template(self.folder)
+    self.assertEqual(found.tokens, dict(
+        eos_token='</s>', bos_token='<s>', unk_token='<unk>'
+    ))
     self.write(chat_template=[
         dict(name='tool_use', template='two'),
         dict(name='default', template='three'),
@@ -106,6 +119,9 @@ class FolderTest(parameterized.TestCase):
   def test_damaged(self):
     self.write(chat_template=3)
     with self.assertRaisesRegex(errors.UserValueError, 'must be a text, got 3'):
+      convert.chat_template(self.folder)
+    (self.folder / chat.FILE).write_bytes(b'\xff')
+    with self.assertRaisesRegex(errors.UserValueError, 'is not UTF-8 text'):
       convert.chat_template(self.folder)
 
   @parameterized.parameters(
@@ -119,6 +135,11 @@ class FolderTest(parameterized.TestCase):
   def test_without_the_library(self):
     with mock.patch.dict(sys.modules, jinja2=None):
       with self.assertRaisesRegex(errors.UserError, r"'rnnzoo\[chat\]'"):
+        convert.ChatTemplate('').render([USER])
+    if not importlib.util.find_spec('jinja2'):
+      return
+    with mock.patch('importlib.metadata.version', return_value='3.1.5'):
+      with self.assertRaisesRegex(errors.UserError, '3.1.6 or newer, got 3.1'):
         convert.ChatTemplate('').render([USER])
 
 

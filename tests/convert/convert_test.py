@@ -24,6 +24,7 @@ from rnnzoo.convert import saving
 from rnnzoo.convert import settings
 from rnnzoo.convert import tables
 from rnnzoo.convert import weights
+from rnnzoo.models import patterns
 from rnnzoo.training import sharding
 import tokenizers
 
@@ -245,7 +246,10 @@ class ConvertTest(parameterized.TestCase):
         ('nemotron_h', ('layers_block_type',), dict(
             hybrid_override_pattern='ME*-', num_hidden_layers=4,
             mtp_hybrid_override_pattern='*E', num_nextn_predict_layers=1,
+            attention_head_dim=4, auto_map={'AutoConfig': 'a.B'}, head_dim=None,
+            norm_eps=1e-5, rms_norm_eps=1e-5, time_step_rank=256,
         )),
+        ('qwen3_next', (), dict(use_sliding_window=False)),
         ('zamba2', ('rope_parameters',), dict(
             layers_block_type=['mamba', 'hybrid', 'hybrid', 'hybrid'],
             rope_theta=10_000, calc_logits_for_entire_prompt=False,
@@ -284,6 +288,7 @@ class ConvertTest(parameterized.TestCase):
       ('mamba', dict(quantization_config={}), 'quantization_config'),
       ('mamba', dict(model_type='mamba1'), 'Did you mean "mamba'),
       ('mamba', dict(model_type=None), 'model_type None is not implemented'),
+      ('mamba', dict(model_type=['mamba']), r"model_type \['mamba'\] is not"),
       ('mamba', dict(architectures=['MambaModel']), 'must be MambaForCausalLM'),
       ('mamba2', dict(use_bias=True), 'use_bias = True is not implemented'),
       ('mamba2', dict(num_heads=3), 'num_heads 3 x head_dim 4 must be'),
@@ -316,6 +321,7 @@ class ConvertTest(parameterized.TestCase):
       ('nemotron_h', dict(num_hidden_layers=3), 'num_hidden_layers = 3 is not'),
       ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each l'),
       ('nemotron_h', dict(tie_word_embeddings=True), 'word_embeddings = True'),
+      ('nemotron_h', dict(norm_eps=1e-6), 'norm_eps = 1e-06 is not implement'),
       ('nemotron_h', dict(n_group=3), 'model.experts: `num_groups` must be'),
       ('zamba2', dict(tie_word_embeddings=False), 'word_embeddings = False is'),
       ('zamba2', dict(use_long_context=True), 'use_long_context = True is not'),
@@ -411,12 +417,18 @@ class ConvertTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, f'{old}.*{new}'):
       convert.load_pretrained(folder)
 
+  def test_granite_without_experts(self):
+    config = convert.pretrained_config(self.copy(
+        'granitemoehybrid', num_local_experts=0, num_experts_per_tok=0
+    ))
+    self.assertEqual((config.experts, config.mlp_factor), ({}, 6 / 8))
+
   def test_a_pattern_is_as_short_as_can_be(self):
     for names, want in (
         ('aaaa', 'a'), ('aabaa', 'a,a,b'), ('ab', 'a,b'), ('aab', 'a,a,b'),
         ('aabaab', 'a,a,b'), ('aababa', 'a;a,b'), ('abbb', 'a;b'),
     ):
-      self.assertEqual(tables.pattern(names), want)
+      self.assertEqual(patterns.pattern(names), want)
       config = models.ModelConfig(layer=want, num_layers=len(names))
       self.assertEqual(config.layer_names, tuple(names))
       self.assertLen(tables.blocks(config), len(names))
@@ -511,10 +523,14 @@ class ConvertTest(parameterized.TestCase):
     self.assertFalse((self.folder / 'new').exists())
 
   @parameterized.parameters(
-      ('bamba_9b', 'bamba'), ('jamba_52b', 'jamba'),
+      ('bamba_9b', 'bamba'), ('falcon_h1_0p5b', 'falcon_h1'),
+      ('granite_4_h_350m', 'granitemoehybrid'),
+      ('granite_4_h_tiny', 'granitemoehybrid'), ('jamba_52b', 'jamba'),
       ('kimi_linear_48b', 'kimi_linear'), ('lfm2_350m', 'lfm2'),
       ('olmo_hybrid_7b', 'olmo_hybrid'), ('qwen3_5_0p8b', 'qwen3_5_text'),
       ('qwen3_next_80b', 'qwen3_next'), ('nemotron_h_8b', 'nemotron_h'),
+      ('recurrentgemma_2b', 'recurrent_gemma'), ('xlstm_7b', 'xlstm'),
+      ('zamba2_1p2b', 'zamba2'), ('zamba2_2p7b', 'zamba2'),
   )
   def test_a_preset_is_of_its_family(self, preset, family):
     config = models.PRESETS[preset]
@@ -522,6 +538,23 @@ class ConvertTest(parameterized.TestCase):
         lambda: models.LanguageModel(config, rngs=nnx.Rngs(0))
     )
     self.assertEqual(saving._describe(model)[0], family)
+
+  @parameterized.parameters(
+      ('bamba_9b', 'bamba'), ('granite_4_h_350m', 'granitemoehybrid')
+  )
+  def test_a_hybrid_of_attention_only(self, preset, family):
+    config = models.PRESETS[preset]
+    options = dict(config.layer_options['attention'], num_heads=2)
+    config = config.replace(
+        layer='attention', num_layers=2, features=8, vocab_size=5,
+        layer_options=dict(attention=options | dict(num_kv_heads=1, window=9)),
+    )
+    model = models.LanguageModel(config, rngs=nnx.Rngs(0))
+    convert.save_pretrained(model, self.folder)
+    self.assertEqual(settings.read(self.folder)['model_type'], family)
+    tokens = jnp.array([[1, 2, 3, 0]])
+    again = convert.load_pretrained(self.folder, context=9)
+    np.testing.assert_array_equal(again(tokens)[1], model(tokens)[1])
 
   def test_saving_keeps_what_is_there(self):
     model = convert.load_pretrained(FIXTURES / 'mamba')
@@ -531,6 +564,11 @@ class ConvertTest(parameterized.TestCase):
     (folder / 'tokenizer.json').write_text('{}')
     new = self.folder / 'new'
     convert.save_pretrained(model, new, like=folder)
+    self.assertEqual((new / 'tokenizer.json').read_text(), '{}')
+    self.assertEqual(settings.read(new)['eos_token_id'], 0)
+    # The weights of a folder may be replaced.
+    (new / 'model.safetensors').unlink()
+    convert.save_pretrained(model, new, like=new)
     self.assertEqual((new / 'tokenizer.json').read_text(), '{}')
     self.assertEqual(settings.read(new)['eos_token_id'], 0)
 

@@ -24,6 +24,7 @@ from rnnzoo import generation
 from rnnzoo import layers as layers_lib
 from rnnzoo import models
 from rnnzoo.models import config as config_lib
+from rnnzoo.models import patterns
 from tests.convert import chat_test
 from tests.convert import reference
 from tests.experiments import commands
@@ -234,7 +235,7 @@ def hybrid_states(model, cache, carry, key_scale):
       own = jax.tree.map(lambda u: np.asarray(u)[index], of_stack)
       names, states = [config.layer_names[depth]], [own.layer]
       if isinstance(own.layer, layers_lib.ParallelCarry):
-        names, states = config_lib.parts_of(names[0]), own.layer.branches
+        names, states = patterns.parts_of(names[0]), own.layer.branches
       if own.shared is not None:
         names, states = [*names, 'attention'], [*states, own.shared]
       for name, own in zip(names, states):

@@ -15,8 +15,13 @@ from rnnzoo import models
 # last digit is rounded. Integers come from files of weights and are exact.
 PUBLISHED = dict(
     bamba_9b=('9.78B', 128_256),
+    falcon_h1_0p5b=(521_411_104, 32_784),
     falcon_mamba_7b=(7_272_665_088, 65_024),
     gpt2_124m=('123.65M', 50_257),  # As nanoGPT counts, without positions.
+    granite_4_h_350m=('340M', 100_352),
+    granite_4_h_1b=('1.5B', 100_352),
+    granite_4_h_tiny=(6_939_037_248, 100_352),
+    granite_4_h_small=('32.2B', 100_352),
     griffin_100m=('100M', 0),
     griffin_200m=('200M', 0),
     griffin_400m=('400M', 0),
@@ -45,6 +50,7 @@ PUBLISHED = dict(
     mamba2_1p3b=('1.3B', 50_288),
     mamba2_codestral_7b=(7_285_403_648, 32_768),
     mamba2_2p7b=('2.7B', 50_288),
+    minimax_text_01_456b=(456_089_655_296, 200_064),
     nano_gpt_shakespeare=('10.65M', 65),
     nemotron_h_8b=('8.1B', 131_072),
     olmo_hybrid_7b=('7B', 100_352),
@@ -69,6 +75,9 @@ PUBLISHED = dict(
     xlstm_1_0_350m=('409M', 50_304),
     xlstm_7_1_350m=('408M', 50_304),
     xlstm_7b=(6_865_424_896, 50_304),
+    zamba2_1p2b=(1_215_064_704, 32_000),
+    zamba2_2p7b=('2.7B', 32_000),
+    zamba2_7b=(7_356_749_648, 32_000),
 )
 
 # The same of presets that are ours: what they are named after.
@@ -161,7 +170,7 @@ def count_parameters(config):
       size(stack) * len(depths)
       for stack, depths in zip(model.backbone.stacks, config.stacks)
   )
-  return blocks + size(model) - size(model.backbone)
+  return blocks + size(model) - sum(map(size, model.backbone.stacks))
 
 
 class PresetsTest(parameterized.TestCase):

@@ -106,6 +106,18 @@ class SharedTest(parameterized.TestCase):
     )
     self.assertEqual(axes['mlp_out']['kernel'], ('mlp', 'embed'))
 
+  def test_a_number_without_a_use(self):
+    config = models.ModelConfig.tiny().replace(**_CHANGES | dict(
+        variants=dict(
+            a=dict(layer='lru', shared_block=1),
+            b=dict(layer='gru', shared_block=3),
+        ),
+    ))
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'no block uses shared block 2, and one uses 3'
+    ):
+      models.LanguageModel(config, rngs=nnx.Rngs(0))
+
   def test_a_model_is_its_blocks_in_order(self):
     # Each use gets a copy of its own; the gradient of what they share is the
     # sum over the copies. The model runs a loop, on a mesh of four devices.

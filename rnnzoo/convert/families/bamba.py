@@ -1,5 +1,6 @@
 """Bamba: `BambaForCausalLM` of `transformers`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rnnzoo import errors
@@ -8,6 +9,7 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families import mamba2
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='mamba2', full_attention='attention')
@@ -39,7 +41,7 @@ def read(settings: Settings) -> ModelConfig:
       for i in range(depth)
   ), depth, _LAYERS)
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
+      layer=patterns.pattern(layers), num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 128_000), norm_epsilon=epsilon,
       mlp='swiglu', mlp_factor=tables.ratio(hidden, features), use_bias=False,
       tie_embeddings=settings.take('tie_word_embeddings', False),
@@ -93,13 +95,20 @@ def write(model: Any) -> dict[str, Any]:
           i for i, name in enumerate(config.layer_names) if name == 'attention'
       ],
   )
-  if 'mamba2' in stacks:
-    layer = stacks['mamba2'].layer
-    values |= mixer_values(layer)
-    values['mamba_expand'] = mamba2.expansion(layer)
+  values |= mixers_values(stacks, config.features)
   if 'attention' in stacks:
     values |= attention.values(stacks['attention'].layer, with_fraction=True)
   return values
+
+
+def mixers_values(
+    stacks: Mapping[str, Any], features: int
+) -> dict[str, Any]:
+  """Returns the values of `config.json` for Mamba-2, which may be missing."""
+  if 'mamba2' not in stacks:  # Sizes are checked, even so.
+    return dict(mamba_expand=1, mamba_n_heads=1, mamba_d_head=features)
+  layer = stacks['mamba2'].layer
+  return mixer_values(layer) | dict(mamba_expand=mamba2.expansion(layer))
 
 
 def mixer_values(layer: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rnnzoo.convert.families import bamba
 from rnnzoo.convert.families import mamba2
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='mamba2', full_attention='attention')
@@ -37,13 +38,17 @@ def read(settings: Settings) -> ModelConfig:
   shared = settings.size('shared_intermediate_size', 1024)
   hidden = settings.size('intermediate_size', 11_008)
   count = settings.take('num_local_experts', 8)
-  chosen = settings.size('num_experts_per_tok', 2)
-  experts = dict(
-      num_experts=count, experts_per_token=chosen, shared_features=shared
-  ) if count > 0 else {}
+  if count > 0:
+    chosen = settings.size('num_experts_per_tok', 2)
+    experts = dict(
+        num_experts=count, experts_per_token=chosen, shared_features=shared
+    )
+  else:
+    settings.no_effect('num_experts_per_tok')
+    experts = {}
   scales = 1.0, float(settings.positive('residual_multiplier', 1.0))
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
+      layer=patterns.pattern(layers), num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 32_000), norm_epsilon=epsilon,
       mlp='swiglu', experts=experts, use_bias=False,
       mlp_factor=tables.ratio(hidden if experts else shared, features),
@@ -80,11 +85,7 @@ def write(model: Any) -> dict[str, Any]:
         intermediate_size=experts.mlp_in.shape[-1],
         shared_intermediate_size=experts.shared_in.kernel.shape[-1],
     )
-  if 'mamba2' in stacks:
-    layer = stacks['mamba2'].layer
-    values |= bamba.mixer_values(layer) | dict(
-        mamba_expand=mamba2.expansion(layer)
-    )
+  values |= bamba.mixers_values(stacks, config.features)
   if 'attention' in stacks:
     layer = stacks['attention'].layer
     values |= attention.values(layer)

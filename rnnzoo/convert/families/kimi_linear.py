@@ -20,7 +20,7 @@ _SHARED = dict(gate='shared_gate', up='shared_in', down='shared_out')
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
   settings.no_effect(
-      'attention_dropout', 'auto_map', 'output_router_logits', 'pretraining_tp',
+      'attention_dropout', 'output_router_logits', 'pretraining_tp',
       # No attention rotates, and heads have the sizes of other names.
       'head_dim', 'rope_parameters', 'rope_scaling', 'rope_theta',
   )

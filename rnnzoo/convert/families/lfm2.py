@@ -6,6 +6,7 @@ from rnnzoo.convert import attention
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(conv='short_conv', full_attention='attention')
@@ -40,7 +41,7 @@ def read(settings: Settings) -> ModelConfig:
       'full_attention' if i in chosen else 'conv' for i in range(depth)
   ), depth, _LAYERS)
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
+      layer=patterns.pattern(layers), num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 65_536), norm_epsilon=epsilon,
       mlp='swiglu', mlp_factor=tables.ratio(_hidden(settings), features),
       use_bias=False, tie_embeddings=settings.take(

@@ -6,6 +6,7 @@ from rnnzoo.convert import attention
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(
@@ -37,7 +38,7 @@ def read(settings: Settings) -> ModelConfig:
   )
   full = dict(attention=dict(layer_scales=_factors(settings, _FULL)))
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
+      layer=patterns.pattern(layers), num_layers=depth, features=features,
       variants=full if 'attention' in layers else {},
       vocab_size=settings.size('vocab_size', 32_000), norm_epsilon=epsilon,
       norm_position='both', layer_scales=_factors(settings, _LINEAR),

@@ -7,6 +7,7 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families import mamba2
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 # Each block is one of these and nothing else; those of old files are letters.
@@ -24,7 +25,7 @@ def read(settings: Settings) -> ModelConfig:
       'chunk_size', 'expand', 'hidden_dropout', 'mamba_ssm_cache_dtype',
       'moe_shared_expert_overlap', 'n_shared_experts', 'num_logits_to_keep',
       'output_router_logits', 'rescale_prenorm_residual', 'sliding_window',
-      'time_step_floor', 'time_step_limit', 'time_step_max',
+      'time_step_floor', 'time_step_limit', 'time_step_max', 'time_step_rank',
       'use_mamba_kernels',
       # Layers that predict further tokens.
       'mtp_hybrid_override_pattern', 'mtp_layers_block_type',
@@ -39,6 +40,8 @@ def read(settings: Settings) -> ModelConfig:
   settings.must_be('tie_word_embeddings', False)
   features = settings.size('hidden_size', 4096)
   epsilon = settings.positive('layer_norm_epsilon', 1e-5)
+  for name in ('norm_eps', 'rms_norm_eps'):  # What older files say as well.
+    settings.must_be(name, epsilon)
   layers = _layers(settings)
   hidden = settings.size('intermediate_size', 21_504)
   width = settings.size('moe_intermediate_size', 7688)
@@ -48,10 +51,11 @@ def read(settings: Settings) -> ModelConfig:
   )
   with_mlp = [name for name in ('mlp', 'moe') if name in layers]
   options = attention.options(
-      settings, features, heads=32, kv_heads=8, head_features=128, longest=4096
+      settings, features, heads=32, kv_heads=8, longest=4096,
+      head_features=settings.size('attention_head_dim', 128),
   )
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=len(layers), features=features,
+      layer=patterns.pattern(layers), num_layers=len(layers), features=features,
       vocab_size=settings.size('vocab_size', 131_072), norm_epsilon=epsilon,
       mlp='relu2' if with_mlp else 'none', mlp_layers=','.join(with_mlp),
       mlp_factor=tables.ratio(hidden, features), use_bias=False,

@@ -8,6 +8,7 @@ from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _LAYERS = dict(linear_attention='gated_delta_net', full_attention='attention')
@@ -52,7 +53,7 @@ def read(settings: Settings) -> ModelConfig:
   heads = settings.size('linear_num_key_heads', options['num_heads'])
   size = settings.size('linear_key_head_dim', int(0.75 * features / heads))
   return ModelConfig(
-      layer=tables.pattern(layers), num_layers=depth, features=features,
+      layer=patterns.pattern(layers), num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 100_352), norm_epsilon=epsilon,
       out_norm_layers='attention' if 'attention' in layers else '',
       mlp='swiglu', mlp_factor=tables.ratio(hidden, features), use_bias=False,

@@ -8,6 +8,7 @@ from rnnzoo.convert import gated_delta_net
 from rnnzoo.convert import tables
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 LAYERS = dict(
@@ -40,7 +41,7 @@ def read(settings: Settings) -> ModelConfig:
       no_effect=('mrope_interleaved', 'mrope_section'),
   )
   return ModelConfig(
-      layer=tables.pattern(layers), features=features, vocab_size=vocabulary,
+      layer=patterns.pattern(layers), features=features, vocab_size=vocabulary,
       mlp_factor=tables.ratio(hidden, features), **fields,
   )
 

@@ -13,6 +13,7 @@ from rnnzoo.models.config import ModelConfig
 def read(settings: Settings) -> ModelConfig:
   """Returns our config."""
   settings.no_effect('output_router_logits', 'router_aux_loss_coef')
+  settings.must_be('use_sliding_window', False)
   features = settings.size('hidden_size', 2048)
   vocabulary = settings.size('vocab_size', 151_936)
   fields, layers = qwen3_5_text.read_common(

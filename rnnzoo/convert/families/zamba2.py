@@ -8,6 +8,7 @@ from rnnzoo.convert import tables
 from rnnzoo.convert.families import mamba2
 from rnnzoo.convert.families.family import Family
 from rnnzoo.convert.settings import Settings
+from rnnzoo.models import patterns
 from rnnzoo.models.config import ModelConfig
 
 _HYBRID = 'hybrid'  # Reads a shared block before Mamba-2.
@@ -42,7 +43,7 @@ def read(settings: Settings) -> ModelConfig:
   for n, i in enumerate(hybrids):
     names[i] = f'{_HYBRID}{n % blocks + 1}'
   return ModelConfig(
-      layer=tables.pattern(names), num_layers=depth, features=features,
+      layer=patterns.pattern(names), num_layers=depth, features=features,
       vocab_size=settings.size('vocab_size', 32_000), mlp='none',
       norm_epsilon=settings.positive('rms_norm_eps', 1e-5), use_bias=False,
       tie_embeddings=True,

@@ -16,6 +16,8 @@ classes belong to the data, so most presets leave them open:
 
 from rnnzoo.models.config import ModelConfig
 from rnnzoo.models.presets import bamba
+from rnnzoo.models.presets import falcon_h1
+from rnnzoo.models.presets import granite
 from rnnzoo.models.presets import griffin
 from rnnzoo.models.presets import hybrids
 from rnnzoo.models.presets import jamba
@@ -26,6 +28,7 @@ from rnnzoo.models.presets import lru
 from rnnzoo.models.presets import mamba
 from rnnzoo.models.presets import mamba3
 from rnnzoo.models.presets import min_rnn
+from rnnzoo.models.presets import minimax
 from rnnzoo.models.presets import nemotron_h
 from rnnzoo.models.presets import olmo_hybrid
 from rnnzoo.models.presets import qwen3_5
@@ -35,9 +38,12 @@ from rnnzoo.models.presets import s4
 from rnnzoo.models.presets import s5
 from rnnzoo.models.presets import transformer
 from rnnzoo.models.presets import xlstm
+from rnnzoo.models.presets import zamba2
 
 PRESETS: dict[str, ModelConfig] = {
     **bamba.PRESETS,
+    **falcon_h1.PRESETS,
+    **granite.PRESETS,
     **griffin.PRESETS,
     **hybrids.PRESETS,
     **jamba.PRESETS,
@@ -48,6 +54,7 @@ PRESETS: dict[str, ModelConfig] = {
     **mamba.PRESETS,
     **mamba3.PRESETS,
     **min_rnn.PRESETS,
+    **minimax.PRESETS,
     **nemotron_h.PRESETS,
     **olmo_hybrid.PRESETS,
     **qwen3_5.PRESETS,
@@ -57,4 +64,5 @@ PRESETS: dict[str, ModelConfig] = {
     **s5.PRESETS,
     **transformer.PRESETS,
     **xlstm.PRESETS,
+    **zamba2.PRESETS,
 }

@@ -41,14 +41,21 @@ def _griffin(
 
 
 def _recurrentgemma(
-    features: int, num_layers: int, num_heads: int
+    features: int, num_layers: int, num_heads: int, embed_scale: float
 ) -> ModelConfig:
-  """A RecurrentGemma of the official code: a Griffin with other heads."""
+  """A RecurrentGemma as released: a Griffin with other heads.
+
+  Args:
+    features: The number of features.
+    num_layers: The number of blocks.
+    num_heads: The number of heads of attention and of the gates.
+    embed_scale: The square root of `features`, rounded to bfloat16.
+  """
   output_scale = 2 / num_layers
   return ModelConfig(
       layer='griffin,griffin,attention', num_layers=num_layers,
       features=features, mlp_factor=3, vocab_size=256_000, tie_embeddings=True,
-      scale_embeddings=True, soft_cap=30.0, scan_layers=True,
+      norm='rms1', embed_scale=embed_scale, soft_cap=30.0, scan_layers=True,
       layer_options=dict(
           griffin=dict(
               hidden_features=features, num_heads=num_heads,
@@ -77,6 +84,6 @@ PRESETS = dict(
     hawk_1p3b=_hawk(2048, 2560, 24),
     hawk_3b=_hawk(3072, 4096, 24),
     hawk_7b=_hawk(4096, 5632, 32),
-    recurrentgemma_2b=_recurrentgemma(2560, 26, 10),
-    recurrentgemma_9b=_recurrentgemma(4096, 38, 16),
+    recurrentgemma_2b=_recurrentgemma(2560, 26, 10, 50.5),
+    recurrentgemma_9b=_recurrentgemma(4096, 38, 16, 64.0),
 )
