@@ -172,6 +172,18 @@ def line(run: Run, metric: str, points) -> tuple[str, ...]:
   )
 
 
+def short_names(names: list[str]) -> list[str]:
+  """Returns names without the directories with which all of them begin.
+
+  >>> short_names(['runs/copying/lru', 'runs/copying/gru/seed_1'])
+  ['lru', 'gru/seed_1']
+  """
+  parts = [name.rstrip('/').split('/') for name in names]
+  while len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 1:
+    parts = [part[1:] for part in parts]
+  return ['/'.join(part) for part in parts]
+
+
 def draw(
     runs, points, metric: str, path: pathlib.Path, unit: str = 'step',
     logarithmic: bool = False,
@@ -184,7 +196,8 @@ def draw(
       figure.Figure(figsize=(8, 4.5), layout='constrained')
   )
   axes = canvas.figure.subplots()
-  for i, (run, one) in enumerate(zip(runs, points)):
+  names = short_names([run.name for run in runs])
+  for i, (name, one) in enumerate(zip(names, points)):
     color, style = _COLORS[i % len(_COLORS)], '-:'[i // len(_COLORS) % 2]
     steps, values = zip(*sorted(one))
     is_noisy = metric.startswith('train_') and len(values) >= 20
@@ -192,7 +205,7 @@ def draw(
       axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
     axes.plot(
         steps, curves.smooth(values) if is_noisy else values, style,
-        color=color, label=run.name.replace('$', r'\$'),
+        color=color, label=name.replace('$', r'\$'),
         marker=None if is_noisy else 'o', markersize=3.5,
     )
   axes.set(xlabel=unit, ylabel=metric.replace('_', ' '))

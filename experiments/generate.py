@@ -184,7 +184,7 @@ def read_prompts(path):
     UserError: If it cannot be read, or holds something else.
   """
   try:
-    lines = pathlib.Path(path).read_bytes().decode('utf-8-sig').splitlines()
+    text = pathlib.Path(path).read_bytes().decode('utf-8-sig')
   except FileNotFoundError as error:
     raise errors.UserFileNotFoundError(
         f'There is no file {path} (--prompts).'
@@ -193,7 +193,8 @@ def read_prompts(path):
     raise errors.UserValueError(
         f'{path} (--prompts) is not UTF-8 text.'
     ) from error
-  prompts = [line for line in lines if line]
+  # `splitlines` would also split at what JSON strings may hold, as U+2028.
+  prompts = [line for u in text.split('\n') if (line := u.removesuffix('\r'))]
   if path.endswith('.jsonl'):
     prompts = [_json_string(path, prompt) for prompt in prompts]
   if not prompts:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rnnzoo import errors
 from rnnzoo import generation
+from rnnzoo import layers
 from rnnzoo import models
 from rnnzoo.generation import prompts as prompts_lib
 from rnnzoo.generation import sampling
@@ -244,6 +245,15 @@ class GenerateTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UserValueError, '`chunk` must be'):
       generation.Writer(
           self.model, sampling=generation.Sampling(temperature=0), chunk=0
+      )
+
+  def test_a_penalty_needs_the_size_of_the_vocabulary(self):
+    layer = layers.MinGRU(4, rngs=nnx.Rngs(0))  # It has no `config`.
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'must be 1 for a model without `config.vocab_si'
+    ):
+      generation.generate(
+          layer, [[1]], length=1, temperature=0, repetition_penalty=2
       )
 
   def test_a_row_alone(self):

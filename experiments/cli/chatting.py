@@ -8,6 +8,7 @@ from experiments.cli import opening
 from experiments.cli import sampling as sampling_lib
 from experiments.cli import texts
 import jax
+import numpy as np
 from rnnzoo import convert
 from rnnzoo import errors
 from rnnzoo import generation
@@ -63,7 +64,7 @@ class Conversation:
         opened.run.model, sampling=sampling, chunk=chunk,
         key=jax.random.fold_in(jax.random.key(seed), len(self.messages)),
     )
-    self._writer, self._text = self._make_writer(), ''
+    self._writer, self._text, self._last = self._make_writer(), '', []
 
   def reply(
       self,
@@ -83,8 +84,7 @@ class Conversation:
     before, self._text = self._text, ''  # Until this turn is complete.
     if not (before and whole.startswith(before) and whole != before):
       self._writer, before = self._make_writer(), ''
-    # The template writes the tokens that start and end a text by itself.
-    ids = bpe.encode(vocabulary.symbols, whole[len(before) :])
+    ids = self._encode(whole[len(before) :], self._last if before else [])
     self.tokens_read = len(ids)
     if clock:
       self._writer.compile(ids[None])
@@ -103,6 +103,20 @@ class Conversation:
     # All that the model has written, a stop token or string included. If the
     # next text starts otherwise, all of it is read again.
     self._text = whole + vocabulary.decode([*part.ids, *part.stop_tokens])
+    self._last = part.stop_tokens
+
+  def _encode(self, text: str, last: Sequence[int]) -> np.ndarray:
+    """Returns the ids of what stands in the conversation after tokens `last`.
+
+    The template writes the tokens that start and end a text by itself.
+    """
+    vocabulary = self._opened.run.vocabulary
+    # A tokenizer may add a space to what is first.
+    before = vocabulary.decode(last)
+    ids = bpe.encode(vocabulary.symbols, before + text)
+    if np.array_equal(ids[: len(last)], last):
+      return ids[len(last) :]
+    return bpe.encode(vocabulary.symbols, text)
 
 
 def read_messages(path) -> list[Mapping[str, str]]:

@@ -72,8 +72,19 @@ def written(
 
   Yields:
     The next characters of each text, until all texts have ended.
+
+  Raises:
+    UserValueError: If a prompt is empty, or the model has no room for `length`
+      more tokens.
   """
   tokens, mask = encode(run, prompts)
+  room = generation.room(run.model, mask.sum(1).max())
+  if room is not None and 0 < room < length:
+    raise errors.UserValueError(
+        f'--length must be at most {room}, got {length}: the attention of this '
+        f'model has no room for more after a prompt of {mask.sum(1).max()} '
+        'tokens. Give a smaller --length or a larger --context.'
+    )
   writer = generation.Writer(
       run.model, key=jax.random.key(seed), sampling=sampling, chunk=chunk
   )
@@ -182,11 +193,14 @@ class Clock:
 def write_sample(
     run: restoring.Run, workdir, characters: int, seed: int
 ) -> str:
-  """Writes a text of `characters` characters to `sample.txt`."""
+  """Writes a text of at most `characters` characters to `sample.txt`."""
   # A character has up to four bytes.
   length = characters * (4 if run.vocabulary.level == 'byte' else 1)
+  start = [start_of_text(run)]
+  room = generation.room(run.model, encode(run, start)[1].sum(1).max())
   (text,) = continuations(
-      run, [start_of_text(run)], seed=seed, length=length,
+      run, start, seed=seed,
+      length=length if room is None else min(length, room),
       sampling=generation.Sampling(temperature=0.8),
   )
   text = text[:characters]

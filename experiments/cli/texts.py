@@ -22,8 +22,9 @@ class Text:
 
   Attributes:
     ids: The tokens that belong to the text, those of a stop string included.
+      Those that the vocabulary lacks are not.
     ended: Whether a stop token or a stop string has come.
-    stop_tokens: The stop token that has come, if one has.
+    stop_tokens: The stop token that has come, if one has that has a text.
   """
 
   def __init__(
@@ -40,6 +41,7 @@ class Text:
       stop_strings: Strings that end the text; they are no part of it.
     """
     self.ids, self.stop_tokens, self.ended = [], [], False
+    self._size = len(vocabulary)
     self._stop = frozenset(stop)
     self._stop_strings = tuple(filter(None, stop_strings))
     self._decode, self._rest = _decoder(vocabulary)
@@ -49,9 +51,14 @@ class Text:
     """Returns the characters that are certain once this token has come."""
     if self.ended:
       return ''
+    # A model may have more ids than its tokenizer: those have no text.
+    has_text = int(token) < self._size
     if int(token) in self._stop:
-      self.stop_tokens.append(int(token))
+      if has_text:
+        self.stop_tokens.append(int(token))
       return self.finish()
+    if not has_text:
+      return ''
     self.ids.append(int(token))
     return self._show(self._decode(token))
 

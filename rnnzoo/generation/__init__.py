@@ -20,8 +20,9 @@ from rnnzoo.generation.sampling import Sampling
 from rnnzoo.generation.sampling import sample_logits
 from rnnzoo.generation.writing import Writer
 from rnnzoo.generation.writing import generate
+from rnnzoo.generation.writing import room
 from rnnzoo.generation.writing import stream
 
 __all__ = [
-    'Sampling', 'Writer', 'generate', 'pad', 'sample_logits', 'stream',
+    'Sampling', 'Writer', 'generate', 'pad', 'room', 'sample_logits', 'stream',
 ]

@@ -218,7 +218,7 @@ class Writer:
       raise errors.UserValueError(
           f'The attention of this model has room for {context} tokens, and '
           f'with these prompts there are {self.count + longest}. Give a larger '
-          '`context` to load_pretrained.'
+          '`context` to load_pretrained (--context).'
       )
     if self._is_out:  # The last token was drawn, and not read yet.
       last = np.asarray(self._tokens)[:, None]
@@ -280,18 +280,37 @@ class Writer:
     _step_compiled.lower(self.model, carry, seen, tokens, *rest).compile()
 
 
-def _check_room(model, count, more):
-  """Raises if `more` tokens after `count` are too many for the attention.
+def room(model: Any, count: int) -> int | None:
+  """Returns how many tokens a model can add; `None` for any number.
 
-  The last one is not read, so it needs no room.
+  Attention without a window has room for `model.context` tokens. The last token
+  is not read, so it needs no room.
+
+  >>> from flax import nnx
+  >>> from rnnzoo import models
+  >>> config = models.ModelConfig.tiny().replace(
+  ...     layer='attention', layer_options=dict(window=8, on_full='error')
+  ... )
+  >>> room(models.LanguageModel(config, rngs=nnx.Rngs(0)), 6)
+  3
+
+  Args:
+    model: See `rnnzoo.generation`.
+    count: The number of tokens in the longest prompt.
   """
   context = getattr(model, 'context', None)
-  if context is None or count + more <= context + 1:
+  return None if context is None else max(context - count + 1, 0)
+
+
+def _check_room(model, count, more):
+  """Raises if `more` tokens after `count` are too many for the attention."""
+  left = room(model, count)
+  if left is None or more <= left:
     return
   raise errors.UserValueError(
-      f'The attention of this model has room for '
-      f'{max(context - count + 1, 0)} tokens after the longest prompt, and '
-      f'{more} are wanted. Give a larger `context` to load_pretrained.'
+      f'The attention of this model has room for {left} tokens after the '
+      f'longest prompt, and {more} are wanted. Give a larger `context` to '
+      'load_pretrained (--context).'
   )
 
 
@@ -300,6 +319,11 @@ def _start(model, rows, sampling, chunk):
   carry = None if chunk is None else _initialize(model, rows)
   if sampling.repetition_penalty == 1:
     return carry, None
+  if not hasattr(getattr(model, 'config', None), 'vocab_size'):
+    raise errors.UserValueError(
+        '`repetition_penalty` must be 1 for a model without '
+        f'`config.vocab_size`, got {sampling.repetition_penalty}.'
+    )
   return carry, jnp.zeros((rows, model.config.vocab_size), bool)
 
 

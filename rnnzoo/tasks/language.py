@@ -80,6 +80,14 @@ class LanguageModelling(base.Task):
     return models.LanguageModel(self.model, self.layers, rngs=rngs)
 
   def forward(self, model, batch, carry, *, train, key):
+    length, room = batch['inputs'].shape[1], model.context
+    # With resets or padding, sequences may be shorter.
+    is_whole = not {'reset', 'input_mask'} & {*batch}
+    if room is not None and length > room and is_whole:
+      raise errors.UserValueError(
+          f'data.sequence_length must be at most {room}, the context that the '
+          f'attention of this model keeps, got {length}.'
+      )
     run = model.features if self.loss_chunk else model
     carry, outputs = run(
         batch['inputs'], carry,

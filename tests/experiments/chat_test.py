@@ -17,6 +17,7 @@ from rnnzoo import errors
 from rnnzoo import generation
 from rnnzoo import models
 from rnnzoo.data import bpe
+from rnnzoo.data import vocabulary as vocabularies
 from tests.experiments import commands
 import tokenizers
 
@@ -118,6 +119,31 @@ class ChatTest(parameterized.TestCase):
     second = second[: second.index(stop)] if stop in second else second
     self.assertEqual(self.say(conversation, 'or not'), decode(second))
     self.assertEqual(conversation.tokens_read, len(new))
+
+  def test_a_tokenizer_that_puts_a_space_before_a_text(self):
+    end = self.write([5])[0]  # What the model replies to 'to'.
+    to, be, spaced = 5, *[i for i in range(8) if i not in (5, end)][:2]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+        {'▁to': to, 'be': be, '▁be': spaced, '<end>': end}, '<end>'
+    ))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(
+        prepend_scheme='first'
+    )
+    tokenizer.add_special_tokens(['<end>'])
+    conversation = self.conversation(
+        run=self.opened.run._replace(
+            vocabulary=vocabularies.Vocabulary('bpe', tokenizer.to_str())
+        ),
+        stop=(end,), template=convert.ChatTemplate(
+            '{% for m in messages %}{{ m.content }}'
+            '{{ "<end>" if m.role == "assistant" }}{% endfor %}'
+        ),
+    )
+    self.assertEqual(self.say(conversation, 'to'), '')
+    writer = conversation._writer
+    with mock.patch.object(writer, 'read', wraps=writer.read) as read:
+      self.say(conversation, 'be')
+    self.assertEqual(read.call_args.args[0].tolist(), [[be]])
 
   def test_a_text_that_changes_is_read_again(self):
     decode = self.opened.run.vocabulary.decode

@@ -87,6 +87,8 @@ class GenerateTest(parameterized.TestCase):
         done.stderr, r'first token after .* s .*, prefill 12 tokens, \d+ '
         r'tokens/s, decode \d+ tokens, \d+ tokens/s'
     )
+    file.write_text('"a\u2028b"\r\n')  # One line, and one unknown character.
+    self.assertIn(r"lacks '\u2028'.", self.generate(f'--prompts={file}').stderr)
 
   def test_without_a_prompt(self):
     done = self.generate('--nostream', '--top_p=0.9')
@@ -187,6 +189,26 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(
         [''.join(pieces)], sampling.continuations(run, [text], **options)
     )
+
+  def test_a_text_that_attention_has_no_room_for(self):
+    config = models.ModelConfig.tiny().replace(
+        layer='attention', vocab_size=256,
+        layer_options=dict(num_heads=2, window=8, on_full='error'),
+    )
+    run = self.run_._replace(
+        model=models.LanguageModel(config, rngs=nnx.Rngs(0)),
+        vocabulary=vocabularies.Vocabulary('byte'),
+    )
+    options = dict(seed=0, sampling=generation.Sampling())
+    for prompt, length, message in (
+        ('to', 8, r'--length must be at most 7, got 8: .* prompt of 2 tokens'),
+        ('to be or not', 1, r'has room for 8 tokens, .* \(--context\)'),
+    ):
+      with self.assertRaisesRegex(errors.UserValueError, message):
+        next(sampling.pieces(run, prompt, length=length, **options))
+    sampling.continuations(run, ['to', 'b'], length=7, **options)
+    # The sample of a training is as long as it can be.
+    sampling.write_sample(run, self.workdir, 40, 7)
 
   def test_run_without_text(self):
     run = self.run_._replace(vocabulary=None)

@@ -76,6 +76,16 @@ class TextsTest(parameterized.TestCase):
     self.assertEqual((part.ids, part.stop_tokens), ([0, 1], [2]))
     self.assertEqual(part.add(0), '')
 
+  @parameterized.parameters(*VOCABULARIES)
+  def test_tokens_without_a_text(self, level):
+    vocabulary = VOCABULARIES[level]
+    size, ids = len(vocabulary), vocabulary.encode('ab☃')
+    part = texts.Text(vocabulary, stop=[size + 1])
+    shown = [part.add(token) for token in (size, *ids, size, size + 1)]
+    self.assertEqual(''.join(shown), 'ab☃')
+    self.assertEqual((part.ids, part.stop_tokens), (ids.tolist(), []))
+    self.assertTrue(part.ended)
+
   def test_docstrings(self):
     for module in (texts, sampling):
       self.assertEqual(doctest.testmod(module).failed, 0)

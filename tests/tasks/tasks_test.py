@@ -21,6 +21,7 @@ from rnnzoo.data import pipeline
 from rnnzoo.training import evaluation
 from rnnzoo.training import losses
 from rnnzoo.training import sharding
+from rnnzoo.training import state as state_lib
 from rnnzoo.training import step
 from tests.experiments import commands
 
@@ -259,6 +260,26 @@ class TrainingTest(parameterized.TestCase):
       with self.assertRaisesRegex(errors.UserError, message):
         training.train(*given)
 
+  def test_a_sequence_that_attention_has_no_room_for(self):
+    task = small(
+        'language_modelling', layer='attention', vocab_size=16,
+        layer_options=dict(num_heads=2, window=8, on_full='error'),
+    )
+    functional = state_lib.Functional(task.build)
+    step_shapes = lambda length, **more: jax.eval_shape(
+        lambda params, batch: task.forward(
+            functional.merge(params, {}), batch, None, train=True, key=None
+        ),
+        functional.params,
+        dict.fromkeys(('inputs', 'targets'), jnp.zeros((2, length), int))
+        | more,
+    )
+    step_shapes(8)
+    with self.assertRaisesRegex(
+        errors.UserValueError, 'sequence_length must be at most 8, .* got 9'
+    ):
+      step_shapes(9)
+    step_shapes(9, reset=jnp.ones((2, 9), bool))
 
   def test_a_resumed_run_has_the_same_data_and_kind(self):
     workdir = commands.temporary_directory(type(self)) / 'resumed'

@@ -1,10 +1,13 @@
 """Tests of damaged checkpoints and of saves that fail, on real files."""
 
+import errno
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -181,10 +184,26 @@ class DamageTest(cases.CheckpointTestCase):
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     self.assertEqual(checkpoints.all_steps(), [1, 2])
     self.assertEqual(checkpoints.best_step(), 1)
+    # A thread of the failed save may create its directory again.
+    (self.directory / '3.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
     self.assertTrue(checkpoints.save(3, self.states[2], cases.META))
     step, state, _ = checkpoints.restore(cases.abstract(self.states[2]))
     self.assertEqual(step, 3)
     self.assert_states_equal(state, self.states[2])
+
+  def test_a_directory_that_cannot_be_created_leaves_no_thread_waiting(self):
+    checkpoints = self.open()
+    threads = set(threading.enumerate())
+    with mock.patch.object(
+        os, 'mkdir', side_effect=OSError(errno.ENOSPC, 'No space left')
+    ):
+      with self.assertRaisesRegex(errors.UserError, 'Cannot save .*No space'):
+        checkpoints.save(3, self.states[2], cases.META)
+        checkpoints.wait()
+    for thread in set(threading.enumerate()) - threads:
+      thread.join(10)
+      self.assertFalse(thread.is_alive(), thread)
+    self.assertTrue(checkpoints.save(3, self.states[2], cases.META))
 
   def test_the_reason_stands_before_the_notes_in_any_order(self):
     notes = ["[os_error_code='27']", '[tensorstore_spec=\'{"a":{"b":[0]}}\']']

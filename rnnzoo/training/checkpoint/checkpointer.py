@@ -293,6 +293,7 @@ class Checkpointer:
     with contextlib.suppress(Exception):  # The same error again.
       self._directory.manager.close()
     orbax_context.drop_leftovers(error)
+    self._directory.remove_leftovers(quiet_seconds=0.1)
     # Only the disk knows now which checkpoints there are.
     self._directory.open()
     kept = f'The latest one kept is {self.latest_step()}.'

@@ -18,6 +18,8 @@ from rnnzoo.training.checkpoint import retention
 
 # A checkpoint that is being deleted should be gone after so long.
 _DELETING_SECONDS = 10
+# The threads of a failed save should have ended after so long.
+_WRITING_SECONDS = 2
 
 
 class Directory:
@@ -50,6 +52,26 @@ class Directory:
   def open(self) -> None:
     """Makes a new manager, which looks at the disk."""
     self._list(self._make_manager)
+
+  def remove_leftovers(self, quiet_seconds: float = 0.0) -> None:
+    """Removes what killed and failed saves have left, on the first process.
+
+    Args:
+      quiet_seconds: Look again until nothing new has appeared for so long. The
+        threads of a failed save may create its directory once more.
+    """
+    if jax.process_index() > 0:
+      return
+    start = last = time.monotonic()
+    while True:
+      for path in self.path.glob('*.orbax-checkpoint-tmp*'):
+        last = time.monotonic()
+        with contextlib.suppress(OSError):
+          path.rmtree(missing_ok=True)
+      now = time.monotonic()
+      if now - last >= quiet_seconds or now - start > _WRITING_SECONDS:
+        return
+      time.sleep(0.01)
 
   def all_steps(self) -> list[int]:
     """The saved steps in ascending order, one being written included."""
@@ -141,15 +163,19 @@ class Directory:
     return target
 
   def _make_manager(self) -> None:
-    if not self._readonly and jax.process_index() == 0:
-      # Orbax would clean up in a thread that fails if the program ends at once.
-      for path in self.path.glob('*.orbax-checkpoint-tmp*'):
-        with contextlib.suppress(OSError):  # A save given up may still write.
-          path.rmtree(missing_ok=True)
+    # Orbax would clean up in a thread that fails if the program ends at once.
+    if not self._readonly:
+      self.remove_leftovers()
     self.manager = ocp.CheckpointManager(
         self.path,
         options=ocp.CheckpointManagerOptions(
-            create=not self._readonly, preservation_policy=self._policy
+            create=not self._readonly,
+            preservation_policy=self._policy,
+            # Where a thread cannot create a directory, other threads wait for
+            # the directory, and the program does not end for 20 minutes.
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False
+            ),
         ),
         item_names=('state', 'meta'),
     )
