@@ -85,6 +85,10 @@ _SETTINGS = dict(
         elman=dict(learning_rate=1e-3, patience=4),
         # Its decays do not depend on the input, so they must start near 1.
         lru=dict(layer_options=dict(r_min=0.99, r_max=0.9999)),
+        # Its authors say that runs of the paper often start like this.
+        m2rnn=dict(
+            layer_options=dict(forget_gate='sigmoid', state_init='identity')
+        ),
         # Its default window is 784 tokens of one number each.
         parallel_lmu=dict(layer_options=dict(theta=160.0, memory_features=8)),
         # Products of cores change slowly.
@@ -92,14 +96,15 @@ _SETTINGS = dict(
     ),
     # Layers learn parity suddenly, and earlier with a larger rate.
     parity=dict(
+        gated_delta_product=dict(learning_rate=1e-2),
         gru=dict(learning_rate=1e-2),
         lstm=dict(learning_rate=1e-2),
         # To turn by half a turn takes a step size of 1 at least.
         mamba3=dict(
-            learning_rate=4e-3,
+            learning_rate=1e-2,
             layer_options=dict(
-                head_features=8, state_features=16, dt_min=0.1, dt_max=1.0,
-                rate='softplus',
+                head_features=8, state_features=16, rotary_fraction=1.0,
+                dt_min=0.1, dt_max=1.0, rate='softplus',
             ),
         ),
         slstm=dict(learning_rate=1e-2),
@@ -373,10 +378,11 @@ def main(argv):
       logging.info('%s: %s', layer, task)
       row = train(layer, task)
       save(row)
+      longer = row['longer'] is not None
       logging.info(
-          '%s: %s: %s of the answers right after %d steps, %s if longer',
-          layer, task, _percent(row['accuracy']), row['steps'],
-          _percent(row['longer']),
+          '%s: %s: %s %% of the answers right after %d steps%s', layer, task,
+          _percent(row['accuracy']), row['steps'],
+          f', {_percent(row["longer"])} % if longer' if longer else '',
       )
   done = record()
   timing.print_table(

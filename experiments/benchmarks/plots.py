@@ -50,9 +50,9 @@ _STYLE = {
 # Layers by the kind of their state, and cells.
 FAMILIES = {
     'state: one vector, or one per channel': (
-        'aaren', 'cg_lru', 'conv_s5', 'griffin', 'hgrn', 'lru', 'mamba',
-        'min_gru', 'min_lstm', 'parallel_lmu', 'rg_lru', 'rwkv4', 's4', 's4d',
-        's5',
+        'aaren', 'cg_lru', 'conv_s5', 'd_linoss', 'griffin', 'hgrn', 'linoss',
+        'lru', 'mamba', 'min_gru', 'min_lstm', 'parallel_lmu', 'rg_lru',
+        'rwkv4', 's4', 's4d', 's5', 'signed_min_gru',
     ),
     'state: one matrix per head': (
         'comba', 'delta_net', 'gated_delta_net', 'gated_delta_net2',
@@ -67,6 +67,7 @@ FAMILIES = {
     'state: the last token or two': (
         'rwkv4_channel_mix', 'rwkv7_channel_mix', 'short_conv',
     ),
+    'cells, solved for all steps at once': ('para_gru', 'para_lstm'),
     'cells, one step after the other': (
         'conv_lstm', 'elman', 'gru', 'lmu', 'lstm', 'm2rnn', 'sgru', 'slstm',
         'slstm_block', 'tfc_sgru', 'tt_gru', 'tt_lstm',

@@ -255,16 +255,28 @@ def _speeds():
 
 def _abilities(rows):
   """Returns the words of docs/layers.md; 99 % right means learned."""
-  remembered = [r['accuracy'] for r in rows if r['task'] == 'remember']
+  remembered = [r for r in rows if r['task'] == 'remember']
   parity = [r for r in rows if r['task'] == 'parity']
+  known = [r['accuracy'] for r in remembered if r['accuracy'] > 0.99]
   right = [min(r['accuracy'], r['longer']) for r in parity]
   learned = [u for u in right if u > 0.99]
-  others = [r['longer'] for r, u in zip(parity, right) if u <= 0.99]
+  failed = [r['longer'] for r in parity if r['theory'] == 'cannot']
+  short = [
+      f'`{r["layer"]}` {_span([r["longer"]])} %' for r in parity
+      if r['accuracy'] > 0.99 >= r['longer']
+  ]
   return [
-      f'All {len(remembered)} layers tested learn it, {_span(remembered)} % '
+      f'{len(known)} of {len(remembered)} layers learn it, {_span(known)} % '
       'right',
-      f'The {len(learned)} recurrent cells learn it, {_span(learned)} % right',
-      f'The other {len(others)} layers are {_span(others)} % right on 256 bits',
+      *(
+          f'`{r["layer"]}` gets {_span([r["accuracy"]])} % right'
+          for r in remembered if r['accuracy'] <= 0.99
+      ),
+      f'{len(learned)} of {len(parity)} layers learn it, {_span(learned)} % '
+      'right at either length',
+      f'On 256 bits: {", ".join(short)}.',
+      f'The {len(failed)} layers that theory says cannot learn it are '
+      f'{_span(failed)} % right on 256 bits',
   ]
 
 

@@ -17,6 +17,17 @@ Chosen by us: windows of 256 tokens, batches of 8, AdamW with a peak rate of
 memory for each of them (`--plan` says it exactly); `--config.model.remat=full`
 and `--config.accumulate_steps` make the rest smaller, and `--config.mesh.fsdp`
 shares it among devices.
+
+Measured (`experiments/results/language/finetune`), both with
+`--config.batch_size=4 --config.total_steps=200`, on one CPU core. The small new
+Mamba, 2,014,464 parameters, learned from Tiny Shakespeare (a peak rate of 2e-3,
+6 minutes) and was written as a folder. From there, on the documentation of this
+project (5e-4, 6 minutes): 2.34 bits per byte on the test part, where gzip needs
+5.04. `transformers` opened the folder that came out: its logits differ by 8e-7
+of the largest, and 64 of 64 greedy tokens are equal, by
+
+  python -m experiments.benchmarks.convert_speed --pretrained=mine \
+      --prompt=128 --length=64
 """
 
 from experiments.configs import default
