@@ -34,6 +34,8 @@ def get_config():
   config.log_every = 20
   config.eval_every = 250
   config.save_every = 250
+  config.keep = 1
+  config.stop_at = dict(accuracy=0.99)
   config.optimizer.learning_rate = 3e-3
   config.optimizer.end_learning_rate = 3e-4
   config.optimizer.warmup_steps = 200
