@@ -202,7 +202,7 @@ def claims() -> dict[str, list[str]]:
   share = record('input_wait_cpu.json')['input_share']
   training += [
       f'The loop costs {loop:.1f} ms a step more',
-      f'reading batches {100 * share:.1f} % of the time',
+      f'spends {100 * share:.1f} % of the time on reading batches',
       f'makes {record("soak.json")["steps"]:,} steps',
   ]
   worst = f'{_worst_loss(record("meshes.json")):.1e}'.replace('e-0', 'e-')
