@@ -42,6 +42,7 @@ def main(argv):
   if not (_OUTPUT.value or _MARKDOWN.value):
     drivers.check_usage(argv, output=_OUTPUT.value)
   directory = pathlib.Path(_RESULTS.value)
+  logging.info('Reading the results in %s.', directory)
   report = speed.added(collecting.collect(directory), directory)
   for name, write in (
       (_OUTPUT.value, page.document), (_MARKDOWN.value, markdown.document)

@@ -62,7 +62,9 @@ def hours(row: collecting.Row) -> str:
   mean = sum(run['hours'] for run in row.runs) / len(row.runs)
   if mean >= 1:
     return f'{mean:.1f} h'
-  return f'{60 * mean:.2g} min' if 60 * mean >= 1 else f'{3600 * mean:.2g} s'
+  if 60 * mean >= 1:
+    return f'{60 * mean:.2g} min'
+  return f'{3600 * mean:.2g} s' if 3600 * mean >= 0.1 else 'below 0.1 s'
 
 
 def seeds(row: collecting.Row) -> str:

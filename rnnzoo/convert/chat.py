@@ -158,13 +158,13 @@ def _library() -> Any:
   except ImportError as error:
     raise errors.UserFileNotFoundError(
         'Chat templates need the library jinja2. To install it: pip install '
-        "'rnnzoo[chat]'"
+        'jinja2'
     ) from error
   version = importlib.metadata.version('jinja2')
   if tuple(map(int, re.findall(r'\d+', version)[:3])) < _OLDEST:
     raise errors.UserFileNotFoundError(
         f'Chat templates need jinja2 {".".join(map(str, _OLDEST))} or newer, '
-        f"got {version}. To install it: pip install 'rnnzoo[chat]'"
+        f'got {version}. To install it: pip install --upgrade jinja2'
     )
   return jinja2
 

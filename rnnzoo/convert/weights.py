@@ -40,7 +40,7 @@ def library() -> Any:
   except ImportError as error:
     raise errors.UserFileNotFoundError(
         'Pretrained weights need the library safetensors. To install it: pip '
-        "install 'rnnzoo[convert]'"
+        'install safetensors'
     ) from error
   return safetensors
 

@@ -39,8 +39,8 @@ class Gymnax(base.Environment):
       gymnax: Any = importlib.import_module('gymnax')
     except ImportError as error:
       raise errors.UserError(
-          f'The environment {self.id} needs gymnax ({error}). Install it by '
-          "pip install 'rnnzoo[rl]'."
+          f'The environment {self.id} needs gymnax ({error}): pip install '
+          'gymnax.'
       ) from error
     if self.id not in gymnax.registered_envs:
       raise errors.UserValueError(

@@ -134,7 +134,7 @@ class FolderTest(parameterized.TestCase):
 
   def test_without_the_library(self):
     with mock.patch.dict(sys.modules, jinja2=None):
-      with self.assertRaisesRegex(errors.UserError, r"'rnnzoo\[chat\]'"):
+      with self.assertRaisesRegex(errors.UserError, r"pip install jinja2$"):
         convert.ChatTemplate('').render([USER])
     if not importlib.util.find_spec('jinja2'):
       return

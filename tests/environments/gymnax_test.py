@@ -1,6 +1,6 @@
 """Environments of gymnax, where it is installed, and the line where it is not.
 
-gymnax 1.0.1 needs JAX below 0.12: `pip install 'rnnzoo[rl]'` in an environment
+gymnax 1.0.1 needs JAX below 0.12: `pip install -e '.[rl]'` in an environment
 of its own, and there `pytest tests/environments/gymnax_test.py`.
 """
 
@@ -26,7 +26,7 @@ class MissingTest(absltest.TestCase):
     with mock.patch.dict('sys.modules', gymnax=None):
       with self.assertRaisesRegex(
           errors.UserError, r"^The environment CartPole-v1 needs gymnax.*"
-          r"pip install 'rnnzoo\[rl\]'\.$"
+          r'pip install gymnax\.$'
       ):
         environments.make('gymnax')
     # Its options are known without it.

@@ -1,6 +1,6 @@
 r"""MemoryChain of gymnax, or any other environment of that package.
 
-  pip install 'rnnzoo[rl]'
+  pip install -e '.[rl]'
   python -m experiments.ppo \
       --config=experiments/configs/rl/ppo_gymnax.py:min_gru \
       --workdir=runs/gymnax --config.environment.id=MemoryChain-bsuite
