@@ -48,6 +48,7 @@ def measure(run, path, chunk: int) -> dict[str, Any]:
   for inputs, targets, mask in text.chunks(chunk):
     if carry is None or room is not None and held + chunk > room:
       carry, held, starts = _first_carry(model), 0, starts + 1
+    _check_ids(path, model, inputs, targets)
     carry, sums = _score(model, carry, inputs, targets, mask)
     held += chunk
     # In Python's float64: float32 cannot count the tokens of a long text.
@@ -61,7 +62,7 @@ def measure(run, path, chunk: int) -> dict[str, Any]:
   nats, bits = totals['loss'] / count, totals['loss'] / math.log(2)
   return dict(
       tokens=int(count), bytes=text.bytes, loss=nats,
-      perplexity=math.exp(nats) if nats < 700 else math.inf,
+      perplexity=math.inf if nats > 700 else math.exp(nats),
       bits_per_token=bits / count, bits_per_byte=bits / max(1, text.bytes),
       accuracy=totals['correct'] / count, starts=starts,
   )
@@ -147,6 +148,16 @@ def start_of(vocabulary) -> np.ndarray:
     if np.array_equal(whole[start : start + len(plain)], plain):
       return whole[:start]
   return np.zeros(0, np.int32)
+
+
+def _check_ids(path, model, *ids):
+  """Raises unless the model has all ids: a compiled program does not."""
+  size, largest = model.config.vocab_size, max(int(u.max()) for u in ids)
+  if largest >= size:
+    raise errors.UserValueError(
+        f'{path} (--text) has the token {largest} of the tokenizer, and the '
+        f'model has only those from 0 to {size - 1}.'
+    )
 
 
 def _chunk(ids, size):

@@ -74,7 +74,7 @@ class Tokenizer(vocabularies.Vocabulary):
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of `text`, int32 `[N]`, with those that are added."""
-    ids = bpe.parsed(self.symbols).encode(text).ids
+    ids = bpe.parsed(self.symbols).encode(bpe.clean(text)).ids
     if self.first is not None and ids[:1] != [self.first]:
       ids = [self.first, *ids]
     return np.array(ids, np.int32)
@@ -263,7 +263,7 @@ def _family_of(values) -> tuple[str, families.Family]:
   if classes and classes != [family.architecture]:
     raise errors.UserValueError(
         f'config.json: architectures must be {family.architecture}, the '
-        f'language model, got {", ".join(map(str, classes))}.'
+        f'language model, got {fields.shown(classes)}.'
     )
   return name, family
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import functools
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from rnnzoo import errors
 # so many pieces are in memory together.
 _PIECE = 2**16
 _PIECES = 128
+# Lone surrogates, as JSON may have them, that stand for no byte.
+_STRANGE = re.compile('[\ud800-\udc7f\udd00-\udfff]')
 
 
 def _library() -> Any:
@@ -66,7 +69,7 @@ def train(texts: Iterable[str], size: int) -> str:
   tokenizer.pre_tokenizer = byte_level
   tokenizer.decoder = library.decoders.ByteLevel()
   tokenizer.train_from_iterator(
-      (_clean(piece) for text in texts for piece in pieces(text)),
+      (clean(piece) for text in texts for piece in pieces(text)),
       library.trainers.BpeTrainer(
           vocab_size=size, initial_alphabet=byte_level.alphabet(),
           show_progress=False,
@@ -144,7 +147,7 @@ def encode(text: str, content: str) -> np.ndarray:
     queue.clear()
 
   for piece in pieces(content):
-    queue.append(_clean(piece))
+    queue.append(clean(piece))
     if len(queue) == _PIECES:
       empty()
   empty()
@@ -178,6 +181,19 @@ def decoder(text: str) -> Any:
   return lambda token: stream.step(tokenizer, int(token)) or ''
 
 
-def _clean(text: str) -> str:
-  """Replaces undecodable bytes of a command line, which Rust cannot hold."""
-  return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+def to_bytes(text: str) -> bytes:
+  """Returns the UTF-8 of any text, with what no UTF-8 has replaced.
+
+  Undecodable bytes of a command line are surrogate escapes; they come back.
+
+  >>> to_bytes('a\\udcff\\ud800')
+  b'a\\xff\\xef\\xbf\\xbd'
+  """
+  return _STRANGE.sub('\N{REPLACEMENT CHARACTER}', text).encode(
+      'utf-8', 'surrogateescape'
+  )
+
+
+def clean(text: str) -> str:
+  """Replaces lone surrogates, which Rust cannot hold."""
+  return to_bytes(text).decode('utf-8', 'replace')

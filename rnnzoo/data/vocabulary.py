@@ -88,9 +88,7 @@ class Vocabulary:
         ten of them.
     """
     if self.level == 'byte':
-      # Undecodable bytes of a command line come as surrogate escapes.
-      raw = text.encode('utf-8', 'surrogateescape')
-      return np.frombuffer(raw, np.uint8).astype(np.int32)
+      return np.frombuffer(bpe.to_bytes(text), np.uint8).astype(np.int32)
     if self.level == 'bpe':
       return bpe.encode(self.symbols, text)
     points = code_points(text)

@@ -97,10 +97,14 @@ def layer_options(
       wrong.
   """
   for other, own in config.layer_options.items():
-    if other in known or '+' in other:
+    parts = patterns.parts_of(other)
+    if other in known or len(parts) > 1:
       fields.check(
           f'model.layer_options.{other}', own, fields.Field(dict)
       )
+    if len(parts) > 1:
+      for part in parts:
+        _check_known(part, known)
   name = config.layer_names[depth]
   if name == config_lib.NO_LAYER:
     return {}
@@ -109,7 +113,10 @@ def layer_options(
   parts = patterns.parts_of(name)
   if len(parts) == 1:
     return _options(name, variant, config, depth, known, images)
-  own = dict(config.layer_options.get(name, {}))
+  own = {}
+  for other, given in config.layer_options.items():
+    if patterns.parts_of(other) == parts:  # There may be spaces.
+      own |= given
   own |= {k: v for k, v in variant.items() if k not in parts}
   check_options(name, zoo.Parallel, own, 'model.layer_options')
   return own | {
@@ -120,11 +127,7 @@ def layer_options(
 
 def _options(name, variant, config, depth, known, images) -> dict[str, Any]:
   """Returns the arguments of one layer at `depth`; those of a variant win."""
-  if name not in known:
-    raise errors.UserValueError(
-        f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
-        f'are: {", ".join(sorted(known))}.'
-    )
+  _check_known(name, known)
   allowed = options_of(known[name])
   if reads_images(known[name]) and images is False:
     raise errors.UserValueError(
@@ -151,6 +154,14 @@ def _options(name, variant, config, depth, known, images) -> dict[str, Any]:
       block_index=depth, num_blocks=config.num_layers,
   )
   return {k: v for k, v in place.items() if k in allowed} | options
+
+
+def _check_known(name, known):
+  if name not in known:
+    raise errors.UserValueError(
+        f'There is no layer {name!r}.{errors.suggest(name, known)} The layers '
+        f'are: {", ".join(sorted(known))}.'
+    )
 
 
 def check_options(

@@ -358,10 +358,11 @@ class ModelConfig:
   @property
   def layer_names(self) -> tuple[str, ...]:
     """The name of the layer of every block, in order of depth."""
-    return tuple(
+    layers = (
         self.variants.get(name, {}).get('layer', name)
         for name in self.block_names
     )
+    return tuple('+'.join(patterns.parts_of(layer)) for layer in layers)
 
   @property
   def stacks(self) -> tuple[range, ...]:

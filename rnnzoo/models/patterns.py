@@ -22,13 +22,13 @@ def is_valid(text: str) -> bool:
 
 
 def names(text: str) -> tuple[str, ...]:
-  """Returns all names of blocks, in order.
+  """Returns all names of blocks, in order, without spaces at their ends.
 
-  >>> names('gru;lru, gru')
-  ('gru', 'lru', 'gru')
+  >>> names('gru;lru, gru'), names('gla + lru')
+  (('gru', 'lru', 'gru'), ('gla+lru',))
   """
   parts = text.replace(';', ',').split(',')
-  return tuple(name.strip() for name in parts if name.strip())
+  return tuple('+'.join(parts_of(name)) for name in parts if name.strip())
 
 
 def parts_of(name: str) -> tuple[str, ...]:

@@ -273,6 +273,9 @@ class ConvertTest(parameterized.TestCase):
     found = convert.open_pretrained(folder)
     self.assertEqual(found.vocabulary.encode('a').tolist(), [0, 1])
     self.assertEqual(found.vocabulary.encode('<s>').tolist(), [0])
+    # A byte of a command line that is no UTF-8, and what JSON may have.
+    for text in ('\udcff', '\ud800'):
+      self.assertEqual(found.vocabulary.encode(text).tolist(), [0])
     self.assertEqual(found.stop_tokens, (2,))
     (folder / 'generation_config.json').write_text('{"eos_token_id": [3, 4]}')
     found = convert.open_pretrained(self.copy('xlstm'))
@@ -290,6 +293,7 @@ class ConvertTest(parameterized.TestCase):
       ('mamba', dict(model_type=None), 'model_type None is not implemented'),
       ('mamba', dict(model_type=['mamba']), r"model_type \['mamba'\] is not"),
       ('mamba', dict(architectures=['MambaModel']), 'must be MambaForCausalLM'),
+      ('mamba', dict(architectures=3), 'must be MambaForCausalLM, .* got 3'),
       ('mamba2', dict(use_bias=True), 'use_bias = True is not implemented'),
       ('mamba2', dict(num_heads=3), 'num_heads 3 x head_dim 4 must be'),
       ('mamba2', dict(time_step_limit=[2, 1]), 'two numbers in order'),
@@ -320,6 +324,7 @@ class ConvertTest(parameterized.TestCase):
       ('nemotron_h', dict(mlp_hidden_act='silu'), "mlp_hidden_act = 'silu'"),
       ('nemotron_h', dict(num_hidden_layers=3), 'num_hidden_layers = 3 is not'),
       ('nemotron_h', dict(layers_block_type=['m']), 'must be 1 kinds, each l'),
+      ('nemotron_h', dict(layers_block_type=[]), 'must be 1 kinds, each l'),
       ('nemotron_h', dict(tie_word_embeddings=True), 'word_embeddings = True'),
       ('nemotron_h', dict(norm_eps=1e-6), 'norm_eps = 1e-06 is not implement'),
       ('nemotron_h', dict(n_group=3), 'model.experts: `num_groups` must be'),

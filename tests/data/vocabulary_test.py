@@ -39,6 +39,9 @@ class VocabularyTest(parameterized.TestCase):
     np.testing.assert_array_equal(vocab.encode('é'), [0xC3, 0xA9])
     self.assertEqual(vocab.decode([0xC3]), '\ufffd')
     np.testing.assert_array_equal(vocab.encode('\udcc3'), [0xC3])
+    # JSON may have a surrogate that is no byte.
+    text = 'a\ud800\udd00'
+    self.assertEqual(vocab.decode(vocab.encode(text)), 'a\ufffd\ufffd')
 
   def test_unknown_characters(self):
     vocab = vocabulary.Vocabulary.of_text('abc')

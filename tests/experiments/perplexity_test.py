@@ -93,6 +93,23 @@ class PerplexityTest(parameterized.TestCase):
           found['loss'], nats / (len(ids) - 1), rtol=1e-5
       )
 
+  def test_a_tokenizer_with_more_ids_than_the_model(self):
+    vocabulary = vocabularies.Vocabulary('bpe', LEARNED)
+    run = make_run(vocabulary)._replace(model=make_run(range(99)).model)
+    for chunk in (7, 1000):
+      with self.assertRaisesRegex(
+          errors.UserValueError, r'has the token \d+ of .* from 0 to 98\.'
+      ):
+        perplexity.measure(run, self.path, chunk)
+
+  def test_a_model_whose_logits_are_nan(self):
+    run = make_run(vocabularies.Vocabulary('byte'))
+    run.model.norm.scale[...] *= np.nan
+    found = perplexity.measure(run, self.path, 8)
+    np.testing.assert_array_equal(
+        [found['loss'], found['perplexity']], np.nan
+    )
+
   def test_bad_input(self):
     run = make_run(vocabularies.Vocabulary('byte'))
     for content, message in ((b'a', 'two tokens'), (b'a\xff', 'not UTF-8')):

@@ -83,7 +83,23 @@ class ParallelTest(parameterized.TestCase):
     self.assertEqual(layer.branches[1].num_heads, 2)
 
   @parameterized.parameters(
+      dict(layer='lru + gru', name='lru+gru'),
+      dict(layer='lru+gru', name='lru + gru'),
+      dict(layer='a', name='lru+gru', variants=dict(a=dict(layer='lru + gru'))),
+  )
+  def test_spaces_in_a_pattern(self, layer, name, variants=None):
+    config = models.ModelConfig(
+        layer=layer, features=8, variants=variants or {},
+        layer_options={name: dict(output_scales=(1.0, 0.5))},
+    )
+    self.assertEqual(config.layer_names[0], 'lru+gru')
+    backbone = nnx.eval_shape(lambda: models.Backbone(config, rngs=nnx.Rngs(0)))
+    self.assertEqual(backbone.stacks[0].layer.output_scales, (1.0, 0.5))
+
+  @parameterized.parameters(
       (dict(layer='gru+'), 'joined by commas or'),
+      (dict(layer='gru+lru', layer_options={'gru+lur': {}}),
+       "no layer 'lur'. Did you mean"),
       (dict(layer='gru+lur'), "no layer 'lur'. Did you mean"),
       (dict(layer='gru+rwkv7'), 'does not go with layer rwkv7'),
       (dict(layer='gru+lru', layer_options={'gru+lru': 3}), 'a dictionary'),

@@ -71,7 +71,7 @@ def _layers(settings: Settings) -> tuple[str, ...]:
   """Returns what each block is, of the list or the letters."""
   letters = settings.take('hybrid_override_pattern', 'ME*-')
   default = tuple(_LETTERS.get(letter) or letter for letter in letters)
-  depth = len(settings.take('layers_block_type', default))
+  depth = max(1, len(settings.take('layers_block_type', default)))
   settings.must_be('num_hidden_layers', depth)
   return settings.layers('layers_block_type', default, depth, _LAYERS)
 
