@@ -191,7 +191,7 @@ def check_shapes(case):
   """Sizes are those of the attributes; a carry has one shape, batch first."""
   layer, problems = case.layer, []
   types = lambda tree: jax.tree.map(lambda u: (u.shape, u.dtype), tree)
-  for batch in (0, 1, cases.BATCH):
+  for batch, time in ((0, 1), (1, 5), (cases.BATCH, 0)):
     want = jax.eval_shape(
         lambda: layer.initialize_carry(batch, case.compute_dtype)
     )
@@ -202,12 +202,11 @@ def check_shapes(case):
         ))
     if len(leaves_of(want)) > 1 and not hasattr(want, '_fields'):
       problems.append(wrong('a carry of several arrays is a NamedTuple'))
-    for time in (0, 1, 5):
-      carry, y = jax.eval_shape(layer, case.x[:batch, :time])
-      if types(carry) != types(want):
-        problems.append(wrong(f'carry {types(carry)}, want {types(want)}'))
-      if y.shape != (batch, time, *base.output_shape(layer)):
-        problems.append(wrong(f'outputs {y.shape} for B, T = {batch}, {time}'))
+    carry, y = jax.eval_shape(layer, case.x[:batch, :time])
+    if types(carry) != types(want):
+      problems.append(wrong(f'carry {types(carry)}, want {types(want)}'))
+    if y.shape != (batch, time, *base.output_shape(layer)):
+      problems.append(wrong(f'outputs {y.shape} for B, T = {batch}, {time}'))
   return problems
 
 

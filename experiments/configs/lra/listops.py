@@ -20,7 +20,13 @@ not print its learning rate: choose it on the validation part.
       --grid=optimizer.learning_rate=5e-4,1e-3,2e-3,4e-3,8e-3 \
       --workdir=runs/listops_rates
 
-Measured: nothing yet.
+Measured: only that it trains. 200 steps of `:lru` with two rows a step
+(`experiments/results/lra/listops/lru_200_steps`) took 146 s on two CPU cores,
+0.75 s a step beside other programs, and waited 0.0 % of the time for data. The
+loss fell from 2.35 (mean of the first eight that were logged) to 2.27 nats;
+16.4 % of the test answers are right, and 16.7 % are the commonest digit. Full
+runs are planned in `experiments/results/plans/lra.md`: 0.3 to 0.4 hours on one
+H200, below 0.1 on eight v5e.
 """
 
 from experiments.configs import default
