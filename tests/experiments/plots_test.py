@@ -82,7 +82,7 @@ class PlotsTest(parameterized.TestCase):
                      [100 * recall._ENOUGH])
     self.assertIn(f'{100 * recall._ENOUGH:.0f} %',
                   [t.get_text().split(': ')[-1] for t in figure.axes[0].texts])
-    self.assertIn(f'until {100 * recall._ENOUGH:.0f} % of validation answers',
+    self.assertIn(f'when {100 * recall._ENOUGH:.0f} % of validation answers',
                   ' '.join(readme.page('docs/layers.md').split()))
 
   def test_the_legend_of_accuracy_is_what_is_drawn(self):
