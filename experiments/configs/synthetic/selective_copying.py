@@ -10,9 +10,12 @@ The task of the Mamba and minRNN papers, at L = 256 and M = 8; theirs is
 arXiv 2410.01201: 3 layers of width 64, expansion 6, no convolution, no MLP.
 `eval_accuracy` counts single tokens.
 
-Result (`experiments/results/synthetic/selective_copying`): all tokens of 1024
-unseen sequences right, 227,136 parameters; 0.33 s a step on two CPU cores, 22
-minutes if they do nothing else.
+A run ends once 99 % of the validation tokens are right.
+
+Result (`experiments/results/synthetic/selective_copying`) of an earlier run
+that did not end there, but after 4,000 steps: all tokens of 1024 unseen
+sequences right, 227,136 parameters; 0.33 s a step on two CPU cores, 22 minutes
+if they do nothing else. It passed 99 % of the validation tokens at step 2,250.
 """
 
 from experiments.configs import default
