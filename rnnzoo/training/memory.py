@@ -242,13 +242,29 @@ class _MallInfo2(ctypes.Structure):
 
 
 def _free_in_malloc() -> int:
-  """Returns the unused bytes that glibc holds; 0 with other libraries."""
+  """Returns the unused memory that glibc holds; 0 with other libraries.
+
+  Addresses of its heap that never were in use are not memory yet.
+  """
   try:
     mallinfo2 = ctypes.CDLL('libc.so.6').mallinfo2
   except (OSError, AttributeError):
     return 0
   mallinfo2.restype = _MallInfo2
-  return mallinfo2().fordblks
+  return max(0, mallinfo2().fordblks - _untouched_heap())
+
+
+def _untouched_heap():
+  """Returns the bytes of the heap's addresses that have no memory yet."""
+  untouched, in_heap = 0, False
+  for line in _read('/proc/self/smaps').splitlines():
+    words = line.split()
+    if not words[0].endswith(':'):  # The first line of a mapping.
+      in_heap = words[-1] == '[heap]'
+    elif in_heap and words[0] in ('Size:', 'Rss:', 'Swap:'):
+      sign = 1 if words[0] == 'Size:' else -1
+      untouched += sign * int(words[1]) * 1024
+  return untouched
 
 
 def _read(path):

@@ -49,6 +49,45 @@ print(page_faults(), host.pin_malloc(), page_faults(), page_faults())
     self.assertGreater(int(before), 100)  # With huge pages 128, else 65536.
     self.assertLess(int(after), 16)
 
+  def test_pin_malloc_asks_for_huge_pages(self):
+    enabled = pathlib.Path(host._HUGE_PAGES)
+    if not enabled.exists() or '[madvise]' not in enabled.read_text():
+      self.skipTest('The kernel gives them to all programs, or to none.')
+    program = """
+import re
+import numpy as np
+from rnnzoo.training import memory
+from rnnzoo.training.processes import host
+
+def smaps(key):
+  with open('/proc/self/smaps') as file:
+    return sum(int(x) for x in re.findall(rf'{key}: *(\\d+) kB', file.read()))
+
+room = memory.on_host().bytes
+host.pin_malloc()
+print(abs(memory.on_host().bytes - room), smaps('Rss'))
+array = np.full(2**27, 1, np.uint8)  # 128 MiB
+print(smaps('AnonHugePages'))
+"""
+    (reserved, resident, huge), _ = run(program)
+    # Addresses are not memory.
+    self.assertLess(int(reserved), 2**29)
+    self.assertLess(int(resident), 2**20)
+    self.assertGreater(int(huge), 100 * 2**10)
+
+  def test_huge_pages_are_not_asked_for_under_a_limit(self):
+    if platform.libc_ver()[0] != 'glibc':
+      self.skipTest('Only glibc has mallopt.')
+    program = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+from rnnzoo.training.processes import host
+print(host.pin_malloc(), open('/proc/self/statm').read().split()[0])
+"""
+    (done, pages), _ = run(program)
+    self.assertEqual(done, 'True')
+    self.assertLess(int(pages) * os.sysconf('SC_PAGE_SIZE'), 2**32)
+
   def test_device_description(self):
     self.assertRegex(host.device_description(), r'^\w+ x \d+ \(.*\S.*\)$')
 
