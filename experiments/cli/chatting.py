@@ -132,7 +132,7 @@ def read_messages(path) -> list[Mapping[str, str]]:
     raise errors.UserFileNotFoundError(
         f'There is no file {path} (--messages).'
     ) from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:  # RecursionError: too deep.
     raise errors.UserValueError(f'{path} (--messages) is not JSON.') from error
   convert.chat.check_messages(found)
   return found

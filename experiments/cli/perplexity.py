@@ -45,16 +45,16 @@ def measure(run, path, chunk: int) -> dict[str, Any]:
     chunk = min(chunk, room)
   text = _Tokens(run.vocabulary, path)
   totals, starts, held, carry = {}, 0, 0, None
-  for inputs, targets, mask in text.chunks(chunk):
+  for inputs, targets, mask, counts in text.chunks(chunk):
     if carry is None or room is not None and held + chunk > room:
       carry, held, starts = _first_carry(model), 0, starts + 1
     _check_ids(path, model, inputs, targets)
-    carry, sums = _score(model, carry, inputs, targets, mask)
+    carry, sums = _score(model, carry, inputs, targets, mask, counts)
     held += chunk
     # In Python's float64: float32 cannot count the tokens of a long text.
     for name, value in memory.fetch(sums).items():
       totals[name] = totals.get(name, 0.0) + float(value)
-  if not totals:
+  if not totals.get('weight'):
     raise errors.UserValueError(
         f'{path} (--text) must have at least two tokens.'
     )
@@ -79,17 +79,23 @@ class _Tokens:
     self._vocabulary, self._path, self.bytes = vocabulary, path, 0
 
   def chunks(self, size: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields inputs, targets and mask `[1, size]`, padded at the end."""
-    waiting = np.zeros(0, np.int32)
-    for ids in self._pieces():
+    """Yields inputs, targets, mask and whether targets count, `[1, size]`.
+
+    The last chunk is padded.
+    """
+    pieces = self._pieces()
+    waiting = next(pieces)
+    given = len(waiting)  # Tokens before the text are read, not predicted.
+    for ids in pieces:
       waiting = np.concatenate([waiting, ids])
       while len(waiting) > size:
-        yield _chunk(waiting[: size + 1], size)
-        waiting = waiting[size:]
+        yield _chunk(waiting[: size + 1], size, given)
+        waiting, given = waiting[size:], max(0, given - size)
     if len(waiting) > 1:
-      yield _chunk(waiting, size)
+      yield _chunk(waiting, size, given)
 
   def _pieces(self):
+    """Yields the tokens that come before the text, then those of its parts."""
     vocabulary = self._vocabulary
     is_bpe = vocabulary.level == 'bpe'
     start = start_of(vocabulary) if is_bpe else np.zeros(0, np.int32)
@@ -160,11 +166,12 @@ def _check_ids(path, model, *ids):
     )
 
 
-def _chunk(ids, size):
+def _chunk(ids, size, given):
   padded = np.zeros(size + 1, np.int32)
   padded[: len(ids)] = ids
-  mask = np.arange(1, size + 1) < len(ids)
-  return padded[None, :-1], padded[None, 1:], mask[None]
+  place = np.arange(1, size + 1)
+  mask = place < len(ids)
+  return padded[None, :-1], padded[None, 1:], mask[None], place[None] >= given
 
 
 @jax.jit
@@ -173,11 +180,11 @@ def _first_carry(model):
 
 
 @jax.jit(donate_argnames='carry')
-def _score(model, carry, inputs, targets, mask):
-  """Reads a chunk; returns the carry and sums over its targets."""
+def _score(model, carry, inputs, targets, mask, counts):
+  """Reads a chunk; returns the carry and sums over targets that count."""
   carry, features = model.features(inputs, carry, mask=mask)
   last = model.output_map()
   return carry, losses.chunked_cross_entropy(
-      features, last.kernel, targets, mask, vocab_axis=last.vocab_axis,
+      features, last.kernel, targets, mask & counts, vocab_axis=last.vocab_axis,
       bias=last.bias, soft_cap=last.soft_cap,
   )

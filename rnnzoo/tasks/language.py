@@ -86,7 +86,8 @@ class LanguageModelling(base.Task):
     if room is not None and length > room and is_whole:
       raise errors.UserValueError(
           f'data.sequence_length must be at most {room}, the context that the '
-          f'attention of this model keeps, got {length}.'
+          'attention of this model keeps, and so must the sequences of all '
+          f'parts of the data, got {length}.'
       )
     run = model.features if self.loss_chunk else model
     carry, outputs = run(

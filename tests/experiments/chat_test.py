@@ -206,7 +206,10 @@ class ChatTest(parameterized.TestCase):
     file = self.folder.parent / 'bad.json'
     with self.assertRaisesRegex(errors.UserError, 'There is no file'):
       chatting.read_messages(file)
-    for text, message in (('[', 'is not JSON'), ('{}', 'must be a list')):
+    for text, message in (
+        ('[', 'is not JSON'), ('[' * 100_000, 'is not JSON'),
+        ('{}', 'must be a list'),
+    ):
       file.write_text(text)
       with self.assertRaisesRegex(errors.UserValueError, message):
         chatting.read_messages(file)

@@ -42,6 +42,12 @@ def expected(run, ids, starts=()):
   return nats.sum(), (logits.argmax(-1) == ids[1:]).sum()
 
 
+class _StartsTwice(vocabularies.Vocabulary):
+
+  def encode(self, text):
+    return np.concatenate([[7, 9], super().encode(text)]).astype(np.int32)
+
+
 class PerplexityTest(parameterized.TestCase):
 
   def setUp(self):
@@ -74,6 +80,22 @@ class PerplexityTest(parameterized.TestCase):
           perplexity=np.exp(nats / (len(ids) - 1)),
       ).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+  def test_a_tokenizer_that_starts_with_two_tokens(self):
+    vocabulary = _StartsTwice('bpe', LEARNED)
+    run = make_run(vocabulary)
+    ids = vocabulary.encode(TEXT)
+    given, _ = expected(run, ids[:2])
+    nats, _ = expected(run, ids)
+    for chunk in (1, 7, 1000):
+      found = perplexity.measure(run, self.path, chunk)
+      self.assertEqual(found['tokens'], len(ids) - 2)
+      np.testing.assert_allclose(
+          found['loss'], (nats - given) / (len(ids) - 2), rtol=1e-5
+      )
+    self.path.write_bytes(b'')
+    with self.assertRaisesRegex(errors.UserValueError, 'two tokens'):
+      perplexity.measure(run, self.path, 7)
 
   def test_attention_starts_anew_when_it_is_full(self):
     options = dict(on_full='error', num_heads=2)
