@@ -135,8 +135,8 @@ def find(
 
   They are about the model and the data of the config file, changed by `where`:
   there are none for a run that changes these otherwise, beyond how they are
-  computed. `--config.model.layer` does, as it leaves out what `FILE:LAYER` sets
-  beside the layer.
+  computed, or that trains for another number of steps. `--config.model.layer`
+  changes the model, as it leaves out what `FILE:LAYER` sets beside the layer.
 
   Args:
     numbers: The numbers of the run's config file.
@@ -147,7 +147,7 @@ def find(
   changes = {
       name: value for name, value in overrides.items()
       if name.startswith(('model.', 'data.')) and name not in _SAME_NUMBERS
-      or name in ('preset', 'task', 'init_from', 'smoke')
+      or name in ('preset', 'task', 'total_steps', 'init_from', 'smoke')
   }
   return [
       number for number in numbers

@@ -131,6 +131,8 @@ class ResultsTest(parameterized.TestCase):
     self.assertIsNone(result['published'])
     rate = self.make('other', '--config.optimizer.learning_rate=0.1')
     self.assertEqual(rate['published'], 1.5)
+    short = self.make('short', '--config.total_steps=5')
+    self.assertIsNone(short['published'])
     half = self.make('half', '--config.model.dtype=bfloat16')
     self.assertEqual(half['published'], 1.5)
     # `FILE:mamba` may set more than the layer, so this is another model, and
