@@ -36,12 +36,12 @@ per character, at the step that validation chose:
   Transformer                 1.563  1.648      1.547   700     1.1  one core
 
 All but the first compute in bfloat16 (`--config.model.dtype=bfloat16`), which
-is quicker on CPUs that have it, and validate every 50 steps; all took 9 to 10
-GB of memory. EMA is an average of the weights, with the flags
-`--config.optimizer.learning_rate=2e-3 --config.ema_decay=0.98`. The other
-layers were not tried with these flags, and no rate was searched for them. The
-Transformer still improved at the last step. nanoGPT's Transformer of 6 layers
-reaches 1.4697.
+is quicker on CPUs that have it, and validate every 50 steps. minGRU, Mamba and
+the Transformer took 9 to 10 GB of memory. EMA is an average of the weights,
+with the flags `--config.optimizer.learning_rate=2e-3 --config.ema_decay=0.98`.
+The other layers were not tried with these flags, and no rate was searched for
+them. The Transformer still improved at the last step. nanoGPT's Transformer of
+6 layers reaches 1.4697.
 """
 
 from experiments.configs import default
